@@ -1,0 +1,134 @@
+// Runs two_views over odd shapes and alignments, built with the address and undefined-behaviour sanitizers: the host
+// code, and the CUDA kernel on host threads (emulated/cuda_runtime.h), both bit by bit against the formula in
+// two_views.h. Buffers are heap blocks of exactly the right size, so a read or write one byte off is caught.
+//
+//   python .ci/check_csrc.py      builds and runs it
+#include <sanitizer/asan_interface.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "two_views.cu"  // the emulated headers come first on the include path
+
+namespace {
+
+using essl::OutType;
+
+struct Case {
+  int stored, side, views, batch, window, misalign;
+  bool odd_constants;  // constants for which the table is not affine in 16 bit, instead of ImageNet's
+};
+
+int failures = 0;
+
+uint16_t narrow_bits(float x, OutType type) {
+  return type == OutType::kBFloat16 ? __float2bfloat16_rn(x).bits : __float2half_rn(x).bits;
+}
+
+void check(const Case& c, OutType type, std::mt19937& random) {
+  const size_t item = type == OutType::kFloat32 ? 4 : 2;
+  const size_t frame_bytes = size_t(c.stored) * c.side * c.side * 3;
+  const size_t count = size_t(c.views) * c.batch * c.window * c.window * 3;
+  std::vector<uint8_t> block(c.misalign + frame_bytes);
+  block.shrink_to_fit();
+  uint8_t* const frames = block.data() + c.misalign;
+  ASAN_POISON_MEMORY_REGION(block.data(), c.misalign / 8 * 8);  // whole 8-byte groups are all that can be forbidden
+  for (size_t i = 0; i < frame_bytes; ++i) frames[i] = uint8_t(random());
+  std::vector<int64_t> rows(c.batch);
+  std::vector<int32_t> top(c.views * c.batch), left(c.views * c.batch);
+  std::vector<uint8_t> flip(c.views * c.batch);
+  for (auto& r : rows) r = random() % c.stored;
+  rows.back() = c.stored - 1;  // the very last bytes of `frames` are read
+  for (size_t i = 0; i < top.size(); ++i) {
+    top[i] = int32_t(random() % (c.side - c.window + 1)), left[i] = int32_t(random() % (c.side - c.window + 1));
+    flip[i] = uint8_t(random() % 2);
+  }
+  top.back() = left.back() = c.side - c.window;
+  if (c.batch > 1) rows[0] = top[0] = left[0] = 0;  // ... and the very first
+  const float imagenet_mean[3] = {0.485f, 0.456f, 0.406f}, imagenet_std[3] = {0.229f, 0.224f, 0.225f};
+  const float odd_mean[3] = {0.1f, 0.2f, 0.3f}, odd_std[3] = {1e-3f, 0.7f, 3.0f};
+  const float* mean = c.odd_constants ? odd_mean : imagenet_mean;
+  const float* std = c.odd_constants ? odd_std : imagenet_std;
+
+  std::vector<uint8_t> want(count * item);
+  for (int v = 0; v < c.views; ++v)
+    for (int b = 0; b < c.batch; ++b)
+      for (int y = 0; y < c.window; ++y)
+        for (int x = 0; x < c.window; ++x)
+          for (int k = 0; k < 3; ++k) {
+            const int at = v * c.batch + b;
+            const int64_t from_x = left[at] + (flip[at] ? c.window - 1 - x : x);
+            const float byte = frames[((rows[b] * c.side + top[at] + y) * c.side + from_x) * 3 + k];
+            volatile float unit = byte / 255.0f;  // volatile: each operation rounds by itself
+            volatile float shifted = unit - mean[k];
+            const float value = shifted / std[k];
+            const size_t i = ((size_t(at) * c.window + y) * c.window + x) * 3 + k;
+            const uint16_t narrow = type == OutType::kFloat32 ? 0 : narrow_bits(value, type);
+            std::memcpy(&want[i * item], item == 4 ? static_cast<const void*>(&value) : &narrow, item);
+          }
+
+  essl::ViewTable table;
+  essl::make_view_table(mean, std, type, &table);
+  if (!c.odd_constants && type != OutType::kFloat32 && !table.affine) {
+    ++failures, std::printf("ImageNet's constants should take the affine path\n");
+  }
+  // Ways: host on 1 and on 3 threads, CUDA as the table chooses, CUDA with look-ups.
+  for (int way = 0; way < 4; ++way) {
+    std::vector<uint8_t> out(count * item, 0xff);
+    const essl::TwoViews p = {frames,   rows.data(), top.data(), left.data(), flip.data(), out.data(),
+                              c.stored, c.batch,     c.views,    c.side,      c.window,    type};
+    if (way == 3) table.affine = false;
+    if (way < 2) {
+      essl::two_views_host(p, table, way == 0 ? 1 : 3);
+    } else {
+      essl::two_views_cuda(p, table, 0, nullptr);
+    }
+    if (out != want) {
+      size_t i = 0;
+      while (out[i] == want[i]) ++i;
+      ++failures;
+      std::printf("%s, frames %d bytes off: %s differs first at element %zu of %zu\n", essl::describe(p).c_str(),
+                  c.misalign, way < 2 ? "host" : "CUDA", i / item, count);
+    }
+  }
+  ASAN_UNPOISON_MEMORY_REGION(block.data(), c.misalign / 8 * 8);
+}
+
+// Bad indices: wrong pixels are fine, a wild read is not (the sanitizer sees it).
+void check_wild_indices() {
+  const int side = 40, window = 32;
+  std::vector<uint8_t> frames(2 * side * side * 3, 7);
+  const std::vector<int64_t> rows = {-1, int64_t{1} << 40, 2};
+  const std::vector<int32_t> top = {INT32_MIN, INT32_MAX, 9}, left = {INT32_MAX, INT32_MIN, -1};
+  const std::vector<uint8_t> flip = {1, 0, 1};
+  std::vector<float> out(3 * window * window * 3);
+  const float mean[3] = {0, 0, 0}, std[3] = {1, 1, 1};
+  essl::ViewTable table;
+  essl::make_view_table(mean, std, OutType::kFloat32, &table);
+  const essl::TwoViews p = {frames.data(), rows.data(), top.data(),       left.data(), flip.data(), out.data(), 2, 3, 1,
+                            side,          window,      OutType::kFloat32};
+  essl::two_views_host(p, table, 2);
+  essl::two_views_cuda(p, table, 0, nullptr);
+  for (float x : out) failures += x != 7.0f / 255.0f;
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  const Case cases[] = {
+      {3, 40, 2, 2, 32, 0, false},  {2, 33, 2, 2, 32, 1, false},   {1, 8, 1, 1, 8, 3, false},
+      {2, 47, 2, 1, 24, 13, false}, {3, 17, 3, 2, 17, 5, false},   {1, 1, 1, 1, 1, 2, false},
+      {2, 31, 2, 3, 11, 9, true},   {2, 31, 2, 9, 11, 9, false},   {2, 23, 1, 9, 3, 15, false},
+      {2, 101, 1, 1, 96, 15, true}, {1, 246, 2, 1, 224, 9, false},
+  };
+  for (const Case& c : cases)
+    for (OutType type : {OutType::kFloat32, OutType::kBFloat16, OutType::kFloat16}) check(c, type, random);
+  check_wild_indices();
+  if (failures) return std::printf("two_views: %d checks failed\n", failures), EXIT_FAILURE;
+  return std::printf("two_views: host code and CUDA kernel (on host threads) equal the formula, bit for bit\n"),
+         EXIT_SUCCESS;
+}

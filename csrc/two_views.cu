@@ -1,0 +1,244 @@
+// two_views on the GPU. The contract is in two_views.h.
+//
+// A copy with a change of width, so the memory sets the pace: the aim is the copy bandwidth. One warp makes one row:
+//
+//   1. The row's 3 W bytes start at any address. The aligned 16-byte words that cover them go to shared memory as is.
+//   2. Each lane makes 16 bytes of output at a time (8 or 4 elements): it reads the aligned words that hold their
+//      bytes, shifts them into place in registers, reverses the pixels where the view is flipped, and stores once.
+//
+// Lanes store neighbouring 16-byte pieces, so each store instruction of a warp fills whole 32-byte sectors. Warps share
+// nothing, so there is no block-wide barrier but the one after the table is loaded.
+//
+// Bytes become values in one of two ways. 16-bit outputs: byte -> float -> one fused multiply-add -> round, used only
+// where the host has found it equal to the exact table for all 768 entries (true for the ImageNet constants); that is
+// about 4 instructions an element. Everything else: the table, in shared memory. By estimate, look-ups at random
+// addresses reach some 9 elements a clock and SM, hardly more than the 7 that an H200's copy bandwidth asks for in 16
+// bit; in 32 bit it asks for 4.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstring>
+#include <type_traits>
+
+#include "common.cuh"
+#include "two_views.h"
+
+namespace essl {
+namespace {
+
+constexpr int kWarps = 8;  // output rows per block
+constexpr int kPad = 16;   // bytes before and after a staged row that a lane may read (and ignore)
+
+__host__ __device__ constexpr int staged_pitch(int window) { return kPad + (3 * window + 15 + 15) / 16 * 16 + kPad; }
+
+struct Affine {
+  float scale[3];
+  float bias[3];
+};
+struct Table32 {
+  uint32_t entry[768];
+};
+struct Table16 {
+  uint32_t entry[384];  // two entries a word
+};
+
+__device__ __forceinline__ float byte_to_float(uint32_t word, int byte) {
+  // 0x4B0000uu is the float 2^23 + uu: one permute and one exact subtraction instead of a quarter-rate conversion.
+  return __uint_as_float(__byte_perm(word, 0x4B000000u, 0x7440u + byte)) - 8388608.0f;
+}
+
+__device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+__device__ __forceinline__ uint32_t pack(float low, float high, __half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// words: the bytes of kElements output elements in their order; channel: that of the first one.
+template <class T>
+__device__ __forceinline__ uint4 convert(const Affine& how, const void*, uint32_t word0, uint32_t word1, int channel) {
+  float scale[3], bias[3];  // of elements 0, 1, 2 (and 3, 4, 5, ...)
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const int c = channel + i < 3 ? channel + i : channel + i - 3;
+    scale[i] = c == 0 ? how.scale[0] : (c == 1 ? how.scale[1] : how.scale[2]);
+    bias[i] = c == 0 ? how.bias[0] : (c == 1 ? how.bias[1] : how.bias[2]);
+  }
+  float value[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    value[i] = __fmaf_rn(byte_to_float(i < 4 ? word0 : word1, i % 4), scale[i % 3], bias[i % 3]);
+  }
+  return make_uint4(pack(value[0], value[1], T{}), pack(value[2], value[3], T{}), pack(value[4], value[5], T{}),
+                    pack(value[6], value[7], T{}));
+}
+
+template <class T>
+__device__ __forceinline__ uint4 convert(const Table16&, const void* table, uint32_t word0, uint32_t word1,
+                                         int channel) {
+  const uint16_t* entries = static_cast<const uint16_t*>(table);
+  uint32_t piece[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const int c = channel + i % 3 < 3 ? channel + i % 3 : channel + i % 3 - 3;
+    const uint32_t byte = ((i < 4 ? word0 : word1) >> (8 * (i % 4))) & 255u;
+    piece[i / 2] |= static_cast<uint32_t>(entries[c * 256 + byte]) << (16 * (i % 2));
+  }
+  return make_uint4(piece[0], piece[1], piece[2], piece[3]);
+}
+
+template <class T>
+__device__ __forceinline__ uint4 convert(const Table32&, const void* table, uint32_t word0, uint32_t, int channel) {
+  const uint32_t* entries = static_cast<const uint32_t*>(table);
+  uint32_t piece[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int c = channel + i % 3 < 3 ? channel + i % 3 : channel + i % 3 - 3;
+    piece[i] = entries[c * 256 + ((word0 >> (8 * i)) & 255u)];
+  }
+  return make_uint4(piece[0], piece[1], piece[2], piece[3]);
+}
+
+// One aligned 16-byte word, of which only the bytes inside [begin, end) are read; the others are 0.
+__device__ __forceinline__ uint4 load_word(uintptr_t address, uintptr_t begin, uintptr_t end) {
+  if (address >= begin && address + 16 <= end) return __ldg(reinterpret_cast<const uint4*>(address));
+  uint32_t piece[4] = {0, 0, 0, 0};  // the tensor's first or last word
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    if (address + i >= begin && address + i < end) {
+      piece[i / 4] |= static_cast<uint32_t>(*reinterpret_cast<const uint8_t*>(address + i)) << (8 * (i % 4));
+    }
+  }
+  return make_uint4(piece[0], piece[1], piece[2], piece[3]);
+}
+
+// Blocks: V innermost (both windows of a frame are read at about the same time, once from DRAM), then bands of kWarps
+// rows, then B. Shared memory: kWarps rows of staged_pitch(W) bytes, then the table.
+template <class T, class How>
+__global__ void __launch_bounds__(32 * kWarps) two_views_kernel(const TwoViews p, const How how, const bool aligned) {
+  constexpr int kElements = 16 / static_cast<int>(sizeof(T));
+  uint8_t* const staged = dynamic_shared();
+  const int pitch = staged_pitch(p.window);
+  uint8_t* const table = staged + kWarps * pitch;
+  if constexpr (!std::is_same_v<How, Affine>) {
+    for (int i = threadIdx.x; i < static_cast<int>(sizeof(How) / 4); i += 32 * kWarps) {
+      reinterpret_cast<uint32_t*>(table)[i] = how.entry[i];
+    }
+    __syncthreads();
+  }
+
+  const int bands = (p.window + kWarps - 1) / kWarps;
+  const int64_t block = blockIdx.x;
+  const int64_t view = block % p.views;
+  const int64_t band = block / p.views % bands;
+  const int64_t sample = block / p.views / bands;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int64_t y = band * kWarps + warp;
+  if (y >= p.window) return;
+
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(p.frames);
+  const uintptr_t end = begin + p.stored * p.side * p.side * 3;
+  const uintptr_t first = begin + window_start(p, view, sample) + y * p.side * 3;
+  const int shift = static_cast<int>(first % 16);
+  const int row_bytes = 3 * p.window;
+  uint8_t* const row = staged + warp * pitch + kPad;  // the window starts at row + shift
+  for (int i = lane; 16 * i < shift + row_bytes; i += 32) {
+    *reinterpret_cast<uint4*>(row + 16 * i) = load_word(first - shift + 16 * i, begin, end);
+  }
+  __syncwarp();
+
+  const int64_t image = view * p.batch + sample;
+  const bool flip = p.flip[image] != 0;
+  T* const out = static_cast<T*>(p.out) + (image * p.window + y) * row_bytes;
+  for (int element = kElements * lane; element < row_bytes; element += 32 * kElements) {
+    const int pixel = element / 3;
+    const int channel = element - 3 * pixel;
+    // 8 bytes from `element` on, or the 12 of the four pixels that the mirrored piece lies in. They may start up to 9
+    // bytes before the row, hence kPad, from where `from` counts.
+    const int from = kPad + shift + (flip ? 3 * (p.window - 4 - pixel) : element);
+    const uint32_t* const words = reinterpret_cast<const uint32_t*>(row - kPad) + from / 4;
+    const uint32_t offset = 8u * (from % 4);
+    const uint32_t a = __funnelshift_r(words[0], words[1], offset);
+    const uint32_t b = __funnelshift_r(words[1], words[2], offset);
+    uint32_t word0 = a, word1 = b;
+    if (flip) {
+      const uint32_t c = __funnelshift_r(words[2], words[3], offset);
+      // Pixels 3 2 1 0 of bytes 0..11 are 9 10 11 6 | 7 8 3 4 | 5 0 1 2. Then the first `channel` bytes go.
+      const uint32_t r0 = __byte_perm(b, c, 0x2765);
+      const uint32_t r1 = __byte_perm(__byte_perm(a, b, 0x0043), __byte_perm(b, c, 0x0043), 0x1054);
+      const uint32_t r2 = __byte_perm(a, b, 0x2105);
+      word0 = __funnelshift_r(r0, r1, 8u * channel);
+      word1 = __funnelshift_r(r1, r2, 8u * channel);
+    }
+    const uint4 piece = convert<T>(how, table, word0, word1, channel);
+    if (aligned) {
+      *reinterpret_cast<uint4*>(out + element) = piece;
+      continue;
+    }
+    // Rows that do not end on 16 bytes (W not a multiple of 8, or of 4 in float32): element by element.
+    const uint32_t parts[4] = {piece.x, piece.y, piece.z, piece.w};
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      if (element + i >= row_bytes) break;
+      if constexpr (sizeof(T) == 4) {
+        reinterpret_cast<uint32_t*>(out)[element + i] = parts[i];
+      } else {
+        reinterpret_cast<uint16_t*>(out)[element + i] = static_cast<uint16_t>(parts[i / 2] >> (16 * (i % 2)));
+      }
+    }
+  }
+}
+
+template <class T, class How>
+void launch(const TwoViews& p, const How& how, cudaStream_t stream, const std::string& what) {
+  const int64_t blocks = p.batch * p.views * ((p.window + kWarps - 1) / kWarps);
+  if (blocks > INT32_MAX) throw std::runtime_error(what + ": too many rows for one launch");
+  const size_t table_bytes = std::is_same_v<How, Affine> ? 0 : sizeof(How);
+  const size_t shared = static_cast<size_t>(kWarps) * staged_pitch(p.window) + table_bytes;
+  const bool aligned = 3 * p.window * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(p.out) % 16 == 0;
+  const auto kernel = two_views_kernel<T, How>;
+  if (shared > 48 * 1024) {
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+               what);
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(32 * kWarps);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  check_cuda(cudaLaunchKernelEx(&config, kernel, p, how, aligned), what);
+}
+
+template <class T>
+void launch_narrow(const TwoViews& p, const ViewTable& table, cudaStream_t stream, const std::string& what) {
+  if (table.affine) {
+    Affine how;
+    for (int c = 0; c < 3; ++c) how.scale[c] = table.scale[c], how.bias[c] = table.bias[c];
+    return launch<T>(p, how, stream, what);
+  }
+  Table16 how;
+  for (int i = 0; i < 384; ++i)
+    how.entry[i] = table.narrow[2 * i] | static_cast<uint32_t>(table.narrow[2 * i + 1]) << 16;
+  launch<T>(p, how, stream, what);
+}
+
+}  // namespace
+
+void two_views_cuda(const TwoViews& p, const ViewTable& table, int device, void* stream_pointer) {
+  if (p.batch == 0) return;
+  const std::string what = describe(p);
+  const DeviceGuard guard(device, what);
+  const auto stream = static_cast<cudaStream_t>(stream_pointer);
+  if (p.type == OutType::kBFloat16) return launch_narrow<__nv_bfloat16>(p, table, stream, what);
+  if (p.type == OutType::kFloat16) return launch_narrow<__half>(p, table, stream, what);
+  Table32 how;
+  static_assert(sizeof how.entry == sizeof table.value, "the table goes over bit by bit");
+  std::memcpy(how.entry, table.value, sizeof how.entry);
+  launch<float>(p, how, stream, what);
+}
+
+}  // namespace essl

@@ -1,0 +1,88 @@
+// two_views: the random crops of a batch, cut out of stored frames, mirrored where asked, normalised. One pass, all
+// views.
+//
+//   frames  uint8  (N, S, S, 3)   NHWC, contiguous, any address alignment
+//   rows    int64  (B,)           the frame of each sample
+//   top     int32  (V, B)         first row of the window;    0 <= top,  top  + W <= S
+//   left    int32  (V, B)         first column of the window; 0 <= left, left + W <= S
+//   flip    uint8  (V, B)         not 0: the window is mirrored left to right
+//   out     T      (V, B, W, W, 3) in memory (channels_last (V, B, 3, W, W)), contiguous
+//
+//   out[v, b, y, x, c] = round_T((frames[rows[b], top + y, left + x', c] / 255 - mean[c]) / std[c])
+//
+// x' = W - 1 - x where flipped, else x. The arithmetic is float32 with each operation rounded by itself (true
+// divisions, no fused multiply-add), then rounded to nearest even where T is narrower: it has 3 * 256 possible results,
+// so they are tabulated by those very operations, and every path below is bit-equal to them by construction.
+//
+// Indices are brought into range before anything is read, so that a bad index costs wrong pixels and never a wild read.
+// The caller checks them where it can.
+//
+// Bytes moved per sample with V = 2, S = 246, W = 224: at most 181,548 read (the two windows overlap; the second comes
+// from the cache) and 602,112 written in 16 bit, 1,204,224 in 32 bit.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#if defined(__CUDACC__)
+#define ESSL_HD __host__ __device__
+#else
+#define ESSL_HD
+#endif
+
+namespace essl {
+
+enum class OutType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+constexpr int kMaxWindow = 4096;  // W; bounds the shared memory of the CUDA kernel
+
+struct TwoViews {
+  const uint8_t* frames;  // (N, S, S, 3)
+  const int64_t* rows;    // (B,)
+  const int32_t* top;     // (V, B)
+  const int32_t* left;    // (V, B)
+  const uint8_t* flip;    // (V, B)
+  void* out;              // (V, B, W, W, 3)
+  int64_t stored;         // N >= 1
+  int64_t batch;          // B >= 0
+  int32_t views;          // V >= 1
+  int32_t side;           // S >= W
+  int32_t window;         // 1 <= W <= kMaxWindow
+  OutType type;
+};
+
+// Every possible output value. Index: channel * 256 + byte.
+struct ViewTable {
+  float value[768];      // the exact float32 result
+  uint16_t narrow[768];  // its bits in the 16-bit output type; unset for float32
+  float scale[3];        // round(fma(byte, scale, bias)) ...
+  float bias[3];
+  bool affine;  // ... equals `narrow` for all 768 entries (never set for float32)
+};
+
+void make_view_table(const float mean[3], const float std[3], OutType type, ViewTable* table);
+
+// First byte of a sample's window in `frames`, with indices brought into range.
+ESSL_HD inline int64_t window_start(const TwoViews& p, int64_t view, int64_t sample) {
+  const int64_t at = view * p.batch + sample;
+  const int64_t limit = p.side - p.window;
+  int64_t row = p.rows[sample];
+  int64_t top = p.top[at];
+  int64_t left = p.left[at];
+  row = row < 0 ? 0 : (row < p.stored ? row : p.stored - 1);
+  top = top < 0 ? 0 : (top < limit ? top : limit);
+  left = left < 0 ? 0 : (left < limit ? left : limit);
+  return ((row * p.side + top) * p.side + left) * 3;
+}
+
+// For error messages: the op and its shapes.
+std::string describe(const TwoViews& p);
+
+// Host memory. Deterministic and the same for every `threads` >= 1.
+void two_views_host(const TwoViews& p, const ViewTable& table, int threads);
+
+// Device memory of `device`; enqueues one launch on `stream` (a cudaStream_t) and does not wait. Throws
+// std::runtime_error that names the op, the shapes and CUDA's own words.
+void two_views_cuda(const TwoViews& p, const ViewTable& table, int device, void* stream);
+
+}  // namespace essl

@@ -1,0 +1,209 @@
+"""Every op in plain PyTorch: the truth that tests and benchmarks compare with, and the path where no kernel runs.
+
+Shapes: B batch, V views, C channels, H x W feature map, S stored frame side, K boxes a frame, D embedding.
+Formulas: SSPL (Song et al., CVPR 2022) for attention and L_U, SemiPL (arXiv 2404.19615) for L_S, VGGish for log-mel.
+"""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Attention(NamedTuple):
+    """What the audio-guided attention gives back, in float32 (float64 for float64 features)."""
+
+    pooled: Tensor  # (B, C)
+    similarity: Tensor  # (B, H, W) cosine of each position with the audio
+    attention: Tensor  # (B, H, W) the same, min-max scaled to [0, 1]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def audio_guided_attention(features: Tensor, audio: Tensor) -> Attention:
+    """Cosine map of features (B, C, H, W) with audio (B, C), min-max scaled, and the features pooled by it.
+
+    s_i = cos(v_i, a); w_i = (s_i - min s) / (max s - min s + 1e-10); pooled = sum_i w_i v_i with v as it came.
+    """
+    features, audio = _wide(features), _wide(audio)
+    similarity = torch.einsum("bchw,bc->bhw", F.normalize(features, dim=1), F.normalize(audio, dim=1))
+    flat = similarity.flatten(1)
+    # min/max(dim) rather than amin/amax: on a tie the gradient goes to the first position alone.
+    low = flat.min(dim=1).values[:, None, None]
+    high = flat.max(dim=1).values[:, None, None]
+    attention = (similarity - low) / (high - low + 1e-10)
+    return Attention(torch.einsum("bchw,bhw->bc", features, attention), similarity, attention)
+
+
+def negative_cosine_similarity(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
+    """L_U = -(mean cos(p1, z2) + mean cos(p2, z1)) / 2 for (B, D) inputs; z1 and z2 get no gradient."""
+    p1, p2, z1, z2 = (_wide(x) for x in (p1, p2, z1.detach(), z2.detach()))
+    return -0.5 * (F.cosine_similarity(p1, z2, dim=-1).mean() + F.cosine_similarity(p2, z1, dim=-1).mean())
+
+
+def box_weights(boxes: Tensor, size: int = 224, consensus: int = 1) -> Tensor:
+    """Pixel weights (B, size, size) in float32: min(1, boxes covering the pixel / consensus).
+
+    boxes (B, K, 4) integer xyxy, half-open, on the size x size grid; a box without area covers nothing.
+    """
+    at = torch.arange(size, device=boxes.device)
+    x1, y1, x2, y2 = boxes.unsqueeze(-1).unbind(dim=2)  # each (B, K, 1)
+    rows = (at >= y1) & (at < y2)  # (B, K, size)
+    cols = (at >= x1) & (at < x2)
+    covering = torch.einsum("bky,bkx->byx", rows.float(), cols.float())
+    return (covering / consensus).clamp_(max=1)
+
+
+def view_boxes(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int = 246, size: int = 224) -> Tensor:
+    """Boxes (B, K, 4) int32 of the size x size grid as each view shows them: (V, B, K, 4) int32, clamped to the view.
+
+    The frame is stored at side x side; the view is its crop at top, left (V, B), mirrored where flip (V, B) is set.
+    Edges go to the nearest pixel. A box outside the crop, like a padding box, ends with zero area.
+    """
+    stored = (2 * side * boxes.long() + size) // (2 * size)
+    corner = torch.stack([left, top, left, top], dim=-1).long()  # (V, B, 4)
+    x1, y1, x2, y2 = (stored[None] - corner[:, :, None]).clamp(0, size).unbind(-1)
+    mirror = flip.bool()[..., None]
+    x1, x2 = torch.where(mirror, size - x2, x1), torch.where(mirror, size - x1, x2)
+    return torch.stack([x1, y1, x2, y2], dim=-1).int()
+
+
+def pixel_bce(attention: Tensor, boxes: Tensor, labelled: Tensor, consensus: int = 1, size: int = 224) -> Tensor:
+    """SemiPL's L_S: cross-entropy of the attention map, resized to size x size, with the box weights.
+
+    attention (B, h, w) in [0, 1]; boxes (B, K, 4) int; labelled (B,) bool. Mean over pixels, then over the
+    labelled samples; 0 if none is labelled.
+    """
+    heat = F.interpolate(_wide(attention)[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+    heat = heat.clamp(1e-6, 1 - 1e-6)
+    target = box_weights(boxes, size, consensus).to(heat.dtype)
+    per_sample = -(target * heat.log() + (1 - target) * (-heat).log1p()).mean(dim=(1, 2))
+    mask = labelled.to(heat.dtype)
+    # where, not a product: an unlabelled sample's NaN must stay out of the sum.
+    return torch.where(labelled, per_sample, 0).sum() / mask.sum().clamp(min=1)
+
+
+def localization_counts(
+    similarity: Tensor, boxes: Tensor, consensus: int = 1, size: int = 224, threshold: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Intersection (B,) and union (B,), float64, of the thresholded map with the box weights.
+
+    similarity (B, h, w) is resized to size (bilinear, half-pixel), then min-max scaled, then thresholded at >=;
+    a constant map infers nothing. intersection = sum(infer * g); union = sum(g) + sum(infer * [g = 0]).
+    """
+    heat = F.interpolate(similarity.double()[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+    low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
+    infer = (heat - low) / (high - low) >= threshold  # 0/0 is NaN, which compares false
+    weights = box_weights(boxes, size, consensus).double()
+    intersection = torch.where(infer, weights, 0).sum(dim=(1, 2))
+    union = weights.sum(dim=(1, 2)) + (infer & (weights == 0)).sum(dim=(1, 2))
+    return intersection, union
+
+
+@functools.lru_cache
+def mel_matrix() -> np.ndarray:
+    """VGGish's mel filters (257, 64) in float64: 125-7500 Hz, slopes linear in mel, nothing from the DC bin."""
+
+    def mel(hertz):
+        return 1127.0 * np.log(1.0 + np.asarray(hertz, np.float64) / 700.0)
+
+    bins = mel(np.linspace(0.0, 8000.0, 257))[:, None]
+    edges = np.linspace(mel(125.0), mel(7500.0), 66)
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    matrix = np.maximum(0.0, np.minimum((bins - lower) / (centre - lower), (upper - bins) / (upper - centre)))
+    matrix[0] = 0.0
+    return matrix
+
+
+def normalize_pcm(pcm: Tensor) -> Tensor:
+    """Each clip (B, T): its minimum to -1, its maximum to just under 1; in float32, as the published code does."""
+    shifted = pcm - pcm.amin(dim=1, keepdim=True)
+    return (shifted / (shifted.amax(dim=1, keepdim=True) + 1e-3) - 0.5) * 2
+
+
+def log_mel(pcm: Tensor, normalize: bool = True) -> Tensor:
+    """VGGish examples (B, 3, 96, 64) float32 of (B, 48000) int16, or float32 in [-1, 1], at 16 kHz.
+
+    Frames of 400 every 160 without padding, periodic Hann, 512-point magnitude, 64 mel bands, log(mel + 0.01).
+    Other lengths T give T' = (1 + (T - 400) // 160) // 96 examples. The spectrum is float64: in float32 its
+    rounding noise alone moves quiet bands by up to 2e-3.
+    """
+    if pcm.ndim != 2 or pcm.shape[1] < 400 + 95 * 160:
+        raise ValueError(f"log_mel: pcm must be (B, T) with T >= {400 + 95 * 160}, got {tuple(pcm.shape)}")
+    wave = pcm.float() / 32768 if pcm.dtype == torch.int16 else pcm.float()
+    if normalize:
+        wave = normalize_pcm(wave)
+    window = torch.hann_window(400, periodic=True, dtype=torch.float64, device=pcm.device)
+    frames = wave.double().unfold(1, 400, 160) * window
+    magnitude = torch.fft.rfft(frames, n=512).abs()
+    bands = magnitude @ torch.from_numpy(mel_matrix()).to(pcm.device)
+    examples = bands.shape[1] // 96
+    return (bands[:, : examples * 96] + 0.01).log().view(len(pcm), examples, 96, 64).float()
+
+
+def view_normalization(dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Table (256, 3): what each byte of each colour becomes, ((byte / 255) - mean) / std in float32, then dtype."""
+    byte = torch.arange(256, device=device, dtype=torch.float32)[:, None].div(255)
+    mean = torch.tensor(IMAGENET_MEAN, device=device)
+    return byte.sub(mean).div(torch.tensor(IMAGENET_STD, device=device)).to(dtype)
+
+
+def two_views(
+    frames: Tensor,
+    rows: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    size: int = 224,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Crop, flip and normalise rows of a pool: frames (N, S, S, 3) uint8, rows (B,), top/left/flip (V, B).
+
+    Gives (V, B, 3, size, size), each view channels_last, in dtype (default: bfloat16 on a GPU, float32 on a CPU).
+    """
+    if dtype is None:
+        dtype = torch.bfloat16 if frames.is_cuda else torch.float32
+    at = torch.arange(size, device=frames.device)
+    y = top.long()[..., None] + at  # (V, B, size)
+    x = left.long()[..., None] + torch.where(flip.bool()[..., None], size - 1 - at, at)
+    crops = frames[rows.long()[None, :, None, None], y[..., :, None], x[..., None, :]]  # (V, B, size, size, 3)
+    mean = torch.tensor(IMAGENET_MEAN, device=frames.device)
+    std = torch.tensor(IMAGENET_STD, device=frames.device)
+    return crops.float().div(255).sub(mean).div(std).to(dtype).permute(0, 1, 4, 2, 3)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox 4x32-10 (Salmon et al., SC 2011): four counter words, two of key, four random words; int64 < 2^32."""
+    mask = 0xFFFFFFFF
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The int64 product wraps, but its 64 bits are right; the mask undoes the sign of the shift.
+        a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (b >> 32) & mask ^ c1 ^ k0, b & mask, (a >> 32) & mask ^ c3 ^ k1, a & mask
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return c0, c1, c2, c3
+
+
+def view_params(seed: int, epoch: int, index: Tensor, margin: int, views: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Crop offsets and flips of each pair's views: top, left (V, B) int32 in [0, margin], flip (V, B) bool.
+
+    index (B,) int64 is the pair's row in the manifest. A pure function of (seed, epoch, index, view): neither
+    batch order, ranks, a resume nor the device change it. The bias of the range reduction is under margin / 2^32.
+    """
+    mask = 0xFFFFFFFF
+    index = index.long()[None].expand(views, -1)
+    view = torch.arange(views, device=index.device)[:, None].expand_as(index)
+    counter = (index & mask, (index >> 32) & mask, view, torch.full_like(index, epoch & mask))
+    words = philox(counter, (seed & mask, (seed >> 32) & mask))
+    top, left = ((word * (margin + 1) >> 32).int() for word in words[:2])
+    return top, left, (words[2] >> 31).bool()
