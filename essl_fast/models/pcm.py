@@ -1,0 +1,102 @@
+"""SSPL's predictive coding module (PCM): the visual map and the audio embedding correct each other over a few cycles.
+
+Three representations r: 3x3, 7x7 and 14x14. Each layer predicts the one below (top-down; the lowest predicts the
+audio embedding), and the error of that prediction corrects the layer (bottom-up):
+
+    top-down    r_l <- gelu(BN((1 - b_l) r_l + b_l * predict(r_{l+1})))
+    bottom-up   r_l <- gelu(BN(r_l + a_l * correct(r_{l-1} - prediction of r_{l-1})))
+
+with per-channel rates a, b = relu of a parameter. As in the published code the top layer is mixed with the visual map
+without batch norm, and in the cycles a prediction has neither batch norm nor GELU; every cycle has its own batch norms.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WIDTH = 512  # channels of every representation
+LEVELS = 3
+
+
+class PCM(nn.Module):
+    """Visual map (B, 512, 14, 14) and audio embedding (B, audio_dim) -> (B, out_dim, 14, 14).
+
+    ``cycles`` may be 0: then only the initial top-down and bottom-up pass runs, and the blend rates get no gradient.
+    In training the batch norms see the whole batch given: call once a view.
+    """
+
+    def __init__(self, cycles: int = 4, audio_dim: int = 128, out_dim: int = 512) -> None:
+        super().__init__()
+        self.cycles = cycles
+        self.predict = nn.ModuleList(
+            [
+                nn.Conv2d(WIDTH, audio_dim, 1),
+                nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
+                nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
+            ]
+        )
+        self.correct = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(audio_dim, WIDTH, 1, bias=False),
+                nn.ConvTranspose2d(WIDTH, WIDTH, 3, stride=2, bias=False),  # 3x3 -> 7x7
+                nn.ConvTranspose2d(WIDTH, WIDTH, 3, padding=1, bias=False),  # after 7x7 -> 14x14
+            ]
+        )
+        self.correct.append(nn.ConvTranspose2d(WIDTH, out_dim, 1))  # the output layer
+        self.blend = nn.ParameterList([torch.full((1, WIDTH, 1, 1), 0.5) for _ in range(LEVELS)])
+        self.gain = nn.ParameterList([torch.ones(1, WIDTH, 1, 1) for _ in range(LEVELS)])
+        self.predict_norm = nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(LEVELS - 1)])
+        self.correct_norm = nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(LEVELS)])
+        self.cycle_predict_norm = nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(cycles * (LEVELS - 1))])
+        self.cycle_correct_norm = nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(cycles * LEVELS)])
+
+    def rates(self) -> list[nn.Parameter]:
+        """The step sizes a and b, which the recipe does not decay: blend, then gain."""
+        return [*self.blend, *self.gain]
+
+    def _predict_below(self, level: int, r: Tensor) -> Tensor:
+        """Level 1 or 2's prediction of the representation under it; 7 -> 3 drops a row and a column."""
+        return F.max_pool2d(self.predict[level](r), 2)
+
+    def _audio_error(self, r: Tensor, audio: Tensor) -> Tensor:
+        """What the lowest representation's prediction of the audio embedding lacks, as a correction (B, 512, 1, 1)."""
+        predicted = F.gelu(self.predict[0](r)).mean(dim=(2, 3))
+        # The error is the same at all 3x3 positions, and a 1x1 convolution of a constant is a constant.
+        return self.correct[0]((audio - predicted)[:, :, None, None])
+
+    def _correction(self, level: int, error: Tensor) -> Tensor:
+        if level == 2:
+            error = F.interpolate(error, scale_factor=2, mode="bilinear", align_corners=True)
+        return self.correct[level](error)
+
+    def _bottom_up(self, r: list[Tensor], predicted: list[Tensor], audio: Tensor, norms) -> list[Tensor]:
+        """Correct each level by the error of the one below it; level 0 by the audio's."""
+        out: list[Tensor] = []
+        for level in range(LEVELS):
+            if level == 0:
+                step = self._audio_error(r[0], audio)
+            else:
+                step = self._correction(level, out[level - 1] - predicted[level - 1])
+            out.append(F.gelu(norms[level](r[level] + F.relu(self.gain[level]) * step)))
+        return out
+
+    def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
+        if visual.shape[1:] != (WIDTH, 14, 14):
+            raise ValueError(f"PCM: the visual map must be (B, {WIDTH}, 14, 14), got {tuple(visual.shape)}")
+        # predicted[l]: what level l+1 says of level l; the visual map itself stands above the top.
+        predicted = [visual]
+        for level in (2, 1):
+            predicted.insert(0, F.gelu(self.predict_norm[level - 1](self._predict_below(level, predicted[0]))))
+        r = self._bottom_up(predicted, predicted, audio, self.correct_norm)
+
+        for cycle in range(self.cycles):
+            mix = [F.relu(rate) for rate in self.blend]
+            r[2] = F.gelu((1 - mix[2]) * r[2] + mix[2] * visual)
+            for level in (1, 0):
+                predicted[level] = self._predict_below(level + 1, r[level + 1])
+                norm = self.cycle_predict_norm[cycle * (LEVELS - 1) + level]
+                r[level] = F.gelu(norm((1 - mix[level]) * r[level] + mix[level] * predicted[level]))
+            norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
+            r = self._bottom_up(r, predicted, audio, norms)
+
+        return self.correct[3](r[2])

@@ -1,0 +1,71 @@
+"""Audio networks: log-mel examples (B, E, 96, 64) to an embedding (B, 128) and its projection (B, out_dim)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class VGGish(nn.Module):
+    """VGGish (Hershey et al., 2017), its layers frozen, and a trained two-layer projection.
+
+    forward: (B, E, 96, 64) -> embedding (B, 128), the L2-normalised mean over the examples, and projection
+    (B, out_dim), the mean of ``fc``'s output over them. Parameter names of the frozen part are those of the
+    published PyTorch port, so that its weight file loads as it is.
+    """
+
+    embedding_dim = 128
+
+    def __init__(self, out_dim: int = 512) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = 1
+        for entry in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool"):
+            if entry == "pool":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(width, entry, 3, padding=1), nn.ReLU(inplace=True)]
+                width = entry
+        self.features = nn.Sequential(*layers)
+        self.embeddings = nn.Sequential(
+            nn.Linear(512 * 6 * 4, 4096), nn.ReLU(inplace=True),
+            nn.Linear(4096, 4096), nn.ReLU(inplace=True),
+            nn.Linear(4096, self.embedding_dim), nn.ReLU(inplace=True),
+        )  # fmt: skip
+        self.fc = nn.Sequential(nn.Linear(self.embedding_dim, 512), nn.ReLU(inplace=True), nn.Linear(512, out_dim))
+        self.features.requires_grad_(False)
+        self.embeddings.requires_grad_(False)
+
+    @torch.no_grad()
+    def embed(self, log_mel: Tensor) -> Tensor:
+        """(B, E, 96, 64) -> (B, E, 128), not negative; independent of the augmentation, so it may be kept per pair."""
+        maps = self.features(log_mel.flatten(0, 1)[:, None])
+        return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1)).unflatten(0, log_mel.shape[:2])
+
+    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+        examples = self.embed(log_mel)
+        return F.normalize(examples.mean(dim=1), dim=1), self.fc(examples).mean(dim=1)
+
+
+class SmallAudioNet(nn.Module):
+    """A trained audio network for the demo: (B, E, 96, 64) -> embedding (B, 128), of norm 1; projection (B, out_dim).
+
+    Strided convolutions, then the mean over time, which keeps the spectrum; like VGGish it takes the examples one by
+    one and averages them.
+    """
+
+    embedding_dim = 128
+
+    def __init__(self, out_dim: int = 128, width: int = 16) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in ((1, width), (width, 2 * width), (2 * width, 4 * width)):
+            conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+        self.features = nn.Sequential(*layers)
+        self.embedding = nn.Linear(4 * width * 8, self.embedding_dim)
+        self.fc = nn.Linear(self.embedding_dim, out_dim)
+
+    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.features(log_mel.flatten(0, 1)[:, None])  # (B E, 64, 12, 8)
+        examples = F.relu(self.embedding(maps.mean(dim=2).flatten(1))).unflatten(0, log_mel.shape[:2])
+        return F.normalize(examples.mean(dim=1), dim=1), self.fc(examples).mean(dim=1)

@@ -1,0 +1,114 @@
+"""Pretrained weights of the frozen parts: found, checked by their hash, downloaded where there is a network."""
+
+import hashlib
+import os
+import tempfile
+import urllib.error
+import urllib.request
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+# file name -> address; the eight digits in the name begin the file's SHA-256, by torch.hub's convention.
+SOURCES = {
+    "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "vggish": "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+}
+
+
+class WeightsError(RuntimeError):
+    """A weight file is missing or is not what it should be; the message says which file to put where."""
+
+
+def check_hash(path: Path, name: str) -> None:
+    """Raise WeightsError unless the file's SHA-256 begins as the published name of ``name`` says."""
+    expected = Path(SOURCES[name]).stem.rsplit("-", 1)[1]
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(expected):
+        raise WeightsError(
+            f"{path} is damaged or not the published file: its SHA-256 begins {digest[:8]}, not {expected}. "
+            f"Delete it and fetch {SOURCES[name]} again."
+        )
+
+
+def _download(name: str, to: Path, timeout: float) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=to.parent, prefix=to.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as out, urllib.request.urlopen(SOURCES[name], timeout=timeout) as response:
+            while chunk := response.read(1 << 20):
+                out.write(chunk)
+        check_hash(Path(part), name)
+        os.replace(part, to)
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def find(name: str, setting: str = "auto", timeout: float = 20.0) -> Path | None:
+    """The weight file of ``name`` ("vgg16" or "vggish"), verified; None for setting "none".
+
+    ``setting``: "none", "auto" (torch.hub's cache, else a download), or a path. Raises WeightsError.
+    """
+    if setting == "none":
+        return None
+    file_name = Path(SOURCES[name]).name
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    if setting != "auto":
+        path = Path(setting).expanduser()
+        if not path.is_file():
+            raise WeightsError(
+                f"model.{name}_weights: there is no file {path}. Fetch {SOURCES[name]} and give its path, "
+                f"or put it at {cached} and use auto."
+            )
+    elif cached.is_file():
+        path = cached
+    else:
+        try:
+            _download(name, cached, timeout)
+        except (urllib.error.URLError, OSError) as error:
+            raise WeightsError(
+                f"{file_name} is not at {cached}, and fetching {SOURCES[name]} failed ({error}). Put the file there, "
+                f"give its path with --model.{name}_weights PATH, or train without it: --model.{name}_weights none."
+            ) from error
+        return cached
+    check_hash(path, name)
+    return path
+
+
+def _load(module: nn.Module, path: Path, wanted: dict[str, str], name: str) -> None:
+    """Copy ``wanted`` (ours -> theirs) of the file into the module; strict on names and shapes."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    missing = [theirs for theirs in wanted.values() if theirs not in state]
+    if missing:
+        raise WeightsError(
+            f"{path} has no {missing[0]} ({len(missing)} entries are missing); fetch {SOURCES[name]} again."
+        )
+    module.load_state_dict({**module.state_dict(), **{ours: state[theirs] for ours, theirs in wanted.items()}})
+
+
+def load_pretrained(model: nn.Module, config) -> list[str]:
+    """Load VGG-16 and VGGish into a Localizer as ``config`` (a ModelConfig) asks; returns what was loaded, in words.
+
+    "none" leaves the frozen part at its random start, with a warning: fine for a test, not for a result.
+    """
+    done = []
+    for name, module, on in (
+        ("vgg16", model.trunk, config.trunk == "vgg16"),
+        ("vggish", model.audio, config.audio == "vggish"),
+    ):
+        if not on:
+            continue
+        path = find(name, getattr(config, f"{name}_weights"))
+        if path is None:
+            warnings.warn(
+                f"model.{name}_weights is none: the frozen {name} keeps random weights, which no published result does",
+                stacklevel=2,
+            )
+            continue
+        names = [key for key in module.state_dict() if not key.startswith("fc.")]
+        _load(module, path, {key: key for key in names}, name)
+        done.append(f"{name} from {path}")
+    return done

@@ -1,0 +1,65 @@
+"""What each method minimises."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from essl_fast import config, kernels, objectives
+from essl_fast.models import Forward
+
+
+def forward_of(batch=3, seed=0):
+    torch.manual_seed(seed)
+    p, z = torch.randn(2, batch, 8, requires_grad=True), torch.randn(2, batch, 8)
+    attention = torch.rand(2, batch, 14, 14, requires_grad=True)
+    return Forward(p, z, torch.randn(2, batch, 14, 14), attention)
+
+
+BOXES = torch.tensor([[[0, 0, 100, 50]], [[10, 20, 90, 200]], [[0, 0, 0, 0]]], dtype=torch.int32)
+LABELLED = torch.tensor([True, True, False])
+
+
+def test_sspl_is_l_u_alone():
+    forward = forward_of()
+    loss = objectives.build(config.load("sspl").objective)(forward, BOXES, LABELLED)
+    assert set(loss) == {"loss"}
+    torch.testing.assert_close(loss["loss"], kernels.negative_cosine_similarity(*forward.p, *forward.z))
+
+
+def test_semipl_adds_lambda_l_s_over_both_views():
+    forward = forward_of()
+    settings = config.load("semipl", ["--objective.supervised_weight", "0.25"]).objective
+    parts = objectives.build(settings)(forward, BOXES, LABELLED)
+    by_view = [kernels.pixel_bce(view, BOXES, LABELLED) for view in forward.attention]
+    torch.testing.assert_close(parts["supervised"], sum(by_view) / 2)
+    torch.testing.assert_close(parts["loss"], parts["unsupervised"] + 0.25 * parts["supervised"])
+
+
+def test_boxes_view_by_view():
+    forward = forward_of()
+    objective = objectives.build(config.load("demo", ["--objective.method", "supervised"]).objective)
+    shifted = BOXES + torch.tensor([5, 5, 5, 5], dtype=torch.int32)
+    both = objective(forward, torch.stack([BOXES, shifted]), LABELLED)["loss"]
+    expected = (
+        kernels.pixel_bce(forward.attention[0], BOXES, LABELLED)
+        + kernels.pixel_bce(forward.attention[1], shifted, LABELLED)
+    ) / 2
+    torch.testing.assert_close(both, expected)
+
+
+def test_unlabelled_pairs_leave_l_s_out():
+    forward = forward_of()
+    parts = objectives.build(config.load("semipl").objective)(forward, BOXES, torch.zeros(3, dtype=torch.bool))
+    assert parts["supervised"].item() == 0
+    parts["loss"].backward()
+    assert forward.attention.grad.abs().sum() == 0 and forward.p.grad.abs().sum() > 0
+
+
+def test_wrong_use_is_named():
+    with pytest.raises(ValueError, match="objective.method"):
+        objectives.build(SimpleNamespace(method="magic"))
+    forward = forward_of()
+    one_view = Forward(forward.p[:1], forward.z[:1], forward.similarity[:1], forward.attention[:1])
+    with pytest.raises(ValueError, match="two views"):
+        objectives.unsupervised(one_view)
