@@ -1,0 +1,313 @@
+"""Dataset formats → `Pair`: which frame, which moment, which boxes.
+
+Chaotic World's tree (the folder that `--annotations` names):
+
+    annotation/group/<video>.csv    one row a sound: start_fid, start_time, [end_fid, end_time,] bbox, ssl
+    annotation/frame/<video>.csv    one row a sound and frame (only the `middle` policy reads it)
+    train_ssl.txt, test_ssl.txt     one video name a line, beside `annotation/` or inside it
+
+Columns are found by header, whatever their order, case or surrounding spaces; other columns are ignored. `bbox` is the
+text of a list of boxes, `[[x1, y1, x2, y2], ...]`, in pixels of the annotation grid (320x180 as published).
+
+Two frame policies: `start` takes the row's first frame, as the published code does; `middle` the middle of the sound,
+as the paper says. Rows that fall on one frame of one video become one pair with all their boxes.
+
+Nothing is dropped in silence: what cannot become a pair is returned as a `LeftOut` with its reason, and what is
+malformed is an `InputError` with file, line and column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from essl_fast.config import InputError
+from essl_fast.data.tables import Row, Table, read_text, short
+
+GRID = 224  # side of the grid that boxes and heatmaps live on, in pixels
+SPLITS = ("train", "val", "test")
+FRAMES = ("start", "middle")
+ROW_BOXES = ("first", "all")
+
+NO_FILE = "annotation file missing"
+NO_ROWS = "no annotations"
+NO_BOX = "no box"
+OUTSIDE = "box outside the frame"
+INVERTED = "box inverted"
+EMPTY = "box smaller than a grid pixel"
+BAD_FRAME = "frame number below 1"
+
+_FRAME_COLUMNS = ("fid", "frame", "frame_id", "start_fid")
+_TIME_COLUMNS = ("time", "timestamp", "start_time")
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """One frame with the 3 s of sound around it.
+
+    `boxes`: int32 (K, 4), xyxy, half-open, on the 224 grid, clamped; K = 0 where `labelled` is False.
+    `fid`: displayed frame, counted from 1. `time`: seconds. `classes`: all named for the frame, `class_name` first.
+    """
+
+    key: str
+    video: str
+    fid: int
+    time: float
+    boxes: np.ndarray
+    class_name: str
+    labelled: bool
+    split: str
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, order=True)
+class LeftOut:
+    """What did not become a pair. `key` is "" where it concerns the whole video."""
+
+    video: str
+    key: str
+    reason: str
+    detail: str
+
+    def as_json(self) -> dict:
+        return {"video": self.video, "key": self.key or None, "reason": self.reason, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """`pairs` in the order of the lists and their rows; `videos`: split → names, also of videos without any pair."""
+
+    pairs: list[Pair]
+    left_out: list[LeftOut]
+    videos: dict[str, list[str]]
+
+
+def boxes_to_grid(boxes, width: float, height: float, size: int = GRID) -> np.ndarray:
+    """Annotation boxes → grid boxes: int(x / width * size) in float64, truncated toward zero, clamped to [0, size].
+
+    Args: boxes (K, 4) xyxy numbers in pixels of a `width` x `height` frame. Returns int32 (K, 4).
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    scaled = np.trunc(boxes / np.array([width, height, width, height], np.float64) * size)
+    return np.clip(scaled, 0, size).astype(np.int32)
+
+
+def read_chaotic_world(
+    root: str | Path,
+    *,
+    frame: str = "start",
+    row_boxes: str = "first",
+    size: tuple[int, int] = (320, 180),
+    validation: float = 0.1,
+    seed: int = 0,
+    frame_rate: Callable[[str], float | None] | None = None,
+) -> Annotations:
+    """Every pair that the annotations ask for.
+
+    Args:
+        root: folder with `annotation/`, `train_ssl.txt` and `test_ssl.txt`.
+        frame: `start` or `middle` (above). row_boxes: take a row's `first` box (published code) or `all` of them.
+        size: width and height of the frames that the boxes were drawn on, pixels.
+        validation: share of the training videos that becomes the split `val`; seed: which ones.
+        frame_rate: video → frames per second or None; asked only where `middle` meets a row without end_time.
+
+    A pair takes its time from the first of its rows. Raises InputError for malformed files, a missing list, a video in
+    both lists, a name that is no file name, a setting out of range.
+    """
+    if frame not in FRAMES:
+        raise InputError(f"frame is {frame!r}: choose one of {', '.join(FRAMES)}")
+    if row_boxes not in ROW_BOXES:
+        raise InputError(f"row_boxes is {row_boxes!r}: choose one of {', '.join(ROW_BOXES)}")
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f"annotation_size is {size}: give the annotated frames' width and height, such as 320x180")
+    if not 0 <= validation < 1:
+        raise InputError(f"validation is {validation}: give a share of the training videos, at least 0 and below 1")
+    root = Path(root)
+    group, frames = root / "annotation" / "group", root / "annotation" / "frame"
+    if not group.is_dir():
+        raise InputError(f"{group} is not a folder: annotations must name what holds annotation/group/<video>.csv")
+    listed = {name: _read_list(root, f"{name}_ssl.txt") for name in ("train", "test")}
+    both = set(listed["train"]) & set(listed["test"])
+    if both:
+        raise InputError(
+            f"{min(both)!r} and {len(both) - 1} more are in both train_ssl.txt and test_ssl.txt of {root}: "
+            "testing on training videos means nothing; take them out of one list"
+            if len(both) > 1
+            else f"{min(both)!r} is in both train_ssl.txt and test_ssl.txt of {root}: take it out of one list"
+        )
+    if not listed["train"] and not listed["test"]:
+        raise InputError(f"train_ssl.txt and test_ssl.txt of {root} name no video: write one video name a line")
+    held_out = choose_validation(listed["train"], validation, seed)
+    videos = {
+        "train": [v for v in listed["train"] if v not in held_out],
+        "val": [v for v in listed["train"] if v in held_out],
+        "test": listed["test"],
+    }
+    pairs: list[Pair] = []
+    left_out: list[LeftOut] = []
+    for split, names in videos.items():
+        for video in names:
+            reader = _VideoReader(video, split, group, frames, frame, row_boxes, size, frame_rate, left_out)
+            pairs.extend(reader.pairs())
+    return Annotations(pairs, left_out, videos)
+
+
+def choose_validation(videos: Sequence[str], fraction: float, seed: int) -> set[str]:
+    """The videos that become `val`: the round(fraction * n) lowest by a hash of (seed, name), so the choice does not
+    depend on the list's order; at least one, and never all, of two or more videos where fraction > 0."""
+    count = round(fraction * len(videos))
+    if fraction > 0 and len(videos) >= 2:
+        count = min(max(count, 1), len(videos) - 1)
+    return set(sorted(videos, key=lambda name: stable_rank(seed, name))[:count])
+
+
+def stable_rank(seed: int, name: str) -> bytes:
+    """16 bytes that order names at random, the same on every machine and with every version of every library."""
+    return hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=16).digest()
+
+
+def digest(annotations: Annotations) -> str:
+    """A short fingerprint of everything that was read, to notice that annotations changed between two runs."""
+    state = hashlib.blake2b(digest_size=8)
+    for p in annotations.pairs:
+        state.update(repr((p.key, p.fid, p.time, p.boxes.tolist(), p.classes, p.labelled, p.split)).encode())
+    for left in sorted(annotations.left_out):
+        state.update(repr(left).encode())
+    return state.hexdigest()
+
+
+@dataclass
+class _Draft:
+    """A pair while its rows are being collected."""
+
+    time: float
+    boxes: list[list[int]] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    empty_rows: list[int] = field(default_factory=list)  # line numbers of rows with an empty list of boxes
+
+
+class _VideoReader:
+    """The rows of one video → its pairs; what is dropped goes to `left_out`."""
+
+    def __init__(self, video, split, group, frames, policy, row_boxes, size, frame_rate, left_out):
+        self.video, self.split, self.policy, self.row_boxes, self.size = video, split, policy, row_boxes, size
+        self.group_file, self.frame_file = group / f"{video}.csv", frames / f"{video}.csv"
+        self.frame_rate, self.left_out = frame_rate, left_out
+
+    def pairs(self) -> list[Pair]:
+        if not self.group_file.is_file():
+            self._leave("", NO_FILE, f"{self.group_file.name} is not in annotation/group")
+            return []
+        table = Table(self.group_file, {"start_fid": True, "start_time": True, "bbox": True, "ssl": True,
+                                         "end_fid": self.policy == "middle", "end_time": False})  # fmt: skip
+        by_frame = self._frame_rows() if self.policy == "middle" else {}
+        drafts: dict[int, _Draft] = {}
+        rows = 0
+        for row in table.rows():
+            rows += 1
+            fid, time, boxes = self._start(row) if self.policy == "start" else self._middle(row, by_frame)
+            key = f"{self.video}_{fid:06d}"
+            if fid < 1:
+                self._leave(key, BAD_FRAME, f"{row.where}: frame {fid}; frames count from 1")
+                continue
+            draft = drafts.setdefault(fid, _Draft(time))
+            kept = self._on_grid(boxes, row, key)
+            if not boxes:
+                draft.empty_rows.append(row.line)
+            if kept or not boxes:
+                draft.classes.append(row.label("ssl"))
+            draft.boxes.extend(box for box in kept if box not in draft.boxes)
+        if not rows:
+            self._leave("", NO_ROWS, f"annotation/group/{self.group_file.name} has a header and no row")
+        return [pair for fid, draft in drafts.items() if (pair := self._finish(fid, draft))]
+
+    def _start(self, row: Row) -> tuple[int, float, list]:
+        boxes = row.boxes("bbox")
+        return row.integer("start_fid"), row.number("start_time"), boxes if self.row_boxes == "all" else boxes[:1]
+
+    def _middle(self, row: Row, by_frame: dict) -> tuple[int, float, list]:
+        first, last = row.integer("start_fid"), row.integer("end_fid")
+        if last < first:
+            raise row.error("end_fid", f"{last} is before start_fid {first}", "swap them")
+        fid, label = (first + last) // 2, row.label("ssl")
+        boxes, frame_time = by_frame.get((fid, label), (None, None))
+        if boxes is None:
+            boxes = row.boxes("bbox")
+            if len(boxes) == last - first + 1:  # one box a frame
+                boxes = [boxes[fid - first]]
+            elif self.row_boxes == "first":
+                boxes = boxes[:1]
+        start = row.number("start_time")
+        if row.has("end_time"):
+            return fid, (start + row.number("end_time")) / 2, boxes
+        if frame_time is not None:
+            return fid, frame_time, boxes
+        rate = self.frame_rate(self.video) if self.frame_rate else None
+        # No rate means that the video cannot be read: whoever decodes it leaves the pair out with that reason.
+        return fid, start + ((fid - first) / rate if rate else 0.0), boxes
+
+    def _frame_rows(self) -> dict[tuple[int, str], tuple[list, float | None]]:
+        """(frame, class) → boxes of all its rows, time of the first of them or None. Empty without a frame CSV."""
+        if not self.frame_file.is_file():
+            return {}
+        table = Table(self.frame_file, {_FRAME_COLUMNS: True, "bbox": True, "ssl": True, _TIME_COLUMNS: False})
+        found: dict[tuple[int, str], tuple[list, float | None]] = {}
+        for row in table.rows():
+            place = row.integer(_FRAME_COLUMNS), row.label("ssl")
+            time = row.number(_TIME_COLUMNS) if row.has(_TIME_COLUMNS) else None
+            boxes = row.boxes("bbox")
+            found.setdefault(place, ([], time))[0].extend(boxes if self.row_boxes == "all" else boxes[:1])
+        return found
+
+    def _on_grid(self, boxes: list, row: Row, key: str) -> list[list[int]]:
+        width, height = self.size
+        kept = []
+        for box, (left, top, right, bottom) in zip(boxes, boxes_to_grid(boxes, width, height).tolist(), strict=True):
+            if right > left and bottom > top:
+                kept.append([left, top, right, bottom])
+                continue
+            if box[2] < box[0] or box[3] < box[1]:
+                reason = INVERTED
+            elif box[2] <= 0 or box[3] <= 0 or box[0] >= width or box[1] >= height:
+                reason = OUTSIDE
+            else:
+                reason = EMPTY
+            self._leave(key, reason, f"{row.where}: box {box} of a {width}x{height} frame")
+        return kept
+
+    def _finish(self, fid: int, draft: _Draft) -> Pair | None:
+        key = f"{self.video}_{fid:06d}"
+        if not draft.classes:
+            return None  # every box was dropped, each with its own reason
+        if not draft.boxes and self.split != "train":
+            for line in draft.empty_rows:
+                self._leave(key, NO_BOX, f"{self.group_file.name} line {line}: an empty list cannot be scored")
+            return None
+        classes = tuple(dict.fromkeys(draft.classes))
+        boxes = np.array(draft.boxes, np.int32).reshape(-1, 4)
+        return Pair(key, self.video, fid, draft.time, boxes, classes[0], bool(draft.boxes), self.split, classes)
+
+    def _leave(self, key: str, reason: str, detail: str) -> None:
+        self.left_out.append(LeftOut(self.video, key, reason, detail))
+
+
+def _read_list(root: Path, name: str) -> list[str]:
+    """The video names of a list, each once, in the list's order."""
+    places = [root / name, root / "annotation" / name]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise InputError(f"{name} is neither {places[0]} nor {places[1]}: write it there, one video name a line")
+    names: dict[str, None] = {}
+    for line, text in enumerate(read_text(path).splitlines(), 1):
+        video = text.strip()
+        if not video:
+            continue
+        if video in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", video):
+            raise InputError(f"{path} line {line}: {short(video)} is not a plain video name; leave folders out of it")
+        names[video] = None
+    return list(names)

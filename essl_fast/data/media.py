@@ -1,0 +1,431 @@
+"""Video files → the frames and the seconds of sound that pairs need, decoded with PyAV (FFmpeg), nothing else.
+
+One clock for both: time 0 is where the video stream starts, so frame 1 is on screen at 0 s and the sound is cut or
+padded with silence to start there too.
+
+Frames are numbered from 1 in the order they are shown. Where the frame rate is constant, frame `fid` is the fid-th
+shown; where it varies, numbering depends on who counts, so the frame on screen at the annotation's time is taken.
+
+`probe` reads the file once without decoding (a copy's speed) to learn when each frame is shown. `decode_frames` then
+decodes from the last key frame before a wanted frame and seeks over what nobody wants: on a 10-minute clip with key
+frames every 2 s and 20 annotated moments that decodes about a thirtieth of the frames.
+
+Every problem of a file is a `MediaError` with a short fixed `reason`, that people can count, and a `detail`, that names
+the file. What comes before the damage of a damaged file is still used, and pictures again from the next key frame on.
+Damage is what FFmpeg notices: H.264 carries no checksum, and some noise decodes as well as a picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soxr
+
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+RATE = 16_000  # Hz of stored sound
+SECONDS = 3  # of sound around a frame
+SAMPLES = RATE * SECONDS
+
+MISSING = "video file missing"
+UNREADABLE = "video file unreadable"
+NO_VIDEO = "no video stream"
+NO_SOUND = "no audio track"
+WINDOW = "sound window leaves the audio track"
+PAST_END = "frame past the end of the video"
+TRUNCATED = "video truncated or damaged"
+SOUND_TRUNCATED = "sound truncated or damaged"
+
+_SEEKABLE = {"mov", "mp4", "matroska", "webm"}  # their indexes lead to the key frame that was asked for
+_WORTH_A_SEEK = 8  # frames to skip before a seek is cheaper than decoding on
+_GAP = 0.1  # seconds without sound between packets that are a pause, not a rounded timestamp
+_LONGEST = 3600  # seconds; a longer pause is a broken timestamp
+_SCALE = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
+
+
+class MediaError(ValueError):
+    """A file cannot give what was asked of it. `reason`: one of this module's constants; `detail`: names the file."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self):
+        return MediaError, (self.reason, self.detail)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a file holds.
+
+    pts: int64 (n,) when each frame is shown, ascending, in ticks of `time_base` seconds; keys: those of the key frames.
+    start: tick of time 0. constant: the frame rate is. counted: timestamps cannot be trusted, frames must be counted.
+    truncated: "" or what is missing of the file. audio: there is a sound track.
+    """
+
+    path: Path
+    pts: np.ndarray
+    keys: np.ndarray
+    time_base: Fraction
+    start: int
+    width: int
+    height: int
+    constant: bool
+    counted: bool
+    seekable: bool
+    truncated: str
+    audio: bool
+
+    @property
+    def frame_rate(self) -> float | None:
+        """Mean frames per second; None of less than two frames."""
+        span = float((self.pts[-1] - self.pts[0]) * self.time_base) if len(self.pts) > 1 else 0.0
+        return (len(self.pts) - 1) / span if span > 0 else None
+
+    def place(self, fid: int, time: float) -> int | None:
+        """Position in `pts` of the frame that an annotation means; None if the video ends before it."""
+        if self.constant or self.counted:
+            return fid - 1 if 1 <= fid <= len(self.pts) else None
+        tick = self.start + math.floor(Fraction(time) / self.time_base + Fraction(1, 1000))  # 1/1000: times are rounded
+        if tick > self.pts[-1] + 2 * int(np.diff(self.pts).max()):
+            return None
+        return max(int(np.searchsorted(self.pts, tick, "right")) - 1, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """mono: float32 (n,) in [-1, 1] from time 0 on; rate in Hz; damage: "" or where and why the track breaks off."""
+
+    mono: np.ndarray
+    rate: int
+    damage: str = ""
+
+
+def find_video(folder: str | Path, video: str) -> Path:
+    """The file `video` + one of EXTENSIONS in any case, the first in their order. MediaError if there is none."""
+    folder = Path(folder)
+    for extension in EXTENSIONS:
+        for spelling in (extension, extension.upper()):
+            if (path := folder / f"{video}{spelling}").is_file():
+                return path
+    raise MediaError(MISSING, f"{video}{{{','.join(EXTENSIONS)}}} is not in {folder.name}/")
+
+
+def probe(path: str | Path) -> Probe:
+    """Read the packets of `path` without decoding them. MediaError if it cannot be opened or has no video stream."""
+    path = Path(path)
+    with _open(path) as container:
+        video = _video_stream(container, path)
+        audio = container.streams.best("audio")
+        shown, keys, end, trouble = [], [], 0.0, ""
+        try:
+            for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
+                if packet.size == 0:
+                    continue  # the flush packet at the end
+                if packet.is_corrupt:
+                    trouble = "a packet is cut off"
+                    continue
+                stamp = packet.dts if packet.pts is None else packet.pts
+                if stamp is not None:
+                    end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+                if packet.stream is not video or not (keys or packet.is_keyframe):
+                    continue  # what precedes the first key frame can never be shown
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+                hidden = video.codec_context.name in ("vp8", "libvpx") and not memoryview(packet)[0] >> 4 & 1
+                if not packet.is_discard and not hidden:
+                    shown.append(packet.pts)
+        except av.FFmpegError as error:
+            trouble = _say(error)
+        if not shown:
+            raise MediaError(UNREADABLE, f"{path.name}: its video stream has no frame ({trouble or 'it is empty'})")
+        declared = (container.duration or 0) / av.time_base
+        if declared - end > 0.5:
+            trouble = trouble or "the file ends early"
+        if trouble:
+            trouble = f"{path.name}: {trouble}: {end:.2f} s of {max(declared, end):.2f} s are there"
+        formats = set(container.format.name.split(","))
+        # AVI stores no time of showing, so FFmpeg's guesses may be out of order: count the decoder's output instead.
+        counted = "avi" in formats or None in shown or None in keys
+        # What is shown before the first key frame refers to frames that are not in the file.
+        pts = np.arange(len(shown)) if counted else np.array(sorted(stamp for stamp in shown if stamp >= min(keys)))
+        steps = np.diff(pts)
+        return Probe(
+            path=path,
+            pts=pts.astype(np.int64),
+            keys=np.array([] if counted else sorted(keys), np.int64),
+            time_base=1 / video.average_rate if counted and video.average_rate else video.time_base,
+            start=0 if counted else int(pts[0] if video.start_time is None else video.start_time),
+            width=video.width,
+            height=video.height,
+            constant=counted or len(steps) < 2 or bool(np.abs(steps - steps.mean()).max() <= 1),
+            counted=counted,
+            seekable=not counted and bool(formats & _SEEKABLE),
+            truncated=trouble,
+            audio=audio is not None,
+        )
+
+
+def decode_frames(
+    path: str | Path, requests: Sequence[tuple[int, float]], found: Probe | None = None
+) -> Iterator[tuple[int, np.ndarray | MediaError]]:
+    """Decode the frames of `requests`, (fid, time in seconds) each, in one forward pass.
+
+    Yields, once for every request and in the order of showing, (its index, RGB uint8 (H, W, 3)), or (its index,
+    MediaError) where the file does not give that frame. `found`: `probe(path)`, where the caller has it. Raises
+    MediaError as `probe` does. Decoding stops at the last frame wanted.
+    """
+    path = Path(path)
+    found = found or probe(path)
+    wanted: dict[int, list[int]] = {}  # place → indexes of the requests
+    for index, (fid, time) in enumerate(requests):
+        place = found.place(fid, time)
+        if place is not None:
+            wanted.setdefault(place, []).append(index)
+        elif found.truncated:
+            yield index, MediaError(TRUNCATED, f"frame {fid}: {found.truncated}")
+        else:
+            yield index, MediaError(PAST_END, f"{path.name}: frame {fid} at {time:g} s, it has {len(found.pts)} frames")
+    left = sorted(wanted)
+    if not left:
+        return
+    for place, rgb in _decode_places(found, left):
+        while left and left[0] < place:
+            yield from _lost(found, wanted, left.pop(0), requests)
+        if left and left[0] == place:
+            for index in wanted[left.pop(0)]:
+                yield index, rgb()
+        if not left:
+            return
+    for place in left:
+        yield from _lost(found, wanted, place, requests)
+
+
+def _lost(found: Probe, wanted: dict, place: int, requests) -> Iterator[tuple[int, MediaError]]:
+    why = found.truncated or f"{found.path.name}: the decoder cannot restore this frame"
+    for index in wanted[place]:
+        yield index, MediaError(TRUNCATED, f"frame {requests[index][0]}: {why}")
+
+
+def _decode_places(found: Probe, left: list[int]):
+    """(place, function that makes the RGB array) of undamaged frames, in a forward pass that seeks toward left[0].
+
+    The caller shortens `left` as it takes frames. From a packet that the decoder refuses to the next key frame nothing
+    can be trusted: the frames decoded before it are fetched by a second run that stops there (in the first they are
+    stuck in the decoder), then a fresh decoder goes on at the key frame, since a used one keeps traces of the error.
+    """
+    key = 0
+    while True:
+        bad = yield from _decode_run(found, left, key)
+        if bad is None or found.counted or not left:
+            return  # where frames are counted, the count is lost
+        following = max(key + 1, int(np.searchsorted(found.keys, bad, "right")))
+        if found.pts[left[0]] < (found.keys[following] if following < len(found.keys) else math.inf):
+            yield from _decode_run(found, left, key, stop=bad)
+        if following >= len(found.keys):
+            return
+        key = following
+
+
+def _decode_run(found: Probe, left: list[int], key: int, stop: int | None = None):
+    """Decode from the key frame of this number. Returns the tick of the packet or frame where damage ends the run, None
+    at the file's end or before the packet shown at `stop`."""
+    with _open(found.path) as container:
+        video = _video_stream(container, found.path)
+        # One thread: prepare runs a process a video, and which frame an error belongs to must not depend on timing.
+        video.codec_context.thread_count = 1
+        # A damaged picture may be shown after those that refer to it: let so many go by before one is given out.
+        lag = 4 if video.codec_context.has_b_frames and not found.counted else 0
+        place_of = {} if found.counted else {int(pts): place for place, pts in enumerate(found.pts)}
+        place = _first_place(found, key)
+        count, waiting, seek, packets = 0, True, key > 0 and found.seekable, container.demux(video)
+        held: deque = deque()
+        while True:
+            if found.seekable and left and (later := _key_before(found, left[0])) > key:
+                if _first_place(found, later) - place > _WORTH_A_SEEK:
+                    key, seek = later, True
+            if seek:
+                container.seek(int(found.keys[key]), stream=video, backward=True)
+                packets, waiting, seek, place = container.demux(video), True, False, _first_place(found, key)
+                held.clear()
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:
+                packet = None  # nothing behind this can be read
+            if packet is not None and packet.size and not found.counted:
+                begin = found.keys[key]
+                if waiting and found.seekable and packet.is_keyframe and (packet.pts is None or packet.pts > begin):
+                    # The file's index led past the key frame: look for it from the start.
+                    return (yield from _decode_run(replace(found, seekable=False), left, key, stop))
+                # What is shown before the key frame may refer to what was not decoded.
+                if packet.pts is None or packet.pts < begin or (waiting and packet.pts != begin):
+                    continue
+            elif packet is not None and packet.size and waiting and not packet.is_keyframe:
+                continue
+            waiting = waiting and not (packet and packet.size)
+            ended = packet is None or (stop is not None and packet.pts == stop)
+            if not ended and packet.is_corrupt:
+                return packet.pts
+            try:
+                frames = video.codec_context.decode(None) if ended else packet.decode()
+            except av.FFmpegError:
+                if not ended:
+                    return packet.pts
+                frames = []  # the end was there already
+            for frame in frames:
+                if frame.is_corrupt:
+                    return frame.pts
+                place = count if found.counted else place_of.get(frame.pts, place)
+                count += 1
+                if found.counted or frame.pts in place_of:
+                    held.append((place, functools.partial(frame.to_ndarray, format="rgb24")))
+            while len(held) > (0 if ended else lag):
+                yield held.popleft()
+            if ended:
+                return None
+
+
+def _key_before(found: Probe, place: int) -> int:
+    """Number of the last key frame shown at or before the frame at `place`."""
+    return max(int(np.searchsorted(found.keys, found.pts[place], "right")) - 1, 0)
+
+
+def _first_place(found: Probe, key: int) -> int:
+    return int(np.searchsorted(found.pts, found.keys[key])) if len(found.keys) else 0
+
+
+def decode_sound(path: str | Path, until: float | None = None) -> Sound:
+    """The sound track as mono float32 at its own rate, from time 0 to `until` seconds or its end.
+
+    Channels are averaged in float32. Samples that an encoder put before the sound are skipped (FFmpeg does), pauses
+    between packets become silence, a track that breaks off keeps what precedes the damage. Besides the result, memory
+    holds one decoded frame.
+    Raises MediaError if there is no track or nothing of it can be decoded.
+    """
+    path = Path(path)
+    with _open(path) as container:
+        audio = container.streams.best("audio")
+        if audio is None:
+            raise MediaError(NO_SOUND, f"{path.name} has none; add one or take the video out of the lists")
+        _decodable(audio, path)
+        video = container.streams.best("video")
+        zero = float(video.start_time * video.time_base) if video is not None and video.start_time is not None else 0.0
+        audio.codec_context.thread_count = 1
+        mono, filled, due, rate, damage = np.empty(0, np.float32), 0, None, 0, ""
+        try:
+            for frame in _sound_frames(container, audio):
+                rate = rate or frame.sample_rate
+                if frame.sample_rate != rate:
+                    damage = f"the sample rate changes from {rate} to {frame.sample_rate} Hz"
+                    break
+                stamp = due or 0 if frame.time is None else round((frame.time - zero) * rate)
+                if due is None or stamp - due > _GAP * rate:  # lost packets: what follows keeps its time
+                    due = stamp
+                if abs(due - filled) > _LONGEST * rate:
+                    damage = f"a timestamp says {due / rate:.0f} s"
+                    break
+                part = _mono(frame)[max(-due, 0) :]
+                at = max(due, 0)
+                due += frame.samples
+                if at + len(part) > len(mono):
+                    mono.resize(max(2 * len(mono), at + len(part), 60 * rate), refcheck=False)  # fills with zeros
+                mono[at : at + len(part)] = part
+                filled = max(filled, at + len(part))
+                if until is not None and filled > until * rate + 1:
+                    break
+        except av.FFmpegError as error:
+            damage = _say(error)
+        if filled == 0:
+            raise MediaError(UNREADABLE, f"{path.name}: no sound can be decoded ({damage or 'the track is empty'})")
+        mono.resize(filled, refcheck=False)
+        return Sound(mono, rate, damage and f"{path.name}: {damage}, {filled / rate:.2f} s of sound are there")
+
+
+def _sound_frames(container, audio):
+    """Decoded frames; what cannot be decoded before the first of them (a track cut in mid-frame) is passed over."""
+    begun = False
+    for packet in container.demux(audio):
+        if packet.is_corrupt:
+            raise av.InvalidDataError(0, "a packet is cut off")
+        try:
+            frames = packet.decode()
+        except av.FFmpegError:
+            if begun:
+                raise
+            continue
+        begun = begun or bool(frames)
+        yield from frames
+
+
+def _mono(frame) -> np.ndarray:
+    """A decoded audio frame → float32 (samples,), the channels' mean; integers are scaled by their full range."""
+    data = frame.to_ndarray()
+    if not frame.format.is_planar:
+        data = data.reshape(frame.samples, -1).T
+    kind = frame.format.name.removesuffix("p")
+    if kind in _SCALE:
+        data = (data.astype(np.float64) - (128 if kind == "u8" else 0)) * _SCALE[kind]
+    data = data.astype(np.float32)
+    return data[0] if len(data) == 1 else data.mean(axis=0, dtype=np.float32)
+
+
+def window_span(time: float, rate: int) -> tuple[int, int]:
+    """(offset, length) in samples of the 3 s around `time` s; int() truncates float error, as in the published code."""
+    return int((time - SECONDS / 2) * rate), int(SECONDS * rate)
+
+
+def sound_window(mono: np.ndarray, rate: int, time: float) -> np.ndarray | None:
+    """The 3 s of `mono` (n,) around `time` s, a view at the original rate; None if they leave the track."""
+    offset, length = window_span(time, rate)
+    return None if time < SECONDS / 2 or offset + length > len(mono) else mono[offset : offset + length]
+
+
+def to_stored(window: np.ndarray, rate: int) -> np.ndarray:
+    """float32 (n,) at `rate` Hz → float32 (48000,) at 16 kHz: soxr HQ, then `fit_length`."""
+    if rate != RATE:
+        window = soxr.resample(window, rate, RATE, quality="HQ")
+    return fit_length(np.asarray(window, np.float32), SAMPLES)
+
+
+def fit_length(sound: np.ndarray, length: int) -> np.ndarray:
+    """Repeat a sound that is too short, then crop its middle, as the published code does. (n,) → (length,), n > 0."""
+    if len(sound) < length:
+        sound = np.tile(sound, length // len(sound) + 1)
+    offset = (len(sound) - length) // 2
+    return sound[offset : offset + length]
+
+
+def to_pcm16(sound: np.ndarray) -> np.ndarray:
+    """float32 in [-1, 1] → int16, rounded to nearest (ties to even) and clipped."""
+    return np.clip(np.rint(sound * np.float32(32768)), -32768, 32767).astype(np.int16)
+
+
+def _open(path: Path):
+    try:
+        return av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise MediaError(UNREADABLE, f"{path.name}: {_say(error)}; it may be incomplete: fetch it again") from error
+
+
+def _video_stream(container, path: Path):
+    video = container.streams.best("video")
+    if video is None or video.disposition & av.stream.Disposition.attached_pic:
+        raise MediaError(NO_VIDEO, f"{path.name} has none")
+    return _decodable(video, path)
+
+
+def _decodable(stream, path: Path):
+    if stream.codec_context is None:
+        raise MediaError(UNREADABLE, f"{path.name}: FFmpeg has no decoder for its {stream.type} stream")
+    return stream
+
+
+def _say(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

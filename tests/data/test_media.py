@@ -1,0 +1,347 @@
+"""Decoding: the right frame, the right sound, and what a bad file costs."""
+
+import numpy as np
+import pytest
+from av import Packet, VideoFrame
+from av import open as av_open
+
+from essl_fast.data import media
+from essl_fast.data.media import MediaError, decode_frames, decode_sound, find_video, probe
+from tests.data.media_tools import clicks, make_video, number_of, numbered, truncate
+
+
+def numbers(path, requests):
+    """fid of each request → the number its frame shows, or the error's reason."""
+    got = {}
+    for index, frame in decode_frames(path, requests):
+        assert index not in got
+        got[index] = number_of(frame) if isinstance(frame, np.ndarray) else frame.reason
+    assert sorted(got) == list(range(len(requests)))
+    return [got[index] for index in range(len(requests))]
+
+
+CODECS = {
+    "h264_bframes.mp4": {"options": {"bf": "3", "preset": "veryfast"}},
+    "h264.mkv": {"options": {"bf": "2", "preset": "veryfast"}},
+    "h264.avi": {"options": {"bf": "2", "preset": "veryfast"}, "sound_codec": "libmp3lame"},
+    "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "vp8.webm": {"codec": "libvpx", "sound_codec": "libopus", "rate": 48_000},
+    "vp9.webm": {"codec": "libvpx-vp9", "sound_codec": "libopus", "rate": 48_000,
+                 "options": {"deadline": "realtime", "cpu-used": "8"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_the_nth_frame_is_the_nth_shown(tmp_path, name):
+    path = make_video(tmp_path / name, seconds=6, **CODECS[name])
+    fids = [31, 1, 2, 60, 45, 12, 11, 10, 31]
+    found = probe(path)
+    assert found.constant and len(found.pts) == 60 and found.audio and not found.truncated
+    assert found.frame_rate == pytest.approx(10)
+    assert numbers(path, [(fid, -1.0) for fid in fids]) == fids  # a constant rate never looks at the time
+
+
+def test_hidden_vp8_frames_are_not_counted(tmp_path):
+    """Alternate reference frames are packets of their own, decoded and never shown."""
+    shown, hidden = make_video(tmp_path / "shown.webm", codec="libvpx", sound=None), tmp_path / "hidden.webm"
+    with av_open(str(shown)) as source, av_open(str(hidden), "w") as file:
+        stream = file.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is None:
+                continue
+            twin = Packet(bytes([bytes(packet)[0] & ~0x10]) + bytes(packet)[1:]) if packet.is_keyframe else None
+            packet.stream = stream
+            file.mux(packet)
+            if twin is not None:  # a key frame again, hidden, changes nothing that is shown
+                twin.stream, twin.time_base = stream, packet.time_base
+                twin.pts = twin.dts = packet.pts + 1
+                file.mux(twin)
+    with av_open(str(hidden)) as file:
+        assert sum(packet.size > 0 for packet in file.demux(video=0)) == 44
+    found = probe(hidden)
+    assert found.constant and len(found.pts) == 40
+    assert numbers(hidden, [(fid, 0) for fid in (1, 2, 11, 40)]) == [1, 2, 11, 40]
+
+
+def test_seeking_gives_the_frames_of_a_full_decode(tmp_path):
+    path = make_video(tmp_path / "v.mp4", seconds=30, options={"bf": "3", "preset": "veryfast"})
+    with av_open(str(path)) as container:
+        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [number_of(frame) for frame in every] == list(range(1, 301))
+    fids = [1, 9, 10, 11, 40, 41, 119, 120, 121, 205, 300]
+    for index, frame in decode_frames(path, [(fid, 0) for fid in fids]):
+        np.testing.assert_array_equal(frame, every[fids[index] - 1])
+
+
+def test_seeking_skips_most_of_the_work(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "v.mp4", seconds=60)
+    seen = []
+    real = media._decode_places
+    monkeypatch.setattr(media, "_decode_places", lambda *args: (seen.append(1) or item for item in real(*args)))
+    assert numbers(path, [(5, 0), (305, 0), (592, 0)]) == [5, 305, 592]
+    assert len(seen) <= 30  # of 600 frames
+
+
+class Astray:
+    """A container whose index leads 3 s too far."""
+
+    def __init__(self, container, sought):
+        self.container, self.sought = container, sought
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.container.close()
+
+    def seek(self, tick, **how):
+        self.sought.append(tick)
+        self.container.seek(tick + 3000, **how)
+
+
+def test_a_seek_that_leads_past_the_frame_falls_back(tmp_path, monkeypatch):
+    path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), media._open, []
+    monkeypatch.setattr(media, "_open", lambda path: Astray(real(path), sought))
+    assert numbers(path, [(100, 0), (130, 0), (4, 0)]) == [100, 130, 4]
+    assert len(sought) == 1
+
+
+def test_a_varying_frame_rate_goes_by_time(tmp_path):
+    stamps = [0, 100, 200, 1200, 1240, 1280, 3000, 3040]
+    path = make_video(tmp_path / "v.mkv", pts=stamps, ticks=1000, options={"bf": "2", "preset": "veryfast"})
+    found = probe(path)
+    assert not found.constant
+    asked = [(1, 0.0), (99, 0.09), (1, 0.1), (1, 1.199), (1, 1.2), (3, 1.279), (7, 2.9), (2, 3.04), (1, -1.0)]
+    assert numbers(path, asked) == [1, 1, 2, 3, 4, 5, 6, 8, 1]
+    assert numbers(path, [(1, 9.0)]) == [media.PAST_END]
+
+
+def test_lossless_frames_come_out_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (4, 90, 160, 3), dtype=np.uint8)
+    path = make_video(tmp_path / "v.mkv", codec="ffv1", pix_fmt="bgr0", seconds=0.4, picture=lambda n: frames[n - 1],
+                      sound=None)  # fmt: skip
+    for index, frame in decode_frames(path, [(4, 0), (2, 0)]):
+        np.testing.assert_array_equal(frame, frames[[3, 1][index]])
+
+
+@pytest.mark.parametrize("space", [1, 5])  # BT.709, BT.601
+def test_the_colour_space_of_the_stream_is_respected(tmp_path, space):
+    colour = np.array([200, 30, 40], np.uint8)
+    path = tmp_path / "v.mp4"
+    with av_open(str(path), "w") as file:
+        video = file.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        video.codec_context.colorspace, video.codec_context.color_range = space, 1
+        frame = VideoFrame.from_ndarray(np.tile(colour, (64, 64, 1)), format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=space, dst_color_range=1)
+        frame.pts = 0
+        file.mux([*video.encode(frame), *video.encode()])
+    ((_, rgb),) = decode_frames(path, [(1, 0)])
+    assert np.abs(rgb[32, 32].astype(int) - colour).max() <= 4  # the wrong matrix is 20 off
+
+
+def test_a_frame_past_the_end_and_frame_zero(tmp_path):
+    path = make_video(tmp_path / "v.mp4")
+    assert numbers(path, [(41, 4.0), (40, 3.9), (0, 0.0)]) == [media.PAST_END, 40, media.PAST_END]
+
+
+def test_a_truncated_file_keeps_what_precedes_the_cut(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 20, (90, 160, 3))  # so that size is spread over the file
+    picture = lambda n: np.clip(numbered(n) + np.roll(noise, 7 * n, 1), 0, 255).astype(np.uint8)  # noqa: E731
+    for name, options in (("v.mp4", {"movflags": "faststart"}), ("v.mkv", {})):
+        path = make_video(tmp_path / name, seconds=6, picture=picture, container=options)
+        truncate(path, 0.6)
+        found = probe(path)
+        assert name in found.truncated and "of 6.0" in found.truncated
+        assert 20 < len(found.pts) < 50
+        got = numbers(path, [(3, 0.3), (18, 1.8), (59, 5.9)])
+        assert got == [3, 18, media.TRUNCATED]
+
+
+def test_a_truncated_file_without_its_index_cannot_be_opened(tmp_path):
+    path = make_video(tmp_path / "v.mp4")
+    truncate(path, 0.6)
+    with pytest.raises(MediaError, match="video file unreadable: v.mp4: Invalid data.*fetch it again"):
+        probe(path)
+    with pytest.raises(MediaError, match="unreadable"):
+        decode_sound(path)
+    path.write_bytes(b"")
+    with pytest.raises(MediaError, match="unreadable"):
+        probe(path)
+
+
+@pytest.mark.parametrize("part", ["all", "half"])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@pytest.mark.parametrize("name, b_frames", [("v.mp4", 0), ("v.mkv", 0), ("v.mp4", 3), ("v.mkv", 3), ("v.avi", 0)])
+def test_damage_costs_only_frames_that_depend_on_it(tmp_path, name, b_frames, step, part):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 20, (90, 160, 3))
+    picture = lambda n: np.clip(numbered(n) + np.roll(noise, 7 * n, 1), 0, 255).astype(np.uint8)  # noqa: E731
+    options = {"bf": str(b_frames), "preset": "veryfast", "sc_threshold": "0"}
+    path = make_video(tmp_path / name, seconds=5, picture=picture, sound=None, options=options)
+    requests = [(fid, 0) for fid in range(1, 51)]
+    clean = dict(decode_frames(path, requests))
+    with av_open(str(path)) as file:
+        packets = [(packet.pts, packet.is_keyframe, bytes(packet)) for packet in file.demux(video=0) if packet.size]
+    ticks, keys = [tick for tick, _, _ in packets], [tick for tick, key, _ in packets if key]
+    hit = ticks.index(keys[2]) + step  # in the third of five groups of pictures
+    data, raw = path.read_bytes(), packets[hit][2]
+    at, kept = data.index(raw), 4 if part == "all" else len(raw) // 2
+    path.write_bytes(data[: at + kept] + bytes(len(raw) - kept) + data[at + len(raw) :])  # a hole in a download
+
+    order = sorted(ticks)
+    before = {order.index(tick) for tick in ticks[:hit]}  # decoded before the damage
+    following = order.index(keys[3]) if name != "v.avi" else 50  # where frames are counted, the count is lost
+    got = dict(decode_frames(path, requests))
+    lost = {index for index, frame in got.items() if isinstance(frame, MediaError)}
+    assert order.index(ticks[hit]) in lost and lost <= set(range(following)) - before
+    assert {got[index].reason for index in lost} == {media.TRUNCATED}
+    for index in got.keys() - lost:
+        np.testing.assert_array_equal(got[index], clean[index])
+
+
+def test_open_groups_of_pictures(tmp_path):
+    """Pictures shown before a key frame may come after it in the file and refer to what precedes it."""
+    options = {"bf": "3", "preset": "veryfast", "x264-params": "open-gop=1:keyint=10:bframes=3:b-adapt=0:scenecut=0"}
+    path, cut = make_video(tmp_path / "v.mp4", seconds=12, options=options, sound=None), tmp_path / "cut.mkv"
+    found = probe(path)
+    key = int(np.searchsorted(found.pts, found.keys[5]))
+    for fid in (3, key, key + 1, key + 2, 120):
+        assert numbers(path, [(fid, 0)]) == [fid]
+    assert numbers(path, [(fid, 0) for fid in range(1, 121)]) == list(range(1, 121))
+
+    with av_open(str(path)) as source, av_open(str(cut), "w") as file:
+        stream = file.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.dts is not None]
+        begin = next(at for at, packet in enumerate(packets) if packet.pts == found.keys[5])
+        leading = sum(packet.pts < found.keys[5] for packet in packets[begin:])
+        assert leading >= 1
+        for packet in packets[begin:]:
+            packet.stream = stream
+            file.mux(packet)
+    # frame 1 of what was cut out is the first that can be decoded
+    assert len(probe(cut).pts) == 120 - key
+    assert numbers(cut, [(1, 0), (2, 0), (60, 0)]) == [key + 1, key + 2, key + 60]
+
+
+def test_files_without_a_track(tmp_path):
+    silent = make_video(tmp_path / "silent.mp4", sound=None)
+    assert not probe(silent).audio
+    with pytest.raises(MediaError, match="no audio track: silent.mp4 has none"):
+        decode_sound(silent)
+    blind = tmp_path / "blind.mp4"
+    with av_open(str(blind), "w") as file, av_open(str(make_video(tmp_path / "both.mp4"))) as both:
+        stream = file.add_stream_from_template(both.streams.audio[0])
+        for packet in both.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                file.mux(packet)
+    with pytest.raises(MediaError, match="no video stream: blind.mp4 has none"):
+        probe(blind)
+
+
+def test_find_video(tmp_path):
+    (tmp_path / "a.MOV").touch()
+    (tmp_path / "b.webm").touch()
+    (tmp_path / "b.mp4").touch()
+    assert find_video(tmp_path, "a").name == "a.MOV"
+    assert find_video(tmp_path, "b").name == "b.mp4"
+    with pytest.raises(MediaError, match="video file missing: c{.mp4,.mkv,.webm,.avi,.mov} is not in"):
+        find_video(tmp_path, "c")
+
+
+def first_click(sound, rate):
+    return int(np.argmax(np.abs(sound) > 0.3)) / rate
+
+
+TRACKS = [
+    ("v.mp4", "aac", 44_100),
+    ("v.mkv", "aac", 16_000),
+    ("v.webm", "libopus", 48_000),
+    ("v.mov", "pcm_s16le", 22_050),
+]
+
+
+@pytest.mark.parametrize("name, codec, rate", TRACKS)
+def test_sound_starts_at_time_zero(tmp_path, name, codec, rate):
+    video = {"codec": "libvpx"} if name == "v.webm" else {}
+    path = make_video(tmp_path / name, sound=clicks(4, rate, at=(2.0,)), sound_codec=codec, rate=rate, **video)
+    sound = decode_sound(path)
+    assert sound.rate == rate and sound.mono.dtype == np.float32 and not sound.damage
+    assert len(sound.mono) / rate == pytest.approx(4, abs=0.07)  # a lossy codec fills its last block
+    assert first_click(sound.mono, rate) == pytest.approx(2, abs=0.004)
+
+
+def test_sound_that_starts_late_is_preceded_by_silence(tmp_path):
+    path = make_video(tmp_path / "v.mkv", sound=clicks(3, 16_000, at=(1.0,)), sound_codec="pcm_s16le", sound_start=0.75)
+    sound = decode_sound(path)
+    assert len(sound.mono) == 60_000
+    assert not sound.mono[: 12_000 - 16].any()  # Matroska rounds to milliseconds
+    assert first_click(sound.mono, 16_000) == pytest.approx(1.75, abs=0.001)
+
+
+def test_sound_and_frames_share_the_video_streams_clock(tmp_path):
+    path = make_video(tmp_path / "v.mkv", pts=range(500, 4500, 100), ticks=1000, sound=clicks(4, 16_000, at=(2.0,)),
+                      sound_codec="pcm_s16le")  # fmt: skip
+    sound = decode_sound(path)
+    assert first_click(sound.mono, 16_000) == pytest.approx(1.5, abs=0.001)
+    assert numbers(path, [(1, 0.0)]) == [1]
+
+
+def test_lossless_stereo_becomes_the_mean_of_its_channels(tmp_path):
+    rng = np.random.default_rng(0)
+    stereo = rng.uniform(-0.9, 0.9, (2, 48_000)).astype(np.float32)
+    path = make_video(tmp_path / "v.mkv", sound=stereo, sound_codec="pcm_f32le")
+    np.testing.assert_array_equal(decode_sound(path).mono, stereo.mean(0, dtype=np.float32))
+    path = make_video(tmp_path / "w.mkv", sound=stereo, sound_codec="flac")
+    assert np.abs(decode_sound(path).mono - stereo.mean(0)).max() < 2**-15
+
+
+def test_sound_is_decoded_no_further_than_asked(tmp_path):
+    path = make_video(tmp_path / "v.mp4", seconds=12)
+    whole, part = decode_sound(path).mono, decode_sound(path, until=3.0).mono
+    assert 48_000 < len(part) < 52_000 < len(whole)
+    np.testing.assert_array_equal(part, whole[: len(part)])
+
+
+def test_a_pause_between_packets_becomes_silence(tmp_path):
+    whole = make_video(tmp_path / "v.mkv", seconds=6, sound=clicks(6, 16_000, at=(1.0, 5.0)), sound_codec="pcm_s16le")
+    gap = tmp_path / "gap.mkv"
+    with av_open(str(whole)) as source, av_open(str(gap), "w") as file:
+        streams = {s.index: file.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            lost = packet.stream.type == "audio" and packet.pts is not None and 2000 <= packet.pts < 4000
+            if packet.dts is not None and not lost:
+                packet.stream = streams[packet.stream.index]
+                file.mux(packet)
+    sound = decode_sound(gap).mono
+    assert len(sound) == 96_000 and not sound[35_000:60_000].any() and sound[:30_000].any()
+    assert np.argmax(np.abs(sound[60_000:]) > 0.3) == pytest.approx(20_000, abs=16)
+
+
+def test_window_rule():
+    mono = np.arange(80_000, dtype=np.float32)
+    assert media.window_span(2.3, 44_100) == (35_279, 132_300)  # the exact product is 35,280
+    assert media.sound_window(mono, 16_000, 1.4999) is None
+    np.testing.assert_array_equal(media.sound_window(mono, 16_000, 1.5), mono[:48_000])
+    np.testing.assert_array_equal(media.sound_window(mono, 16_000, 3.5), mono[32_000:])
+    assert media.sound_window(mono, 16_000, 3.5001) is None
+
+
+def test_stored_sound():
+    pcm = media.to_pcm16(np.array([0, 1, -1, 1.5, -2, 0.5 / 32768, 1.5 / 32768, -0.25], np.float32))
+    assert pcm.dtype == np.int16
+    assert pcm.tolist() == [0, 32767, -32768, 32767, -32768, 0, 2, -8192]
+    assert media.fit_length(np.arange(5), 8).tolist() == [1, 2, 3, 4, 0, 1, 2, 3]
+    assert media.fit_length(np.arange(9), 4).tolist() == [2, 3, 4, 5]
+    for rate in (8_000, 16_000, 22_050, 44_100, 48_000, 96_000):
+        time = np.arange(3 * rate) / rate
+        stored = media.to_stored(np.sin(2 * np.pi * 440 * time).astype(np.float32), rate)
+        assert stored.shape == (48_000,) and stored.dtype == np.float32
+        expected = np.sin(2 * np.pi * 440 * np.arange(48_000) / 16_000)
+        assert np.abs(stored - expected)[500:-500].max() < 1e-3

@@ -1,0 +1,426 @@
+"""The prepare command, end to end on real files: what it writes, how it continues, and what it says of bad input."""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from essl_fast.config import InputError
+from essl_fast.data import media, parts
+from essl_fast.data.shards import Manifest, iterate
+from essl_fast.prepare import main, prepare
+from tests.data.media_tools import clicks, make_video, number_of, row, truncate, write_annotations
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Six videos of 4 s at 10 fps, a click at 2.0 s, frames that show their number; 5 pairs each, one too late."""
+    root = tmp_path_factory.mktemp("world")
+    for name in ("a", "b", "c", "d", "e.1", "ü f"):
+        make_video(root / "videos" / f"{name}.mp4", sound=clicks(4, 16_000, at=(2.0,)))
+    rows = [row(16, 1.5), row(18, 1.7, "[]"), row(21, 2.0, label="crash"), row(24, 2.3), row(40, 3.9)]
+    write_annotations(root / "notes", {name: rows for name in ("a", "b", "c", "d")},
+                      {name: rows for name in ("e.1", "ü f")})  # fmt: skip
+    return root
+
+
+def run(world, out, **settings):
+    settings = {"workers": 1, "progress": False, "validation": 0.25, **settings}
+    return prepare(world / "videos", world / "notes", out, **settings)
+
+
+def hashes(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def left_out(out):
+    return [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def reference(world, tmp_path_factory):
+    """Prepared in one go, by one process."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    run(world, out, pairs_per_shard=5)
+    return out
+
+
+def test_what_is_written(world, reference):
+    manifest = Manifest.load(reference)
+    manifest.verify()
+    splits = manifest.header["splits"]
+    assert {name: (entry["pairs"], entry["videos"]) for name, entry in splits.items()} == {
+        "train": (12, 3), "val": (3, 1), "test": (6, 2)}  # fmt: skip
+    assert [shard["pairs"] for shard in splits["train"]["shards"]] == [5, 5, 2]
+    assert manifest.classes == ("crash", "siren") and manifest.boxes.shape == (21, 1, 4)
+    assert manifest.header["settings"]["frame"] == "start"
+    assert manifest.header["settings"]["annotation_size"] == [320, 180]
+    assert str(world) not in (reference / "manifest.json").read_text() + (reference / "left_out.jsonl").read_text()
+    assert not (reference / ".parts").exists()
+
+    pairs = [pair for split in ("train", "val", "test") for tar, _ in manifest.shards(split) for pair in iterate(tar)]
+    assert [pair["row"] for pair in pairs] == list(range(21))
+    assert len({pair["key"] for pair in pairs}) == 21
+    for row_number, pair in enumerate(pairs):
+        told = pair["json"]
+        assert pair["key"] == told["key"] == manifest.key(row_number) == f"{told['video']}_{told['fid']:06d}"
+        assert told["split"] == ("train", "val", "test")[manifest.split[row_number]]
+        assert told["time"] == manifest.time[row_number] and told["labelled"] == manifest.labelled[row_number]
+        assert told["class"] == manifest.classes[manifest.class_id[row_number]] == told["classes"][0]
+        assert told["labelled"] == (told["fid"] != 18) and told["fid"] in (16, 18, 21, 24)
+        boxes = [box for box in manifest.boxes[row_number].tolist() if box[2] > box[0]]
+        assert boxes == told["boxes"] == ([[22, 22, 112, 112]] if told["labelled"] else [])
+        image = Image.open(io.BytesIO(pair["jpg"]))
+        assert image.size == (160, 90) and image.layer[0][1:3] == image.layer[1][1:3] == (1, 1)  # 4:4:4
+        assert number_of(np.asarray(image.convert("RGB"))) == told["fid"]
+        sound = np.frombuffer(pair["s16"], "<i2")
+        assert len(sound) == 48_000
+        click = np.argmax(np.abs(sound.astype(int)) > 8000) / 16_000
+        assert click == pytest.approx(2.0 - (told["time"] - 1.5), abs=0.005)  # the window is centred on the frame
+    order = [manifest.key(row) for row in manifest.rows("train")]
+    assert order != sorted(order)  # sequential reading is already mixed
+
+
+def test_what_is_left_out_is_listed(reference):
+    left = left_out(reference)
+    counts = {"sound window leaves the audio track": 6, "no box": 3}
+    assert Manifest.load(reference).header["left_out"] == counts
+    assert len(left) == 9 and {entry["reason"] for entry in left} == set(counts)
+    late = [entry for entry in left if entry["key"] == "a_000040"]
+    assert late[0]["video"] == "a" and late[0]["detail"].startswith("a.mp4: 3 s around 3.9 s, the track has 4.")
+    (held_out,) = {pair["json"]["video"] for pair in iterate(reference / "val-00000.tar")}
+    no_box = {entry["key"] for entry in left if entry["reason"] == "no box"}  # such a pair can train, and not be scored
+    assert no_box == {f"{video}_000018" for video in ("e.1", "ü f", held_out)}
+
+
+def test_the_number_of_workers_changes_no_byte(world, reference, tmp_path):
+    run(world, tmp_path / "out", workers=2, pairs_per_shard=5)
+    assert hashes(tmp_path / "out") == hashes(reference)
+
+
+def test_the_seed_changes_order_and_validation(world, reference, tmp_path):
+    manifest = run(world, tmp_path / "out", seed=3, validation=0)
+    assert manifest.header["splits"]["val"]["pairs"] == 0 and manifest.header["splits"]["train"]["pairs"] == 16
+    other = run(world, tmp_path / "other", seed=4, validation=0)
+    assert set(manifest.keys) == set(other.keys) and manifest.keys.tolist() != other.keys.tolist()
+
+
+KILLER = """
+import importlib, os, signal, sys
+from essl_fast.prepare import main
+module, name, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
+module = importlib.import_module(module)
+holder = getattr(module, name.split(".")[0]) if "." in name else module
+real = getattr(holder, name.split(".")[-1])
+def dying(*args, **kwargs):
+    global calls
+    calls -= 1
+    if calls < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*args, **kwargs)
+setattr(holder, name.split(".")[-1], dying)
+sys.exit(main(sys.argv[4:]))
+"""
+COMMON = ["--validation", "0.25", "--pairs-per-shard", "5"]
+
+
+def arguments(world, out, *more):
+    return ["--videos", str(world / "videos"), "--annotations", str(world / "notes"), "--out", str(out), *COMMON, *more]
+
+
+@pytest.mark.parametrize("module, name, calls", [
+    ("essl_fast.data.parts", "make_part", 3),  # between two videos
+    ("essl_fast.data.media", "to_pcm16", 6),  # inside a video
+    ("essl_fast.data.shards", "ShardWriter.add", 8),  # in the second shard
+    ("essl_fast.prepare", "write_manifest", 0),  # all shards there, nothing else
+    ("essl_fast.prepare", "shutil.rmtree", 0),  # all there, but the parts not yet removed
+])  # fmt: skip
+def test_killed_and_continued_ends_with_the_same_bytes(world, reference, tmp_path, module, name, calls):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", KILLER, module, name, str(calls), *arguments(world, out, "--workers", "1")]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert hashes(out) != hashes(reference)
+    done = {path: path.stat().st_mtime_ns for path in (out / ".parts").glob("*.part")}
+    again = subprocess.run(
+        [sys.executable, "-m", "essl_fast.prepare", *arguments(world, out, "--workers", "2")],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    if (name, calls) != ("shutil.rmtree", 0):
+        assert f"continuing: {len(done)} of 6 videos are done" in again.stderr and len(done) in (1, 3, 6)
+    assert hashes(out) == hashes(reference)
+
+
+def test_finished_videos_are_not_decoded_again(world, tmp_path, monkeypatch):
+    out, made = tmp_path / "out", []
+    real = parts.make_part
+
+    def interrupted(task, folder):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(task.video)
+        return real(task, folder)
+
+    monkeypatch.setattr(parts, "make_part", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, out)
+    os.utime(world / "videos" / f"{made[0]}.mp4")  # changed since: this one is made again
+    again = []
+    monkeypatch.setattr(parts, "make_part", lambda task, folder: again.append(task.video) or real(task, folder))
+    run(world, out)
+    assert len(again) == 3 and made[0] in again and not set(made[1:]) & set(again)
+
+
+def test_parts_of_other_frames_are_made_again(world, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("essl_fast.prepare._assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path / "out", frame="middle")
+    made = []
+    real = parts.make_part
+    monkeypatch.setattr(parts, "make_part", lambda task, folder: made.append(task.video) or real(task, folder))
+    notes = tmp_path / "notes"
+    write_annotations(notes, {"a": [row(20, 1.9)], "b": [row(16, 1.5)]}, {"c": [row(21, 2.0)]})
+    prepare(world / "videos", notes, tmp_path / "out", workers=1, progress=False, validation=0)
+    assert sorted(made) == ["a", "b", "c"]
+
+
+def test_a_finished_folder_is_left_alone(world, reference, tmp_path, monkeypatch, capsys):
+    before = hashes(reference)
+    monkeypatch.setattr("essl_fast.prepare.run_tasks", lambda *_: pytest.fail("it worked again"))
+    assert main(arguments(world, reference)) == 0
+    captured = capsys.readouterr()
+    assert f"{reference} is complete: nothing to do" in captured.err and "train" in captured.out
+    with pytest.raises(InputError, match=r"prepared differently \(seed was 0, is 7\): choose another --out or de"):
+        run(world, reference, pairs_per_shard=5, seed=7)
+    with pytest.raises(InputError, match=r"\(frame was start, is middle\)"):
+        run(world, reference, pairs_per_shard=5, frame="middle")
+    other = write_annotations(tmp_path / "notes", {"a": [row(16, 1.5)]}, {"c": [row(16, 1.5)]})
+    with pytest.raises(InputError, match=r"\(the annotations were others\)"):
+        prepare(world / "videos", other, reference, pairs_per_shard=5, validation=0.25)
+    assert hashes(reference) == before
+
+
+def test_a_damaged_folder_is_prepared_again(world, reference, tmp_path, capsys):
+    out = tmp_path / "out"
+    run(world, out, pairs_per_shard=5)
+    (out / "train-00001.tar").unlink()
+    run(world, out, pairs_per_shard=5, progress=True)
+    assert f"{out} is damaged: preparing it again" in capsys.readouterr().err
+    assert hashes(out) == hashes(reference)
+
+
+def test_shards_of_an_earlier_assembly_do_not_stay(world, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("essl_fast.prepare.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path / "out", pairs_per_shard=2)
+    assert (tmp_path / "out/train-00005.tar").exists()
+    run(world, tmp_path / "out", pairs_per_shard=1000)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"manifest.json", "left_out.jsonl", "pairs"} | {
+        f"{split}-00000.{kind}" for split in ("train", "val", "test") for kind in ("tar", "idx")}  # fmt: skip
+
+
+def test_two_at_once(world, tmp_path):
+    parts_folder = tmp_path / "out/.parts"
+    parts_folder.mkdir(parents=True)
+    with open(parts_folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another prepare is at work on .*out: wait for it, or choose another"):
+            run(world, tmp_path / "out")
+    run(world, tmp_path / "out")
+
+
+def test_a_folder_with_other_files_is_refused(world, tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds files that prepare did not make: choose an empty or a new folder"):
+        run(world, tmp_path)
+    with pytest.raises(InputError, match="precious.txt is a file: --out must name a folder"):
+        run(world, tmp_path / "precious.txt")
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(InputError, match="manifest.json is not a manifest of prepare"):
+        run(world, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"precious.txt", "manifest.json"}
+
+
+def damaged_world(root):
+    """One good and several bad videos in training, a good one in the test; (videos, annotations)."""
+    videos = root / "videos"
+    make_video(videos / "good.mp4")
+    make_video(videos / "test.mp4")
+    make_video(videos / "silent.mp4", sound=None)
+    (videos / "garbage.mp4").write_bytes(bytes(range(256)) * 40)
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (60, 90, 160, 3), dtype=np.uint8)
+    make_video(videos / "cut.mp4", seconds=6, picture=lambda n: noise[n - 1], container={"movflags": "faststart"})
+    truncate(videos / "cut.mp4", 0.7)
+    make_video(videos / "short.mp4", seconds=2, sound=clicks(6, 16_000))
+    rows = [row(20, 2.0), row(22, 2.2)]
+    train = {
+        "good": [*rows, row(23, 2.3, "[[400, 10, 420, 40]]")],
+        "missing": rows,
+        "silent": rows,
+        "garbage": rows,
+        "cut": [row(18, 1.7), row(40, 3.9)],
+        "short": [row(20, 2.0), row(30, 3.0)],
+        "unnoted": [],
+    }
+    write_annotations(root / "notes", train, {"test": rows})
+    return videos, root / "notes"
+
+
+def test_every_kind_of_bad_input_is_counted_and_listed(tmp_path, capsys):
+    videos, notes = damaged_world(tmp_path)
+    out = tmp_path / "out"
+    command = ["--videos", str(videos), "--annotations", str(notes), "--out", str(out), "--validation", "0"]
+    assert main([*command, "--workers", "2"]) == 0
+    told = capsys.readouterr()
+    entries = {(left["video"], left["key"]): (left["reason"], left["detail"]) for left in left_out(out)}
+    expected = {
+        ("missing", None): ("video file missing", "missing{.mp4,.mkv,.webm,.avi,.mov} is not in videos/ (2 pairs)"),
+        ("silent", None): ("no audio track", "silent.mp4 has none; add one or take the video out of the lists"),
+        ("garbage", None): ("video file unreadable", "garbage.mp4: Invalid data found when processing input; "
+                            "it may be incomplete: fetch it again (2 pairs)"),
+        ("cut", "cut_000040"): ("sound truncated or damaged", "3 s around 3.9 s: cut.mp4: "),
+        ("short", "short_000030"): ("frame past the end of the video", "short.mp4: frame 30 at 3 s, it has 20 frames"),
+        ("good", "good_000023"): ("box outside the frame", "good.csv line 4: box [400, 10, 420, 40] of a 320x180"),
+        ("unnoted", None): ("no annotations", "annotation/group/unnoted.csv has a header and no row"),
+    }  # fmt: skip
+    assert entries.keys() == expected.keys()
+    for place, (reason, detail) in expected.items():
+        assert entries[place][0] == reason and entries[place][1].startswith(detail), entries[place]
+        assert reason.split()[0] in told.out
+    assert "left_out.jsonl" in told.out and str(tmp_path) not in (out / "left_out.jsonl").read_text()
+    assert Manifest.load(out).header["splits"]["train"]["pairs"] == 4
+
+    assert main([*command, "--strict"]) == 1  # a finished folder keeps its answer
+    assert "strict: 7 entries were left out" in capsys.readouterr().err
+
+
+def test_strict_accepts_windows_that_leave_the_track(tmp_path):
+    make_video(tmp_path / "videos/a.mp4")
+    make_video(tmp_path / "videos/b.mp4")
+    write_annotations(tmp_path / "notes", {"a": [row(5, 0.4), row(20, 2.0)]}, {"b": [row(20, 2.0)]})
+    places = ["--videos", str(tmp_path / "videos"), "--annotations", str(tmp_path / "notes")]
+    assert main([*places, "--strict", "--workers", "1", "--out", str(tmp_path / "out")]) == 0
+    assert Manifest.load(tmp_path / "out").header["left_out"] == {media.WINDOW: 1}
+
+
+def test_a_truncated_video_keeps_the_pairs_before_the_cut(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (100, 90, 160, 3), dtype=np.uint8)
+    path = tmp_path / "videos/a.mp4"
+    make_video(path, seconds=10, picture=lambda n: noise[n - 1], container={"movflags": "faststart"})
+    truncate(path, 0.6)
+    rows = [row(fid, fid / 10) for fid in range(16, 85, 4)]
+    write_annotations(tmp_path / "notes", {}, {"a": rows})
+    manifest = prepare(tmp_path / "videos", tmp_path / "notes", tmp_path / "out", workers=1, progress=False)
+    kept = sorted(int(key.decode()[-6:]) for key in manifest.keys)
+    assert kept == list(range(16, kept[-1] + 1, 4)) and 32 <= kept[-1] <= 52
+    left = left_out(tmp_path / "out")
+    assert len(left) == len(rows) - len(kept)
+    assert all(entry["reason"].endswith("truncated or damaged") and "of 10.0" in entry["detail"] for entry in left)
+
+
+def test_no_pair_left_says_why(tmp_path):
+    make_video(tmp_path / "videos/a.mp4")
+    make_video(tmp_path / "videos/b.mp4", sound=None)
+    write_annotations(tmp_path / "notes", {"a": [row(20, 2.0)]}, {"b": [row(20, 2.0), row(21, 2.1)], "c": []})
+    with pytest.raises(InputError, match=r"no pair is left for the split test of 2 videos; most often: no a") as error:
+        prepare(tmp_path / "videos", tmp_path / "notes", tmp_path / "out", workers=1, progress=False)
+    listing = tmp_path / "out/.parts/left_out.jsonl"
+    assert str(listing) in str(error.value) and len(listing.read_text().splitlines()) == 2
+    assert not (tmp_path / "out/manifest.json").exists()
+    make_video(tmp_path / "videos/b.mp4")  # mended: the same command goes on
+    assert len(prepare(tmp_path / "videos", tmp_path / "notes", tmp_path / "out", workers=1, progress=False)) == 3
+
+
+def test_middle_policy_asks_the_video_for_its_frame_rate(tmp_path):
+    make_video(tmp_path / "videos/a.mp4", seconds=6)
+    notes = write_annotations(tmp_path / "notes", {"a": ['20,1.9,30,"[[0,0,32,18]]",siren']}, {},
+                              header="start_fid,start_time,end_fid,bbox,ssl")  # fmt: skip
+    manifest = prepare(tmp_path / "videos", notes, tmp_path / "out", frame="middle", workers=1, progress=False)
+    assert manifest.key(0) == "a_000025" and manifest.time[0] == pytest.approx(1.9 + 0.5)
+
+
+def test_a_decoder_that_crashes_costs_its_video(world, tmp_path, monkeypatch):
+    real = parts._Worker._start
+
+    def start(worker):
+        real(worker)
+        if not (tmp_path / "crashed").exists():
+            (tmp_path / "crashed").touch()
+            worker.process.kill()
+            worker.process.stdin.close()
+            worker.process.stdout.close()
+            script = "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)"
+            pipe = subprocess.PIPE
+            worker.process = subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe)
+
+    monkeypatch.setattr(parts._Worker, "_start", start)
+    manifest = run(world, tmp_path / "out", workers=2)
+    assert manifest.header["left_out"]["decoder crashed"] == 1
+    (entry,) = [left for left in left_out(tmp_path / "out") if left["reason"] == "decoder crashed"]
+    assert entry["key"] is None and entry["detail"].endswith("its worker was ended by signal 11 (5 pairs)")
+    assert len({key.decode().rsplit("_", 1)[0] for key in manifest.keys}) == 5
+
+
+def test_a_folder_that_cannot_be_written(world, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(parts.os, "replace", full)
+    with pytest.raises(InputError, match="No space left on device; free some space or choose another --out"):
+        run(world, tmp_path / "out")
+
+
+def test_prepare_works_in_a_script_without_a_guarded_main(world, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom essl_fast.prepare import prepare\n"
+        f"print(len(prepare({str(world / 'videos')!r}, {str(world / 'notes')!r}, 'out', workers=2)))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and int(done.stdout) >= 20, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("prepare: ") and done.stderr.count("videos (") <= 10
+
+
+def test_errors_of_the_command(world, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "o")]
+    assert main(["--videos", str(tmp_path / "no"), "--annotations", str(world / "notes"), *out]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("essl_fast.prepare: error: ") and error.count("\n") == 1 and "no is not a folder" in error
+    (tmp_path / "notes/annotation/group").mkdir(parents=True)
+    (tmp_path / "notes/annotation/group/a.csv").write_text("")
+    (tmp_path / "notes/train_ssl.txt").write_text("a\n")
+    (tmp_path / "notes/test_ssl.txt").write_text("")
+    assert main(["--videos", str(tmp_path), "--annotations", str(tmp_path / "notes"), *out]) == 2
+    assert "a.csv is empty" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    for settings in ({"workers": 0}, {"pairs_per_shard": 0}):
+        with pytest.raises(InputError, match="is 0: give 1 or more"):
+            run(world, tmp_path / "o", **settings)
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments(world, tmp_path / "o"), "--annotation-size", "320"])
+    assert "'320' is not a width and height such as 320x180" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for option in ("--frame", "--row-boxes", "--annotation-size", "--validation", "--seed", "--workers", "--strict"):
+        assert option in text
