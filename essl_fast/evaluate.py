@@ -1,0 +1,206 @@
+"""python -m essl_fast.evaluate CHECKPOINT: how well a checkpoint localizes on a split, as a table and JSON."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from essl_fast import checkpoint, config, kernels, metrics, models, runlog
+from essl_fast.config import InputError
+from essl_fast.data.loader import Loader
+from essl_fast.data.shards import Manifest
+
+
+class Evaluation(NamedTuple):
+    """A split, pair by pair, in the manifest's order."""
+
+    rows: np.ndarray  # (N,) int64 manifest rows
+    ciou: np.ndarray  # (N,) float64; NaN counts as a miss
+    similarity: np.ndarray  # (N, h, w) float32 cosine maps
+    samples: list[dict]  # of the rows that were asked for: frame (224, 224, 3) uint8, similarity, boxes, title
+
+    def result(self, manifest: Manifest) -> dict:
+        """Plain values: success_at_half, auc, the 21-point curve, pairs, and the same per class."""
+        summary = metrics.summarize(self.ciou)
+        classes = metrics.per_class(self.ciou, manifest.class_id[self.rows], manifest.classes)
+        return {
+            "pairs": len(self.rows),
+            "success_at_half": summary.success_at_half,
+            "auc": summary.auc,
+            "curve": summary.curve.tolist(),
+            "per_class": classes,
+        }
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a setting; InputError if it asks for a GPU that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(
+            f"device: {name} was asked for, but PyTorch sees no GPU; use --device cpu, or check the driver"
+        )
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: bf16 on a GPU and float32 on a CPU for "auto"."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise InputError("precision: fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def centre_view(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Stored frames (B, 224, 224, 3) uint8 as the one view (1, B, 3, 224, 224) that evaluation sees."""
+    batch = len(frames)
+    zero = torch.zeros((1, batch), dtype=torch.int32, device=frames.device)
+    rows = torch.arange(batch, device=frames.device)
+    return kernels.two_views(frames, rows, zero, zero, zero.bool(), config.SIZE, dtype)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: models.Localizer,
+    manifest: Manifest,
+    split: str,
+    settings: config.Config,
+    device: torch.device,
+    dtype: torch.dtype,
+    show: int = 0,
+) -> Evaluation:
+    """Localize every pair of a split; results leave the device once, at the end. ``show`` pairs are kept to draw."""
+    rows_wanted = manifest.rows(split)
+    if not len(rows_wanted):
+        raise InputError(
+            f"{manifest.root}: the {split} split is empty; prepare the data with one, or choose another split"
+        )
+    shown = set(rows_wanted[np.linspace(0, len(rows_wanted) - 1, min(show, len(rows_wanted))).astype(int)].tolist())
+    boxes = torch.from_numpy(np.array(manifest.boxes)).to(device)
+    rows, scores, maps, frames = [], [], [], {}
+    was_training = model.training
+    model.eval()
+    loader = Loader(
+        manifest, [split], batch_size=min(settings.data.batch_size, len(rows_wanted)), side=config.SIZE, device=device,
+        seed=settings.seed, shuffle=False, last_batch="keep", threads=settings.data.threads or None,
+        prefetch=settings.data.prefetch,
+    )  # fmt: skip
+    try:
+        for raw in loader:
+            views = centre_view(raw.frames, dtype)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                similarity = model.attend(views, kernels.log_mel(raw.pcm)).similarity[0]
+            rows.append(raw.index)
+            maps.append(similarity)
+            scores.append(metrics.ciou(similarity, boxes[raw.index], settings.objective.consensus))
+            for at, row in enumerate(raw.index.tolist() if shown else ()):
+                if row in shown:
+                    frames[row] = raw.frames[at].cpu().numpy()
+    finally:
+        loader.close()
+        model.train(was_training)
+    rows, scores, maps = (torch.cat(parts).cpu().numpy() for parts in (rows, scores, maps))
+    order = np.argsort(rows)
+    rows, scores, maps = rows[order], scores[order], maps[order].astype(np.float32)
+    if not np.array_equal(rows, np.sort(rows_wanted)):
+        raise RuntimeError(f"evaluation of {split} saw {len(rows)} pairs, expected each of {len(rows_wanted)} once")
+    samples = []
+    for at, row in enumerate(rows.tolist()):
+        if row in frames:
+            name = manifest.classes[manifest.class_id[row]]
+            title = f"{name}: cIoU {scores[at]:.2f}\n{manifest.key(row)}"
+            samples.append({"frame": frames[row], "similarity": maps[at], "boxes": manifest.boxes[row], "title": title})
+    return Evaluation(rows, scores, maps, samples)
+
+
+def centre_prior(manifest: Manifest, split: str, consensus: int) -> dict:
+    """What always answering "the middle" scores: the central half of the width and height."""
+    rows = manifest.rows(split)
+    middle = torch.zeros(1, 14, 14)
+    middle[:, 4:10, 4:10] = 1
+    boxes = torch.from_numpy(np.array(manifest.boxes[rows]))
+    scores = metrics.ciou(middle.expand(len(rows), -1, -1), boxes, consensus).numpy()
+    return Evaluation(rows, scores, np.empty(0), []).result(manifest)
+
+
+def boxes_prior(manifest: Manifest, split: str, consensus: int, guesses: dict[str, list[int]]) -> dict:
+    """What answering with one given box a pair scores; ``guesses`` maps each key to xyxy on the 224 grid."""
+    rows = manifest.rows(split)
+    guess = torch.tensor([guesses[manifest.key(row)] for row in rows], dtype=torch.int32)[:, None]
+    boxes = torch.from_numpy(np.array(manifest.boxes[rows]))
+    chunks = zip(guess.split(64), boxes.split(64), strict=True)
+    scores = [metrics.ciou(kernels.box_weights(g, config.SIZE), b, consensus) for g, b in chunks]
+    return Evaluation(rows, torch.cat(scores).numpy(), np.empty(0), []).result(manifest)
+
+
+def restore(state: dict, device: torch.device) -> tuple[models.Localizer, config.Config]:
+    """The localizer of a checkpoint's dict, and the config that it was trained with."""
+    settings = config.from_dict(state["config"])
+    model = models.build(settings.model)
+    models.load_pretrained(model, settings.model)
+    checkpoint.load_trained(model, state["model"])
+    return model.to(device, memory_format=torch.channels_last), settings
+
+
+def table(title: str, results: dict[str, dict]) -> Table:
+    """Success rate and AUC in per cent, a row a result."""
+    out = Table(title=title)
+    for column in ("", "pairs", "success at cIoU 0.5, %", "AUC, %"):
+        out.add_column(column, justify="left" if not column else "right")
+    for name, result in results.items():
+        out.add_row(name, str(result["pairs"]), f"{100 * result['success_at_half']:.1f}", f"{100 * result['auc']:.1f}")
+    return out
+
+
+def command(main, prog: str):
+    """Run a command's main: what the user can mend becomes one line and exit code 2."""
+    try:
+        return main()
+    except (InputError, models.WeightsError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:  # training went astray: nothing of the user's input is wrong
+        print(f"{prog}: stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{prog}: stopped", file=sys.stderr)
+        return 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m essl_fast.evaluate", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a run directory")
+    parser.add_argument("--data", default="", help="prepared folder (default: the one the run was trained on)")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="split (default: test)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default: auto")
+    parser.add_argument("--json", type=Path, help="write the result here (default: print the table alone)")
+    options = parser.parse_args(argv)
+    device = pick_device(options.device)
+    state = checkpoint.load(options.checkpoint)
+    model, settings = restore(state, device)
+    manifest = Manifest.load(options.data or state["data_root"])
+    found = evaluate(model, manifest, options.split, settings, device, pick_precision(options.precision, device))
+    result = found.result(manifest)
+    console = runlog.console()
+    console.print(table(f"{options.checkpoint} on {options.split}", {"all": result, **result["per_class"]}))
+    console.print("success at cIoU >= 0, 0.05, ..., 1: " + " ".join(f"{100 * x:.1f}" for x in result["curve"]))
+    if options.json:
+        pairs = [
+            {"key": manifest.key(row), "ciou": None if np.isnan(score) else float(score)}
+            for row, score in zip(found.rows.tolist(), found.ciou, strict=True)
+        ]
+        runlog.write_json(
+            options.json, {"checkpoint": str(options.checkpoint), "split": options.split, **result, "each": pairs}
+        )
+        console.print(f"written to {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command(main, "essl_fast.evaluate"))

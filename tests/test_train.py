@@ -1,0 +1,217 @@
+"""The training command: from data to a summary, killed and resumed, and its errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from essl_fast import checkpoint, config, evaluate, runlog, train
+from essl_fast.config import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.models import weights
+
+ARGUMENTS = ["--epochs", "2", "--data.batch_size", "5", "--device", "cpu", "--eval_every", "1", "--overlays", "4"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, so that two runs agree bit for bit
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A whole run on the tiny world: (run directory, prepared folder)."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert train.main([*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(out)]) == 0
+    return out, tiny[1]
+
+
+def test_a_run_leaves_everything(finished):
+    out, prepared = finished
+    assert {file.name for file in out.iterdir()} == {
+        "config.yaml", "log.jsonl", "last.pt", "best.pt", "summary.json", "curves.png", "overlays.png",
+    }  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text())
+    for name in ("test", "untrained", "centre_prior"):
+        assert 0 <= summary[name]["success_at_half"] <= 1 and 0 <= summary[name]["auc"] <= 1
+        assert len(summary[name]["curve"]) == 21
+    assert summary["test"]["pairs"] == Manifest.load(prepared).pairs("test")
+    assert summary["pairs_per_second"] > 0 and summary["seconds"] > 0
+    assert summary["config"]["data"]["batch_size"] == 5 and summary["environment"]["packages"]["torch"]
+    events = runlog.read_log(out / "log.jsonl")
+    assert [e["event"] for e in events] == ["start", "baseline", "epoch", "epoch", "end"]
+    assert events[0]["environment"]["source"]["sha256"] and events[2]["pairs"] == Manifest.load(prepared).pairs("train")
+    assert set(events[2]["losses"]) == {"loss", "unsupervised", "supervised"}
+
+
+def test_evaluate_repeats_the_summary(finished, tmp_path, capsys):
+    out, _ = finished
+    summary = json.loads((out / "summary.json").read_text())
+    result = tmp_path / "result.json"
+    assert evaluate.main([str(out / "best.pt"), "--device", "cpu", "--json", str(result)]) == 0
+    found = json.loads(result.read_text())
+    for key in ("success_at_half", "auc", "curve", "per_class"):
+        assert found[key] == summary["test"][key]
+    assert len(found["each"]) == summary["test"]["pairs"]
+    assert "success at cIoU 0.5" in capsys.readouterr().out
+
+
+def command_line(*arguments):
+    return [sys.executable, "-m", "essl_fast.train", *map(str, arguments)]
+
+
+@pytest.mark.parametrize("kill_at", [1, 4])
+def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at):
+    """SIGKILL at whatever instant it is when step ``kill_at`` has been saved; four steps are an epoch."""
+    whole, prepared = finished
+    out = tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    arguments = [*ARGUMENTS, "--data.root", prepared, "--out", out, "--checkpoint_steps", "1"]
+    process = subprocess.Popen(
+        command_line(*arguments), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if (out / "last.pt").exists() and checkpoint.load(out / "last.pt")["step"] >= kill_at:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, process.stdout.read().decode()
+    left_at = checkpoint.load(out / "last.pt")["step"]
+    assert left_at >= kill_at
+    assert train.main(["--resume", str(out)]) == 0
+
+    expected, state = checkpoint.load(whole / "last.pt"), checkpoint.load(out / "last.pt")
+    assert state["step"] == expected["step"] > left_at
+    for name, value in expected["model"].items():
+        assert torch.equal(state["model"][name], value), name
+    for mine, theirs in zip(state["optimizer"]["state"].values(), expected["optimizer"]["state"].values(), strict=True):
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    without_speed = [
+        [{k: v for k, v in entry.items() if k not in ("pairs_per_second", "waiting")} for entry in s["history"]]
+        for s in (state, expected)
+    ]
+    assert without_speed[0] == without_speed[1]
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, whole)]
+    assert summaries[0]["test"] == summaries[1]["test"] and summaries[0]["untrained"] == summaries[1]["untrained"]
+
+
+def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):
+    out, prepared = finished
+    with pytest.raises(InputError, match="other settings: optim.lr_head: .* -> 0.5"):
+        train.main(["--resume", str(out), "--optim.lr_head", "0.5"])
+    settings = config.load(str(out / "config.yaml"))
+    manifest = Manifest.load(prepared)
+    trainer = train.Trainer(settings, manifest, torch.device("cpu"))
+    state = checkpoint.load(out / "last.pt")
+    with pytest.raises(InputError, match="not the data set"):
+        trainer.resume({**state, "data": {**state["data"], "pairs": 1}})
+    with pytest.raises(InputError, match="only last.pt"):
+        trainer.resume(checkpoint.load(out / "best.pt"))
+    trainer.loader.close()
+    with pytest.raises(InputError, match="not a run directory"):
+        train.main(["--resume", str(tmp_path / "nowhere")])
+
+
+def test_a_finished_run_is_not_overwritten(finished):
+    out, prepared = finished
+    with pytest.raises(InputError, match="holds a run already; continue it with --resume"):
+        train.main([*ARGUMENTS, "--data.root", str(prepared), "--out", str(out)])
+
+
+def run_command(capsys, *arguments):
+    """Exit code and error line of the command, run in this process."""
+    code = evaluate.command(lambda: train.main(list(map(str, arguments))), train.PROG)
+    return code, capsys.readouterr().err.strip()
+
+
+def test_errors_are_one_line_and_exit_code_2(tiny, tmp_path, monkeypatch, capsys):
+    code, line = run_command(capsys, "--data.nonsense", "1")
+    assert code == 2 and "--data.nonsense" in line and "\n" not in line
+    code, line = run_command(capsys, "--data.root", tmp_path / "nothing", "--out", tmp_path / "a")
+    assert code == 2 and "nothing" in line and "prepare" in line and "\n" not in line
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(weights.urllib.request, "urlopen", refuse)
+    code, line = run_command(
+        capsys, "--config", "sspl", "--data.root", tiny[1], "--out", tmp_path / "b", "--device", "cpu"
+    )
+    assert code == 2 and "vgg16-397923af.pth" in line and "--model.vgg16_weights" in line and "\n" not in line
+    assert not (tmp_path / "b").exists()  # nothing is left behind that would have to be cleared away
+
+
+def test_a_batch_of_one_is_refused_before_training(tiny, tmp_path):
+    pairs = Manifest.load(tiny[1]).pairs("train")
+    with pytest.raises(InputError, match="last batch of one pair"):
+        train.main(
+            [*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(tmp_path / "a"), "--data.batch_size", str(pairs - 1)]
+        )
+
+
+def test_the_published_protocol_says_so(tiny, tmp_path, capsys):
+    out = tmp_path / "published"
+    arguments = [*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(out), "--select_on", "test", "--epochs", "1"]
+    assert train.main(arguments) == 0
+    assert "chosen on the test set itself" in capsys.readouterr().out
+    manifest = Manifest.load(tiny[1])
+    epoch = next(e for e in runlog.read_log(out / "log.jsonl") if e["event"] == "epoch")
+    assert epoch["pairs"] == manifest.pairs("train") + manifest.pairs("val")
+
+
+@pytest.mark.parametrize("name", ["sspl", "semipl"])
+def test_the_papers_networks_take_a_step(tiny, name, recwarn):
+    settings = config.load(name, [
+        "--model.vgg16_weights", "none", "--model.vggish_weights", "none", "--data.batch_size", "2", "--device", "cpu",
+        "--model.pcm_cycles", "1",
+    ])  # fmt: skip
+    trainer = train.Trainer(settings, Manifest.load(tiny[1]), torch.device("cpu"))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    losses = trainer.train_step(next(iter(trainer.loader)))
+    trainer.loader.close()
+    assert all(np.isfinite(value.item()) for value in losses.values())
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert not any(name.startswith("trunk.") for name in moved)
+    assert any(name.startswith("head.") for name in moved) and any(name.startswith("audio.fc") for name in moved)
+    assert any(name.startswith("pcm.") for name in moved) == settings.model.pcm
+
+
+def test_compiled_step_equals_the_plain_one(tiny):
+    """One step through torch.compile gives the losses of the plain step."""
+    found = []
+    for compiled in ("off", "on"):
+        settings = config.load("demo", ["--compile", compiled, "--data.batch_size", "4", "--device", "cpu"])
+        trainer = train.Trainer(settings, Manifest.load(tiny[1]), torch.device("cpu"))
+        found.append({k: v.item() for k, v in trainer.train_step(next(iter(trainer.loader))).items()})
+        trainer.loader.close()
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_learning_rate_factor():
+    assert {train.learning_rate_factor("constant", step, 10, 2) for step in range(10)} == {1.0}
+    factors = [train.learning_rate_factor("cosine", step, 10, 2) for step in range(10)]
+    assert factors[:3] == [0.5, 1.0, 1.0] and all(a > b for a, b in zip(factors[2:], factors[3:], strict=False))
+    assert factors[-1] < 0.05
+
+
+def test_a_non_finite_loss_stops_the_run_with_its_pairs(tiny, tmp_path):
+    arguments = [*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(tmp_path / "hot"), "--optim.lr_trunk", "1e30"]
+    with pytest.raises(FloatingPointError, match="lower the learning rates.*pairs: [A-Z]{8}_"):
+        train.main(arguments)
