@@ -23,10 +23,18 @@ from essl_fast.config import InputError
 from essl_fast.data.loader import Loader, RawBatch
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import boxes_prior, centre_prior, command, evaluate, pick_device, pick_precision, table
+from essl_fast.kernels import native
 
 PROG = "python -m essl_fast.train"
 # Settings that may differ between a checkpoint and the run that resumes it: they do not touch what is computed.
 FREE = ("out", "name", "overlays", "checkpoint_", "eval_every", "data.threads", "data.prefetch", "epochs", "demo.cache")
+
+LABELS = {  # the results of a summary, in words
+    "test": "trained",
+    "untrained": "untrained",
+    "centre_prior": "centre prior",
+    "largest_object_prior": "largest-object prior",
+}
 
 
 def build_optimizer(model: models.Localizer, optim: config.OptimConfig) -> torch.optim.AdamW:
@@ -329,6 +337,7 @@ def run(settings: config.Config, out: Path, resume: Path | None, console) -> dic
         f"{settings.name}: {settings.objective.method}, {trainer.loader_pairs} training pairs, {trained:.1f} M trained "
         f"parameters, {device}, {str(trainer.dtype).removeprefix('torch.')}; run directory {out}",
         *(f"differs from the checkpoint: {line}" for line in changed),
+        *([] if native.available() else [f"PyTorch alone makes the views, more slowly: {native.why_unavailable()}"]),
     ):
         console.print(line, highlight=False)
 
@@ -359,7 +368,7 @@ def run(settings: config.Config, out: Path, resume: Path | None, console) -> dic
         "environment": environment,
     }
     runlog.write_json(out / "summary.json", summary)
-    figures.curves(out / "curves.png", trainer.history, results)
+    figures.curves(out / "curves.png", trainer.history, {LABELS[name]: result for name, result in results.items()})
     figures.overlays(out / "overlays.png", found.samples)
     log.write("end", **{key: summary[key] for key in ("test", "selected", "seconds", "pairs_per_second")})
     log.close()
@@ -368,13 +377,7 @@ def run(settings: config.Config, out: Path, resume: Path | None, console) -> dic
 
 
 def report(summary: dict, out: Path, console) -> None:
-    names = {
-        "test": "trained",
-        "untrained": "untrained",
-        "centre_prior": "centre prior",
-        "largest_object_prior": "largest-object prior",
-    }
-    rows = {label: summary[name] for name, label in names.items() if name in summary}
+    rows = {label: summary[name] for name, label in LABELS.items() if name in summary}
     console.print(
         table(f"test split (epoch {summary['selected']['epoch']} of the {summary['selected']['split']} split)", rows)
     )
