@@ -26,8 +26,10 @@ from essl_fast.evaluate import boxes_prior, centre_prior, command, evaluate, pic
 from essl_fast.kernels import native
 
 PROG = "python -m essl_fast.train"
-# Settings that may differ between a checkpoint and the run that resumes it: they do not touch what is computed.
-FREE = ("out", "name", "overlays", "checkpoint_", "eval_every", "data.threads", "data.prefetch", "epochs", "demo.cache")
+# Settings that may differ between a checkpoint and the run that resumes it: where things are, how often to look, how
+# long to train. The data may have moved; that it is the same is checked by its manifest.
+FREE = ("out", "name", "overlays", "checkpoint_", "eval_every", "data.root", "data.threads", "data.prefetch", "epochs",
+        "demo.cache")  # fmt: skip
 
 LABELS = {  # the results of a summary, in words
     "test": "trained",
@@ -67,7 +69,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.objective = objectives.build(settings.objective)
         compiled = settings.compile == "on" or (settings.compile == "auto" and device.type == "cuda")
-        self.losses_of = torch.compile(self._losses_of, dynamic=False) if compiled else self._losses_of
+        self.losses_of = torch.compile(self._losses_of, fullgraph=True, dynamic=False) if compiled else self._losses_of
         # The published protocol selects on the test set and trains on all training videos.
         self.train_splits = ["train", "val"] if settings.select_on == "test" and manifest.pairs("val") else ["train"]
         self.loader = Loader(

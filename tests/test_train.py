@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):
         train.main(["--resume", str(tmp_path / "nowhere")])
 
 
+def test_the_data_may_move(finished, tmp_path, capsys):
+    out, prepared = finished
+    copy = shutil.copytree(prepared, tmp_path / "elsewhere")
+    mine = shutil.copytree(out, tmp_path / "run")
+    before = json.loads((out / "summary.json").read_text())
+    assert train.main(["--resume", str(mine), "--data.root", str(copy)]) == 0  # nothing is left to train
+    assert "differs from the checkpoint: data.root" in capsys.readouterr().out
+    assert json.loads((mine / "summary.json").read_text())["test"] == before["test"]
+
+
 def test_a_finished_run_is_not_overwritten(finished):
     out, prepared = finished
     with pytest.raises(InputError, match="holds a run already; continue it with --resume"):
@@ -193,15 +204,25 @@ def test_the_papers_networks_take_a_step(tiny, name, recwarn):
     assert any(name.startswith("pcm.") for name in moved) == settings.model.pcm
 
 
-def test_compiled_step_equals_the_plain_one(tiny):
-    """One step through torch.compile gives the losses of the plain step."""
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2)])
+def test_compiled_step_equals_the_plain_one(tiny, precision, tolerance):
+    """One step through torch.compile, which must not break the graph, gives the losses of the plain step."""
     found = []
     for compiled in ("off", "on"):
-        settings = config.load("demo", ["--compile", compiled, "--data.batch_size", "4", "--device", "cpu"])
-        trainer = train.Trainer(settings, Manifest.load(tiny[1]), torch.device("cpu"))
+        arguments = ["--compile", compiled, "--data.batch_size", "4", "--device", "cpu", "--precision", precision]
+        trainer = train.Trainer(config.load("demo", arguments), Manifest.load(tiny[1]), torch.device("cpu"))
         found.append({k: v.item() for k, v in trainer.train_step(next(iter(trainer.loader))).items()})
         trainer.loader.close()
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[0] == pytest.approx(found[1], rel=tolerance, abs=tolerance / 10)
+
+
+def test_a_run_in_bf16(tiny, tmp_path):
+    out = tmp_path / "half"
+    arguments = [*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(out), "--precision", "bf16", "--epochs", "1"]
+    assert train.main(arguments) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["test"]["pairs"] == Manifest.load(tiny[1]).pairs("test")
+    assert {value.dtype for value in checkpoint.load(out / "best.pt")["model"].values()} == {torch.float32, torch.int64}
 
 
 def test_learning_rate_factor():

@@ -39,7 +39,23 @@ def two_views(
     size: int = 224,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Gather, crop, flip and normalise in one pass; see :func:`essl_fast.kernels.reference.two_views`."""
+    """Gather, crop, flip and normalise rows of a pool of frames, both views in one pass.
+
+    Args:
+        frames: (N, S, S, 3) uint8, contiguous.
+        rows: (B,) integers, the frame of each sample.
+        top, left: (V, B) integers, the window's first row and column, 0 to S - size.
+        flip: (V, B) bool, mirror the window left to right.
+        size: side of the window, pixels.
+        dtype: of the result; by default bfloat16 on a GPU and float32 on a CPU.
+
+    Returns:
+        (V, B, 3, size, size), each view channels_last: ((byte / 255) - mean) / std with ImageNet's mean and std.
+
+    Raises:
+        ValueError: wrong shape, type, device or layout. IndexError: an index out of its range (CPU).
+    """
     ready = native.has_cuda() if frames.is_cuda else native.available()
-    op = native.two_views if ready else reference.two_views
-    return op(frames, rows, top, left, flip, size, dtype)
+    if not ready:
+        return reference.two_views(frames, rows, top, left, flip, size, dtype)
+    return native.two_views(frames, rows.long(), top.int(), left.int(), flip.bool(), size, dtype)

@@ -29,6 +29,18 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _without_autocast(op):
+    """The op with autocast off: autocast would turn its sums of products back to 16 bit."""
+
+    @functools.wraps(op)
+    def inner(first: Tensor, *args, **kwargs):
+        with torch.autocast(first.device.type, enabled=False):
+            return op(first, *args, **kwargs)
+
+    return inner
+
+
+@_without_autocast
 def audio_guided_attention(features: Tensor, audio: Tensor) -> Attention:
     """Cosine map of features (B, C, H, W) with audio (B, C), min-max scaled, and the features pooled by it.
 
@@ -44,12 +56,14 @@ def audio_guided_attention(features: Tensor, audio: Tensor) -> Attention:
     return Attention(torch.einsum("bchw,bhw->bc", features, attention), similarity, attention)
 
 
+@_without_autocast
 def negative_cosine_similarity(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
     """L_U = -(mean cos(p1, z2) + mean cos(p2, z1)) / 2 for (B, D) inputs; z1 and z2 get no gradient."""
     p1, p2, z1, z2 = (_wide(x) for x in (p1, p2, z1.detach(), z2.detach()))
     return -0.5 * (F.cosine_similarity(p1, z2, dim=-1).mean() + F.cosine_similarity(p2, z1, dim=-1).mean())
 
 
+@_without_autocast
 def box_weights(boxes: Tensor, size: int = 224, consensus: int = 1) -> Tensor:
     """Pixel weights (B, size, size) in float32: min(1, boxes covering the pixel / consensus).
 
@@ -77,6 +91,7 @@ def view_boxes(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int
     return torch.stack([x1, y1, x2, y2], dim=-1).int()
 
 
+@_without_autocast
 def pixel_bce(attention: Tensor, boxes: Tensor, labelled: Tensor, consensus: int = 1, size: int = 224) -> Tensor:
     """SemiPL's L_S: cross-entropy of the attention map, resized to size x size, with the box weights.
 
@@ -92,6 +107,7 @@ def pixel_bce(attention: Tensor, boxes: Tensor, labelled: Tensor, consensus: int
     return torch.where(labelled, per_sample, 0).sum() / mask.sum().clamp(min=1)
 
 
+@_without_autocast
 def localization_counts(
     similarity: Tensor, boxes: Tensor, consensus: int = 1, size: int = 224, threshold: float = 0.5
 ) -> tuple[Tensor, Tensor]:

@@ -199,3 +199,22 @@ def test_log_mel_input_checks_and_int16():
     assert kernels.log_mel(pcm).shape == (2, 3, 96, 64)
     silent = kernels.log_mel(torch.zeros(1, 48000, dtype=torch.int16))
     assert silent.isfinite().all()
+
+
+def test_autocast_changes_nothing():
+    """Under autocast the ops still compute in float32: einsum and matmul would otherwise fall to bfloat16."""
+    torch.manual_seed(0)
+    features, audio = torch.randn(3, 16, 5, 6, requires_grad=True), torch.randn(3, 16, requires_grad=True)
+    p1, p2, z1, z2 = (torch.randn(3, 16) for _ in range(4))
+    boxes = torch.tensor([[[10, 20, 90, 100]], [[0, 0, 224, 224]], [[5, 5, 200, 80]]], dtype=torch.int32)
+
+    def everything(autocast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = kernels.audio_guided_attention(features, audio)
+            loss = kernels.negative_cosine_similarity(p1, p2, z1, z2)
+            loss = loss + kernels.pixel_bce(out.attention, boxes, torch.ones(3, dtype=torch.bool))
+            counts = kernels.localization_counts(out.similarity.detach(), boxes)
+        return [*out, loss, *counts, *torch.autograd.grad(loss + out.pooled.sum(), (features, audio))]
+
+    for mine, expected in zip(everything(True), everything(False), strict=True):
+        assert mine.dtype == expected.dtype and torch.equal(mine, expected)
