@@ -189,7 +189,8 @@ def main(argv: list[str] | None = None) -> int:
     result = found.result(manifest)
     console = runlog.console()
     console.print(table(f"{options.checkpoint} on {options.split}", {"all": result, **result["per_class"]}))
-    console.print("success at cIoU >= 0, 0.05, ..., 1: " + " ".join(f"{100 * x:.1f}" for x in result["curve"]))
+    curve = " ".join(f"{100 * x:.1f}" for x in result["curve"])
+    console.print(f"success at cIoU >= 0, 0.05, ..., 1, %: {curve}", highlight=False, soft_wrap=True)
     if options.json:
         pairs = [
             {"key": manifest.key(row), "ciou": None if np.isnan(score) else float(score)}

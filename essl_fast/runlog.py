@@ -120,7 +120,7 @@ class EpochBars:
 
     def line(self, text: str) -> None:
         """A line that stays."""
-        self._bar.console.print(text, highlight=False)
+        self._bar.console.print(text, highlight=False, soft_wrap=True)
 
 
 def console() -> Console:

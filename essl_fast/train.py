@@ -256,7 +256,7 @@ def demo_data(settings: config.Config, console) -> tuple[Path, dict]:
         place / "world", train_videos=demo.train_videos, test_videos=demo.test_videos, seed=demo.seed, codec=demo.codec
     )
     prepare(world.videos, world.annotations, place / "prepared")
-    console.print(f"demo world: {place}", highlight=False)
+    console.print(f"demo world: {place}", highlight=False, soft_wrap=True)
     return place / "prepared", json.loads(world.objects.read_text())
 
 
@@ -341,7 +341,7 @@ def run(settings: config.Config, out: Path, resume: Path | None, console) -> dic
         *(f"differs from the checkpoint: {line}" for line in changed),
         *([] if native.available() else [f"PyTorch alone makes the views, more slowly: {native.why_unavailable()}"]),
     ):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
 
     untrained = None
     if settings.baselines and trainer.step == 0:
@@ -387,7 +387,7 @@ def report(summary: dict, out: Path, console) -> None:
         console.print("published protocol: the epoch was chosen on the test set itself, so its figures are optimistic")
     console.print(
         f"{summary['seconds']:.0f} s in all, training at {summary['pairs_per_second']:.1f} pairs/s; "
-        f"results, checkpoints, log and pictures in {out}", highlight=False,
+        f"results, checkpoints, log and pictures in {out}", highlight=False, soft_wrap=True,
     )  # fmt: skip
 
 
@@ -425,7 +425,7 @@ def main(argv: list[str] | None = None) -> int:
         summary = run(settings, out, resume, console)
     except KeyboardInterrupt:
         if (out / "last.pt").exists():
-            console.print(f"stopped; continue with: {PROG} --resume {out}", highlight=False)
+            console.print(f"stopped; continue with: {PROG} --resume {out}", highlight=False, soft_wrap=True)
         raise
     report(summary, out, console)
     return 0

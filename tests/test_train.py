@@ -111,6 +111,42 @@ def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at):
     assert summaries[0]["test"] == summaries[1]["test"] and summaries[0]["untrained"] == summaries[1]["untrained"]
 
 
+def test_ctrl_c_ends_with_the_command_that_continues(tiny, tmp_path):
+    out = tmp_path / "stopped"
+    arguments = [*ARGUMENTS, "--data.root", tiny[1], "--out", out, "--epochs", "500", "--checkpoint_steps", "1"]
+    process = subprocess.Popen(command_line(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if (out / "last.pt").exists() and checkpoint.load(out / "last.pt")["step"] >= 2:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        said, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, error
+    assert f"continue with: python -m essl_fast.train --resume {out}" in said
+    assert "Traceback" not in error
+    assert checkpoint.load(out / "last.pt")["step"] >= 2
+
+
+def test_the_demo_from_nothing(tmp_path):
+    """What `python -m essl_fast.train` does, in small: world, shards, training, and every prior."""
+    out = tmp_path / "demo"
+    arguments = ["--demo.train_videos", "10", "--demo.test_videos", "3", "--demo.cache", str(tmp_path / "cache")]
+    arguments += ["--data.batch_size", "3", "--data.last_batch", "drop", "--epochs", "1", "--out", str(out)]
+    assert train.main([*arguments, "--device", "cpu"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    priors = {name: summary[name]["success_at_half"] for name in ("untrained", "centre_prior", "largest_object_prior")}
+    world = next((tmp_path / "cache").iterdir())
+    objects = json.loads((world / "world" / "objects.json").read_text())
+    manifest = Manifest.load(world / "prepared")
+    largest = [max(objects[manifest.key(row)], key=lambda thing: thing["area"]) for row in manifest.rows("test")]
+    # Objects hardly overlap, so the guess is right where the largest one sounds, and only there.
+    assert priors["largest_object_prior"] == np.mean([thing["sounding"] for thing in largest])
+
+
 def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):
     out, prepared = finished
     with pytest.raises(InputError, match="other settings: optim.lr_head: .* -> 0.5"):
@@ -153,6 +189,10 @@ def run_command(capsys, *arguments):
 def test_errors_are_one_line_and_exit_code_2(tiny, tmp_path, monkeypatch, capsys):
     code, line = run_command(capsys, "--data.nonsense", "1")
     assert code == 2 and "--data.nonsense" in line and "\n" not in line
+    code, line = run_command(
+        capsys, "--data.root", tiny[1], "--precision", "fp16", "--device", "cpu", "--out", tmp_path / "f"
+    )
+    assert code == 2 and "precision: fp16 needs a GPU" in line and "\n" not in line
     code, line = run_command(capsys, "--data.root", tmp_path / "nothing", "--out", tmp_path / "a")
     assert code == 2 and "nothing" in line and "prepare" in line and "\n" not in line
 
