@@ -314,6 +314,7 @@ def run(settings: config.Config, out: Path, resume: Path | None, console) -> dic
     begin = time.perf_counter()
     device = pick_device(settings.device)
     if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may pick another order of sums
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     state = checkpoint.load(resume) if resume else None

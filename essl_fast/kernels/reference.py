@@ -140,6 +140,13 @@ def mel_matrix() -> np.ndarray:
     return matrix
 
 
+@functools.lru_cache
+def _mel_on(device: torch.device) -> Tensor:
+    """The filters on a device: copied once, since a copy from pageable memory makes the host wait for the GPU."""
+    with torch.inference_mode(False):  # kept, so it must serve training too
+        return torch.from_numpy(mel_matrix()).to(device)
+
+
 def normalize_pcm(pcm: Tensor) -> Tensor:
     """Each clip (B, T): its minimum to -1, its maximum to just under 1; in float32, as the published code does."""
     shifted = pcm - pcm.amin(dim=1, keepdim=True)
@@ -161,7 +168,7 @@ def log_mel(pcm: Tensor, normalize: bool = True) -> Tensor:
     window = torch.hann_window(400, periodic=True, dtype=torch.float64, device=pcm.device)
     frames = wave.double().unfold(1, 400, 160) * window
     magnitude = torch.fft.rfft(frames, n=512).abs()
-    bands = magnitude @ torch.from_numpy(mel_matrix()).to(pcm.device)
+    bands = magnitude @ _mel_on(pcm.device)
     examples = bands.shape[1] // 96
     return (bands[:, : examples * 96] + 0.01).log().view(len(pcm), examples, 96, 64).float()
 
