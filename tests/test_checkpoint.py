@@ -5,6 +5,7 @@ import torch
 
 from essl_fast import checkpoint, config, models
 from essl_fast.config import InputError
+from tests.golden.store import golden
 
 
 def small_model(seed=0, **overrides):
@@ -61,35 +62,20 @@ def test_another_architecture_is_refused():
         checkpoint.load_trained(small_model(**{"model.out_dim": 64}), state)
 
 
-def sspl_names(module, part):
-    """The published names of a module's entries, from ours."""
-    import re
-
-    names = {}
-    for ours in module.state_dict():
-        for theirs, pattern in checkpoint._SSPL_NAMES[part]:
-            template = re.escape(pattern).replace(r"\\1", "(.+?)").replace(r"\\2", "(.+?)")
-            if match := re.fullmatch(template, ours):
-                groups = list(match.groups())
-                name = re.sub(r"\((?:\?:)?[^()]*(?:\([^()]*\)[^()]*)*\)", lambda _, g=groups: g.pop(0), theirs)
-                name = name.replace("\\", "")
-                if checkpoint.from_sspl_name(part, name) == ours:
-                    names[ours] = name
-                    break
-    return names
+PARTS = {"frame": models.VGG16Trunk, "pcm": models.PCM, "ssl_head": models.SimSiamHead}
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_published_state_dicts_load_with_and_without_the_ddp_prefix(prefix):
-    torch.manual_seed(0)
-    source, target = models.PCM(2, 8, 16), models.PCM(2, 8, 16)
-    names = sspl_names(source, "pcm")
-    assert set(names) == set(source.state_dict())
-    sd = {prefix + names[ours]: value for ours, value in source.state_dict().items()}
-    assert checkpoint.load_sspl_part(target, "pcm", sd) is None
-    assert all(
-        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
-    )
+@pytest.mark.parametrize("part", PARTS)
+def test_published_state_dicts_load_with_and_without_the_ddp_prefix(part, prefix):
+    names = golden("e2e_w_pcm")[f"{'head' if part == 'ssl_head' else part}_recipe_param_names"]
+    source, target = PARTS[part](), PARTS[part]()
+    for buffer in source.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(1, 2)
+    own = source.state_dict()
+    checkpoint.load_sspl_part(target, part, {prefix + n: own[checkpoint.from_sspl_name(part, n)] for n in names})
+    assert all(torch.equal(value, target.state_dict()[name]) for name, value in own.items())
 
 
 def test_published_state_dicts_that_do_not_fit_are_refused():

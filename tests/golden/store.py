@@ -21,13 +21,12 @@ def golden(name: str) -> dict[str, np.ndarray]:
     pytest.skip(f"golden case {name}.npz is in none of {', '.join(map(str, places))}; set ESSL_GOLDEN to its folder")
 
 
-def recipe(names, shapes, seed: int) -> dict[str, np.ndarray]:
+def recipe(names, shapes, seed: int, gain: float) -> dict[str, np.ndarray]:
     """Weights by the recipe of the golden index: one generator a network, entries in state-dict order, all float32."""
     rng = np.random.default_rng(int(seed))
     state = {}
-    for name, text in zip(names, shapes, strict=True):
-        name, shape = str(name), tuple(int(n) for n in str(text).split("x"))
-        n = rng.standard_normal(shape, dtype=np.float32)
+    for name, text in zip(map(str, names), map(str, shapes), strict=True):
+        n = rng.standard_normal(tuple(int(size) for size in text.split("x")), dtype=np.float32)
         leaf = name.rsplit(".", 1)[-1]
         if leaf == "running_mean":
             value = np.float32(0.1) * n
@@ -42,26 +41,16 @@ def recipe(names, shapes, seed: int) -> dict[str, np.ndarray]:
         elif n.ndim == 1:
             value = np.float32(1) + np.float32(0.1) * n
         else:
-            value = n  # scaled below: the gain is the network's
+            value = np.float32(gain / np.sqrt(n.size / len(n))) * n
         state[name] = value
     return state
-
-
-def scale_weights(state: dict[str, np.ndarray], gain: float) -> dict[str, np.ndarray]:
-    """The recipe's last line: weights of two and more dimensions (rates excepted) times gain / sqrt(fan in)."""
-    out = {}
-    for name, value in state.items():
-        if value.ndim > 1 and not name.startswith(("a0.", "b0.")):
-            value = np.float32(gain / np.sqrt(value.size / value.shape[0])) * value
-        out[name] = value
-    return out
 
 
 def recipe_state(data: dict[str, np.ndarray], prefix: str, seed: int, gain: float) -> dict:
     """A network's recipe-filled state dict as tensors, checked against the stored sums."""
     import torch
 
-    state = scale_weights(recipe(data[f"{prefix}recipe_param_names"], data[f"{prefix}recipe_param_shapes"], seed), gain)
+    state = recipe(data[f"{prefix}recipe_param_names"], data[f"{prefix}recipe_param_shapes"], seed, gain)
     if f"{prefix}recipe_param_sum" in data:
         sums = np.array([value.astype(np.float64).sum() for value in state.values()])
         np.testing.assert_allclose(sums, data[f"{prefix}recipe_param_sum"], rtol=1e-9, atol=1e-9)
