@@ -1,14 +1,13 @@
 """Checkpoints: ours, written atomically, and the published SSPL code's state dicts."""
 
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from essl_fast.config import InputError
+from essl_fast.files import atomic_file
 
 FORMAT = "essl_fast checkpoint"
 VERSION = 1
@@ -16,22 +15,8 @@ VERSION = 1
 
 def save(path: Path, state: dict) -> None:
     """Write ``state`` (tensors and plain values) so that ``path`` is at every moment the old file or the new one."""
-    path = Path(path)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
+    with atomic_file(path) as file:
+        torch.save({"format": FORMAT, "version": VERSION, **state}, file)
 
 
 def load(path: Path) -> dict:

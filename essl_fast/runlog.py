@@ -14,6 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from essl_fast.files import atomic_file
+
 PACKAGES = ("torch", "torchaudio", "triton", "nvidia-dali-cuda130", "numpy", "av", "soxr")
 
 
@@ -130,6 +132,5 @@ def console() -> Console:
 
 def write_json(path: Path, value: dict) -> None:
     """Write JSON so that the file is whole or not there."""
-    part = Path(path).with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with atomic_file(path) as file:
+        file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")

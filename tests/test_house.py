@@ -10,13 +10,14 @@ FILES = sorted((ROOT / "essl_fast").rglob("*.py"))
 MAY = {  # module prefix -> what of ours it may import
     "essl_fast.kernels": ("essl_fast.kernels",),
     "essl_fast.models": ("essl_fast.models", "essl_fast.kernels"),
-    "essl_fast.data": ("essl_fast.data", "essl_fast.config", "essl_fast.kernels.native"),
+    "essl_fast.data": ("essl_fast.data", "essl_fast.config", "essl_fast.files", "essl_fast.kernels.native"),
     "essl_fast.objectives": ("essl_fast.kernels",),
     "essl_fast.metrics": ("essl_fast.kernels",),
     "essl_fast.config": (),
-    "essl_fast.checkpoint": ("essl_fast.config",),
+    "essl_fast.files": (),
+    "essl_fast.checkpoint": ("essl_fast.config", "essl_fast.files"),
     "essl_fast.figures": ("essl_fast.metrics",),
-    "essl_fast.runlog": ("essl_fast.kernels",),
+    "essl_fast.runlog": ("essl_fast.kernels", "essl_fast.files"),
     "essl_fast.prepare": ("essl_fast.data", "essl_fast.config"),
 }
 COMMANDS = ("essl_fast.train", "essl_fast.evaluate")

@@ -13,7 +13,6 @@ on a broken file costs that file, not the run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
@@ -33,6 +32,7 @@ from PIL import Image
 
 from essl_fast.config import InputError
 from essl_fast.data import media
+from essl_fast.files import atomic_file
 
 JPEG = {"quality": 95, "subsampling": 0}  # 4:4:4: chroma is kept at full resolution
 CRASHED = "decoder crashed"
@@ -78,7 +78,7 @@ def make_part(task: Task, folder: Path) -> dict:
     data, index = folder / f"{task.stem()}.part", folder / f"{task.stem()}.json"
     members: dict[str, list[int]] = {}
     left_out: list[tuple[str, str, str]] = []
-    with _atomic(data) as file:
+    with atomic_file(data, str(os.getpid())) as file:
         try:
             for key, jpeg, sound in _decode(task, left_out):
                 members[key] = [file.tell(), len(jpeg), len(sound)]
@@ -89,7 +89,7 @@ def make_part(task: Task, folder: Path) -> dict:
             left_out.append(("", error.reason, f"{error.detail} ({count} pair{'s' * (count != 1)})"))
         size = file.tell()
     part = {"fingerprint": print_of_task, "bytes": size, "members": members, "left_out": sorted(left_out)}
-    with _atomic(index) as file:
+    with atomic_file(index, str(os.getpid())) as file:
         file.write(json.dumps(part).encode())
     return part
 
@@ -250,21 +250,6 @@ def _serve(folder: Path) -> None:
             answer = {"cannot_write": str(error)}
         replies.write(json.dumps(answer).encode() + b"\n")
         replies.flush()
-
-
-@contextlib.contextmanager
-def _atomic(path: Path):
-    """A binary file that appears under `path` whole and synced, or not at all; several processes may make the same."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _cannot(folder: Path, why: str) -> InputError:

@@ -15,7 +15,6 @@ import struct
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +23,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from essl_fast.config import InputError
+from essl_fast.files import atomic_file, sync_folder
 
 FORMAT = "essl_fast"
 VERSION = 1
@@ -46,30 +46,6 @@ def encode_key(key: str) -> str:
 
 def decode_key(stem: str) -> str:
     return unquote(stem, errors="strict")
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears under `path`, complete and synced, when the block ends well, else not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
 
 
 def _json_bytes(value: Any, indent: int | None = None) -> bytes:
@@ -172,7 +148,7 @@ class ShardWriter:
         with atomic_file(self._idx) as file:
             file.write("\n".join([f"{INDEX_VERSION} {len(self._lines)}", *self._lines, ""]).encode())
         os.replace(self._partial, self._tar)
-        _sync_folder(self.out)
+        sync_folder(self.out)
         self._shards.append(
             {
                 "file": self._tar.name,

@@ -43,6 +43,7 @@ from essl_fast.config import InputError
 from essl_fast.data import synthetic_look, synthetic_sound
 from essl_fast.data.synthetic_look import HEIGHT, WIDTH
 from essl_fast.data.synthetic_plan import CLASSES, CODECS, SPLITS, ScenePlan, WorldSettings, plan_world
+from essl_fast.files import atomic_file
 
 FORMAT, VERSION = "essl_fast demo world", 1
 
@@ -258,9 +259,8 @@ def _read_settings(path: Path) -> dict:
 
 def _write_whole(path: Path, held: dict) -> None:
     """Writes JSON so that the file is there whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(held, sort_keys=True, separators=(",", ":")) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with atomic_file(path) as file:
+        file.write(json.dumps(held, sort_keys=True, separators=(",", ":")).encode() + b"\n")
 
 
 def make_world(
