@@ -72,10 +72,16 @@ def _cpu_name() -> str:
 
 
 class RunLog:
-    """Appends one JSON object a line to a file: {"event": ..., "time": seconds since the epoch, ...}."""
+    """Appends one JSON object a line to a file: {"event": ..., "time": seconds since the epoch, ...}.
+
+    A last line that a crash cut short is removed first: nothing can be appended to it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
+        if self.path.exists():
+            held = self.path.read_bytes()
+            os.truncate(self.path, held.rfind(b"\n") + 1)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, event: str, **values) -> None:
@@ -93,7 +99,7 @@ def read_log(path: Path) -> list[dict]:
 
 
 class EpochBars:
-    """One bar an epoch with loss, pairs/s, share of time waiting for data, time left; a line an epoch in a pipe."""
+    """A bar over all epochs: loss, pairs/s, share of time waiting for data, time left. In a pipe, lines alone."""
 
     def __init__(self, console: Console, epochs: int, steps: int, done: int = 0) -> None:
         self.console, self.epochs, self.steps = console, epochs, steps
