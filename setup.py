@@ -171,10 +171,15 @@ def gencode(archs: tuple[str, ...]) -> list[str]:
 
 
 def make_plan(env: Mapping[str, str], search: list[str]) -> Plan:
-    """Decides what is built. Raises BuildError if ESSL_CUDA is wrong, or asks for what is not there."""
+    """Decides what is built. Raises BuildError if ESSL_CUDA is wrong, or it or CXX asks for what is not there."""
     mode = cuda_mode(env)
     cxx, why_not = find_cxx(env)
     if cxx is None:
+        if env.get("CXX"):  # asked for: going on without it would hide a misspelt name behind a slow program
+            raise BuildError(
+                f"CXX={env['CXX']!r} does not work ({why_not}): name one C++17 compiler, without launcher or flags, "
+                "or unset CXX"
+            )
         if mode == "1":
             raise BuildError(f"ESSL_CUDA=1, but no C++ compiler works ({why_not}): install g++, or unset ESSL_CUDA")
         note = f"no C++ compiler works ({why_not}): installing without compiled code, everything runs on PyTorch alone"

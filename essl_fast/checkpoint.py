@@ -1,6 +1,7 @@
 """Checkpoints: ours, written atomically, and the published SSPL code's state dicts."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -130,9 +131,9 @@ def load_sspl(model: nn.Module, parts: dict[str, dict]) -> None:
         raise
 
 
-def trained_state(model: nn.Module, keep_frozen: bool) -> dict[str, torch.Tensor]:
-    """The model's state, without the frozen parameters unless ``keep_frozen``: published weights need no copy a run."""
-    frozen = set() if keep_frozen else {name for name, p in model.named_parameters() if not p.requires_grad}
+def trained_state(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, torch.Tensor]:
+    """The model's state without its frozen parameters, which published files hold; those named as ``keep`` stay."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and not name.startswith(tuple(keep))}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 

@@ -4,6 +4,8 @@ A YAML file (a name from configs/ or a path) is read over the defaults below, th
 unknown key or an impossible value is an error that names it.
 """
 
+import math
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Literal
@@ -161,7 +163,7 @@ class Config:
 
 
 def _at_least(least: float):
-    return lambda value: None if value >= least else f"must be at least {least}"
+    return lambda value: None if least <= value < math.inf else f"must be at least {least}, and finite"
 
 
 _CHECKS = {
@@ -204,7 +206,7 @@ def check(config: Config) -> Config:
         raise InputError("model.pcm: needs model.trunk vgg16 and model.audio vggish")
     if model.trunk == "vgg16" and not model.pcm and model.out_dim != 512:
         raise InputError(f"model.out_dim: vgg16 has 512 channels, got {model.out_dim}")
-    if config.device != "cpu" and config.device != "auto" and not config.device.startswith("cuda"):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {config.device!r}")
     return config
 

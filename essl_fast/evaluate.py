@@ -1,6 +1,7 @@
 """python -m essl_fast.evaluate CHECKPOINT: how well a checkpoint localizes on a split, as a table and JSON."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -38,13 +39,22 @@ class Evaluation(NamedTuple):
 
 def pick_device(name: str) -> torch.device:
     """The torch device of a setting; InputError if it asks for a GPU that is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+        name = "cuda" if count else "cpu"
+    if name.startswith("cuda") and not count:
         raise InputError(
             f"device: {name} was asked for, but PyTorch sees no GPU; use --device cpu, or check the driver"
         )
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"device: {name} was asked for, but there are {count} GPUs, counted from 0")
+    return device
+
+
+def loader_threads(settings: config.Config) -> int:
+    """Decoding threads of a loader: as set, or one a core, 8 at most."""
+    return settings.data.threads or min(8, len(os.sched_getaffinity(0)))
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -87,7 +97,7 @@ def evaluate(
     model.eval()
     loader = Loader(
         manifest, [split], batch_size=min(settings.data.batch_size, len(rows_wanted)), side=config.SIZE, device=device,
-        seed=settings.seed, shuffle=False, last_batch="keep", threads=settings.data.threads or None,
+        seed=settings.seed, shuffle=False, last_batch="keep", threads=loader_threads(settings),
         prefetch=settings.data.prefetch,
     )  # fmt: skip
     try:
@@ -176,12 +186,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="split (default: test)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default: auto")
+    for name in ("vgg16", "vggish"):
+        text = f"the file of {name}'s published weights, if it has moved"
+        parser.add_argument(f"--model.{name}_weights", dest=f"{name}_weights", default="", metavar="PATH", help=text)
     parser.add_argument("--json", type=Path, help="write the result here (default: print the table alone)")
     options = parser.parse_args(argv)
     device = pick_device(options.device)
     state = checkpoint.load(options.checkpoint)
+    root = Path(options.data or state["data_root"])
+    if not root.is_dir():
+        raise InputError(
+            f"there is no folder {root}, which {options.checkpoint} was trained on; say where it is with --data DIR"
+        )
+    for name in ("vgg16_weights", "vggish_weights"):
+        if given := getattr(options, name):
+            state["config"]["model"][name] = given
     model, settings = restore(state, device)
-    manifest = Manifest.load(options.data or state["data_root"])
+    manifest = Manifest.load(root)
     found = evaluate(model, manifest, options.split, settings, device, pick_precision(options.precision, device))
     result = found.result(manifest)
     console = runlog.console()

@@ -67,6 +67,11 @@ def test_no_compiler_installs_without_compiled_code_and_says_so(build: ModuleTyp
         assert "PyTorch alone" in plan.notes[0]
 
 
+def test_a_compiler_that_was_asked_for_and_does_not_work_is_an_error(build: ModuleType) -> None:
+    with pytest.raises(build.BuildError, match="CXX='ccache g[+][+]' does not work.*one C[+][+]17 compiler"):
+        build.make_plan({"CXX": "ccache g++", "PATH": "/usr/bin:/bin"}, [])
+
+
 def test_no_compiler_is_an_error_if_cuda_is_asked_for(build: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(build.BuildError, match="ESSL_CUDA=1, but no C.. compiler works .*not found.*install g"):
         build.make_plan({"ESSL_CUDA": "1", "PATH": str(tmp_path)}, [])

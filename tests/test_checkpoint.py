@@ -16,7 +16,7 @@ def small_model(seed=0, **overrides):
 
 def test_round_trip(tmp_path):
     model = small_model()
-    checkpoint.save(tmp_path / "a.pt", {"model": checkpoint.trained_state(model, keep_frozen=False), "epoch": 3})
+    checkpoint.save(tmp_path / "a.pt", {"model": checkpoint.trained_state(model), "epoch": 3})
     state = checkpoint.load(tmp_path / "a.pt")
     other = small_model(seed=1)
     checkpoint.load_trained(other, state["model"])
@@ -57,7 +57,7 @@ def test_wrong_files_are_refused(tmp_path):
 
 
 def test_another_architecture_is_refused():
-    state = checkpoint.trained_state(small_model(), keep_frozen=False)
+    state = checkpoint.trained_state(small_model())
     with pytest.raises(InputError, match="another architecture"):
         checkpoint.load_trained(small_model(**{"model.out_dim": 64}), state)
 

@@ -36,7 +36,9 @@ def test_overrides_win():
         (["--model.trunk", "resnet"], "model.trunk"),
         (["--model.pcm", "true"], "model.pcm: needs"),
         (["--optim.lr_head", ".nan"], "optim.lr_head: must be at least 0"),
+        (["--optim.lr_head", ".inf"], "optim.lr_head: must be at least 0, and finite"),
         (["--device", "gpu"], "device: must be"),
+        (["--device", "cudafoo"], "device: must be"),
         (["--epochs", "0"], "epochs: must be at least 1"),
     ],
 )

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from essl_fast import checkpoint, config, evaluate, runlog, train
+from essl_fast import checkpoint, config, evaluate, models, objectives, runlog, train
+from essl_fast import trainer as trainer_module
 from essl_fast.config import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.models import weights
 
-ARGUMENTS = ["--epochs", "2", "--data.batch_size", "5", "--device", "cpu", "--eval_every", "1", "--overlays", "4"]
+# The warm-up ends within the first epoch, so that a resume meets every part of the schedule.
+ARGUMENTS = ["--epochs", "2", "--data.batch_size", "5", "--device", "cpu", "--eval_every", "1", "--overlays", "4",
+             "--optim.warmup", "0.5"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +156,7 @@ def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):
         train.main(["--resume", str(out), "--optim.lr_head", "0.5"])
     settings = config.load(str(out / "config.yaml"))
     manifest = Manifest.load(prepared)
-    trainer = train.Trainer(settings, manifest, torch.device("cpu"))
+    trainer = trainer_module.Trainer(settings, manifest, torch.device("cpu"))
     state = checkpoint.load(out / "last.pt")
     with pytest.raises(InputError, match="not the data set"):
         trainer.resume({**state, "data": {**state["data"], "pairs": 1}})
@@ -233,7 +236,7 @@ def test_the_papers_networks_take_a_step(tiny, name, recwarn):
         "--model.vgg16_weights", "none", "--model.vggish_weights", "none", "--data.batch_size", "2", "--device", "cpu",
         "--model.pcm_cycles", "1",
     ])  # fmt: skip
-    trainer = train.Trainer(settings, Manifest.load(tiny[1]), torch.device("cpu"))
+    trainer = trainer_module.Trainer(settings, Manifest.load(tiny[1]), torch.device("cpu"))
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     losses = trainer.train_step(next(iter(trainer.loader)))
     trainer.loader.close()
@@ -250,7 +253,7 @@ def test_compiled_step_equals_the_plain_one(tiny, precision, tolerance):
     found = []
     for compiled in ("off", "on"):
         arguments = ["--compile", compiled, "--data.batch_size", "4", "--device", "cpu", "--precision", precision]
-        trainer = train.Trainer(config.load("demo", arguments), Manifest.load(tiny[1]), torch.device("cpu"))
+        trainer = trainer_module.Trainer(config.load("demo", arguments), Manifest.load(tiny[1]), torch.device("cpu"))
         found.append({k: v.item() for k, v in trainer.train_step(next(iter(trainer.loader))).items()})
         trainer.loader.close()
     assert found[0] == pytest.approx(found[1], rel=tolerance, abs=tolerance / 10)
@@ -265,9 +268,56 @@ def test_a_run_in_bf16(tiny, tmp_path):
     assert {value.dtype for value in checkpoint.load(out / "best.pt")["model"].values()} == {torch.float32, torch.int64}
 
 
+def test_the_papers_step_is_one_graph():
+    """SemiPL's whole forward pass under bf16 autocast, as a GPU compiles it: captured without a break, then run."""
+    settings = config.load("semipl", ["--model.pcm_cycles", "1"])
+    model, objective = models.build(settings.model), objectives.build(settings.objective)
+
+    def losses(*inputs):
+        with torch.autocast("cpu", torch.bfloat16):
+            return objective(model(*inputs[:2]), *inputs[2:])
+
+    graphs = []
+
+    def capture(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    boxes = torch.tensor([[[20, 30, 120, 140]]] * 2, dtype=torch.int32).expand(2, 2, 1, 4)
+    inputs = (torch.randn(2, 2, 3, 224, 224), torch.randn(2, 3, 96, 64), boxes, torch.ones(2, dtype=torch.bool))
+    found = torch.compile(losses, fullgraph=True, dynamic=False, backend=capture)(*inputs)
+    assert len(graphs) == 1 and set(found) == {"loss", "unsupervised", "supervised"}
+    assert all(value.isfinite() for value in found.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
+def test_a_run_on_a_gpu(tiny, tmp_path, precision):
+    """Training, checkpoint, resume and evaluation on a GPU; the step itself does not wait for the GPU."""
+    out = tmp_path / precision
+    arguments = [*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(out), "--precision", precision]
+    assert train.main([*arguments, "--device", "cuda"]) == 0
+    assert evaluate.main([str(out / "best.pt"), "--device", "cuda", "--precision", precision]) == 0
+    assert train.main(["--resume", str(out), "--epochs", "3"]) == 0
+    assert checkpoint.load(out / "last.pt")["epoch"] == 3
+
+    settings = config.load(str(out / "config.yaml"))
+    trainer = trainer_module.Trainer(settings, Manifest.load(tiny[1]), torch.device("cuda"))
+    raw = next(iter(trainer.loader))
+    trainer.train_step(raw)  # compiles, and waits as it likes
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = trainer.train_step(raw)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        trainer.loader.close()
+    assert losses["loss"].isfinite()
+
+
 def test_learning_rate_factor():
-    assert {train.learning_rate_factor("constant", step, 10, 2) for step in range(10)} == {1.0}
-    factors = [train.learning_rate_factor("cosine", step, 10, 2) for step in range(10)]
+    assert {trainer_module.learning_rate_factor("constant", step, 10, 2) for step in range(10)} == {1.0}
+    factors = [trainer_module.learning_rate_factor("cosine", step, 10, 2) for step in range(10)]
     assert factors[:3] == [0.5, 1.0, 1.0] and all(a > b for a, b in zip(factors[2:], factors[3:], strict=False))
     assert factors[-1] < 0.05
 

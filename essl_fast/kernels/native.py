@@ -12,7 +12,7 @@ from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-MAX_SIZE = 4096  # kMaxWindow in csrc/two_views.h
+MAX_SIZE = 4064  # kMaxWindow in csrc/two_views.h
 
 _INTERFACE = 1  # kInterface in csrc/bindings.cpp: a module of other sources must not be called
 _REMEDY = "run `pip install .` (or `python setup.py build_ext --inplace`) in the source folder"

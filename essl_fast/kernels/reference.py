@@ -173,13 +173,6 @@ def log_mel(pcm: Tensor, normalize: bool = True) -> Tensor:
     return (bands[:, : examples * 96] + 0.01).log().view(len(pcm), examples, 96, 64).float()
 
 
-def view_normalization(dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Table (256, 3): what each byte of each colour becomes, ((byte / 255) - mean) / std in float32, then dtype."""
-    byte = torch.arange(256, device=device, dtype=torch.float32)[:, None].div(255)
-    mean = torch.tensor(IMAGENET_MEAN, device=device)
-    return byte.sub(mean).div(torch.tensor(IMAGENET_STD, device=device)).to(dtype)
-
-
 def two_views(
     frames: Tensor,
     rows: Tensor,

@@ -6,7 +6,7 @@ import torch
 
 from essl_fast import config, models, objectives
 from essl_fast.checkpoint import from_sspl_name, load_sspl
-from essl_fast.train import build_optimizer
+from essl_fast.trainer import build_optimizer
 from tests.golden.store import golden, recipe_state
 
 PARTS = {"frame": "frame", "sound": "sound", "pcm": "pcm", "head": "ssl_head"}  # golden's prefix -> part
