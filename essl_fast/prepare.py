@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import functools
 import json
@@ -35,10 +36,12 @@ from essl_fast.config import InputError
 from essl_fast.data import annotations as notes
 from essl_fast.data import media
 from essl_fast.data.annotations import SPLITS, Annotations, LeftOut, Pair
-from essl_fast.data.parts import JPEG, PartReader, Task, finished_part, run_tasks
+from essl_fast.data.parts import CRASHED, JPEG, PartReader, Task, finished_part, run_tasks
 from essl_fast.data.shards import VERSION, Manifest, ShardWriter, write_manifest
 
 PARTS = ".parts"
+_MENDABLE = {media.MISSING, media.UNREADABLE, media.NO_VIDEO, media.NO_SOUND, media.TRUNCATED, media.SOUND_TRUNCATED,
+             CRASHED}  # reasons that a better copy of the video removes  # fmt: skip
 _OWN_FILES = re.compile(r"\.?(train|val|test)-\d{5}\.(tar|idx)(\.partial)?")
 
 
@@ -97,7 +100,7 @@ def prepare(
     if not (out / PARTS).exists() and (done := _finished(out, settings, say)):
         return done
     try:
-        with _locked(out):
+        with _locked(out, say):
             if (done := _finished(out, settings, say)) is None:
                 if (out / "manifest.json").exists():
                     say.line(f"{out} is damaged: preparing it again")
@@ -113,12 +116,12 @@ def prepare(
 def _frame_rate(videos: Path, video: str) -> float | None:
     try:
         return media.probe(media.find_video(videos, video)).frame_rate
-    except media.MediaError:
-        return None  # the video's part will say why
+    except Exception:
+        return None  # whatever it is, the video's part will say why
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(out: Path, say: _Reporter) -> Iterator[None]:
     """Own `out` and its folder for parts; the lock ends with the process, however that ends."""
     parts = out / PARTS
     if out.exists() and not out.is_dir():
@@ -131,6 +134,11 @@ def _locked(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another prepare is at work on {out}: wait for it, or choose another --out") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            why = f"the file system of {out} has no locks ({error.strerror})"
+            say.line(f"warning: {why}: make sure that no other prepare works on it")
         yield
 
 
@@ -156,7 +164,10 @@ def _finished(out: Path, settings: dict, say: _Reporter) -> Manifest | None:
         manifest = Manifest.load(out)
     except InputError:
         return None  # a shard was deleted, say
-    say.line(f"{out} is complete: nothing to do")
+    lost = sum(count for reason, count in manifest.header["left_out"].items() if reason in _MENDABLE)
+    then = f"once they are mended, delete {out} (or choose another --out) and run again"
+    again = f"; {lost} videos or pairs were left out for faults of video files (see left_out.jsonl): {then}"
+    say.line(f"{out} is complete: nothing to do{again if lost else ''}")
     return manifest
 
 
@@ -171,12 +182,12 @@ def _make(videos: Path, read: Annotations, out: Path, settings: dict, workers: i
     for video, pairs in wanted.items():
         try:
             path = media.find_video(videos, video)
+            task = Task(video, str(path), tuple((pair.key, pair.fid, pair.time) for pair in pairs))
+            part = finished_part(task, parts_folder)
         except media.MediaError as error:
             detail = f"{error.detail} ({len(pairs)} pair{'s' * (len(pairs) != 1)})"
             left_out.append(LeftOut(video, "", error.reason, detail))
             continue
-        task = Task(video, str(path), tuple((pair.key, pair.fid, pair.time) for pair in pairs))
-        part = finished_part(task, parts_folder)
         if part is None:
             todo.append(task)
         else:
@@ -196,6 +207,10 @@ def _make(videos: Path, read: Annotations, out: Path, settings: dict, workers: i
     made = [pair for pair in read.pairs if pair.video in parts and pair.key in parts[pair.video][1]["members"]]
     _refuse_empty_split(read, made, left_out, parts_folder)
     _assemble(made, parts, left_out, out, settings, say)
+    text = f"{read.rows} annotation rows were read: {read.merged} share the frame of an earlier one and joined its pair"
+    if read.further:
+        text += f", {read.further} further boxes of rows were ignored (--row-boxes first)"
+    say.line(text)
 
 
 def _refuse_empty_split(read: Annotations, made: list[Pair], left_out: list[LeftOut], parts_folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The prepare command, end to end on real files: what it writes, how it continues, and what it says of bad input."""
 
+import errno
 import fcntl
 import hashlib
 import io
@@ -121,9 +122,10 @@ def test_the_seed_changes_order_and_validation(world, reference, tmp_path):
 
 
 KILLER = """
-import importlib, os, signal, sys
-from essl_fast.prepare import main
-module, name, calls = sys.argv[1], sys.argv[2], int(sys.argv[3])
+import importlib, os, signal, sys, time
+from pathlib import Path
+from essl_fast.data import parts
+module, name, calls, in_worker = sys.argv[1], sys.argv[2], int(sys.argv[3]), "WORKER" in os.environ
 module = importlib.import_module(module)
 holder = getattr(module, name.split(".")[0]) if "." in name else module
 real = getattr(holder, name.split(".")[-1])
@@ -131,11 +133,22 @@ def dying(*args, **kwargs):
     global calls
     calls -= 1
     if calls < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getppid() if in_worker else os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # a worker must not outlive its parent
     return real(*args, **kwargs)
-setattr(holder, name.split(".")[-1], dying)
-sys.exit(main(sys.argv[4:]))
+if module.__name__.startswith("essl_fast.data.") and name != "ShardWriter.add" and not in_worker:
+    os.environ["WORKER"] = "yes"
+    parts._SERVE = "-c", KILLER, *sys.argv[1:4]
+else:
+    setattr(holder, name.split(".")[-1], dying)
+if in_worker:
+    parts._serve(Path(sys.argv[4]), int(sys.argv[5]))
+else:
+    from essl_fast.prepare import main
+    sys.exit(main(sys.argv[4:]))
 """
+# What the first interpreter runs: it hands the text on to its workers, where the death may have to happen.
+KILLER = f"KILLER = {KILLER!r}\nexec(KILLER)\n"
 COMMON = ["--validation", "0.25", "--pairs-per-shard", "5"]
 
 
@@ -153,7 +166,7 @@ def arguments(world, out, *more):
 def test_killed_and_continued_ends_with_the_same_bytes(world, reference, tmp_path, module, name, calls):
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLER, module, name, str(calls), *arguments(world, out, "--workers", "1")]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)  # waits for its workers, too
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert hashes(out) != hashes(reference)
     done = {path: path.stat().st_mtime_ns for path in (out / ".parts").glob("*.part")}
@@ -169,20 +182,20 @@ def test_killed_and_continued_ends_with_the_same_bytes(world, reference, tmp_pat
 
 def test_finished_videos_are_not_decoded_again(world, tmp_path, monkeypatch):
     out, made = tmp_path / "out", []
-    real = parts.make_part
+    real = parts._Worker.make
 
-    def interrupted(task, folder):
+    def interrupted(worker, task):
         if len(made) == 4:
             raise KeyboardInterrupt
         made.append(task.video)
-        return real(task, folder)
+        return real(worker, task)
 
-    monkeypatch.setattr(parts, "make_part", interrupted)
+    monkeypatch.setattr(parts._Worker, "make", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(world, out)
     os.utime(world / "videos" / f"{made[0]}.mp4")  # changed since: this one is made again
     again = []
-    monkeypatch.setattr(parts, "make_part", lambda task, folder: again.append(task.video) or real(task, folder))
+    monkeypatch.setattr(parts._Worker, "make", lambda worker, task: again.append(task.video) or real(worker, task))
     run(world, out)
     assert len(again) == 3 and made[0] in again and not set(made[1:]) & set(again)
 
@@ -193,8 +206,8 @@ def test_parts_of_other_frames_are_made_again(world, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             run(world, tmp_path / "out", frame="middle")
     made = []
-    real = parts.make_part
-    monkeypatch.setattr(parts, "make_part", lambda task, folder: made.append(task.video) or real(task, folder))
+    real = parts._Worker.make
+    monkeypatch.setattr(parts._Worker, "make", lambda worker, task: made.append(task.video) or real(worker, task))
     notes = tmp_path / "notes"
     write_annotations(notes, {"a": [row(20, 1.9)], "b": [row(16, 1.5)]}, {"c": [row(21, 2.0)]})
     prepare(world / "videos", notes, tmp_path / "out", workers=1, progress=False, validation=0)
@@ -206,7 +219,7 @@ def test_a_finished_folder_is_left_alone(world, reference, tmp_path, monkeypatch
     monkeypatch.setattr("essl_fast.prepare.run_tasks", lambda *_: pytest.fail("it worked again"))
     assert main(arguments(world, reference)) == 0
     captured = capsys.readouterr()
-    assert f"{reference} is complete: nothing to do" in captured.err and "train" in captured.out
+    assert captured.err.endswith(f"{reference} is complete: nothing to do\n") and "train" in captured.out
     with pytest.raises(InputError, match=r"prepared differently \(seed was 0, is 7\): choose another --out or de"):
         run(world, reference, pairs_per_shard=5, seed=7)
     with pytest.raises(InputError, match=r"\(frame was start, is middle\)"):
@@ -307,11 +320,15 @@ def test_every_kind_of_bad_input_is_counted_and_listed(tmp_path, capsys):
     for place, (reason, detail) in expected.items():
         assert entries[place][0] == reason and entries[place][1].startswith(detail), entries[place]
         assert reason.split()[0] in told.out
+    assert "15 annotation rows were read: 0 share" in told.err
     assert "left_out.jsonl" in told.out and str(tmp_path) not in (out / "left_out.jsonl").read_text()
     assert Manifest.load(out).header["splits"]["train"]["pairs"] == 4
 
     assert main([*command, "--strict"]) == 1  # a finished folder keeps its answer
-    assert "strict: 7 entries were left out" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert (
+        "strict: 7 entries were left out" in err and "nothing to do; 4 videos or pairs were left out for faults" in err
+    )
 
 
 def test_strict_accepts_windows_that_leave_the_track(tmp_path):
@@ -360,34 +377,86 @@ def test_middle_policy_asks_the_video_for_its_frame_rate(tmp_path):
     assert manifest.key(0) == "a_000025" and manifest.time[0] == pytest.approx(1.9 + 0.5)
 
 
-def test_a_decoder_that_crashes_costs_its_video(world, tmp_path, monkeypatch):
-    real = parts._Worker._start
+def workers_that(monkeypatch, patch):
+    """Let workers run these lines before they begin; `real` is what makes parts, `die(signal)` ends the worker."""
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom essl_fast.data import media, parts\nreal = parts.make_part\n"
+        f"def die(by): os.kill(os.getpid(), by)\n{patch}\nparts._serve(Path(sys.argv[1]), int(sys.argv[2]))\n"
+    )
+    monkeypatch.setattr(parts, "_SERVE", ("-c", script))
 
-    def start(worker):
-        real(worker)
-        if not (tmp_path / "crashed").exists():
-            (tmp_path / "crashed").touch()
-            worker.process.kill()
-            worker.process.stdin.close()
-            worker.process.stdout.close()
-            script = "import os, signal; input(); os.kill(os.getpid(), signal.SIGSEGV)"
-            pipe = subprocess.PIPE
-            worker.process = subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe)
 
-    monkeypatch.setattr(parts._Worker, "_start", start)
-    manifest = run(world, tmp_path / "out", workers=2)
-    assert manifest.header["left_out"]["decoder crashed"] == 1
-    (entry,) = [left for left in left_out(tmp_path / "out") if left["reason"] == "decoder crashed"]
-    assert entry["key"] is None and entry["detail"].endswith("its worker was ended by signal 11 (5 pairs)")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_decoder_that_crashes_costs_its_video(world, tmp_path, monkeypatch, workers):
+    workers_that(monkeypatch, "parts.make_part = lambda task, to: task.video == 'b' and die(11) or real(task, to)")
+    manifest = run(world, tmp_path / "out", workers=workers)
+    (entry,) = [left for left in left_out(tmp_path / "out") if left["reason"] == parts.CRASHED]
+    assert (entry["video"], entry["key"]) == ("b", None)
+    assert entry["detail"] == "b.mp4: its worker was ended by signal 11 (5 pairs)"
     assert len({key.decode().rsplit("_", 1)[0] for key in manifest.keys}) == 5
 
 
-def test_a_folder_that_cannot_be_written(world, tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_is_killed_costs_nothing(world, reference, tmp_path, monkeypatch, by):
+    flag = tmp_path / "killed"
+    workers_that(monkeypatch, "def make(task, to):\n if task.video == 'b' and not os.path.exists("
+                 f"{str(flag)!r}): open({str(flag)!r}, 'w'); die({int(by)})\n return real(task, to)\n"
+                 "parts.make_part = make")  # fmt: skip
+    run(world, tmp_path / "out", workers=2, pairs_per_shard=5)
+    assert flag.exists() and hashes(tmp_path / "out") == hashes(reference)
 
-    monkeypatch.setattr(parts.os, "replace", full)
-    with pytest.raises(InputError, match="No space left on device; free some space or choose another --out"):
+
+def test_a_worker_that_is_killed_again_ends_the_run(world, tmp_path, monkeypatch):
+    workers_that(monkeypatch, "parts.make_part = lambda task, to: die(9)")
+    with pytest.raises(InputError, match=r"by signal 9 \(out of memory\?\) while reading .*mp4: use fewer --workers"):
+        run(world, tmp_path / "out", workers=2)
+
+
+def test_a_worker_that_died_before_its_task_is_replaced(world, reference, tmp_path, monkeypatch):
+    real, dead = parts._Worker._start, []
+
+    def start(worker):
+        real(worker)
+        if not dead:
+            dead.append(worker.process.pid)
+            worker.process.kill()
+            worker.process.wait()
+
+    monkeypatch.setattr(parts._Worker, "_start", start)
+    run(world, tmp_path / "out", pairs_per_shard=5)
+    assert dead and hashes(tmp_path / "out") == hashes(reference)
+
+
+def test_an_error_nobody_expected_costs_its_video(world, tmp_path, monkeypatch):
+    workers_that(monkeypatch, "from essl_fast.data.media import decode_frames as frames\ndef odd(path, *more):\n"
+                 " if path.name == 'b.mp4': raise ValueError('odd')\n return frames(path, *more)\n"
+                 "media.decode_frames = odd")  # fmt: skip
+    run(world, tmp_path / "out")
+    entries = [(left["video"], left["detail"]) for left in left_out(tmp_path / "out")
+               if left["reason"] == media.UNREADABLE]  # fmt: skip
+    assert entries == [("b", "b.mp4: ValueError: odd (4 pairs)")]
+
+
+def test_a_video_that_vanishes_is_left_out(world, tmp_path, monkeypatch):
+    real = media.find_video
+    monkeypatch.setattr(
+        media, "find_video", lambda folder, video: real(folder, video).with_stem(video.strip("b") or "x")
+    )
+    run(world, tmp_path / "out")
+    (entry,) = [left for left in left_out(tmp_path / "out") if left["reason"] == media.UNREADABLE]
+    assert entry["video"] == "b" and entry["detail"].startswith("x.mp4: No such file or directory")
+
+
+def test_a_file_system_without_locks(world, reference, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    run(world, tmp_path / "out", pairs_per_shard=5, progress=True)
+    assert "out has no locks (No locks available): make sure that no other prepare" in capsys.readouterr().err
+    assert hashes(tmp_path / "out") == hashes(reference)
+
+
+def test_a_folder_that_cannot_be_written(world, tmp_path, monkeypatch):
+    workers_that(monkeypatch, "def full(*_): raise OSError(28, 'No space left on device')\nos.replace = full")
+    with pytest.raises(InputError, match="cannot make a part in .*No space left on device; free some space or choose"):
         run(world, tmp_path / "out")
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,11 +81,17 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Annotations:
-    """`pairs` in the order of the lists and their rows; `videos`: split → names, also of videos without any pair."""
+    """`pairs` in the order of the lists and their rows; `videos`: split → names, also of videos without any pair.
+
+    rows: that were read; merged: of them, those that joined the pair of an earlier row; further: boxes that
+    `row_boxes="first"` ignored."""
 
     pairs: list[Pair]
     left_out: list[LeftOut]
     videos: dict[str, list[str]]
+    rows: int = 0
+    merged: int = 0
+    further: int = 0
 
 
 def boxes_to_grid(boxes, width: float, height: float, size: int = GRID) -> np.ndarray:
@@ -150,11 +157,12 @@ def read_chaotic_world(
     }
     pairs: list[Pair] = []
     left_out: list[LeftOut] = []
+    counts = Counter()
     for split, names in videos.items():
         for video in names:
-            reader = _VideoReader(video, split, group, frames, frame, row_boxes, size, frame_rate, left_out)
+            reader = _VideoReader(video, split, group, frames, frame, row_boxes, size, frame_rate, left_out, counts)
             pairs.extend(reader.pairs())
-    return Annotations(pairs, left_out, videos)
+    return Annotations(pairs, left_out, videos, counts["rows"], counts["merged"], counts["further"])
 
 
 def choose_validation(videos: Sequence[str], fraction: float, seed: int) -> set[str]:
@@ -194,10 +202,10 @@ class _Draft:
 class _VideoReader:
     """The rows of one video → its pairs; what is dropped goes to `left_out`."""
 
-    def __init__(self, video, split, group, frames, policy, row_boxes, size, frame_rate, left_out):
+    def __init__(self, video, split, group, frames, policy, row_boxes, size, frame_rate, left_out, counts):
         self.video, self.split, self.policy, self.row_boxes, self.size = video, split, policy, row_boxes, size
         self.group_file, self.frame_file = group / f"{video}.csv", frames / f"{video}.csv"
-        self.frame_rate, self.left_out = frame_rate, left_out
+        self.frame_rate, self.left_out, self.counts = frame_rate, left_out, counts
 
     def pairs(self) -> list[Pair]:
         if not self.group_file.is_file():
@@ -215,6 +223,7 @@ class _VideoReader:
             if fid < 1:
                 self._leave(key, BAD_FRAME, f"{row.where}: frame {fid}; frames count from 1")
                 continue
+            self.counts["merged"] += fid in drafts
             draft = drafts.setdefault(fid, _Draft(time))
             kept = self._on_grid(boxes, row, key)
             if not boxes:
@@ -222,13 +231,20 @@ class _VideoReader:
             if kept or not boxes:
                 draft.classes.append(row.label("ssl"))
             draft.boxes.extend(box for box in kept if box not in draft.boxes)
+        self.counts["rows"] += rows
         if not rows:
             self._leave("", NO_ROWS, f"annotation/group/{self.group_file.name} has a header and no row")
         return [pair for fid, draft in drafts.items() if (pair := self._finish(fid, draft))]
 
     def _start(self, row: Row) -> tuple[int, float, list]:
-        boxes = row.boxes("bbox")
-        return row.integer("start_fid"), row.number("start_time"), boxes if self.row_boxes == "all" else boxes[:1]
+        return row.integer("start_fid"), row.number("start_time"), self._chosen(row.boxes("bbox"))
+
+    def _chosen(self, boxes: list) -> list:
+        """The boxes of a row that count."""
+        if self.row_boxes == "all":
+            return boxes
+        self.counts["further"] += len(boxes[1:])
+        return boxes[:1]
 
     def _middle(self, row: Row, by_frame: dict) -> tuple[int, float, list]:
         first, last = row.integer("start_fid"), row.integer("end_fid")
@@ -240,8 +256,8 @@ class _VideoReader:
             boxes = row.boxes("bbox")
             if len(boxes) == last - first + 1:  # one box a frame
                 boxes = [boxes[fid - first]]
-            elif self.row_boxes == "first":
-                boxes = boxes[:1]
+            else:
+                boxes = self._chosen(boxes)
         start = row.number("start_time")
         if row.has("end_time"):
             return fid, (start + row.number("end_time")) / 2, boxes
@@ -260,8 +276,7 @@ class _VideoReader:
         for row in table.rows():
             place = row.integer(_FRAME_COLUMNS), row.label("ssl")
             time = row.number(_TIME_COLUMNS) if row.has(_TIME_COLUMNS) else None
-            boxes = row.boxes("bbox")
-            found.setdefault(place, ([], time))[0].extend(boxes if self.row_boxes == "all" else boxes[:1])
+            found.setdefault(place, ([], time))[0].extend(self._chosen(row.boxes("bbox")))
         return found
 
     def _on_grid(self, boxes: list, row: Row, key: str) -> list[list[int]]:

@@ -20,6 +20,7 @@ Sound needs no decoding: it is read straight into the batch's memory, which is p
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import os
@@ -162,14 +163,32 @@ class Shards:
                     opened, file = shard, -1
                     file = os.open(self.paths[shard], os.O_RDONLY)
                 between = bytearray(int(self._s16[position] - offset - size))
-                missing = size + len(between) + PCM_BYTES - os.preadv(file, [jpegs[i], between, pcm[i]], int(offset))
-                if missing:
+                if missing := _read_fully(file, [jpegs[i], between, pcm[i]], int(offset)):
                     raise InputError(f"{self.name(position)}: the shard ends {missing} bytes early: run prepare again")
         except OSError as error:
-            raise InputError(f"{self.name(position)} cannot be read ({error.strerror}): run prepare again") from error
+            # Only a shard that is gone has to be made again; a disk or a network that fails comes back as it was.
+            then = "run prepare again" if error.errno == errno.ENOENT else "mend that, then go on with --resume"
+            raise InputError(f"{self.name(position)} cannot be read ({error.strerror}): {then}") from error
         finally:
             if file >= 0:
                 os.close(file)
+
+
+def _read_fully(file: int, buffers: list, offset: int) -> int:
+    """Fill the buffers, one after another, from `offset` on. Returns the bytes by which the file ends too early.
+
+    One system call, as a rule; network file systems and signals may cut it short."""
+    left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+    while left:
+        got = os.preadv(file, left, offset)
+        if not got:
+            break
+        offset += got
+        while left and got >= len(left[0]):
+            got -= len(left.pop(0))
+        if got:
+            left[0] = left[0][got:]
+    return sum(map(len, left))
 
 
 _running: weakref.WeakSet[_Producer] = weakref.WeakSet()

@@ -45,7 +45,9 @@ SOUND_TRUNCATED = "sound truncated or damaged"
 
 _SEEKABLE = {"mov", "mp4", "matroska", "webm"}  # their indexes lead to the key frame that was asked for
 _WORTH_A_SEEK = 8  # frames to skip before a seek is cheaper than decoding on
+_ROUNDED = Fraction(51, 10_000)  # seconds that a time rounded to two decimals is off at most, and a little
 _GAP = 0.1  # seconds without sound between packets that are a pause, not a rounded timestamp
+_SETTLE = 0.25  # seconds after a lost packet until any decoder has forgotten it (MP3's reservoir, Opus's prediction)
 _LONGEST = 3600  # seconds; a longer pause is a broken timestamp
 _SCALE = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
 
@@ -93,19 +95,34 @@ class Probe:
         """Position in `pts` of the frame that an annotation means; None if the video ends before it."""
         if self.constant or self.counted:
             return fid - 1 if 1 <= fid <= len(self.pts) else None
-        tick = self.start + math.floor(Fraction(time) / self.time_base + Fraction(1, 1000))  # 1/1000: times are rounded
-        if tick > self.pts[-1] + 2 * int(np.diff(self.pts).max()):
+        tick = self.start + Fraction(time) / self.time_base
+        if tick > int(self.pts[-1] + 2 * np.diff(self.pts).max()):  # a NumPy integer would overflow in a Fraction
             return None
-        return max(int(np.searchsorted(self.pts, tick, "right")) - 1, 0)
+        place = max(int(np.searchsorted(self.pts, math.floor(tick), "right")) - 1, 0)
+        if place + 1 < len(self.pts):  # a time that was rounded down lies a little before its frame
+            now, following = int(self.pts[place]), int(self.pts[place + 1])
+            if following - tick <= min(_ROUNDED / self.time_base, Fraction(following - now, 2)):
+                return place + 1
+        return place
 
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """mono: float32 (n,) in [-1, 1] from time 0 on; rate in Hz; damage: "" or where and why the track breaks off."""
+    """mono: float32 (n,) in [-1, 1] from time 0 on; rate in Hz; damage: "" or where and why the track breaks off;
+    holes: (from, to) in samples of what cannot be decoded before that."""
 
     mono: np.ndarray
     rate: int
     damage: str = ""
+    holes: tuple[tuple[int, int], ...] = ()
+
+    def hole(self, time: float) -> str:
+        """ "" or the first hole that the 3 s around `time` touch, in words."""
+        offset, length = window_span(time, self.rate)
+        for begin, end in self.holes:
+            if offset < end and begin < offset + length:
+                return f"the sound from {begin / self.rate:.2f} s to {end / self.rate:.2f} s cannot be decoded"
+        return ""
 
 
 def find_video(folder: str | Path, video: str) -> Path:
@@ -113,8 +130,12 @@ def find_video(folder: str | Path, video: str) -> Path:
     folder = Path(folder)
     for extension in EXTENSIONS:
         for spelling in (extension, extension.upper()):
-            if (path := folder / f"{video}{spelling}").is_file():
-                return path
+            path = folder / f"{video}{spelling}"
+            try:
+                if path.is_file():
+                    return path
+            except OSError as error:
+                raise unreadable(path, error) from error
     raise MediaError(MISSING, f"{video}{{{','.join(EXTENSIONS)}}} is not in {folder.name}/")
 
 
@@ -178,8 +199,8 @@ def decode_frames(
 ) -> Iterator[tuple[int, np.ndarray | MediaError]]:
     """Decode the frames of `requests`, (fid, time in seconds) each, in one forward pass.
 
-    Yields, once for every request and in the order of showing, (its index, RGB uint8 (H, W, 3)), or (its index,
-    MediaError) where the file does not give that frame. `found`: `probe(path)`, where the caller has it. Raises
+    Yields, once for every request and in the order of showing, (its index, RGB uint8 (H, W, 3), upright), or (its
+    index, MediaError) where the file does not give that frame. `found`: `probe(path)`, where the caller has it. Raises
     MediaError as `probe` does. Decoding stops at the last frame wanted.
     """
     path = Path(path)
@@ -285,11 +306,17 @@ def _decode_run(found: Probe, left: list[int], key: int, stop: int | None = None
                 place = count if found.counted else place_of.get(frame.pts, place)
                 count += 1
                 if found.counted or frame.pts in place_of:
-                    held.append((place, functools.partial(frame.to_ndarray, format="rgb24")))
+                    held.append((place, functools.partial(_upright, frame)))
             while len(held) > (0 if ended else lag):
                 yield held.popleft()
             if ended:
                 return None
+
+
+def _upright(frame) -> np.ndarray:
+    """RGB uint8 (H, W, 3), turned as the file asks players to: FFmpeg's command line does so, its library does not."""
+    rgb, quarters = frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4  # counterclockwise
+    return np.ascontiguousarray(np.rot90(rgb, quarters)) if quarters else rgb
 
 
 def _key_before(found: Probe, place: int) -> int:
@@ -305,8 +332,8 @@ def decode_sound(path: str | Path, until: float | None = None) -> Sound:
     """The sound track as mono float32 at its own rate, from time 0 to `until` seconds or its end.
 
     Channels are averaged in float32. Samples that an encoder put before the sound are skipped (FFmpeg does), pauses
-    between packets become silence, a track that breaks off keeps what precedes the damage. Besides the result, memory
-    holds one decoded frame.
+    between packets become silence. What follows a packet that cannot be decoded keeps its time, and the packet leaves a
+    hole; a track that cannot be read further keeps what precedes that. Besides the result, memory holds one frame.
     Raises MediaError if there is no track or nothing of it can be decoded.
     """
     path = Path(path)
@@ -319,13 +346,23 @@ def decode_sound(path: str | Path, until: float | None = None) -> Sound:
         zero = float(video.start_time * video.time_base) if video is not None and video.start_time is not None else 0.0
         audio.codec_context.thread_count = 1
         mono, filled, due, rate, damage = np.empty(0, np.float32), 0, None, 0, ""
+        lost, holes = "", []  # why the packet before this frame was lost
         try:
             for frame in _sound_frames(container, audio):
+                if isinstance(frame, av.FFmpegError):
+                    lost = lost or _say(frame)
+                    continue
                 rate = rate or frame.sample_rate
                 if frame.sample_rate != rate:
                     damage = f"the sample rate changes from {rate} to {frame.sample_rate} Hz"
                     break
+                if lost and frame.time is None:
+                    break  # nobody knows when this is heard
                 stamp = due or 0 if frame.time is None else round((frame.time - zero) * rate)
+                if lost:
+                    begin, due = due, max(due, stamp)
+                    holes.append((max(begin, 0), max(due, 0) + round(_SETTLE * rate)))
+                    lost = ""
                 if due is None or stamp - due > _GAP * rate:  # lost packets: what follows keeps its time
                     due = stamp
                 if abs(due - filled) > _LONGEST * rate:
@@ -342,24 +379,25 @@ def decode_sound(path: str | Path, until: float | None = None) -> Sound:
                     break
         except av.FFmpegError as error:
             damage = _say(error)
+        damage = damage or lost
         if filled == 0:
             raise MediaError(UNREADABLE, f"{path.name}: no sound can be decoded ({damage or 'the track is empty'})")
         mono.resize(filled, refcheck=False)
-        return Sound(mono, rate, damage and f"{path.name}: {damage}, {filled / rate:.2f} s of sound are there")
+        damage = damage and f"{path.name}: {damage}, {filled / rate:.2f} s of sound are there"
+        return Sound(mono, rate, damage, tuple(holes))
 
 
 def _sound_frames(container, audio):
-    """Decoded frames; what cannot be decoded before the first of them (a track cut in mid-frame) is passed over."""
+    """Decoded frames, and the error of each packet that cannot be decoded; before the first frame (a track cut in
+    mid-frame) such packets are passed over."""
     begun = False
     for packet in container.demux(audio):
         if packet.is_corrupt:
             raise av.InvalidDataError(0, "a packet is cut off")
         try:
             frames = packet.decode()
-        except av.FFmpegError:
-            if begun:
-                raise
-            continue
+        except av.FFmpegError as error:
+            frames = [error] if begun else []
         begun = begun or bool(frames)
         yield from frames
 
@@ -409,9 +447,13 @@ def to_pcm16(sound: np.ndarray) -> np.ndarray:
 
 def _open(path: Path):
     try:
-        return av.open(str(path))
+        return av.open(str(path), metadata_errors="replace")  # a tag in another encoding is nobody's concern here
     except (av.FFmpegError, OSError) as error:
-        raise MediaError(UNREADABLE, f"{path.name}: {_say(error)}; it may be incomplete: fetch it again") from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> MediaError:
+    return MediaError(UNREADABLE, f"{path.name}: {_say(error)}; it may be incomplete: fetch it again")
 
 
 def _video_stream(container, path: Path):

@@ -8,11 +8,14 @@ fingerprint covers what was asked for and the video file's name, size and time o
 
 `run_tasks` hands videos to worker processes, each of its own interpreter that imports no more than this module: it
 starts in a third of a second whatever the caller has imported, needs no guarded main module, and a decoder that crashes
-on a broken file costs that file, not the run.
+on a broken file costs that file, not the run. A worker that others end (out of memory, say) costs no file: its video is
+tried again. Workers end with the process that started them, however that ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import io
 import json
@@ -28,6 +31,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from urllib.parse import quote
 
+import av
 from PIL import Image
 
 from essl_fast.config import InputError
@@ -36,7 +40,9 @@ from essl_fast.files import atomic_file
 
 JPEG = {"quality": 95, "subsampling": 0}  # 4:4:4: chroma is kept at full resolution
 CRASHED = "decoder crashed"
-_VERSION = 1  # of what a part holds for a task
+_VERSION = 2  # of what a part holds for a task
+_FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}  # a process's own doing
+_SERVE = ("-m", "essl_fast.data.parts")  # what a worker's interpreter runs
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,17 @@ class Task:
         return name if len(name) <= 100 else f"{name[:80]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
     def fingerprint(self) -> str:
-        stat = os.stat(self.path)
+        try:
+            stat = os.stat(self.path)
+        except OSError as error:
+            raise media.unreadable(Path(self.path), error) from error
         told = (_VERSION, JPEG, Path(self.path).name, stat.st_size, stat.st_mtime_ns, self.requests)
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
 
 def finished_part(task: Task, folder: Path) -> dict | None:
-    """The part's index if the part is there, whole and made for this very task, else None."""
+    """The part's index if the part is there, whole and made for this very task, else None. MediaError as `make_part`
+    would leave the whole video out with, if the video file is gone meanwhile."""
     try:
         index = json.loads((folder / f"{task.stem()}.json").read_bytes())
         whole = (folder / f"{task.stem()}.part").stat().st_size == index["bytes"]
@@ -84,9 +94,15 @@ def make_part(task: Task, folder: Path) -> dict:
                 members[key] = [file.tell(), len(jpeg), len(sound)]
                 file.write(jpeg)
                 file.write(sound)
-        except media.MediaError as error:
-            count = len(task.requests) - len(members) - len(left_out)
-            left_out.append(("", error.reason, f"{error.detail} ({count} pair{'s' * (count != 1)})"))
+        except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+                raise  # not the video's fault: the part cannot be written
+            if not isinstance(error, media.MediaError):  # no file may end the run of all others
+                said = getattr(error, "strerror", None) or str(error).replace(task.path, Path(task.path).name)
+                told = f"{Path(task.path).name}: {type(error).__name__}: {said}"
+                error = media.MediaError(media.UNREADABLE, told)
+            left = len(task.requests) - len(members) - len(left_out)
+            left_out.append(("", error.reason, f"{error.detail} ({left} pair{'s' * (left != 1)})"))
         size = file.tell()
     part = {"fingerprint": print_of_task, "bytes": size, "members": members, "left_out": sorted(left_out)}
     with atomic_file(index, str(os.getpid())) as file:
@@ -102,6 +118,9 @@ def _decode(task: Task, left_out: list) -> Iterator[tuple[str, bytes, bytes]]:
     heard = []
     for key, fid, time in task.requests:
         window = media.sound_window(sound.mono, sound.rate, time)
+        if window is not None and (hole := sound.hole(time)):
+            left_out.append((key, media.SOUND_TRUNCATED, f"{path.name}: 3 s around {time:g} s: {hole}"))
+            continue
         if window is not None:
             heard.append((key, fid, time, window))
             continue
@@ -151,15 +170,10 @@ class PartReader:
 def run_tasks(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[tuple[Task, dict]]:
     """Make the tasks' parts, `workers` at a time, and yield each with its index as it ends, in any order.
 
-    With one worker everything happens in this process. A video that crashes its worker yields an index that leaves all
-    of it out and has no part on disk. InputError if a part cannot be written.
+    A video that crashes its worker yields an index that leaves all of it out and has no part on disk; so does one that
+    is gone meanwhile. InputError if a part cannot be written, or if worker after worker is ended from outside.
     """
-    if workers <= 1:
-        for task in tasks:
-            try:
-                yield task, make_part(task, folder)
-            except OSError as error:
-                raise _cannot(folder, str(error)) from error
+    if not tasks:
         return
     idle: SimpleQueue[_Worker] = SimpleQueue()
     crew = [_Worker(folder) for _ in range(workers)]
@@ -197,37 +211,54 @@ class _Worker:
         self.folder, self.process, self.stopped = folder, None, False
 
     def make(self, task: Task) -> dict:
+        file, count = Path(task.path).name, len(task.requests)
+        for attempt in (1, 2):
+            taken, answer, code = self._ask(task)
+            if answer is not None and "cannot_write" in answer:
+                raise _cannot(self.folder, answer["cannot_write"])
+            if answer is not None:
+                return answer
+            if self.stopped or (taken and -code in _FAULTS):
+                how = f"{file}: its worker was ended by signal {-code} ({count} pair{'s' * (count != 1)})"
+                return {"members": {}, "left_out": [["", CRASHED, how]]}
+            if taken and code >= 0:
+                raise RuntimeError(f"the worker that read {task.path} ended with status {code}; its traceback is above")
+            if attempt == 2:
+                by = f"signal {-code}" if code < 0 else f"status {code}"
+                by += " (out of memory?)" if -code == signal.SIGKILL else ""
+                what = f"a worker was ended by {by} while reading {task.path}"
+                raise InputError(f"{what}: use fewer --workers and run again")
+
+    def _ask(self, task: Task) -> tuple[bool, dict | None, int]:
+        """(whether the worker got the task, its answer or None, its exit code in the latter case)."""
         if self.process is None:
             self._start()
             if self.stopped:
                 self.stop()
-        process = self.process
-        try:
+        process, taken, reply = self.process, False, b""
+        with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
             process.stdin.flush()
+            taken = True
             reply = process.stdout.readline()
-        except BrokenPipeError:
-            reply = b""
         if reply.endswith(b"\n"):
-            answer = json.loads(reply)
-            if "cannot_write" in answer:
-                raise _cannot(self.folder, answer["cannot_write"])
-            return answer
-        process.stdin.close()
+            return True, json.loads(reply), 0
+        with contextlib.suppress(BrokenPipeError):  # it flushes what the dead worker did not take
+            process.stdin.close()
         code = process.wait()
         process.stdout.close()
         self.process = None
-        if code >= 0 and not self.stopped:
-            raise RuntimeError(f"the worker that read {task.path} ended with status {code}; its traceback is above")
-        how = f"{Path(task.path).name}: its worker was ended by signal {-code} ({len(task.requests)} pairs)"
-        return {"members": {}, "left_out": [["", CRASHED, how]]}
+        return taken, None, code
 
     def _start(self) -> None:
         root = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "essl_fast.data.parts", str(self.folder)]
+        command = [sys.executable, *_SERVE, str(self.folder), str(os.getpid())]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, "PYTHONPATH": paths})
+        try:
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env={**os.environ, "PYTHONPATH": paths})
+        except OSError as error:
+            raise InputError(f"cannot start a worker ({error}): use fewer --workers and run again") from error
 
     def stop(self) -> None:
         self.stopped = True
@@ -236,8 +267,12 @@ class _Worker:
             self.process.wait()
 
 
-def _serve(folder: Path) -> None:
+def _serve(folder: Path, parent: int) -> None:
     """The worker: until stdin ends, make the part of each task that comes."""
+    if sys.platform == "linux":  # elsewhere an orphan ends after the video it is at, when its stdin ends
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG: die when the parent does
+        if os.getppid() != parent:
+            return  # it was quicker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides when this ends
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
@@ -246,6 +281,9 @@ def _serve(folder: Path) -> None:
         task = Task(told["video"], told["path"], tuple((key, fid, time) for key, fid, time in told["requests"]))
         try:
             answer = make_part(task, folder)
+        except media.MediaError as error:
+            detail = f"{error.detail} ({len(task.requests)} pair{'s' * (len(task.requests) != 1)})"
+            answer = {"members": {}, "left_out": [["", error.reason, detail]]}
         except OSError as error:
             answer = {"cannot_write": str(error)}
         replies.write(json.dumps(answer).encode() + b"\n")
@@ -257,4 +295,4 @@ def _cannot(folder: Path, why: str) -> InputError:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(Path(sys.argv[1]), int(sys.argv[2]))

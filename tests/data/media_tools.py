@@ -56,9 +56,11 @@ def make_video(
     picture: Callable[[int], np.ndarray] = numbered,
     container: dict | None = None,
     sound_start: float = 0.0,
+    tags: dict[str, str] | None = None,
 ) -> Path:
     """A file whose n-th frame (from 1) shows n. `sound`: float32 (n,) or (channels, n), None for no track. `pts`: when
-    each frame is shown, in 1/`ticks` s, instead of a constant rate. `container`: options of the muxer."""
+    each frame is shown, in 1/`ticks` s, instead of a constant rate. `container`: options of the muxer. `tags`: the
+    file's metadata."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pts = list(range(round(seconds * fps))) if pts is None else list(pts)
     ticks = ticks or fps
@@ -66,6 +68,7 @@ def make_video(
     if isinstance(sound, str):
         sound = clicks(seconds, rate, at=(2.0,))
     with av.open(str(path), "w", options=container or {}) as file:
+        file.metadata.update(tags or {})
         video = file.add_stream(codec, rate=fps, options={"preset": "ultrafast", **(options or {})} if "264" in codec
                                 else options or {})  # fmt: skip
         video.width, video.height, video.pix_fmt = first.shape[1], first.shape[0], pix_fmt
@@ -95,6 +98,17 @@ def make_video(
 def truncate(path: Path, share: float) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
+
+
+def damage_sound(path: Path, second: float, value: int = 255) -> float:
+    """Overwrite the first packet of sound from `second` on with a byte. Returns when it began."""
+    with av.open(str(path)) as file:
+        hit = next(packet for packet in file.demux(audio=0) if float(packet.pts * packet.time_base) >= second)
+        raw, begin = bytes(hit), float(hit.pts * hit.time_base)
+    data = path.read_bytes()
+    assert data.count(raw) == 1
+    path.write_bytes(data.replace(raw, bytes([value]) * len(raw)))
+    return begin
 
 
 GROUP_HEADER = "start_fid,start_time,end_fid,end_time,bbox,ssl"

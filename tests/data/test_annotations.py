@@ -53,8 +53,9 @@ def test_start_policy(tmp_path):
     assert (pair.key, pair.video, pair.fid, pair.time) == ("a_000060", "a", 60, 2.0)
     assert (pair.class_name, pair.labelled, pair.split, pair.classes) == ("speech", True, "train", ("speech",))
     assert pair.boxes.dtype == np.int32 and pair.boxes.tolist() == [[8, 37, 70, 186]]  # the row's first box
-    (pair,) = read(tmp_path, row_boxes="all").pairs
-    assert pair.boxes.tolist() == [[8, 37, 70, 186], [3, 7, 49, 99]]
+    assert (read(tmp_path).rows, read(tmp_path).further) == (1, 1)
+    found = read(tmp_path, row_boxes="all")
+    assert found.pairs[0].boxes.tolist() == [[8, 37, 70, 186], [3, 7, 49, 99]] and found.further == 0
 
 
 def test_columns_are_found_by_header_and_numbers_may_come_from_pandas(tmp_path):
@@ -74,6 +75,7 @@ def test_rows_of_one_frame_become_one_pair(tmp_path):
     assert found.pairs[0].boxes.tolist() == [[0, 0, 22, 22], [22, 22, 44, 44]]
     assert (found.pairs[0].class_name, found.pairs[0].classes) == ("crash", ("crash", "siren"))
     assert found.pairs[0].time == 2.0
+    assert (found.rows, found.merged, found.further) == (4, 2, 0)
 
 
 def test_middle_policy_takes_the_middle_of_the_sound(tmp_path):
@@ -97,6 +99,7 @@ def test_middle_policy_prefers_the_frame_table(tmp_path):
     # two rows of the siren in the frame table, and the crash's row of the group table, which the other has not
     assert pair.boxes.tolist() == [[22, 22, 44, 44], [44, 44, 67, 67], [0, 0, 224, 224]]
     assert pair.classes == ("siren", "crash")
+    assert read(tmp_path, frame="middle").further == 1
     assert read(tmp_path).pairs[0].key == "a_000010"  # start does not look there
 
 

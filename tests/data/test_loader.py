@@ -1,5 +1,6 @@
 """The loader: what an epoch holds, in which order, over which ranks, and how it goes on after a checkpoint."""
 
+import errno
 import gc
 import io
 import itertools
@@ -253,6 +254,24 @@ def test_a_shard_lost_or_cut_while_running_is_named(folder, tmp_path):
         list(loader)
     shard.write_bytes(data)
     assert len(list(loader)) == 7 - delivered
+
+
+def test_a_read_that_is_cut_short_goes_on(manifest, monkeypatch):
+    whole, real = list(make(manifest, shuffle=False)), os.preadv
+
+    def short(file, buffers, offset):
+        assert buffers
+        return real(file, [memoryview(buffers[0]).cast("B")[:999]], offset)
+
+    monkeypatch.setattr(os, "preadv", short)
+    for one, other in zip(make(manifest, shuffle=False), whole, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+def test_a_disk_that_fails_is_not_a_damaged_shard(manifest, monkeypatch):
+    monkeypatch.setattr(os, "preadv", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(InputError, match=r"train-0000\d.tar cannot be read \(Input/output error\): .* --resume"):
+        list(make(manifest))
 
 
 def test_index_files_must_list_the_manifests_pairs(folder, tmp_path):

@@ -5,9 +5,9 @@ import pytest
 from av import Packet, VideoFrame
 from av import open as av_open
 
-from essl_fast.data import media
+from essl_fast.data import media, parts
 from essl_fast.data.media import MediaError, decode_frames, decode_sound, find_video, probe
-from tests.data.media_tools import clicks, make_video, number_of, numbered, truncate
+from tests.data.media_tools import clicks, damage_sound, make_video, number_of, numbered, truncate
 
 
 def numbers(path, requests):
@@ -114,9 +114,53 @@ def test_a_varying_frame_rate_goes_by_time(tmp_path):
     path = make_video(tmp_path / "v.mkv", pts=stamps, ticks=1000, options={"bf": "2", "preset": "veryfast"})
     found = probe(path)
     assert not found.constant
-    asked = [(1, 0.0), (99, 0.09), (1, 0.1), (1, 1.199), (1, 1.2), (3, 1.279), (7, 2.9), (2, 3.04), (1, -1.0)]
+    asked = [(1, 0.0), (99, 0.09), (1, 0.1), (1, 1.19), (1, 1.2), (3, 1.27), (7, 2.9), (2, 3.04), (1, -1.0)]
     assert numbers(path, asked) == [1, 1, 2, 3, 4, 5, 6, 8, 1]
     assert numbers(path, [(1, 9.0)]) == [media.PAST_END]
+
+
+@pytest.mark.parametrize("decimals", [2, 3, 4])
+def test_a_rounded_time_finds_its_frame_at_a_varying_rate(tmp_path, decimals):
+    stamps = [*range(0, 3000, 100), *range(3000, 4500, 50)]  # 30 and 60 frames a second in 1/3000 s
+    path = make_video(tmp_path / "v.mp4", pts=stamps, ticks=3000, sound=None)
+    assert not probe(path).constant
+    times = [round(stamp / 3000, decimals) for stamp in stamps]
+    assert sum(time < stamp / 3000 for time, stamp in zip(times, stamps, strict=True)) > 15  # rounded down
+    assert numbers(path, [(1, time) for time in times]) == list(range(1, len(stamps) + 1))
+    assert numbers(path, [(1, 0.025)]) == [1]  # between two frames the earlier one is on screen
+
+
+def turned(path, corner):
+    """`path` with the display matrix, rows (a b) and (c d), that shows the picture's top left in this corner."""
+    turns = {"right": (0, 1, -1, 0), "below": (-1, 0, 0, -1), "left": (0, -1, 1, 0)}
+    matrix = lambda a, b, c, d: b"".join(n.to_bytes(4, "big", signed=True) for n in (  # noqa: E731
+        a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30))  # fmt: skip
+    data, plain = path.read_bytes(), matrix(1, 0, 0, 1)
+    at = data.index(plain, data.index(b"tkhd"))
+    path.write_bytes(data[:at] + matrix(*turns[corner]) + data[at + len(plain) :])
+
+
+@pytest.mark.parametrize("corner, shape, where", [
+    ("right", (80, 48), (slice(0, 8), slice(40, 48))),  # a quarter clockwise: a phone held upright
+    ("below", (48, 80), (slice(40, 48), slice(72, 80))),
+    ("left", (80, 48), (slice(72, 80), slice(0, 8))),
+])  # fmt: skip
+def test_a_turned_video_comes_out_upright(tmp_path, corner, shape, where):
+    picture = np.full((48, 80, 3), 40, np.uint8)
+    picture[:16, :16] = 240
+    path = make_video(tmp_path / "v.mp4", seconds=3, picture=lambda _: picture, sound=None)
+    turned(path, corner)
+    for _, frame in decode_frames(path, [(1, 0), (25, 0)]):
+        assert frame.shape == (*shape, 3) and frame[where].min() > 200
+        assert (frame > 200).mean() < 0.1
+
+
+def test_a_tag_that_is_not_utf_8_does_not_matter(tmp_path):
+    path = make_video(tmp_path / "v.avi", sound_codec="libmp3lame", tags={"title": "Cafe_ au lait"})
+    data = path.read_bytes()
+    assert data.count(b"Cafe_") == 1
+    path.write_bytes(data.replace(b"Cafe_", "Café_".encode("latin-1")))
+    assert numbers(path, [(7, 0)]) == [7] and len(decode_sound(path).mono) > 60_000
 
 
 def test_lossless_frames_come_out_exactly(tmp_path):
@@ -322,6 +366,39 @@ def test_a_pause_between_packets_becomes_silence(tmp_path):
     sound = decode_sound(gap).mono
     assert len(sound) == 96_000 and not sound[35_000:60_000].any() and sound[:30_000].any()
     assert np.argmax(np.abs(sound[60_000:]) > 0.3) == pytest.approx(20_000, abs=16)
+
+
+@pytest.mark.parametrize("name, codec, rate, value", [
+    ("v.mp4", "aac", 16_000, 255), ("v.mkv", "flac", 16_000, 255), ("v.mp4", "libmp3lame", 32_000, 255),
+    ("v.mp4", "aac", 16_000, 0),
+])  # fmt: skip
+def test_a_damaged_packet_costs_only_the_windows_that_touch_it(tmp_path, name, codec, rate, value):
+    tone = clicks(12, rate, at=(2.0, 10.0)) + 0.1 * np.random.default_rng(0).normal(size=12 * rate).astype(np.float32)
+    path = make_video(tmp_path / name, seconds=12, sound=tone, sound_codec=codec, rate=rate)
+    clean = decode_sound(path)
+    begin = damage_sound(path, 6, value)
+    sound = decode_sound(path)
+    assert not sound.damage and len(sound.mono) == len(clean.mono) and sound.rate == rate
+    ((start, end),) = sound.holes
+    assert begin - 0.2 < start / rate <= begin + 0.01 and begin + 0.2 < end / rate < begin + 0.6
+    np.testing.assert_array_equal(sound.mono[:start], clean.mono[:start])
+    np.testing.assert_array_equal(sound.mono[end:], clean.mono[end:])
+    length = media.SECONDS / 2
+    assert not sound.hole(start / rate - length - 0.01) and not sound.hole(end / rate + length + 0.01)
+    for time in (start / rate - length + 0.01, begin, end / rate + length - 0.01):
+        assert "cannot be decoded" in sound.hole(time)
+
+
+def test_damaged_sound_costs_the_pairs_that_touch_it(tmp_path):
+    sound = clicks(14, 16_000) + 0.1 * np.random.default_rng(0).normal(size=14 * 16_000).astype(np.float32)
+    path = make_video(tmp_path / "a.mp4", seconds=14, sound=sound)
+    damage_sound(path, 7)
+    task = parts.Task("a", str(path), tuple((f"a{second}", 10 * second + 1, second) for second in range(2, 13)))
+    part = parts.make_part(task, tmp_path / "parts")
+    assert list(part["members"]) == [f"a{second}" for second in (2, 3, 4, 5, 9, 10, 11, 12)]
+    assert [(key, reason) for key, reason, _ in part["left_out"]] == [
+        (f"a{second}", media.SOUND_TRUNCATED) for second in (6, 7, 8)]  # fmt: skip
+    assert part["left_out"][0][2].startswith("a.mp4: 3 s around 6 s: the sound from 7.")
 
 
 def test_window_rule():
