@@ -40,7 +40,7 @@ def demo_data(settings: config.Config, console) -> tuple[Path, dict]:
     from essl_fast.prepare import prepare
 
     demo = settings.demo
-    home = Path(demo.cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser()
+    home = Path(demo.cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser().resolve()
     place = home if demo.cache else home / "essl_fast"
     place = place / f"demo-{demo.codec}-{demo.train_videos}-{demo.test_videos}-{demo.seed}"
     try:

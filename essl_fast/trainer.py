@@ -22,6 +22,13 @@ FREE = ("out", "name", "overlays", "checkpoint_", "eval_every", "data.root", "da
         "demo.cache")  # fmt: skip
 
 
+def forbidden(changed: list[str]) -> list[str]:
+    """Of the lines of :func:`config.difference`, those that a resumed run may not have."""
+    hard = [line for line in changed if not line.startswith(FREE)]
+    # A weight file may have moved; its content is checked by its hash. To "none" or from it is another network.
+    return [line for line in hard if "_weights: " not in line or "none" in line.split()]
+
+
 def build_optimizer(model: models.Localizer, optim: config.OptimConfig) -> torch.optim.AdamW:
     """AdamW with the recipe's groups, in the published order; fused where the parameters are on a GPU."""
     fused = next(model.parameters()).is_cuda
@@ -237,16 +244,13 @@ class Trainer:
         if state.get("kind") != "last":
             raise InputError("only last.pt can be resumed; best.pt holds weights alone")
         changed = config.difference(state["config"], config.to_dict(self.settings))
-        hard = [line for line in changed if not line.startswith(FREE)]
-        # A weight file may have moved; its content is checked by its hash. To "none" or from it is another network.
-        hard = [line for line in hard if "_weights: " not in line or "none" in line.split()]
-        if hard:
+        if hard := forbidden(changed):
             raise InputError(
                 "the checkpoint was made with other settings: " + "; ".join(hard) + ". Resume without them."
             )
         if state["runs_on"] != self.runs_on():
             raise InputError(
-                f"the checkpoint was made on {state['runs_on']}, this would go on on {self.runs_on()}: "
+                f"the checkpoint was made on {state['runs_on']}, this run would be on {self.runs_on()}: "
                 "resume it on a machine like the first"
             )
         if state["data"] != self.manifest.header:

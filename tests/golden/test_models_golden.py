@@ -102,7 +102,7 @@ def test_pcm(case):
         assert np.abs(buffers("running_var") - data["run_var_2"]).max() < 2e-5
         np.testing.assert_array_equal(buffers("num_batches_tracked"), data["bn_num_batches_tracked_2"])
         if "out_eval_after" in data:
-            assert x_max(pcm.eval()(torch.from_numpy(view1), audio), data["out_eval_after"]) < 5e-5
+            assert x_max(pcm.eval()(torch.from_numpy(view1), audio), data["out_eval_after"]) < 1e-5
 
 
 def test_simsiam_head_and_loss():
@@ -132,7 +132,7 @@ def test_simsiam_head_and_loss():
     own = dict(head.named_parameters())
     assert [from_sspl_name("ssl_head", name) for name in data["param_grad_names"]] == list(own)
     for name, norm in zip(data["param_grad_names"], data["grad_norm"], strict=True):
-        assert abs(own[from_sspl_name("ssl_head", str(name))].grad.norm().item() / norm - 1) < 1e-3, name
+        assert abs(own[from_sspl_name("ssl_head", str(name))].grad.double().norm().item() / norm - 1) < 1e-4, name
     state = head.state_dict()
     for kind, stored in (("running_mean", "run_mean"), ("running_var", "run_var")):
         ours = np.concatenate([state[from_sspl_name("ssl_head", f"{name}.{kind}")] for name in data["bn_names"]])
