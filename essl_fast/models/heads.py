@@ -1,7 +1,14 @@
 """The SimSiam head (Chen & He, 2021) that SSPL puts on the pooled features."""
 
-import torch
 from torch import Tensor, nn
+
+from essl_fast.models.norm import ViewBatchNorm
+
+
+def _run(layers: nn.Sequential, x: Tensor, views: int) -> Tensor:
+    for layer in layers:
+        x = layer(x, views) if isinstance(layer, ViewBatchNorm) else layer(x)
+    return x
 
 
 class SimSiamHead(nn.Module):
@@ -14,18 +21,17 @@ class SimSiamHead(nn.Module):
     def __init__(self, in_dim: int = 512, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__()
         self.projector = nn.Sequential(
-            nn.Linear(in_dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True),
-            nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim), nn.ReLU(inplace=True),
-            nn.Linear(dim, dim, bias=False), nn.BatchNorm1d(dim, affine=False),
+            nn.Linear(in_dim, dim, bias=False), ViewBatchNorm(dim), nn.ReLU(inplace=True),
+            nn.Linear(dim, dim, bias=False), ViewBatchNorm(dim), nn.ReLU(inplace=True),
+            nn.Linear(dim, dim, bias=False), ViewBatchNorm(dim, affine=False),
         )  # fmt: skip
         self.predictor = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+            nn.Linear(dim, hidden, bias=False), ViewBatchNorm(hidden), nn.ReLU(inplace=True),
             nn.Linear(hidden, dim),
         )  # fmt: skip
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        # As in the published code all views pass the projector and predictor one after the other, projector first:
-        # the order in which the running statistics see them does not depend on it.
-        z = torch.stack([self.projector(view) for view in pooled])
-        p = torch.stack([self.predictor(view) for view in z])
-        return p, z.detach()
+        views = len(pooled)
+        z = _run(self.projector, pooled.flatten(0, 1), views)
+        p = _run(self.predictor, z, views)
+        return p.unflatten(0, (views, -1)), z.detach().unflatten(0, (views, -1))

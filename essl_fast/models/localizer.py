@@ -39,14 +39,12 @@ class Localizer(nn.Module):
     def attend(self, views: Tensor, log_mel: Tensor) -> kernels.Attention:
         """Everything before the head: pooled (V, B, C), similarity and attention (V, B, h, w)."""
         count, batch = views.shape[:2]
-        if self.freeze_trunk:
-            with torch.no_grad():
-                maps = self.trunk(views.flatten(0, 1))
-        else:  # once a view: its batch norms must see each view by itself
-            maps = torch.cat([self.trunk(view) for view in views])
+        # All views in one pass; batch norms keep them apart.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_trunk):
+            maps = self.trunk(views.flatten(0, 1), count)
         embedding, projection = self.audio(log_mel)
         if self.pcm is not None:
-            maps = torch.cat([self.pcm(view, embedding) for view in maps.unflatten(0, (count, batch))])
+            maps = self.pcm(maps, embedding.repeat(count, 1), count)
         attention = kernels.audio_guided_attention(maps, projection.repeat(count, 1))
         return kernels.Attention(*(part.unflatten(0, (count, batch)) for part in attention))
 

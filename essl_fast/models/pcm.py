@@ -14,15 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from essl_fast.models.norm import ViewBatchNorm
+
 WIDTH = 512  # channels of every representation
 LEVELS = 3
 
 
 class PCM(nn.Module):
-    """Visual map (B, 512, 14, 14) and audio embedding (B, audio_dim) -> (B, out_dim, 14, 14).
+    """Visual map (V * B, 512, 14, 14) and audio embedding (V * B, audio_dim) -> (V * B, out_dim, 14, 14).
 
     ``cycles`` may be 0: then only the initial top-down and bottom-up pass runs, and the blend rates get no gradient.
-    In training the batch norms see the whole batch given: call once a view.
+    ``views`` is V: the batch norms take their statistics of each view by itself.
     """
 
     def __init__(self, cycles: int = 4, audio_dim: int = 128, out_dim: int = 512) -> None:
@@ -45,10 +47,10 @@ class PCM(nn.Module):
         self.correct.append(nn.ConvTranspose2d(WIDTH, out_dim, 1))  # the output layer
         self.blend = nn.ParameterList([torch.full((1, WIDTH, 1, 1), 0.5) for _ in range(LEVELS)])
         self.gain = nn.ParameterList([torch.ones(1, WIDTH, 1, 1) for _ in range(LEVELS)])
-        self.predict_norm = nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(LEVELS - 1)])
-        self.correct_norm = nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(LEVELS)])
-        self.cycle_predict_norm = nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(cycles * (LEVELS - 1))])
-        self.cycle_correct_norm = nn.ModuleList([nn.BatchNorm2d(WIDTH) for _ in range(cycles * LEVELS)])
+        self.predict_norm = nn.ModuleList([ViewBatchNorm(WIDTH) for _ in range(LEVELS - 1)])
+        self.correct_norm = nn.ModuleList([ViewBatchNorm(WIDTH) for _ in range(LEVELS)])
+        self.cycle_predict_norm = nn.ModuleList([ViewBatchNorm(WIDTH) for _ in range(cycles * (LEVELS - 1))])
+        self.cycle_correct_norm = nn.ModuleList([ViewBatchNorm(WIDTH) for _ in range(cycles * LEVELS)])
 
     def rates(self) -> list[nn.Parameter]:
         """The step sizes a and b, which the recipe does not decay: blend, then gain."""
@@ -69,7 +71,7 @@ class PCM(nn.Module):
             error = F.interpolate(error, scale_factor=2, mode="bilinear", align_corners=True)
         return self.correct[level](error)
 
-    def _bottom_up(self, r: list[Tensor], predicted: list[Tensor], audio: Tensor, norms) -> list[Tensor]:
+    def _bottom_up(self, r: list[Tensor], predicted: list[Tensor], audio: Tensor, norms, views: int) -> list[Tensor]:
         """Correct each level by the error of the one below it; level 0 by the audio's."""
         out: list[Tensor] = []
         for level in range(LEVELS):
@@ -77,17 +79,18 @@ class PCM(nn.Module):
                 step = self._audio_error(r[0], audio)
             else:
                 step = self._correction(level, out[level - 1] - predicted[level - 1])
-            out.append(F.gelu(norms[level](r[level] + F.relu(self.gain[level]) * step)))
+            out.append(F.gelu(norms[level](r[level] + F.relu(self.gain[level]) * step, views)))
         return out
 
-    def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
+    def forward(self, visual: Tensor, audio: Tensor, views: int = 1) -> Tensor:
         if visual.shape[1:] != (WIDTH, 14, 14):
-            raise ValueError(f"PCM: the visual map must be (B, {WIDTH}, 14, 14), got {tuple(visual.shape)}")
+            raise ValueError(f"PCM: the visual map must be (V * B, {WIDTH}, 14, 14), got {tuple(visual.shape)}")
         # predicted[l]: what level l+1 says of level l; the visual map itself stands above the top.
         predicted = [visual]
         for level in (2, 1):
-            predicted.insert(0, F.gelu(self.predict_norm[level - 1](self._predict_below(level, predicted[0]))))
-        r = self._bottom_up(predicted, predicted, audio, self.correct_norm)
+            below = self._predict_below(level, predicted[0])
+            predicted.insert(0, F.gelu(self.predict_norm[level - 1](below, views)))
+        r = self._bottom_up(predicted, predicted, audio, self.correct_norm, views)
 
         for cycle in range(self.cycles):
             mix = [F.relu(rate) for rate in self.blend]
@@ -95,8 +98,8 @@ class PCM(nn.Module):
             for level in (1, 0):
                 predicted[level] = self._predict_below(level + 1, r[level + 1])
                 norm = self.cycle_predict_norm[cycle * (LEVELS - 1) + level]
-                r[level] = F.gelu(norm((1 - mix[level]) * r[level] + mix[level] * predicted[level]))
+                r[level] = F.gelu(norm((1 - mix[level]) * r[level] + mix[level] * predicted[level], views))
             norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
-            r = self._bottom_up(r, predicted, audio, norms)
+            r = self._bottom_up(r, predicted, audio, norms, views)
 
         return self.correct[3](r[2])

@@ -1,6 +1,9 @@
 """Visual trunks: images (B, 3, H, W) to feature maps (B, C, H/16, W/16)."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from essl_fast.models.norm import ViewBatchNorm
 
 VGG16_WIDTHS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 
@@ -29,15 +32,15 @@ class VGG16Trunk(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, views: int = 1) -> Tensor:
         return self.features(images)
 
 
 class SmallTrunk(nn.Module):
     """A trunk that a CPU trains in minutes: 4x4 patches, then four stages of 3x3 convolutions, down to stride 16.
 
-    (B, 3, H, W) -> (B, channels, H/16, W/16); 0.15 GFLOP for 224 x 224. Its batch norms see the batch they are given:
-    call it once a view.
+    (V * B, 3, H, W) -> (V * B, channels, H/16, W/16); 0.15 GFLOP for 224 x 224. ``views`` is V: the batch norms take
+    their statistics of each view by itself.
     """
 
     def __init__(self, channels: int = 128, width: int = 24) -> None:
@@ -47,7 +50,7 @@ class SmallTrunk(nn.Module):
         def stage(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Sequential:
             padding = 0 if kernel == stride else kernel // 2
             conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
-            return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+            return nn.Sequential(conv, ViewBatchNorm(outputs))
 
         self.stages = nn.Sequential(
             stage(3, width, 4, 4),
@@ -58,5 +61,7 @@ class SmallTrunk(nn.Module):
         )
         self.out = nn.Conv2d(4 * width, channels, 1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.out(self.stages(images))
+    def forward(self, images: Tensor, views: int = 1) -> Tensor:
+        for conv, norm in self.stages:
+            images = F.relu(norm(conv(images), views), inplace=True)
+        return self.out(images)

@@ -1,0 +1,63 @@
+"""Batch norm of a batch that holds several views, each normalised by its own statistics.
+
+The published code passes the views through the networks one after the other. One pass over all views gives the same:
+every layer but batch norm treats samples alone, and here batch norm takes its statistics view by view, and moves its
+running statistics by view 1, then view 2. Convolutions and matrix products see twice the batch, kernels are launched
+half as often.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """``BatchNorm1d`` and ``BatchNorm2d`` over (V * B, C) or (V * B, C, H, W), view after view.
+
+    ``forward(x, views=V)`` equals, in training, V calls of PyTorch's module on the chunks ``x.chunk(V)`` in outputs,
+    gradients and running statistics; in evaluation, where there are no batch statistics, one call on all of x.
+    Parameters and buffers carry PyTorch's names.
+    """
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.ndim not in (2, 4):
+            raise ValueError(f"ViewBatchNorm takes (V * B, C) or (V * B, C, H, W), got {tuple(x.shape)}")
+
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        self._check_input_dim(x)
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        count = x.numel() // (x.shape[1] * views)
+        if len(x) % views or count < 2:
+            raise ValueError(
+                f"batch norm: {tuple(x.shape)} holds {count} values a channel and view for {views} views; "
+                "it needs two at least, and as many samples of each view"
+            )
+        self.num_batches_tracked.add_(views)
+        if torch.compiler.is_compiling():
+            return self._in_one(x, views, count)
+        # Eager: PyTorch's own kernels, whose statistics and normalisation are one launch each.
+        parts = [
+            F.batch_norm(
+                part, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
+            )
+            for part in x.chunk(views)
+        ]
+        return parts[0] if views == 1 else torch.cat(parts)
+
+    def _in_one(self, x: Tensor, views: int, count: int) -> Tensor:
+        """All views by one reduction and one element-wise pass, which the compiler fuses with what follows."""
+        grouped = x.unflatten(0, (views, -1))
+        wide = grouped.float()
+        over = [dim for dim in range(1, grouped.ndim) if dim != 2]
+        variance, mean = torch.var_mean(wide, dim=over, correction=0, keepdim=True)
+        out = (wide - mean) * torch.rsqrt(variance + self.eps)
+        if self.affine:
+            shape = (-1, *[1] * (x.ndim - 2))
+            out = out * self.weight.view(shape) + self.bias.view(shape)
+        with torch.no_grad():
+            means, variances = mean.view(views, -1), variance.view(views, -1) * (count / (count - 1))
+            for view in range(views):
+                self.running_mean.lerp_(means[view], self.momentum)
+                self.running_var.lerp_(variances[view], self.momentum)
+        return out.to(x.dtype).flatten(0, 1)
