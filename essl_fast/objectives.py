@@ -6,15 +6,35 @@
 An objective is called as ``objective(forward, boxes, labelled)`` with a :class:`~essl_fast.models.Forward`, boxes
 (B, K, 4) as both views see them or (V, B, K, 4) view by view, and labelled (B,) bool. It gives a dict of scalars:
 "loss", to minimise, and its parts.
+
+Several processes hold different numbers of pairs, and of labelled ones. So that the mean over the ranks' losses is the
+loss of all pairs together, each part is scaled by the rank's ``shares`` (the fourth argument): its samples times ranks
+over all samples.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from torch import Tensor
 
 from essl_fast import kernels
 
 Objective = Callable[..., dict[str, Tensor]]
+
+
+class Shares(NamedTuple):
+    """What this rank's part of a mean weighs in the mean over ranks: 1 where all have the same number of samples."""
+
+    unsupervised: Tensor | float = 1.0
+    supervised: Tensor | float = 1.0
+
+    @classmethod
+    def of(cls, counts: Tensor, totals: Tensor, ranks: int) -> "Shares":
+        """``counts`` (2,): pairs and labelled pairs of this rank; ``totals`` (2,): of all ranks."""
+        return cls(*(counts * ranks / totals.clamp(min=1)))
+
+
+WHOLE = Shares()  # of one process
 
 
 def unsupervised(forward) -> Tensor:
@@ -35,16 +55,16 @@ def supervised(forward, boxes: Tensor, labelled: Tensor, consensus: int) -> Tens
 def build(config) -> Objective:
     """The objective that ``config`` (an ObjectiveConfig: method, supervised_weight, consensus) names."""
 
-    def sspl(forward, boxes, labelled):
-        return {"loss": unsupervised(forward)}
+    def sspl(forward, boxes, labelled, shares=WHOLE):
+        return {"loss": unsupervised(forward) * shares.unsupervised}
 
-    def semipl(forward, boxes, labelled):
-        l_u = unsupervised(forward)
-        l_s = supervised(forward, boxes, labelled, config.consensus)
+    def semipl(forward, boxes, labelled, shares=WHOLE):
+        l_u = unsupervised(forward) * shares.unsupervised
+        l_s = supervised(forward, boxes, labelled, config.consensus) * shares.supervised
         return {"loss": l_u + config.supervised_weight * l_s, "unsupervised": l_u, "supervised": l_s}
 
-    def supervised_only(forward, boxes, labelled):
-        return {"loss": supervised(forward, boxes, labelled, config.consensus)}
+    def supervised_only(forward, boxes, labelled, shares=WHOLE):
+        return {"loss": supervised(forward, boxes, labelled, config.consensus) * shares.supervised}
 
     methods = {"sspl": sspl, "semipl": semipl, "supervised": supervised_only}
     if config.method not in methods:

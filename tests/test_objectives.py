@@ -63,3 +63,18 @@ def test_wrong_use_is_named():
     one_view = Forward(forward.p[:1], forward.z[:1], forward.similarity[:1], forward.attention[:1])
     with pytest.raises(ValueError, match="two views"):
         objectives.unsupervised(one_view)
+
+
+def test_shares_make_the_mean_over_ranks_the_loss_of_all_pairs():
+    forward, objective = forward_of(), objectives.build(config.load("semipl").objective)
+    whole = objective(forward, BOXES, LABELLED)
+    losses = []
+    for mine in (slice(0, 1), slice(1, 3)):  # rank 0 has one pair, rank 1 two; each has one that is labelled
+        part = Forward(*(field[:, mine] for field in forward))
+        counts, totals = torch.tensor([mine.stop - mine.start, 1.0]), torch.tensor([3.0, 2.0])
+        shares = objectives.Shares.of(counts, totals, 2)
+        losses.append(objective(part, BOXES[mine], LABELLED[mine], shares))
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(loss[name] for loss in losses) / 2, value)
+    none = objectives.Shares.of(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), 2)
+    assert none.supervised == 0 and none.unsupervised == 1

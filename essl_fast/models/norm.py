@@ -4,11 +4,29 @@ The published code passes the views through the networks one after the other. On
 every layer but batch norm treats samples alone, and here batch norm takes its statistics view by view, and moves its
 running statistics by view 1, then view 2. Convolutions and matrix products see twice the batch, kernels are launched
 half as often.
+
+With several processes the statistics of a view are those of all ranks together (``synced``): each rank contributes
+count, mean and variance, one collective a layer forward and one backward, whatever the number of views.
 """
 
 import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives  # those that a compiled graph can hold
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+class _Gather(torch.autograd.Function):
+    """(...) of each rank -> (ranks, ...) on every rank; the gradient sums what all ranks made of this rank's part."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return collectives.wait_tensor(collectives.all_gather_tensor(x[None].contiguous(), 0, dist.group.WORLD))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        summed = collectives.wait_tensor(collectives.all_reduce(gradient.contiguous(), "sum", dist.group.WORLD))
+        return summed[dist.get_rank()]
 
 
 class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -16,8 +34,11 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     ``forward(x, views=V)`` equals, in training, V calls of PyTorch's module on the chunks ``x.chunk(V)`` in outputs,
     gradients and running statistics; in evaluation, where there are no batch statistics, one call on all of x.
-    Parameters and buffers carry PyTorch's names.
+    Parameters and buffers carry PyTorch's names. ``synced``: batch statistics are taken over all ranks of
+    ``torch.distributed``, which may hold different numbers of samples.
     """
+
+    synced = False
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.ndim not in (2, 4):
@@ -34,7 +55,7 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
                 "it needs two at least, and as many samples of each view"
             )
         self.num_batches_tracked.add_(views)
-        if torch.compiler.is_compiling():
+        if self.synced or torch.compiler.is_compiling():
             return self._in_one(x, views, count)
         # Eager: PyTorch's own kernels, whose statistics and normalisation are one launch each.
         parts = [
@@ -51,12 +72,19 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         wide = grouped.float()
         over = [dim for dim in range(1, grouped.ndim) if dim != 2]
         variance, mean = torch.var_mean(wide, dim=over, correction=0, keepdim=True)
+        total = count
+        if self.synced:
+            stats = _Gather.apply(torch.stack([mean, variance, torch.full_like(mean, count)]))
+            means, variances, weights = stats.unbind(1)  # each (ranks, V, 1, C, ...)
+            total = weights.sum(0)
+            mean = (weights * means).sum(0) / total
+            variance = (weights * (variances + (means - mean).square())).sum(0) / total
         out = (wide - mean) * torch.rsqrt(variance + self.eps)
         if self.affine:
             shape = (-1, *[1] * (x.ndim - 2))
             out = out * self.weight.view(shape) + self.bias.view(shape)
         with torch.no_grad():
-            means, variances = mean.view(views, -1), variance.view(views, -1) * (count / (count - 1))
+            means, variances = mean.view(views, -1), (variance * (total / (total - 1))).view(views, -1)
             for view in range(views):
                 self.running_mean.lerp_(means[view], self.momentum)
                 self.running_var.lerp_(variances[view], self.momentum)

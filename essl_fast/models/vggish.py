@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from essl_fast.models.norm import ViewBatchNorm
+
 
 class VGGish(nn.Module):
     """VGGish (Hershey et al., 2017), its layers frozen, and a trained two-layer projection.
@@ -60,7 +62,7 @@ class SmallAudioNet(nn.Module):
         layers: list[nn.Module] = []
         for inputs, outputs in ((1, width), (width, 2 * width), (2 * width, 4 * width)):
             conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-            layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+            layers += [conv, ViewBatchNorm(outputs), nn.ReLU(inplace=True)]
         self.features = nn.Sequential(*layers)
         self.embedding = nn.Linear(4 * width * 8, self.embedding_dim)
         self.fc = nn.Linear(self.embedding_dim, out_dim)
