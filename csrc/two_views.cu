@@ -7,7 +7,8 @@
 //      bytes, shifts them into place in registers, reverses the pixels where the view is flipped, and stores once.
 //
 // Lanes store neighbouring 16-byte pieces, so each store instruction of a warp fills whole 32-byte sectors. Warps share
-// nothing, so there is no block-wide barrier but the one after the table is loaded.
+// nothing, so there is no block-wide barrier but the one after the table is loaded and the window is drawn, where that
+// is asked for. One thread draws it for the block: in every warp, its 100 instructions would add a fifth, by estimate.
 //
 // Bytes become values in one of two ways. 16-bit outputs: byte -> float -> one fused multiply-add -> round, used only
 // where the host has found it equal to the exact table for all 768 entries (true for the ImageNet constants); that is
@@ -116,25 +117,34 @@ __device__ __forceinline__ uint4 load_word(uintptr_t address, uintptr_t begin, u
 }
 
 // Blocks: V innermost (both windows of a frame are read at about the same time, once from DRAM), then bands of kWarps
-// rows, then B. Shared memory: kWarps rows of staged_pitch(W) bytes, then the table.
+// rows, then B. Shared memory: kWarps rows of staged_pitch(W) bytes, then the table, then the window if it is drawn.
 template <class T, class How>
 __global__ void __launch_bounds__(32 * kWarps) two_views_kernel(const TwoViews p, const How how, const bool aligned) {
   constexpr int kElements = 16 / static_cast<int>(sizeof(T));
-  uint8_t* const staged = dynamic_shared();
-  const int pitch = staged_pitch(p.window);
-  uint8_t* const table = staged + kWarps * pitch;
-  if constexpr (!std::is_same_v<How, Affine>) {
-    for (int i = threadIdx.x; i < static_cast<int>(sizeof(How) / 4); i += 32 * kWarps) {
-      reinterpret_cast<uint32_t*>(table)[i] = how.entry[i];
-    }
-    __syncthreads();
-  }
-
+  constexpr bool kTable = !std::is_same_v<How, Affine>;
   const int bands = (p.window + kWarps - 1) / kWarps;
   const int64_t block = blockIdx.x;
   const int64_t view = block % p.views;
   const int64_t band = block / p.views % bands;
   const int64_t sample = block / p.views / bands;
+  const int64_t image = view * p.batch + sample;
+
+  uint8_t* const staged = dynamic_shared();
+  const int pitch = staged_pitch(p.window);
+  uint8_t* const table = staged + kWarps * pitch;
+  Window* const drawn = reinterpret_cast<Window*>(table + (kTable ? sizeof(How) : 0));
+  if constexpr (kTable) {
+    for (int i = threadIdx.x; i < static_cast<int>(sizeof(How) / 4); i += 32 * kWarps) {
+      reinterpret_cast<uint32_t*>(table)[i] = how.entry[i];
+    }
+  }
+  if (p.index && threadIdx.x == 0) {
+    *drawn = draw_window(p.seed, p.epoch, p.index[sample], static_cast<uint32_t>(view), p.side - p.window);
+    if (band == 0) p.top[image] = drawn->top, p.left[image] = drawn->left, p.flip[image] = drawn->flip;
+  }
+  if (kTable || p.index) __syncthreads();
+  const Window window = p.index ? *drawn : given_window(p, image);
+
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int64_t y = band * kWarps + warp;
@@ -142,7 +152,7 @@ __global__ void __launch_bounds__(32 * kWarps) two_views_kernel(const TwoViews p
 
   const uintptr_t begin = reinterpret_cast<uintptr_t>(p.frames);
   const uintptr_t end = begin + p.stored * p.side * p.side * 3;
-  const uintptr_t first = begin + window_start(p, view, sample) + y * p.side * 3;
+  const uintptr_t first = begin + window_start(p, sample, window) + y * p.side * 3;
   const int shift = static_cast<int>(first % 16);
   const int row_bytes = 3 * p.window;
   uint8_t* const row = staged + warp * pitch + kPad;  // the window starts at row + shift
@@ -151,8 +161,7 @@ __global__ void __launch_bounds__(32 * kWarps) two_views_kernel(const TwoViews p
   }
   __syncwarp();
 
-  const int64_t image = view * p.batch + sample;
-  const bool flip = p.flip[image] != 0;
+  const bool flip = window.flip;
   T* const out = static_cast<T*>(p.out) + (image * p.window + y) * row_bytes;
   for (int element = kElements * lane; element < row_bytes; element += 32 * kElements) {
     const int pixel = element / 3;
@@ -198,7 +207,8 @@ void launch(const TwoViews& p, const How& how, cudaStream_t stream, const std::s
   const int64_t blocks = p.batch * p.views * ((p.window + kWarps - 1) / kWarps);
   if (blocks > INT32_MAX) throw std::runtime_error(what + ": too many rows for one launch");
   const size_t table_bytes = std::is_same_v<How, Affine> ? 0 : sizeof(How);
-  const size_t shared = static_cast<size_t>(kWarps) * staged_pitch(p.window) + table_bytes;
+  const size_t window_bytes = p.index ? sizeof(Window) : 0;
+  const size_t shared = static_cast<size_t>(kWarps) * staged_pitch(p.window) + table_bytes + window_bytes;
   const bool aligned = 3 * p.window * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(p.out) % 16 == 0;
   const auto kernel = two_views_kernel<T, How>;
   if (shared > 48 * 1024) {

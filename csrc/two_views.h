@@ -6,6 +6,7 @@
 //   top     int32  (V, B)         first row of the window;    0 <= top,  top  + W <= S
 //   left    int32  (V, B)         first column of the window; 0 <= left, left + W <= S
 //   flip    uint8  (V, B)         not 0: the window is mirrored left to right
+//   index   int64  (B,)           only for random_views: there top, left and flip are drawn (view_params.h) and written
 //   out     T      (V, B, W, W, 3) in memory (channels_last (V, B, 3, W, W)), contiguous
 //
 //   out[v, b, y, x, c] = round_T((frames[rows[b], top + y, left + x', c] / 255 - mean[c]) / std[c])
@@ -24,6 +25,8 @@
 #include <cstdint>
 #include <string>
 
+#include "view_params.h"
+
 #if defined(__CUDACC__)
 #define ESSL_HD __host__ __device__
 #else
@@ -39,9 +42,9 @@ constexpr int kMaxWindow = 4064;  // W; 8 staged rows and the table must fit 99 
 struct TwoViews {
   const uint8_t* frames;  // (N, S, S, 3)
   const int64_t* rows;    // (B,)
-  const int32_t* top;     // (V, B)
-  const int32_t* left;    // (V, B)
-  const uint8_t* flip;    // (V, B)
+  int32_t* top;           // (V, B)
+  int32_t* left;          // (V, B)
+  uint8_t* flip;          // (V, B)
   void* out;              // (V, B, W, W, 3)
   int64_t stored;         // N >= 1
   int64_t batch;          // B >= 0
@@ -49,6 +52,9 @@ struct TwoViews {
   int32_t side;           // S >= W
   int32_t window;         // 1 <= W <= kMaxWindow
   OutType type;
+  const int64_t* index = nullptr;  // (B,) where the windows are to be drawn, or else null
+  uint64_t seed = 0;
+  uint32_t epoch = 0;
 };
 
 // Every possible output value. Index: channel * 256 + byte.
@@ -62,13 +68,17 @@ struct ViewTable {
 
 void make_view_table(const float mean[3], const float std[3], OutType type, ViewTable* table);
 
+// The window of image view * B + sample, as given.
+ESSL_HD inline Window given_window(const TwoViews& p, int64_t image) {
+  return {p.top[image], p.left[image], p.flip[image] != 0};
+}
+
 // First byte of a sample's window in `frames`, with indices brought into range.
-ESSL_HD inline int64_t window_start(const TwoViews& p, int64_t view, int64_t sample) {
-  const int64_t at = view * p.batch + sample;
+ESSL_HD inline int64_t window_start(const TwoViews& p, int64_t sample, const Window& window) {
   const int64_t limit = p.side - p.window;
   int64_t row = p.rows[sample];
-  int64_t top = p.top[at];
-  int64_t left = p.left[at];
+  int64_t top = window.top;
+  int64_t left = window.left;
   row = row < 0 ? 0 : (row < p.stored ? row : p.stored - 1);
   top = top < 0 ? 0 : (top < limit ? top : limit);
   left = left < 0 ? 0 : (left < limit ? left : limit);

@@ -73,10 +73,11 @@ void run(const TwoViews& p, const T* table, int threads) {
     const int64_t image = task / bands;  // view * B + sample
     const int first = static_cast<int>(task % bands) * kBand;
     const int last = first + kBand < p.window ? first + kBand : p.window;
-    const uint8_t* in = p.frames + window_start(p, image / p.batch, image % p.batch);
+    const Window window = given_window(p, image);
+    const uint8_t* in = p.frames + window_start(p, image % p.batch, window);
     T* out = static_cast<T*>(p.out) + image * p.window * pitch;
     for (int y = first; y < last; ++y) {
-      copy_row(in + int64_t{3} * y * p.side, out + y * pitch, table, p.window, p.flip[image] != 0);
+      copy_row(in + int64_t{3} * y * p.side, out + y * pitch, table, p.window, window.flip);
     }
   });
 }
@@ -109,12 +110,15 @@ std::string describe(const TwoViews& p) {
   const char* names[] = {"float32", "bfloat16", "float16"};
   const std::string n = std::to_string(p.stored), s = std::to_string(p.side), v = std::to_string(p.views);
   const std::string b = std::to_string(p.batch), w = std::to_string(p.window);
-  return "two_views: frames (" + n + ", " + s + ", " + s + ", 3) -> (" + v + ", " + b + ", 3, " + w + ", " + w + ") " +
-         names[static_cast<int>(p.type)];
+  return std::string(p.index ? "random_views" : "two_views") + ": frames (" + n + ", " + s + ", " + s + ", 3) -> (" +
+         v + ", " + b + ", 3, " + w + ", " + w + ") " + names[static_cast<int>(p.type)];
 }
 
 void two_views_host(const TwoViews& p, const ViewTable& table, int threads) {
   if (p.batch == 0) return;
+  if (p.index) {
+    view_params_host({p.index, p.top, p.left, p.flip, p.batch, p.views, p.side - p.window, p.seed, p.epoch});
+  }
   if (p.type == OutType::kFloat32) {
     run<float>(p, table.value, threads);
   } else {

@@ -1,6 +1,6 @@
-// Runs two_views over odd shapes and alignments, built with the address and undefined-behaviour sanitizers: the host
-// code, and the CUDA kernel on host threads (emulated/cuda_runtime.h), both bit by bit against the formula in
-// two_views.h. Buffers are heap blocks of exactly the right size, so a read or write one byte off is caught.
+// Runs two_views and random_views over odd shapes and alignments, built with the address and undefined-behaviour
+// sanitizers: the host code, and the CUDA kernel on host threads (emulated/cuda_runtime.h), both bit by bit against the
+// formula in two_views.h. Buffers are heap blocks of exactly the right size, so a read or write one byte off is caught.
 //
 //   python .ci/check_csrc.py      builds and runs it
 #include <sanitizer/asan_interface.h>
@@ -94,6 +94,30 @@ void check(const Case& c, OutType type, std::mt19937& random) {
                   c.misalign, way < 2 ? "host" : "CUDA", i / item, count);
     }
   }
+  // random_views: the windows are drawn, used, and written down.
+  std::vector<int64_t> index(c.batch);
+  for (auto& i : index) i = static_cast<int64_t>(random()) << 16;
+  const uint64_t seed = static_cast<uint64_t>(random()) << 20;
+  const uint32_t epoch = static_cast<uint32_t>(random());
+  essl::make_view_table(mean, std, type, &table);
+  for (int at = 0; at < c.views * c.batch; ++at) {
+    const essl::Window drawn = essl::draw_window(seed, epoch, index[at % c.batch], at / c.batch, c.side - c.window);
+    top[at] = drawn.top, left[at] = drawn.left, flip[at] = drawn.flip;
+  }
+  const essl::TwoViews given = {frames,   rows.data(), top.data(), left.data(), flip.data(), want.data(),
+                                c.stored, c.batch,     c.views,    c.side,      c.window,    type};
+  essl::two_views_host(given, table, 1);
+  for (int way = 0; way < 2; ++way) {
+    std::vector<uint8_t> out(count * item, 0xff), flips(flip.size(), 9);
+    std::vector<int32_t> tops(top.size(), -1), lefts(left.size(), -1);
+    const essl::TwoViews p = {frames,     rows.data(), tops.data(),  lefts.data(), flips.data(),
+                              out.data(), c.stored,    c.batch,      c.views,      c.side,
+                              c.window,   type,        index.data(), seed,         epoch};
+    way == 0 ? essl::two_views_host(p, table, 3) : essl::two_views_cuda(p, table, 0, nullptr);
+    if (out != want || tops != top || lefts != left || flips != flip) {
+      ++failures, std::printf("%s: %s differs\n", essl::describe(p).c_str(), way == 0 ? "host" : "CUDA");
+    }
+  }
   ASAN_UNPOISON_MEMORY_REGION(block.data(), c.misalign / 8 * 8);
 }
 
@@ -102,8 +126,8 @@ void check_wild_indices() {
   const int side = 40, window = 32;
   std::vector<uint8_t> frames(2 * side * side * 3, 7);
   const std::vector<int64_t> rows = {-1, int64_t{1} << 40, 2};
-  const std::vector<int32_t> top = {INT32_MIN, INT32_MAX, 9}, left = {INT32_MAX, INT32_MIN, -1};
-  const std::vector<uint8_t> flip = {1, 0, 1};
+  std::vector<int32_t> top = {INT32_MIN, INT32_MAX, 9}, left = {INT32_MAX, INT32_MIN, -1};
+  std::vector<uint8_t> flip = {1, 0, 1};
   std::vector<float> out(3 * window * window * 3);
   const float mean[3] = {0, 0, 0}, std[3] = {1, 1, 1};
   essl::ViewTable table;

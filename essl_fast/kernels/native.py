@@ -13,10 +13,15 @@ from torch import Tensor
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIZE = 4064  # kMaxWindow in csrc/two_views.h
+MIN_SAMPLES = 400 + 95 * 160  # of a log-mel example
 
-_INTERFACE = 1  # kInterface in csrc/bindings.cpp: a module of other sources must not be called
+_INTERFACE = 2  # kInterface in csrc/bindings.cpp: a module of other sources must not be called
 _REMEDY = "run `pip install .` (or `python setup.py build_ext --inplace`) in the source folder"
+_PCM_TYPES = {torch.int16: 0, torch.float32: 1}  # PcmType in csrc/log_mel.h
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # OutType in csrc/two_views.h
+_MAP_TYPES = {**_TYPES, torch.float64: 3}  # MapType in csrc/localization_counts.h
+MAX_SIDE = 1024  # kMaxSide there
+MAX_CONSENSUS = 1024  # kMaxConsensus there
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -81,11 +86,36 @@ def _expect(op: str, name: str, tensor: Tensor, shape: tuple[int | str, ...], ty
         raise ValueError(f"{op}: {name} must be {want_types} {want_shape}, not {have_type} {tuple(tensor.shape)}")
 
 
+def _one_device(op: str, *tensors: Tensor) -> torch.device:
+    """The device of all the tensors; ValueError if they have several, or another than a CPU or a CUDA GPU."""
+    devices = {t.device for t in tensors}
+    if len(devices) > 1 or tensors[0].device.type not in ("cpu", "cuda"):
+        found = ", ".join(sorted(map(str, devices)))
+        raise ValueError(f"{op}: all tensors must be on one CPU or CUDA device, not {found}")
+    return tensors[0].device
+
+
+def _run(op: str, device: torch.device, *arguments: Any, **more: Any) -> None:
+    """Calls the compiled ``op``: on the host with torch's number of threads, on a GPU on torch's stream."""
+    module = _need(op, device)
+    if device.type == "cpu":
+        getattr(module, f"{op}_host")(*arguments, torch.get_num_threads(), **more)
+    else:
+        stream = torch.cuda.current_stream(device).cuda_stream
+        getattr(module, f"{op}_cuda")(*arguments, device.index, stream, **more)
+
+
 def _check_two_views(
-    frames: Tensor, rows: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int, dtype: torch.dtype
+    frames: Tensor,
+    rows: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    size: int,
+    dtype: torch.dtype,
+    op: str = "two_views",
 ) -> tuple[int, int]:
     """Everything that can be told from shapes, types and devices. Returns (V, B)."""
-    op = "two_views"
     _expect(op, "frames", frames, ("N", "S", "S", 3), (torch.uint8,))
     _expect(op, "rows", rows, ("B",), (torch.int64,))
     _expect(op, "top", top, ("V", rows.shape[0]), (torch.int32,))
@@ -100,20 +130,17 @@ def _check_two_views(
         raise ValueError(f"{op}: size {size} is not between 1 and {limit}")
     if dtype not in _TYPES:
         raise ValueError(f"{op}: dtype {dtype} is not one of {', '.join(map(str, _TYPES))}")
-    devices = {t.device for t in (frames, rows, top, left, flip)}
-    if len(devices) > 1 or frames.device.type not in ("cpu", "cuda"):
-        found = ", ".join(sorted(map(str, devices)))
-        raise ValueError(f"{op}: all tensors must be on one CPU or CUDA device, not {found}")
+    _one_device(op, frames, rows, top, left, flip)
     if not frames.is_contiguous():
         raise ValueError(f"{op}: frames must be contiguous (N, S, S, 3), not with strides {frames.stride()}")
     return top.shape[0], rows.shape[0]
 
 
-def _check_bounds(name: str, values: Tensor, limit: int) -> None:
+def _check_bounds(op: str, name: str, values: Tensor, limit: int) -> None:
     """Raises IndexError unless 0 <= values <= limit."""
     low, high = (int(v) for v in values.aminmax())
     if low < 0 or high > limit:
-        raise IndexError(f"two_views: {name} holds {low if low < 0 else high}, outside 0..{limit}")
+        raise IndexError(f"{op}: {name} holds {low if low < 0 else high}, outside 0..{limit}")
 
 
 def _empty_views(frames: Tensor, views: int, batch: int, size: int, dtype: torch.dtype) -> Tensor:
@@ -125,23 +152,24 @@ def _empty_views(frames: Tensor, views: int, batch: int, size: int, dtype: torch
 def _two_views(
     frames: Tensor, rows: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int, dtype: torch.dtype
 ) -> Tensor:
-    module = _need("two_views", frames.device)
+    _need("two_views", frames.device)
     views, batch = _check_two_views(frames, rows, top, left, flip, size, dtype)
     stored, side = frames.shape[:2]
     if batch and frames.device.type == "cpu":  # on a GPU this would wait for it; the kernel brings indices into range
-        _check_bounds("rows", rows, stored - 1)
-        _check_bounds("top", top, side - size)
-        _check_bounds("left", left, side - size)
-    rows, top, left, flip = (t.contiguous() for t in (rows, top, left, flip))
+        _check_bounds("two_views", "rows", rows, stored - 1)
+        _check_bounds("two_views", "top", top, side - size)
+        _check_bounds("two_views", "left", left, side - size)
     out = _empty_views(frames, views, batch, size, dtype)
-    addresses = [t.data_ptr() for t in (frames, rows, top, left, flip)]
-    arguments = [*addresses, stored, side, views, batch, size, IMAGENET_MEAN, IMAGENET_STD]
-    if frames.device.type == "cpu":
-        module.two_views_host(out.data_ptr(), _TYPES[dtype], *arguments, torch.get_num_threads())
-    else:
-        stream = torch.cuda.current_stream(frames.device).cuda_stream
-        module.two_views_cuda(out.data_ptr(), _TYPES[dtype], *arguments, frames.device.index, stream)
+    _run_two_views(out, frames, *(t.contiguous() for t in (rows, top, left, flip)))
     return out
+
+
+def _run_two_views(out: Tensor, frames: Tensor, rows: Tensor, *params: Tensor, **draw: int) -> None:
+    """params: top, left, flip, which are written where ``draw`` holds index (an address), seed and epoch."""
+    addresses = [t.data_ptr() for t in (frames, rows, *params)]
+    (stored, side), (views, batch), size = frames.shape[:2], out.shape[:2], out.shape[-1]
+    sizes = (stored, side, views, batch, size, IMAGENET_MEAN, IMAGENET_STD)
+    _run("two_views", frames.device, out.data_ptr(), _TYPES[out.dtype], *addresses, *sizes, **draw)
 
 
 @_two_views.register_fake
@@ -183,3 +211,261 @@ def two_views(
     if dtype is None:
         dtype = torch.bfloat16 if frames.device.type == "cuda" else torch.float32
     return torch.ops.essl_fast.two_views(frames, rows, top, left, flip, size, dtype)
+
+
+def _int64(value: int) -> int:
+    """The low 64 bits of any integer, as an int64."""
+    if -(2**63) <= value < 2**63:
+        return value
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _empty_params(index: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    """top, left (V, B) int32 and flip (V, B) bool."""
+    shape = (views, index.shape[0])
+    return tuple(torch.empty(shape, dtype=t, device=index.device) for t in (torch.int32, torch.int32, torch.bool))
+
+
+def _check_random_views(
+    frames: Tensor, rows: Tensor, index: Tensor, size: int, dtype: torch.dtype, views: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The empty results: views, top, left, flip."""
+    _expect("random_views", "rows", rows, ("B",), (torch.int64,))
+    _expect("random_views", "index", index, tuple(rows.shape), (torch.int64,))
+    params = _empty_params(index, views)
+    _check_two_views(frames, rows, *params, size, dtype, "random_views")
+    return (_empty_views(frames, views, rows.shape[0], size, dtype), *params)
+
+
+@torch.library.custom_op("essl_fast::random_views", mutates_args=())
+def _random_views(
+    frames: Tensor, rows: Tensor, index: Tensor, seed: int, epoch: int, size: int, dtype: torch.dtype, views: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _need("random_views", frames.device)
+    out, top, left, flip = _check_random_views(frames, rows, index, size, dtype, views)
+    if rows.shape[0] and frames.device.type == "cpu":
+        _check_bounds("random_views", "rows", rows, frames.shape[0] - 1)
+    if rows.shape[0]:  # no address stands for windows that are given
+        index = index.contiguous()
+        draw = {"index": index.data_ptr(), "seed": seed, "epoch": epoch}
+        _run_two_views(out, frames, rows.contiguous(), top, left, flip, **draw)
+    return out, top, left, flip
+
+
+@_random_views.register_fake
+def _(
+    frames: Tensor, rows: Tensor, index: Tensor, seed: int, epoch: int, size: int, dtype: torch.dtype, views: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _check_random_views(frames, rows, index, size, dtype, views)
+
+
+def random_views(
+    frames: Tensor,
+    rows: Tensor,
+    index: Tensor,
+    seed: int,
+    epoch: int,
+    size: int = 224,
+    dtype: torch.dtype | None = None,
+    views: int = 2,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``view_params`` and ``two_views`` in one pass: (views, top, left, flip), equal to theirs bit by bit.
+
+    Args:
+        frames, rows, size, dtype: as for ``two_views``.
+        index, seed, epoch, views: as for ``view_params``, with a margin of S - size.
+
+    Raises:
+        ValueError, IndexError, RuntimeError: as ``two_views``.
+    """
+    if dtype is None:
+        dtype = torch.bfloat16 if frames.device.type == "cuda" else torch.float32
+    return torch.ops.essl_fast.random_views(frames, rows, index, _int64(seed), _int64(epoch), size, dtype, views)
+
+
+def _check_view_params(index: Tensor, margin: int, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The empty results."""
+    _expect("view_params", "index", index, ("B",), (torch.int64,))
+    _one_device("view_params", index)
+    if not 0 <= margin < 2**31 or views < 1:
+        raise ValueError(f"view_params: needs a margin from 0 and a view, not margin {margin} and {views} views")
+    return _empty_params(index, views)
+
+
+@torch.library.custom_op("essl_fast::view_params", mutates_args=())
+def _view_params(index: Tensor, seed: int, epoch: int, margin: int, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    out = _check_view_params(index, margin, views)
+    index = index.contiguous()
+    addresses = [t.data_ptr() for t in (*out, index)]
+    _run("view_params", index.device, *addresses, index.shape[0], views, margin, seed, epoch)
+    return out
+
+
+@_view_params.register_fake
+def _(index: Tensor, seed: int, epoch: int, margin: int, views: int) -> tuple[Tensor, Tensor, Tensor]:
+    return _check_view_params(index, margin, views)
+
+
+def view_params(seed: int, epoch: int, index: Tensor, margin: int, views: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """Crop offsets and flips of each pair's views, drawn in one launch: the integers of ``reference.view_params``.
+
+    Args:
+        seed, epoch: of the run. They go with the launch, so a captured CUDA graph draws the same views at each replay.
+        index: (B,) int64, the pair's row in the manifest.
+        margin: largest offset, S - size; 0 or more.
+        views: V, 1 or more.
+
+    Returns:
+        top, left (V, B) int32 in [0, margin] and flip (V, B) bool.
+
+    Raises:
+        ValueError: wrong shape, type or device. RuntimeError: as ``two_views``.
+    """
+    return torch.ops.essl_fast.view_params(index, _int64(seed), _int64(epoch), margin, views)
+
+
+def _check_view_boxes(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
+    """The empty result."""
+    op = "view_boxes"
+    _expect(op, "boxes", boxes, ("B", "K", 4), (torch.int32,))
+    _expect(op, "top", top, ("V", boxes.shape[0]), (torch.int32,))
+    _expect(op, "left", left, tuple(top.shape), (torch.int32,))
+    _expect(op, "flip", flip, tuple(top.shape), (torch.bool, torch.uint8))
+    if not (1 <= side < 2**31 and 1 <= size < 2**31 and top.shape[0] >= 1):
+        raise ValueError(f"{op}: needs sides from 1 and a view, not side {side}, size {size}, {top.shape[0]} views")
+    device = _one_device(op, boxes, top, left, flip)
+    return torch.empty((top.shape[0], *boxes.shape), dtype=torch.int32, device=device)
+
+
+@torch.library.custom_op("essl_fast::view_boxes", mutates_args=())
+def _view_boxes(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
+    out = _check_view_boxes(boxes, top, left, flip, side, size)
+    inputs = [t.contiguous() for t in (boxes, top, left, flip)]
+    sizes = (boxes.shape[0], boxes.shape[1], top.shape[0], side, size)
+    _run("view_boxes", boxes.device, out.data_ptr(), *(t.data_ptr() for t in inputs), *sizes)
+    return out
+
+
+@_view_boxes.register_fake
+def _(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
+    return _check_view_boxes(boxes, top, left, flip, side, size)
+
+
+def view_boxes(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int = 246, size: int = 224) -> Tensor:
+    """Boxes as each view shows them, in one launch: the integers of ``reference.view_boxes``.
+
+    Args:
+        boxes: (B, K, 4) int32 xyxy on the size x size grid.
+        top, left, flip: (V, B), as ``view_params`` draws them; flip may be uint8.
+        side: of the stored frames, pixels.
+        size: of the views, pixels.
+
+    Returns:
+        (V, B, K, 4) int32, clamped to the view; a box outside it ends with zero area.
+
+    Raises:
+        ValueError: wrong shape, type or device. RuntimeError: as ``two_views``.
+    """
+    return torch.ops.essl_fast.view_boxes(boxes, top, left, flip, side, size)
+
+
+def _check_localization_counts(similarity: Tensor, boxes: Tensor, consensus: int, size: int) -> tuple[Tensor, Tensor]:
+    """The empty results."""
+    op = "localization_counts"
+    _expect(op, "similarity", similarity, ("B", "h", "w"), tuple(_MAP_TYPES))
+    _expect(op, "boxes", boxes, (similarity.shape[0], "K", 4), (torch.int32,))
+    device = _one_device(op, similarity, boxes)
+    for name, side in (("h", similarity.shape[1]), ("w", similarity.shape[2]), ("size", size)):
+        if not 1 <= side <= MAX_SIDE:
+            raise ValueError(f"{op}: {name} {side} is not between 1 and {MAX_SIDE}")
+    if not 1 <= consensus <= MAX_CONSENSUS:
+        raise ValueError(f"{op}: consensus {consensus} is not between 1 and {MAX_CONSENSUS}")
+    empty = (torch.empty(similarity.shape[0], dtype=torch.float64, device=device) for _ in range(2))
+    return next(empty), next(empty)
+
+
+@torch.library.custom_op("essl_fast::localization_counts", mutates_args=())
+def _localization_counts(
+    similarity: Tensor, boxes: Tensor, consensus: int, size: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    out = _check_localization_counts(similarity, boxes, consensus, size)
+    similarity, boxes = similarity.contiguous(), boxes.contiguous()
+    addresses = [*(t.data_ptr() for t in (*out, similarity)), _MAP_TYPES[similarity.dtype], boxes.data_ptr()]
+    sizes = (boxes.shape[0], boxes.shape[1], *similarity.shape[1:], size, consensus, threshold)
+    _run("localization_counts", similarity.device, *addresses, *sizes)
+    return out
+
+
+@_localization_counts.register_fake
+def _(similarity: Tensor, boxes: Tensor, consensus: int, size: int, threshold: float) -> tuple[Tensor, Tensor]:
+    return _check_localization_counts(similarity, boxes, consensus, size)
+
+
+def localization_counts(
+    similarity: Tensor, boxes: Tensor, consensus: int = 1, size: int = 224, threshold: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """How much of each thresholded map lies in the boxes; cIoU is intersection / union.
+
+    The map is resized to size x size (bilinear, half-pixel), scaled from its minimum and maximum there to 0 and 1, and
+    infers the pixels that are >= threshold. A pixel weighs g = min(1, boxes that cover it / consensus).
+
+    Args:
+        similarity: (B, h, w) float32, bfloat16, float16 or float64; h and w from 1 to 1024.
+        boxes: (B, K, 4) int32 or int64 xyxy, half-open, on the size x size grid; without area: no box.
+        consensus: boxes that count as certain, 1 to 1024.
+        size: pixels, 1 to 1024.
+        threshold: of the scaled map.
+
+    Returns:
+        (intersection (B,), union (B,)) float64: sum of g where inferred; sum of g, plus the inferred pixels with g = 0.
+        A map infers nothing that is constant, or in which a NaN or an infinity reaches a pixel.
+
+    Raises:
+        ValueError: wrong shape, type, size or device. RuntimeError: as ``two_views``.
+    """
+    if boxes.dtype == torch.int64:
+        boxes = boxes.clamp(0, size).int()
+    return torch.ops.essl_fast.localization_counts(similarity.detach(), boxes, consensus, size, threshold)
+
+
+def _check_log_mel(pcm: Tensor) -> Tensor:
+    """The empty result."""
+    _expect("log_mel", "pcm", pcm, ("B", "T"), tuple(_PCM_TYPES))
+    if pcm.shape[1] < MIN_SAMPLES:
+        raise ValueError(f"log_mel: pcm must be (B, T) with T >= {MIN_SAMPLES}, got {tuple(pcm.shape)}")
+    examples = (1 + (pcm.shape[1] - 400) // 160) // 96
+    return torch.empty((pcm.shape[0], examples, 96, 64), device=_one_device("log_mel", pcm), dtype=torch.float32)
+
+
+@torch.library.custom_op("essl_fast::log_mel", mutates_args=())
+def _log_mel(pcm: Tensor, normalize: bool) -> Tensor:
+    out = _check_log_mel(pcm)
+    pcm = pcm.contiguous()
+    _run("log_mel", pcm.device, out.data_ptr(), pcm.data_ptr(), _PCM_TYPES[pcm.dtype], *pcm.shape, normalize)
+    return out
+
+
+@_log_mel.register_fake
+def _(pcm: Tensor, normalize: bool) -> Tensor:
+    return _check_log_mel(pcm)
+
+
+def log_mel(pcm: Tensor, normalize: bool = True) -> Tensor:
+    """VGGish's examples of 16 kHz sound: 96 frames of 64 mel bands each.
+
+    Frames of 400 samples every 160, no padding, periodic Hann, magnitudes of a 512-point transform, 64 bands of
+    125-7500 Hz with slopes linear in mel, log(band + 0.01). The transform is in float32: against float64 the result is
+    within 2e-3 (1e-3 seen) in bands that are silent beside loud ones, and some 1e-5 elsewhere.
+
+    Args:
+        pcm: (B, T) int16, or float32 in [-1, 1]; T >= 15600. Copied first if it is not contiguous.
+        normalize: bring each clip's minimum to -1 and its maximum to just under 1 first. A NaN then spoils its clip.
+
+    Returns:
+        (B, E, 96, 64) float32 with E = (1 + (T - 400) // 160) // 96: 3 for 3 s. The same for any number of threads.
+
+    Raises:
+        ValueError: wrong shape, type or device.
+        RuntimeError: no compiled module, or none with CUDA for CUDA tensors; or CUDA refused the launch.
+    """
+    return torch.ops.essl_fast.log_mel(pcm, normalize)

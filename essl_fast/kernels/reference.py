@@ -107,6 +107,19 @@ def pixel_bce(attention: Tensor, boxes: Tensor, labelled: Tensor, consensus: int
     return torch.where(labelled, per_sample, 0).sum() / mask.sum().clamp(min=1)
 
 
+def _resize(maps: Tensor, size: int) -> Tensor:
+    """The last axis of (B, h, w), bilinear with half-pixel centres, to ``size``: x + t (y - x), each step rounded.
+
+    F.interpolate rounds differently on CPUs with and without fused multiply-add; which pixels of a map lie exactly at
+    the threshold, or whether a constant map stays constant, must not depend on that.
+    """
+    n = maps.shape[-1]
+    place = ((torch.arange(size, dtype=torch.float64, device=maps.device) + 0.5) * (n / size) - 0.5).clamp_(min=0)
+    left = place.long().clamp_(max=n - 1)
+    x, y = maps[..., left], maps[..., (left + 1).clamp_(max=n - 1)]
+    return x + (place - left) * (y - x)
+
+
 @_without_autocast
 def localization_counts(
     similarity: Tensor, boxes: Tensor, consensus: int = 1, size: int = 224, threshold: float = 0.5
@@ -116,7 +129,7 @@ def localization_counts(
     similarity (B, h, w) is resized to size (bilinear, half-pixel), then min-max scaled, then thresholded at >=;
     a constant map infers nothing. intersection = sum(infer * g); union = sum(g) + sum(infer * [g = 0]).
     """
-    heat = F.interpolate(similarity.double()[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+    heat = _resize(_resize(similarity.double(), size).mT, size).mT
     low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
     infer = (heat - low) / (high - low) >= threshold  # 0/0 is NaN, which compares false
     weights = box_weights(boxes, size, consensus).double()

@@ -4,6 +4,7 @@
 // means nothing here.
 #pragma once
 
+#include <algorithm>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +19,7 @@
 #define __host__
 #define __device__
 #define __global__
+#define __constant__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 
@@ -29,6 +31,17 @@ struct alignas(16) uint4 {
   uint32_t x, y, z, w;
 };
 inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };
@@ -72,6 +85,7 @@ struct Thread {
   unsigned char* shared;
   Barrier* block_barrier;
   Barrier* warp_barrier;
+  uint64_t* warp_slots;  // (32,) what lanes show each other
 };
 inline thread_local Thread me;
 
@@ -87,6 +101,24 @@ inline unsigned char* dynamic_shared() { return emulated::me.shared; }
 inline void __syncthreads() { emulated::me.block_barrier->wait(); }
 inline void __syncwarp() { emulated::me.warp_barrier->wait(); }
 
+// The value of the lane whose number differs in the bits of `lanes`. The whole warp takes part.
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int lanes) {
+  static_assert(sizeof(T) <= sizeof(uint64_t), "a slot holds 8 bytes");
+  const unsigned lane = emulated::me.thread.x % 32;
+  std::memcpy(&emulated::me.warp_slots[lane], &value, sizeof value);
+  __syncwarp();
+  std::memcpy(&value, &emulated::me.warp_slots[lane ^ static_cast<unsigned>(lanes)], sizeof value);
+  __syncwarp();
+  return value;
+}
+
+inline int __reduce_min_sync(unsigned warp, int value) {
+  for (int lanes = 16; lanes > 0; lanes /= 2) value = std::min(value, __shfl_xor_sync(warp, value, lanes));
+  return value;
+}
+inline int __reduce_max_sync(unsigned warp, int value) { return ~__reduce_min_sync(warp, ~value); }
+
 template <class T>
 T __ldg(const T* address) {
   if (reinterpret_cast<uintptr_t>(address) % alignof(T) != 0) throw "misaligned load";
@@ -97,6 +129,16 @@ inline float __uint_as_float(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
+inline float __int_as_float(int bits) { return __uint_as_float(static_cast<uint32_t>(bits)); }
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
   return static_cast<uint32_t>(((static_cast<uint64_t>(high) << 32) | low) >> (shift & 31u));
@@ -122,6 +164,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   emulated::Barrier block_barrier(static_cast<int>(threads));
   std::vector<std::unique_ptr<emulated::Barrier>> warp_barriers;
   for (unsigned w = 0; w < threads / 32; ++w) warp_barriers.push_back(std::make_unique<emulated::Barrier>(32));
+  std::vector<uint64_t> slots(threads);
   unsigned char* shared = nullptr;
   std::vector<std::thread> running;
   for (unsigned t = 0; t < threads; ++t) {
@@ -132,7 +175,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
           std::memset(shared, 0xA5, config->dynamicSmemBytes);
         }
         block_barrier.wait();
-        emulated::me = {dim3(t), dim3(b), shared, &block_barrier, warp_barriers[t / 32].get()};
+        emulated::me = {dim3(t), dim3(b), shared, &block_barrier, warp_barriers[t / 32].get(), &slots[t / 32 * 32]};
         kernel(arguments...);
         block_barrier.wait();
         if (t == 0) ::operator delete[](shared, std::align_val_t{16});
