@@ -1,6 +1,12 @@
 """Fixtures that several test files share."""
 
+import os
+
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: it then runs on the CPU
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +19,13 @@ def tiny(tmp_path_factory):
     world = make_world(place / "world", train_videos=14, test_videos=5, seed=3, progress=False)
     prepare(world.videos, world.annotations, place / "prepared", validation=0.15, progress=False)
     return world, place / "prepared"
+
+
+@pytest.fixture
+def triton_on_cpu(monkeypatch):
+    """The Triton kernels take CPU tensors, in Triton's interpreter."""
+    from essl_fast.kernels import tuning
+
+    if not tuning.INTERPRETED:
+        pytest.skip("there is a GPU: its tests run the compiled kernels")
+    monkeypatch.setattr(tuning, "CPU_TOO", True)
