@@ -173,9 +173,9 @@ __device__ __forceinline__ float logarithm(float x) {
 
 __device__ __forceinline__ float magnitude(float2 a) { return square_root(__fmaf_rn(a.x, a.x, a.y * a.y)); }
 
-// ln(band + 0.01). Known to the compiler: which magnitudes, and where in constant memory each one's weight is, so that
-// a magnitude costs a load and a multiply-add. A loop over bands and bins that it does not know takes 3 times as many
-// instructions, a fifth of the kernel's.
+// ln(band + 0.01). The compiler knows which magnitudes and which weights, so that each costs a load and a multiply-add
+// with a constant. A loop over bands and bins that it does not know takes 3 times as many instructions, a fifth of the
+// kernel's.
 template <int kBand>
 __device__ __forceinline__ float band_of(const float* magnitudes) {
   constexpr int kFirst = tables::kMel.first[kBand], kMiddle = tables::kMel.first[kBand + 1];

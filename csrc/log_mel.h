@@ -15,7 +15,7 @@
 //
 // The spectrum is in float32. Its rounding noise, some 1e-7 of the loudest bin, is all that a silent band hears beside
 // a loud one; ln's slope there is 100, and a band sums up to 18 bins. Against float64 that is up to 9e-4 beside a loud
-// pure tone, 2e-5 and less where no band is silent. (PyTorch's float32 transform has as much: 1.1e-3 and 1e-5.)
+// tone or a constant, 2e-5 and less where no band is silent. (PyTorch's float32 transform has as much: 1.1e-3 and 1e-5.)
 //
 // A NaN spoils its clip where normalised, as in the reference, and its frames otherwise.
 //

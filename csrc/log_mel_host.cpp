@@ -1,7 +1,8 @@
 // log_mel on the host: 16 frames at a time, one in each lane of the vectors. The contract is in log_mel.h.
 //
 // Lanes. Every array is [...][lane], every innermost loop runs over the lanes, and all lanes do the same: whatever the
-// width of its vectors, the compiler fills them. Frames start 160 samples apart, so a tile of the clip is transposed
+// width of its vectors, the compiler fills them (a clip takes 151 us in SSE2, 80 in AVX2, 68 in AVX-512 on one core of
+// an AMD EPYC, Zen 4; the least of many runs). Frames start 160 samples apart, so a tile of the clip is transposed
 // first, to [sample mod 160][sample / 160]: sample n of frames f, f + 1, ... then is row n mod 160 from column
 // f + n / 160 on, and overlapping frames share it.
 //
@@ -47,10 +48,9 @@ using tables::kBins;
 using tables::kFirstBin;
 
 constexpr int kLanes = 16;
-constexpr int kGroup = kLanes;                             // frames
-constexpr int kColumns = kLanes + 4;                       // of the tile: 15 * 160 + 400 samples lie in 18
-constexpr int kTileSamples = (kGroup - 1) * kHop + kFrame;
-static_assert(kExampleFrames % kGroup == 0, "an example is a whole number of groups");
+constexpr int kColumns = kLanes + 4;  // of the tile: 15 * 160 + 400 samples lie in 18
+constexpr int kTileSamples = (kLanes - 1) * kHop + kFrame;
+static_assert(kExampleFrames % kLanes == 0, "an example is a whole number of groups");
 
 struct Complex {
   float re, im;
@@ -341,8 +341,8 @@ __attribute__((target("avx2"))) void group_avx2(const S* in, Scale scale, float*
   group<Simd::kAvx2>(in, scale, out, w);
 }
 template <class S>
-__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,prefer-vector-width=512"))) void group_avx512(
-    const S* in, Scale scale, float* out, Work& w) {
+__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw"))) void group_avx512(const S* in, Scale scale, float* out,
+                                                                                Work& w) {
   group<Simd::kAvx2>(in, scale, out, w);
 }
 #endif
@@ -410,7 +410,7 @@ void run(const LogMel& p, int threads, Simd simd) {
     float* out = p.out + task * kExampleFrames * kBands;
     Work work;
     std::memset(work.wave + kTileSamples, 0, sizeof work.wave - kTileSamples * sizeof(float));
-    for (int frame = 0; frame < kExampleFrames; frame += kGroup) {
+    for (int frame = 0; frame < kExampleFrames; frame += kLanes) {
       group_of(in + frame * kHop, scales[static_cast<size_t>(clip)], out + frame * kBands, work);
     }
   });
