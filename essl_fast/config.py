@@ -89,15 +89,27 @@ class DataConfig:
         root: folder that `python -m essl_fast.prepare` wrote, or demo: the synthetic world is made and prepared.
         batch_size: pairs a step, on each GPU.
         last_batch: keep the smaller last batch of an epoch, or drop it as the published code does.
-        threads: decoding threads of the loader, 0 for all cores (8 at most).
-        prefetch: batches decoded ahead.
+        threads: decoding threads of the loader; 0 is all cores, shared by the processes on a host, 8 at most.
+        prefetch: batches decoded ahead; 0 is as many as hold 256 pairs, 2 to 4.
+        resident: keep decoded pairs in memory (the GPU's, or a CPU's own), so that each is decoded once: auto does so
+            where they fit the budget, always insists, never streams. Batches are the same either way.
+        resident_budget_gb: memory for that, in 10^9 bytes; 0 is 60% of what is free on the GPU, or half of the host's.
+        on_error: a frame that does not decode: stop, or skip its pair, which is logged.
+        max_errors: share of the pairs that on_error skip may lose before it stops all the same.
+        exclude_quarantined: of the pairs that `prepare --verify` listed, leave out none, bad ones (corrupt, truncated,
+            without sound), or all (black and silent ones, too).
     """
 
     root: str = "demo"
     batch_size: int = 128
     last_batch: Literal["keep", "drop"] = "drop"
     threads: int = 0
-    prefetch: int = 2
+    prefetch: int = 0
+    resident: Literal["auto", "always", "never"] = "auto"
+    resident_budget_gb: float = 0.0
+    on_error: Literal["stop", "skip"] = "stop"
+    max_errors: float = 0.01
+    exclude_quarantined: Literal["none", "bad", "all"] = "none"
 
 
 @dataclass
@@ -166,6 +178,10 @@ def _at_least(least: float):
     return lambda value: None if least <= value < math.inf else f"must be at least {least}, and finite"
 
 
+def _share(value: float) -> str | None:
+    return None if 0 <= value <= 1 else "must be from 0 to 1"
+
+
 _CHECKS = {
     "model.pcm_cycles": _at_least(0),
     "model.out_dim": _at_least(1),
@@ -180,7 +196,9 @@ _CHECKS = {
     "optim.clip_norm": _at_least(0),
     "data.batch_size": _at_least(2),  # batch norm needs two
     "data.threads": _at_least(0),
-    "data.prefetch": _at_least(1),
+    "data.prefetch": _at_least(0),
+    "data.resident_budget_gb": _at_least(0),
+    "data.max_errors": _share,
     "demo.train_videos": _at_least(10),
     "demo.test_videos": _at_least(1),
     "demo.seed": _at_least(0),

@@ -93,7 +93,7 @@ def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[
 
 
 def leader_first(world: World) -> contextlib.AbstractContextManager[None]:
-    """Rank 0 runs the context's body before the others do, which then find what it made. An error of rank 0 ends all."""
+    """Rank 0 runs the context's body before the others, which then find what it made. Its error ends all of them."""
     return _leader_first(world) if world.size > 1 else contextlib.nullcontext()
 
 

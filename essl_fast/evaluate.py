@@ -1,8 +1,8 @@
 """python -m essl_fast.evaluate CHECKPOINT: how well a checkpoint localizes on a split, as a table and JSON."""
 
 import argparse
-import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from essl_fast import checkpoint, config, kernels, metrics, models, runlog
+from essl_fast import checkpoint, config, distributed, kernels, metrics, models, runlog
 from essl_fast.config import InputError
 from essl_fast.data.loader import Loader
+from essl_fast.data.pool import Pools
 from essl_fast.data.shards import Manifest
+from essl_fast.distributed import ALONE, World
 
 
 class Evaluation(NamedTuple):
@@ -52,9 +54,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def loader_threads(settings: config.Config) -> int:
-    """Decoding threads of a loader: as set, or one a core, 8 at most."""
-    return settings.data.threads or min(8, len(os.sched_getaffinity(0)))
+def log_mel(pcm: torch.Tensor) -> torch.Tensor:
+    """What batches carry of the sound (see :func:`kernels.log_mel`)."""
+    return kernels.log_mel(pcm)
+
+
+def loader_settings(settings: config.Config) -> dict:
+    """What every loader of a run is given."""
+    data = settings.data
+    return {
+        "seed": settings.seed, "threads": data.threads or None, "prefetch": data.prefetch or None,
+        "sound": log_mel, "exclude": data.exclude_quarantined, "on_error": data.on_error,
+        "max_errors": data.max_errors,
+    }  # fmt: skip
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -66,12 +78,41 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
 
-def centre_view(frames: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Stored frames (B, 224, 224, 3) uint8 as the one view (1, B, 3, 224, 224) that evaluation sees."""
-    batch = len(frames)
-    zero = torch.zeros((1, batch), dtype=torch.int32, device=frames.device)
-    rows = torch.arange(batch, device=frames.device)
+def centre_view(frames: torch.Tensor, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """Stored frames (N, 224, 224, 3) uint8, or rows (B,) of them, as the one view (1, B, 3, 224, 224) of evaluation."""
+    rows = torch.arange(len(frames), device=frames.device) if rows is None else rows
+    zero = torch.zeros((1, len(rows)), dtype=torch.int32, device=frames.device)
     return kernels.two_views(frames, rows, zero, zero, zero.bool(), config.SIZE, dtype)
+
+
+def evaluation_loader(
+    manifest: Manifest,
+    split: str,
+    settings: config.Config,
+    device: torch.device,
+    pools: Pools | None = None,
+    on_fault: Callable[[int, str], None] | None = None,
+    world: World = ALONE,
+) -> Loader:
+    """Every pair of a split once, in the manifest's order, at the size that evaluation sees. InputError if none is.
+
+    Ranks share the pairs, unless these are too few for each to have one: then every rank sees all.
+    """
+    pairs = manifest.pairs(split)
+    if not pairs:
+        raise InputError(
+            f"{manifest.root}: the {split} split is empty; prepare the data with one, or choose another split"
+        )
+    return Loader(
+        manifest, [split], batch_size=min(settings.data.batch_size, pairs), side=config.SIZE, device=device,
+        shuffle=False, epochs=1, pools=pools, on_fault=on_fault, least=0, **_part(pairs, world),
+        **loader_settings(settings),
+    )  # fmt: skip
+
+
+def _part(pairs: int, world: World) -> dict[str, int]:
+    """Which part of a split's pairs this rank's loader gives."""
+    return {"rank": world.rank, "world_size": world.size} if pairs >= world.size else {}
 
 
 @torch.inference_mode()
@@ -83,42 +124,51 @@ def evaluate(
     device: torch.device,
     dtype: torch.dtype,
     show: int = 0,
+    pools: Pools | None = None,
+    on_fault: Callable[[int, str], None] | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
-    """Localize every pair of a split; results leave the device once, at the end. ``show`` pairs are kept to draw."""
+    """Localize every pair of a split; results leave the device once, at the end. ``show`` pairs are kept to draw.
+
+    ``pools`` may keep what is decoded for the next time. A pair that settings.data leaves out or lets skip is not in
+    the result; ``on_fault`` hears of those skipped.
+    """
+    loader = evaluation_loader(manifest, split, settings, device, pools, on_fault, world)
     rows_wanted = manifest.rows(split)
-    if not len(rows_wanted):
-        raise InputError(
-            f"{manifest.root}: the {split} split is empty; prepare the data with one, or choose another split"
-        )
     shown = set(rows_wanted[np.linspace(0, len(rows_wanted) - 1, min(show, len(rows_wanted))).astype(int)].tolist())
     boxes = torch.from_numpy(np.array(manifest.boxes)).to(device)
     rows, scores, maps, frames = [], [], [], {}
     was_training = model.training
     model.eval()
-    loader = Loader(
-        manifest, [split], batch_size=min(settings.data.batch_size, len(rows_wanted)), side=config.SIZE, device=device,
-        seed=settings.seed, shuffle=False, last_batch="keep", threads=loader_threads(settings),
-        prefetch=settings.data.prefetch,
-    )  # fmt: skip
     try:
         for raw in loader:
-            views = centre_view(raw.frames, dtype)
+            views = centre_view(raw.frames, dtype, raw.rows)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                similarity = model.attend(views, kernels.log_mel(raw.pcm)).similarity[0]
+                similarity = model.attend(views, raw.sound).similarity[0]
             rows.append(raw.index)
             maps.append(similarity)
             scores.append(metrics.ciou(similarity, boxes[raw.index], settings.objective.consensus))
             for at, row in enumerate(raw.index.tolist() if shown else ()):
                 if row in shown:
-                    frames[row] = raw.frames[at].cpu().numpy()
+                    frames[row] = raw.frames[raw.rows[at]].cpu().numpy()
     finally:
         loader.close()
         model.train(was_training)
-    rows, scores, maps = (torch.cat(parts).cpu().numpy() for parts in (rows, scores, maps))
+    found = [torch.cat(parts).cpu().numpy() for parts in (rows, scores, maps)] if rows else None
+    expected = loader.pairs - loader.lost
+    if world.size > 1 and _part(loader.pairs, world):
+        everything = distributed.gather((found, frames, loader.lost), world)
+        parts = [part for part, _, _ in everything if part is not None]
+        found = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if parts else None
+        frames = {row: frame for _, some, _ in everything for row, frame in some.items()}
+        expected = loader.pairs - sum(lost for *_, lost in everything)
+    if found is None:
+        raise InputError(f"{manifest.root}: no pair of the {split} split decodes; run prepare again")
+    rows, scores, maps = found
     order = np.argsort(rows)
     rows, scores, maps = rows[order], scores[order], maps[order].astype(np.float32)
-    if not np.array_equal(rows, np.sort(rows_wanted)):
-        raise RuntimeError(f"evaluation of {split} saw {len(rows)} pairs, expected each of {len(rows_wanted)} once")
+    if len(np.unique(rows)) != len(rows) or len(rows) != expected or not np.isin(rows, rows_wanted).all():
+        raise RuntimeError(f"evaluation of {split} saw {len(rows)} pairs, expected each of {expected} once")
     samples = []
     for at, row in enumerate(rows.tolist()):
         if row in frames:
@@ -128,16 +178,15 @@ def evaluate(
     return Evaluation(rows, scores, maps, samples)
 
 
-def centre_prior(manifest: Manifest, split: str, consensus: int) -> dict:
-    """What always answering "the middle" scores: a box of half the frame's width and height."""
+def centre_prior(manifest: Manifest, rows: np.ndarray, consensus: int) -> dict:
+    """What always answering "the middle" scores on some rows: a box of half the frame's width and height."""
     quarter = config.SIZE // 4
     middle = [quarter, quarter, config.SIZE - quarter, config.SIZE - quarter]
-    return boxes_prior(manifest, split, consensus, {manifest.key(row): middle for row in manifest.rows(split)})
+    return boxes_prior(manifest, rows, consensus, {manifest.key(row): middle for row in rows})
 
 
-def boxes_prior(manifest: Manifest, split: str, consensus: int, guesses: dict[str, list[int]]) -> dict:
+def boxes_prior(manifest: Manifest, rows: np.ndarray, consensus: int, guesses: dict[str, list[int]]) -> dict:
     """What answering with one given box a pair scores; ``guesses`` maps each key to xyxy on the 224 grid."""
-    rows = manifest.rows(split)
     guess = torch.tensor([guesses[manifest.key(row)] for row in rows], dtype=torch.int32)[:, None]
     boxes = torch.from_numpy(np.array(manifest.boxes[rows]))
     chunks = zip(guess.split(64), boxes.split(64), strict=True)
@@ -203,9 +252,14 @@ def main(argv: list[str] | None = None) -> int:
             state["config"]["model"][name] = given
     model, settings = restore(state, device)
     manifest = Manifest.load(root)
-    found = evaluate(model, manifest, options.split, settings, device, pick_precision(options.precision, device))
-    result = found.result(manifest)
     console = runlog.console()
+
+    def skipped(row: int, reason: str) -> None:
+        console.print(f"skipped {manifest.key(row)}, which does not decode: {reason}", soft_wrap=True, markup=False)
+
+    precision = pick_precision(options.precision, device)
+    found = evaluate(model, manifest, options.split, settings, device, precision, on_fault=skipped)
+    result = found.result(manifest)
     console.print(table(f"{options.checkpoint} on {options.split}", {"all": result, **result["per_class"]}))
     curve = " ".join(f"{100 * x:.1f}" for x in result["curve"])
     console.print(f"success at cIoU >= 0, 0.05, ..., 1, %: {curve}", highlight=False, soft_wrap=True)

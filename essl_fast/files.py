@@ -17,11 +17,12 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path, tag: str = "") -> Iterator[BinaryIO]:
+def atomic_file(path: Path, tag: str = "", sync: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path``, complete and synced, when the block ends well, else not at all.
 
     Until then it is ``.NAME.partial`` beside it, which a later attempt overwrites; with a ``tag`` of its own,
-    ``.NAME.TAG.partial``, several processes may make the same file.
+    ``.NAME.TAG.partial``, several processes may make the same file. Without ``sync`` that holds for a process that
+    dies, but not for a machine that does: for files that nobody needs after that.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{tag and '.' + tag}.partial")
@@ -29,9 +30,11 @@ def atomic_file(path: Path, tag: str = "") -> Iterator[BinaryIO]:
         with open(partial, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)

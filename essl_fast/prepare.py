@@ -1,14 +1,20 @@
-"""Videos and annotations → shards that training reads: decode once.
+"""Videos and annotations → shards that training reads: read every video once.
 
     python -m essl_fast.prepare --videos DIR --annotations DIR --out DIR
+    python -m essl_fast.prepare --verify --out DIR
 
-Every video is opened once; its pairs (one frame as JPEG, the 3 s of sound around it as 16 kHz PCM16) wait in
-`OUT/.parts` until all videos are done and are then written, shuffled, into shards of about 128 MB with a manifest. Kill
-it whenever you like: the same command continues, and ends with the same bytes as if it had never stopped. Meanwhile OUT
-needs room for the pairs twice, about 2 x 120 kB each.
+A pair is one frame and the 3 s of sound around it, 16 kHz PCM16. Its frame is a JPEG picture, decoded with PyAV on the
+CPU, or a clip: the packets from the key frame before it on, copied and never decoded, which training decodes on the
+GPU. `--visual auto` makes clips of the videos that this machine's GPU decodes, pictures of all others.
+
+Videos are read in the order in which their pairs lie in the shards (split, video, frame), so a shard is written as soon
+as it is full, and the disk holds everything once. Kill it whenever you like: the same command continues, and ends with
+the same bytes as if it had never stopped.
 
 A pair whose 3 s leave the sound track is left out, as in the published code. So is, each with a reason of its own, what
-a missing, broken or silent file cannot give. `OUT/left_out.jsonl` lists all of it.
+a missing, broken or silent file cannot give. `OUT/left_out.jsonl` lists all of it. What a clip copies is not decoded
+here, so damage inside of it goes unnoticed: `--verify` decodes everything once and lists what is wrong in
+`OUT/quarantine.jsonl`.
 """
 
 from __future__ import annotations
@@ -20,29 +26,28 @@ import fcntl
 import functools
 import json
 import os
-import re
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from essl_fast.config import InputError
 from essl_fast.data import annotations as notes
-from essl_fast.data import media
-from essl_fast.data.annotations import SPLITS, Annotations, LeftOut, Pair
-from essl_fast.data.parts import CRASHED, JPEG, PartReader, Task, finished_part, run_tasks
-from essl_fast.data.shards import VERSION, Manifest, ShardWriter, write_manifest
+from essl_fast.data import media, nvdec
+from essl_fast.data.annotations import SPLITS
+from essl_fast.data.assembly import SETTINGS, Reporter, assemble
+from essl_fast.data.parts import CRASHED, JPEG
+from essl_fast.data.shards import BAD, CLIP, QUARANTINE, VERSION, Manifest
+from essl_fast.data.verify import verify
 
 PARTS = ".parts"
+VISUALS = ("auto", "clip", "jpeg")
 _MENDABLE = {media.MISSING, media.UNREADABLE, media.NO_VIDEO, media.NO_SOUND, media.TRUNCATED, media.SOUND_TRUNCATED,
              CRASHED}  # reasons that a better copy of the video removes  # fmt: skip
-_OWN_FILES = re.compile(r"\.?(train|val|test)-\d{5}\.(tar|idx)(\.partial)?")
 
 
 def prepare(
@@ -50,6 +55,7 @@ def prepare(
     annotations: str | Path,
     out: str | Path,
     *,
+    visual: str = "auto",
     frame: str = "start",
     row_boxes: str = "first",
     annotation_size: tuple[int, int] = (320, 180),
@@ -74,6 +80,8 @@ def prepare(
         raise InputError(f"workers is {workers}: give 1 or more")
     if pairs_per_shard < 1:
         raise InputError(f"pairs_per_shard is {pairs_per_shard}: give 1 or more")
+    if visual not in VISUALS:
+        raise InputError(f"visual is {visual!r}: choose one of {', '.join(VISUALS)}")
     say = _reporter(progress)
     read = notes.read_chaotic_world(
         annotations,
@@ -85,10 +93,11 @@ def prepare(
         frame_rate=functools.cache(functools.partial(_frame_rate, videos)),
     )
     settings = {
+        "visual": visual,
         "frame": frame,
         "row_boxes": row_boxes,
         "annotation_size": list(annotation_size),
-        "validation": validation,
+        "validation": float(validation),
         "seed": seed,
         "pairs_per_shard": pairs_per_shard,
         "seconds": media.SECONDS,
@@ -102,15 +111,38 @@ def prepare(
     try:
         with _locked(out, say):
             if (done := _finished(out, settings, say)) is None:
+                settings["decoders"] = _decoders(out, settings, say)
                 if (out / "manifest.json").exists():
                     say.line(f"{out} is damaged: preparing it again")
                     (out / "manifest.json").unlink()
-                _make(videos, read, out, settings, workers, say)
+                workers = min(len(os.sched_getaffinity(0)), 8) if workers is None else workers
+                assemble(videos, read, out, out / PARTS, settings, workers, say)
+                text = f"{read.rows} annotation rows were read: {read.merged} share the frame of an earlier one and "
+                further = f", {read.further} further boxes of rows were ignored (--row-boxes first)"
+                say.line(f"{text}joined its pair{further if read.further else ''}")
                 done = Manifest.load(out)
             shutil.rmtree(out / PARTS, ignore_errors=True)
             return done
     except OSError as error:
         raise InputError(f"cannot write {out}: {error}; free some space or choose another --out, then go on") from error
+
+
+def _decoders(out: Path, settings: dict, say: Reporter) -> nvdec.Decoders | None:
+    """What `visual: auto` may store as clips. What an earlier run with the same settings found holds, also if it ran on
+    a machine with another GPU: a folder must not change its mind halfway."""
+    if settings["visual"] != "auto":
+        return None
+    for path in (out / "manifest.json", out / PARTS / "shards" / SETTINGS):
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            held = json.loads(path.read_bytes())
+            known = dict(held.get("settings", held))
+            decoders = known.pop("decoders", None)
+            if known == json.loads(json.dumps(settings)) and isinstance(decoders, dict):
+                return decoders
+    decoders, why = nvdec.detect()
+    able = f"this machine's GPU decodes {', '.join(decoders)}: frames of such videos become clips, others JPEG"
+    say.line(able if decoders else f"frames become JPEG, since {why}; --visual clip copies clips nevertheless")
+    return decoders
 
 
 def _frame_rate(videos: Path, video: str) -> float | None:
@@ -121,7 +153,7 @@ def _frame_rate(videos: Path, video: str) -> float | None:
 
 
 @contextlib.contextmanager
-def _locked(out: Path, say: _Reporter) -> Iterator[None]:
+def _locked(out: Path, say: Reporter) -> Iterator[None]:
     """Own `out` and its folder for parts; the lock ends with the process, however that ends."""
     parts = out / PARTS
     if out.exists() and not out.is_dir():
@@ -142,7 +174,7 @@ def _locked(out: Path, say: _Reporter) -> Iterator[None]:
         yield
 
 
-def _finished(out: Path, settings: dict, say: _Reporter) -> Manifest | None:
+def _finished(out: Path, settings: dict, say: Reporter) -> Manifest | None:
     """The manifest of a finished folder of these settings, None where there is work to do."""
     path = out / "manifest.json"
     if not path.exists():
@@ -154,8 +186,10 @@ def _finished(out: Path, settings: dict, say: _Reporter) -> Manifest | None:
         raise InputError(f"{path} is not a manifest of prepare: delete {out} or choose another --out") from None
     was, now = known | {"format": version}, json.loads(json.dumps(settings)) | {"format": VERSION}
     names = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-    # Their fingerprint is of what was read under the settings: it tells something only where those are equal.
-    changed = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in names if name != "annotations"]
+    # Their fingerprint is of what was read under the settings: it tells something only where those are equal. What
+    # decodes follows from `visual`.
+    telling = [name for name in names if name not in ("annotations", "decoders")]
+    changed = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in telling]
     if names == ["annotations"]:
         changed = ["the annotations were others"]
     if changed:
@@ -171,146 +205,20 @@ def _finished(out: Path, settings: dict, say: _Reporter) -> Manifest | None:
     return manifest
 
 
-def _make(videos: Path, read: Annotations, out: Path, settings: dict, workers: int | None, say: _Reporter) -> None:
-    parts_folder = out / PARTS
-    wanted: dict[str, list[Pair]] = {}
-    for pair in read.pairs:
-        wanted.setdefault(pair.video, []).append(pair)
-    left_out = list(read.left_out)
-    parts: dict[str, tuple[Task, dict]] = {}
-    todo: list[Task] = []
-    for video, pairs in wanted.items():
-        try:
-            path = media.find_video(videos, video)
-            task = Task(video, str(path), tuple((pair.key, pair.fid, pair.time) for pair in pairs))
-            part = finished_part(task, parts_folder)
-        except media.MediaError as error:
-            detail = f"{error.detail} ({len(pairs)} pair{'s' * (len(pairs) != 1)})"
-            left_out.append(LeftOut(video, "", error.reason, detail))
-            continue
-        if part is None:
-            todo.append(task)
-        else:
-            parts[video] = task, part
-    if parts:
-        say.line(f"continuing: {len(parts)} of {len(parts) + len(todo)} videos are done")
-    if workers is None:
-        workers = min(len(os.sched_getaffinity(0)), 8)
-    todo.sort(key=lambda task: len(task.requests), reverse=True)  # the longest first: no worker ends alone
-    with say.bar("videos", len(todo)) as step:
-        for task, part in run_tasks(todo, parts_folder, min(workers, len(todo))):
-            parts[task.video] = task, part
-            step()
-    for video, (_, part) in parts.items():
-        left_out.extend(LeftOut(video, *entry) for entry in part["left_out"])
-    left_out.sort()
-    made = [pair for pair in read.pairs if pair.video in parts and pair.key in parts[pair.video][1]["members"]]
-    _refuse_empty_split(read, made, left_out, parts_folder)
-    _assemble(made, parts, left_out, out, settings, say)
-    text = f"{read.rows} annotation rows were read: {read.merged} share the frame of an earlier one and joined its pair"
-    if read.further:
-        text += f", {read.further} further boxes of rows were ignored (--row-boxes first)"
-    say.line(text)
-
-
-def _refuse_empty_split(read: Annotations, made: list[Pair], left_out: list[LeftOut], parts_folder: Path) -> None:
-    for split in ("train", "test"):
-        asked = set(read.videos[split])
-        if not asked or any(pair.split == split for pair in made):
-            continue
-        mine = [left for left in left_out if left.video in asked]
-        listing = parts_folder / "left_out.jsonl"
-        listing.write_text("".join(json.dumps(left.as_json(), ensure_ascii=False) + "\n" for left in left_out))
-        (reason, count), *_ = Counter(left.reason for left in mine).most_common(1)
-        first = next(left.detail for left in mine if left.reason == reason)
-        raise InputError(
-            f"no pair is left for the split {split} of {len(asked)} video{'s' * (len(asked) != 1)}; most often: "
-            f"{reason} ({count} times; first: {first}). All reasons are in {listing}"
-        )
-
-
-def _assemble(
-    made: list[Pair], parts: dict, left_out: list[LeftOut], out: Path, settings: dict, say: _Reporter
-) -> None:
-    """Parts → shards, columns and, last, the manifest. The order of a split is a shuffle that its keys and seed fix."""
-    for path in out.iterdir():
-        if _OWN_FILES.fullmatch(path.name):
-            path.unlink()  # of an assembly that was interrupted
-    ordered: list[Pair] = []
-    splits: dict[str, dict] = {}
-    with say.bar("pairs", len(made)) as step, PartReader(out / PARTS) as reader:
-        for split in SPLITS:
-            chosen = [pair for pair in made if pair.split == split]
-            chosen.sort(key=lambda pair: notes.stable_rank(settings["seed"], pair.key))
-            with ShardWriter(out, split, settings["pairs_per_shard"]) as writer:
-                for pair in chosen:
-                    jpeg, sound = reader.read(*parts[pair.video], pair.key)
-                    writer.add(pair.key, jpeg, sound, _told(pair), len(ordered))
-                    ordered.append(pair)
-                    step()
-                shards = writer.close()
-            splits[split] = {"pairs": len(chosen), "videos": len({pair.video for pair in chosen}), "shards": shards}
-    classes = sorted({pair.class_name for pair in ordered})
-    boxes = np.zeros((len(ordered), max([1, *(len(pair.boxes) for pair in ordered)]), 4), np.int32)
-    for row, pair in enumerate(ordered):
-        boxes[row, : len(pair.boxes)] = pair.boxes
-    write_manifest(
-        out,
-        keys=[pair.key for pair in ordered],
-        split=np.array([SPLITS.index(pair.split) for pair in ordered], np.uint8),
-        class_id=np.array([classes.index(pair.class_name) for pair in ordered], np.int32),
-        labelled=np.array([pair.labelled for pair in ordered], bool),
-        boxes=boxes,
-        time=np.array([pair.time for pair in ordered], np.float64),
-        classes=classes,
-        splits=splits,
-        left_out=[left.as_json() for left in left_out],
-        settings=settings,
-    )
-
-
-def _told(pair: Pair) -> dict:
-    """What the pair's .json says."""
-    return {
-        "key": pair.key,
-        "video": pair.video,
-        "fid": pair.fid,
-        "time": pair.time,
-        "class": pair.class_name,
-        "classes": list(pair.classes),
-        "labelled": pair.labelled,
-        "boxes": pair.boxes.tolist(),
-        "split": pair.split,
-    }
-
-
-class _Reporter:
-    """Reports nothing; the base of those that do."""
-
-    def line(self, text: str) -> None:
-        del text
-
-    @contextlib.contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Callable[[], None]]:
-        """Gives a function to call after each of `total` steps."""
-        del what, total
-        yield lambda: None
-
-
-class _Lines(_Reporter):
+class _Lines(Reporter):
     """For a pipe or a log file: a line about every tenth of the way."""
 
     def line(self, text: str) -> None:
         print(f"prepare: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+    def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         done = 0
 
-        def step() -> None:
+        def step(count: int) -> None:
             nonlocal done
-            done += 1
-            if done * 10 // total > (done - 1) * 10 // total:
+            before, done = done, done + count
+            if done * 10 // max(total, 1) > before * 10 // max(total, 1):
                 self.line(f"{done}/{total} {what} ({100 * done // total}%)")
 
         yield step
@@ -320,28 +228,39 @@ class _Bar(_Lines):
     """For a terminal."""
 
     @contextlib.contextmanager
-    def bar(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+    def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(f"prepare: {what}", total=total)
-            yield lambda: progress.advance(task)
+            yield lambda count: progress.advance(task, count)
 
 
-def _reporter(progress: bool) -> _Reporter:
-    return (_Bar() if sys.stderr.isatty() else _Lines()) if progress else _Reporter()
+def _reporter(progress: bool) -> Reporter:
+    return (_Bar() if sys.stderr.isatty() else _Lines()) if progress else Reporter()
 
 
 def print_summary(manifest: Manifest) -> None:
-    """Tables on stdout: pairs of each split; what was left out, why, and where to read on."""
+    """Tables on stdout: pairs of each split; frames that could not be clips; what was left out, why, and where to read
+    on."""
     console = Console()
     table = Table(title=str(manifest.root), title_justify="left")
-    for heading in ("split", "videos", "pairs", "shards", "MB"):
+    for heading in ("split", "videos", "pairs", "clips", "shards", "MB"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for split in SPLITS:
         entry = manifest.header["splits"][split]
         size = sum(shard["bytes"] for shard in entry["shards"]) / 1e6
-        table.add_row(split, str(entry["videos"]), str(entry["pairs"]), str(len(entry["shards"])), f"{size:.1f}")
+        clips = int((manifest.visual[manifest.rows(split)] == CLIP).sum())
+        numbers = entry["videos"], entry["pairs"], clips, len(entry["shards"])
+        table.add_row(split, *map(str, numbers), f"{size:.1f}")
     console.print(table)
+    if instead := manifest.header["jpeg_instead"]:
+        table = Table(title="stored as JPEG and not as a clip", title_justify="left")
+        table.add_column("reason")
+        table.add_column("pairs", justify="right")
+        table.add_column("first", overflow="fold")
+        for reason, told in sorted(instead.items()):
+            table.add_row(reason, str(told["pairs"]), told["first"])
+        console.print(table)
     counts = manifest.header["left_out"]
     if not counts:
         console.print("Nothing was left out.")
@@ -361,44 +280,60 @@ def print_summary(manifest: Manifest) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns 0, or 1 where --strict finds something left out, or 2 on an InputError."""
-    asked = vars(_parser().parse_args(arguments))
-    strict = asked.pop("strict", False)
+    """The command. Returns 0, or 1 where --strict finds something left out or --verify something broken, or 2 on an
+    InputError."""
+    parser = _parser()
+    asked = vars(parser.parse_args(arguments))
+    strict, checked = asked.pop("strict", False), asked.pop("verify", False)
+    sources = [name for name in ("videos", "annotations") if name in asked]
+    if len(sources) < 2 and not (checked and not sources):
+        parser.error(f"give --videos and --annotations{'' if checked else ', or --verify to check a finished --out'}")
     try:
-        manifest = prepare(**asked)
+        manifest = prepare(**asked) if sources else Manifest.load(asked["out"])
+        if sources:
+            print_summary(manifest)
+        found = verify(manifest, asked.get("workers"), _reporter(True)) if checked else {}
     except InputError as error:
         print(f"essl_fast.prepare: error: {error}", file=sys.stderr)
         return 2
-    print_summary(manifest)
+    if checked:
+        listed = ", ".join(f"{count} {reason}" for reason, count in found.items()) or "nothing"
+        told = f"; they are listed in {manifest.root / QUARANTINE}" if found else ""
+        print(f"{len(manifest)} pairs were decoded; wrong with them: {listed}{told}")
     lost = {reason: count for reason, count in manifest.header["left_out"].items() if reason != media.WINDOW}
     if strict and lost:
         print(f"essl_fast.prepare: strict: {sum(lost.values())} entries were left out", file=sys.stderr)
-        return 1
-    return 0
+    return int(bool((strict and lost) or BAD & found.keys()))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m essl_fast.prepare",
-        description="Decode videos once: make the shards that training reads. Interrupted, the same command continues.",
+        description="Read videos once: make the shards that training reads. Interrupted, the same command continues.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    required = {"required": True, "type": Path, "metavar": "DIR", "default": argparse.SUPPRESS}
-    add("--videos", help="folder of <video>.mp4 (or .mkv, .webm, .avi, .mov)", **required)
-    add("--annotations", help="folder that holds annotation/, train_ssl.txt and test_ssl.txt", **required)
-    add("--out", help="folder to make; meanwhile it needs room for the pairs twice", **required)
-    add("--frame", choices=notes.FRAMES, default="start",
-        help="which frame of a sound: its first (published code) or its middle one (paper)")  # fmt: skip
+    folder = {"type": Path, "metavar": "DIR", "default": argparse.SUPPRESS}
+    add("--videos", help="folder of <video>.mp4 (or .mkv, .webm, .avi, .mov)", **folder)
+    add("--annotations", help="folder that holds annotation/, train_ssl.txt and test_ssl.txt", **folder)
+    add("--out", help="folder to make, go on with, or --verify", required=True, **folder)
+    add("--visual", choices=VISUALS, default="auto",
+        help="store frames as clips (packets copied from the video, for a GPU to decode), as JPEG pictures, or as clips"
+        " where a GPU of this machine decodes the video")  # fmt: skip
+    frames = "which frames: the first of each sound (published code), its middle (paper), or every annotated one"
+    add("--frame", choices=notes.FRAMES, default="start", help=frames)
     add("--row-boxes", choices=notes.ROW_BOXES, default="first", help="which boxes of an annotation row count")
     add("--annotation-size", type=_size, default="320x180", metavar="WxH",
         help="size in pixels of the frames that the boxes were drawn on, such as 320x180")  # fmt: skip
     add("--validation", type=float, default=0.1, metavar="SHARE",
         help="share of the training videos that becomes the split val, 0 to 1")  # fmt: skip
-    add("--seed", type=int, default=0, help="fixes which videos are val, and the order of the pairs in the shards")
+    add("--seed", type=int, default=0, help="fixes which videos are val")
     add("--pairs-per-shard", type=int, default=1024, metavar="N", help="pairs in a shard; 1024 make about 128 MB")
     add("--workers", type=int, default=argparse.SUPPRESS, metavar="N",
         help="processes (default: one a core, 8 at most)")  # fmt: skip
+    add("--verify", action="store_true", default=argparse.SUPPRESS,
+        help="decode every pair of the prepared folder once and list what is wrong in quarantine.jsonl; needs no more "
+        "than --out; end with code 1 if a pair is broken")  # fmt: skip
     add("--strict", action="store_true", default=argparse.SUPPRESS,
         help="end with code 1 if anything was left out but pairs whose 3 s of sound leave the track")  # fmt: skip
     return parser

@@ -92,6 +92,16 @@ class RunLog:
         self._file.close()
 
 
+class NoLog:
+    """In place of a RunLog, where another rank writes it."""
+
+    def write(self, event: str, **values) -> None:
+        """Writes nothing."""
+
+    def close(self) -> None:
+        """Has nothing to close."""
+
+
 def read_log(path: Path) -> list[dict]:
     """The objects of a JSON-lines file; a last line cut short by a crash is left out."""
     lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -131,9 +141,9 @@ class EpochBars:
         self._bar.console.print(text, highlight=False, soft_wrap=True)
 
 
-def console() -> Console:
-    """Wide enough in a pipe that no line of ours is wrapped."""
-    return Console(width=None if sys.stdout.isatty() else 132)
+def console(quiet: bool = False) -> Console:
+    """Wide enough in a pipe that no line of ours is wrapped. quiet: prints nothing."""
+    return Console(width=None if sys.stdout.isatty() else 132, quiet=quiet)
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -6,6 +6,7 @@ run directory   config.yaml     the settings, all of them
                 best.pt         the weights of the best epoch on the selection split
                 summary.json    results of the trained model and of what it must beat
                 curves.png, overlays.png
+                profile/        with --profile: trace.json, for Perfetto
 """
 
 import json
@@ -14,15 +15,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 
-from essl_fast import checkpoint, config, figures, runlog
+from essl_fast import checkpoint, config, distributed, figures, runlog
 from essl_fast.config import InputError
 from essl_fast.data.shards import Manifest
+from essl_fast.distributed import ALONE, World
 from essl_fast.evaluate import boxes_prior, centre_prior, command, pick_device, table
 from essl_fast.files import atomic_file
 from essl_fast.kernels import native
+from essl_fast.profiling import StepProfile
 from essl_fast.trainer import Trainer
 
 PROG = "python -m essl_fast.train"
@@ -50,34 +54,41 @@ def demo_data(settings: config.Config, console) -> tuple[Path, dict]:
     world = make_world(
         place / "world", train_videos=demo.train_videos, test_videos=demo.test_videos, seed=demo.seed, codec=demo.codec
     )
-    prepare(world.videos, world.annotations, place / "prepared")
+    prepare(world.videos, world.annotations, place / "prepared", visual="jpeg")  # the same data on every machine
     console.print(f"demo world: {place}", highlight=False, soft_wrap=True)
     return place / "prepared", json.loads(world.objects.read_text())
 
 
-def baselines(trainer: Trainer, objects: dict | None, untrained: dict | None) -> dict[str, dict]:
-    """What the trained model must beat, on the test split."""
+def baselines(trainer: Trainer, rows: np.ndarray, objects: dict | None, untrained: dict | None) -> dict[str, dict]:
+    """What the trained model must beat, on the rows of the test split that it was tested on."""
     from essl_fast.data.annotations import boxes_to_grid
 
     consensus, manifest = trainer.settings.objective.consensus, trainer.manifest
     results = {"untrained": untrained} if untrained else {}
-    results["centre_prior"] = centre_prior(manifest, "test", consensus)
+    results["centre_prior"] = centre_prior(manifest, rows, consensus)
     if objects:
         guesses = {}
-        for row in manifest.rows("test"):
+        for row in rows:
             largest = max(objects[manifest.key(row)], key=lambda thing: thing["area"])
             guesses[manifest.key(row)] = boxes_to_grid([largest["box"]], 320, 180)[0].tolist()
-        results["largest_object_prior"] = boxes_prior(manifest, "test", consensus, guesses)
+        results["largest_object_prior"] = boxes_prior(manifest, rows, consensus, guesses)
     return results
 
 
-def fit(trainer: Trainer, out: Path, log: runlog.RunLog, console) -> None:
+def save_last(trainer: Trainer, out: Path) -> None:
+    """last.pt of where all ranks stand."""
+    state = trainer.state()  # on every rank: they read their losses together
+    if trainer.world.leads:
+        checkpoint.save(out / "last.pt", state)
+
+
+def fit(trainer: Trainer, out: Path, log, console) -> None:
     """Train to the last epoch: evaluate on the selection split, keep the best weights, keep where we stand."""
     settings, manifest = trainer.settings, trainer.manifest
 
     def on_step() -> None:
         if settings.checkpoint_steps and trainer.step % settings.checkpoint_steps == 0:
-            checkpoint.save(out / "last.pt", trainer.state())
+            save_last(trainer, out)
 
     with runlog.EpochBars(console, settings.epochs, len(trainer.loader), done=trainer.step) as bars:
         while trainer.epoch < settings.epochs:
@@ -86,11 +97,11 @@ def fit(trainer: Trainer, out: Path, log: runlog.RunLog, console) -> None:
             if last or (settings.eval_every and trainer.epoch % settings.eval_every == 0):
                 found = trainer.evaluate(settings.select_on).result(manifest)
                 entry["selection"] = {key: found[key] for key in ("success_at_half", "auc")}
-                if trainer.is_best(entry["selection"]):
+                if trainer.is_best(entry["selection"]) and trainer.world.leads:
                     checkpoint.save(out / "best.pt", trainer.best_state())
             log.write("epoch", **entry)  # before last.pt: killed in between, the epoch is logged twice, not never
             if last or trainer.epoch % settings.checkpoint_epochs == 0:
-                checkpoint.save(out / "last.pt", trainer.state())
+                save_last(trainer, out)
             bars.line(describe(entry, settings.select_on))
 
 
@@ -116,20 +127,28 @@ def slower_parts(trainer: Trainer) -> list[str]:
         )
     if trainer.device.type == "cuda" and trainer.settings.compile == "auto" and not trainer.compiled:
         lines.append("the step runs uncompiled, more slowly: torch.compile needs a C compiler and Python's headers")
-    return lines
+    return lines + trainer.pools.notes
 
 
-def run(settings: config.Config, out: Path, resume: Path | None, console) -> dict:
-    """Train to the end and write the run directory; the summary."""
+def run(
+    settings: config.Config,
+    out: Path,
+    resume: Path | None,
+    console,
+    device: torch.device,
+    world: World = ALONE,
+    profile_steps: int = 0,
+) -> dict:
+    """Train to the end and write the run directory (rank 0 does); the summary. profile_steps: trace so many steps."""
     begin = time.perf_counter()
-    device = pick_device(settings.device)
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may pick another order of sums
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     state = checkpoint.load(resume) if resume else None
     if settings.data.root == "demo":
-        root, objects = demo_data(settings, console)
+        with distributed.leader_first(world):
+            root, objects = demo_data(settings, console)
     else:
         root, objects = Path(settings.data.root).resolve(), None
         settings.data.root = str(root)  # a checkpoint may be used from any folder
@@ -140,26 +159,38 @@ def run(settings: config.Config, out: Path, resume: Path | None, console) -> dic
             "or use --select_on test"
         )
     data_seconds = time.perf_counter() - begin
-    trainer = Trainer(settings, manifest, device)
+    trainer = Trainer(settings, manifest, device, world)
     trainer.begin = begin
     changed = trainer.resume(state) if state else []
+    if profile_steps:
+        trainer.profile = StepProfile(out / "profile", device, profile_steps)
 
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out / "config.yaml") as file:
-        file.write(yaml.safe_dump(config.to_dict(settings), sort_keys=False).encode())
-    log = runlog.RunLog(out / "log.jsonl")
+    with distributed.leader_first(world):
+        out.mkdir(parents=True, exist_ok=True)
+        if world.leads:
+            with atomic_file(out / "config.yaml") as file:
+                file.write(yaml.safe_dump(config.to_dict(settings), sort_keys=False).encode())
+        log = runlog.RunLog(out / "log.jsonl") if world.leads else runlog.NoLog()
     environment = runlog.environment(device)
     event = {"environment": environment, "config": config.to_dict(settings), "data": str(root), "step": trainer.step}
     log.write("resume" if state else "start", **event, changed=changed, weights=trainer.loaded)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
     for line in (
-        f"{settings.name}: {settings.objective.method}, {trainer.loader_pairs} training pairs, {trained:.1f} M trained "
-        f"parameters, {device}, {str(trainer.dtype).removeprefix('torch.')}; run directory {out}",
+        f"{settings.name}: {settings.objective.method}, {trainer.loader.pairs} training pairs, {trained:.1f} M trained "
+        f"parameters, {device}, {str(trainer.dtype).removeprefix('torch.')}"
+        + (f", {world.size} processes" if world.size > 1 else "") + f"; run directory {out}",
         *(f"differs from the checkpoint: {line}" for line in changed),
         *slower_parts(trainer),
+        *([f"{trainer.excluded} quarantined pairs are left out"] if trainer.excluded else []),
     ):
         console.print(line, highlight=False, soft_wrap=True)
 
+    def skipped(row: int, reason: str) -> None:
+        key = manifest.key(row)
+        log.write("skipped", key=key, reason=reason, epoch=trainer.epoch + 1)
+        console.print(f"skipped {key}, which does not decode: {reason}", highlight=False, soft_wrap=True, markup=False)
+
+    trainer.on_fault = skipped
     untrained = None
     if settings.baselines and trainer.step == 0:
         untrained = trainer.evaluate("test").result(manifest)
@@ -168,16 +199,24 @@ def run(settings: config.Config, out: Path, resume: Path | None, console) -> dic
         past = [event for event in runlog.read_log(out / "log.jsonl") if event["event"] == "baseline"]
         untrained = past[-1]["result"] if past else None
     if not state:
-        checkpoint.save(out / "last.pt", trainer.state())
+        save_last(trainer, out)
     fit(trainer, out, log, console)
     trainer.loader.close()
+    if trainer.profile is not None:
+        trainer.profile.close()
+        if trainer.profile.table is None:
+            console.print(f"no profile: the run had no more than {trainer.profile.skip} steps", highlight=False)
+        else:
+            console.print(trainer.profile.table)
+            console.print(f"trace: {out / 'profile' / 'trace.json'}", highlight=False, soft_wrap=True)
 
-    best = checkpoint.load(out / "best.pt")
+    with distributed.leader_first(world):
+        best = checkpoint.load(out / "best.pt")
     checkpoint.load_trained(trainer.model, best["model"])
     found = trainer.evaluate("test", show=settings.overlays)
     results = {"test": found.result(manifest)}
     if settings.baselines:
-        results |= baselines(trainer, objects, untrained)
+        results |= baselines(trainer, found.rows, objects, untrained)
     protocol = "published: the best epoch on the test set itself" if settings.select_on == "test" else "clean"
     summary = {
         **results,
@@ -185,12 +224,14 @@ def run(settings: config.Config, out: Path, resume: Path | None, console) -> dic
         "seconds": trainer.total_seconds(),
         "stage_seconds": {"data": data_seconds, **trainer.seconds},
         "pairs_per_second": trainer.pairs / max(trainer.seconds["train"], 1e-9),
+        "left_out": {"quarantined": trainer.excluded, "skipped": len(trainer.faults)},
         "config": config.to_dict(settings),
         "environment": environment,
     }
-    runlog.write_json(out / "summary.json", summary)
-    figures.curves(out / "curves.png", trainer.history, {LABELS[name]: result for name, result in results.items()})
-    figures.overlays(out / "overlays.png", found.samples)
+    if world.leads:
+        runlog.write_json(out / "summary.json", summary)
+        figures.curves(out / "curves.png", trainer.history, {LABELS[name]: result for name, result in results.items()})
+        figures.overlays(out / "overlays.png", found.samples)
     log.write("end", **{key: summary[key] for key in ("test", "selected", "seconds", "pairs_per_second")})
     log.close()
     return summary
@@ -209,13 +250,33 @@ def report(summary: dict, out: Path, console) -> None:
     )  # fmt: skip
 
 
+def find_run(settings: config.Config, resume: str, world: World) -> tuple[Path, Path | None]:
+    """The run directory, and the checkpoint to go on from or None. InputError if the directory holds another run."""
+    if resume:
+        return Path(resume), Path(resume) / "last.pt"
+    stamp = distributed.share(time.strftime("%Y%m%d-%H%M%S"), world)
+    out = Path(settings.out or Path("runs") / f"{settings.name}-{stamp}")
+    if world.restarts:  # torchrun has started the group again: the command is the first one's
+        if not settings.out:
+            raise InputError("out: torchrun's restart cannot tell which run to go on with; give --out DIR, or --resume")
+        if (out / "last.pt").exists():
+            return out, out / "last.pt"
+    elif (out / "last.pt").exists():
+        raise InputError(
+            f"out: {out} holds a run already; continue it with --resume {out}, or choose another directory"
+        )
+    return out, None
+
+
 def main(argv: list[str] | None = None) -> int:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("WORLD_SIZE: training in several processes is not there yet; start one process")
     argv = list(sys.argv[1:] if argv is None else argv)
 
     def extra(parser) -> None:
         parser.add_argument("--resume", default="", help="run directory to continue, with its own settings (type: str)")
+        parser.add_argument(
+            "--profile", type=int, default=0, metavar="STEPS",
+            help="trace so many training steps into the run directory, and print where their time went (type: int)",
+        )  # fmt: skip
 
     description = (
         "Train a localizer of event sound sources. Without --config it trains the demo: SemiPL on a synthetic world."
@@ -228,23 +289,19 @@ def main(argv: list[str] | None = None) -> int:
         if not Path(default).is_file():
             raise InputError(f"--resume: {folder} is not a run directory (it has no config.yaml)")
     settings, options = config.parse(argv, PROG, description, extra, default)
-    if options.resume:
-        out = Path(options.resume)
-        resume = out / "last.pt"
-    else:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        out, resume = Path(settings.out or Path("runs") / f"{settings.name}-{stamp}"), None
-        if (out / "last.pt").exists():
-            raise InputError(
-                f"out: {out} holds a run already; continue it with --resume {out}, or choose another directory"
-            )
-    console = runlog.console()
-    try:
-        summary = run(settings, out, resume, console)
-    except KeyboardInterrupt:
-        if (out / "last.pt").exists():
-            console.print(f"stopped; continue with: {PROG} --resume {out}", highlight=False, soft_wrap=True)
-        raise
+    if options.profile < 0:
+        raise InputError(f"--profile: {options.profile} steps cannot be traced; give 1 or more")
+    world = distributed.world_of()
+    device = pick_device(distributed.own_device(settings.device, world))
+    console = runlog.console(quiet=not world.leads)
+    with distributed.joined(world, device):
+        out, resume = find_run(settings, options.resume, world)
+        try:
+            summary = run(settings, out, resume, console, device, world, options.profile)
+        except KeyboardInterrupt:
+            if (out / "last.pt").exists():
+                console.print(f"stopped; continue with: {PROG} --resume {out}", highlight=False, soft_wrap=True)
+            raise
     report(summary, out, console)
     return 0
 

@@ -9,17 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
-from essl_fast import checkpoint, config, kernels, models, objectives, runlog
+from essl_fast import checkpoint, config, distributed, kernels, models, objectives, runlog
 from essl_fast.config import InputError
 from essl_fast.data.loader import Loader, RawBatch
+from essl_fast.data.pool import Pools
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import evaluate, loader_threads, pick_precision
+from essl_fast.distributed import ALONE, World
+from essl_fast.evaluate import evaluate, evaluation_loader, loader_settings, pick_precision
+from essl_fast.profiling import StepProfile, stage
 
 # Settings that may differ between a checkpoint and the run that resumes it: where things are, how often to look, how
 # long to train. The data may have moved; that it is the same is checked by its manifest.
 FREE = ("out", "name", "overlays", "checkpoint_", "eval_every", "data.root", "data.threads", "data.prefetch", "epochs",
-        "demo.cache")  # fmt: skip
+        "data.resident", "data.on_error", "data.max_errors", "demo.cache")  # fmt: skip
 
 
 def forbidden(changed: list[str]) -> list[str]:
@@ -59,31 +63,54 @@ def wants_compile(setting: str, device: torch.device) -> bool:
 
 
 class Trainer:
-    """One run: model, optimizer, loader, and where they stand."""
+    """One run: model, optimizer, loader, and where they stand; this process's part of it where several train."""
 
-    def __init__(self, settings: config.Config, manifest: Manifest, device: torch.device) -> None:
-        self.settings, self.manifest, self.device = settings, manifest, device
+    def __init__(
+        self, settings: config.Config, manifest: Manifest, device: torch.device, world: World = ALONE
+    ) -> None:
+        self.settings, self.manifest, self.device, self.world = settings, manifest, device, world
         torch.manual_seed(settings.seed)
         self.dtype = pick_precision(settings.precision, device)
         self.model = models.build(settings.model)
         self.loaded = models.load_pretrained(self.model, settings.model)
         self.model.to(device, memory_format=torch.channels_last)
+        if settings.objective.method == "supervised":
+            self.model.head.requires_grad_(False)  # nothing compares the views
         self.optimizer = build_optimizer(self.model, settings.optim)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.objective = objectives.build(settings.objective)
         self.compiled = wants_compile(settings.compile, device)
         compile_step = torch.compile(fullgraph=True, dynamic=False) if self.compiled else lambda step: step
-        self.losses_of = compile_step(self._losses_of)
+        self.network, self.losses_of = self.model, self._losses_of
+        if world.size == 1:
+            self.losses_of = compile_step(self._losses_of)
+        else:
+            models.synchronize(self.model)
+            self.model.forward = compile_step(self.model.forward)  # DDP itself cannot be part of a graph
+            self.network = DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True,
+                find_unused_parameters=settings.model.pcm and not settings.model.pcm_cycles,  # then b has no gradient
+            )  # fmt: skip
         # The published protocol selects on the test set and trains on all training videos.
         self.train_splits = ["train", "val"] if settings.select_on == "test" and manifest.pairs("val") else ["train"]
+        data = settings.data
+        self.pools = Pools(data.resident, data.resident_budget_gb, device)
+        self.faults: dict[int, str] = {}  # pairs that were skipped: row in the manifest, reason
+        self.on_fault = lambda row, reason: None  # called for each of them
         self.loader = Loader(
-            manifest, self.train_splits, batch_size=settings.data.batch_size, side=config.STORED_SIDE, device=device,
-            seed=settings.seed, shuffle=True, last_batch=settings.data.last_batch,
-            threads=loader_threads(settings), prefetch=settings.data.prefetch,
+            manifest, self.train_splits, batch_size=data.batch_size, side=config.STORED_SIDE, device=device,
+            shuffle=True, last_batch=data.last_batch, epochs=settings.epochs, least=2 if world.size == 1 else 1,
+            pools=self.pools, on_fault=self._fault, rank=world.rank, world_size=world.size, **loader_settings(settings),
         )  # fmt: skip
-        self.loader_pairs = pairs = sum(manifest.pairs(split) for split in self.train_splits)
-        if settings.data.last_batch == "keep" and pairs % settings.data.batch_size == 1:
+        # What is evaluated gets its place in memory now, so that what does not fit is known at once.
+        ahead = [
+            evaluation_loader(manifest, split, settings, device, self.pools, world=world)
+            for split in self.eval_splits()
+        ]
+        self.excluded = sum(loader.excluded for loader in [self.loader, *ahead])
+        pairs = self.loader.pairs
+        if data.last_batch == "keep" and pairs % (data.batch_size * world.size) == 1:
             raise InputError(
                 f"data.batch_size: {pairs} training pairs leave a last batch of one pair, and batch norm needs two; "
                 f"choose another size, or --data.last_batch drop"
@@ -103,40 +130,71 @@ class Trainer:
         self.read_every = 1 if device.type == "cpu" else 20  # reading waits for the GPU
         self.history: list[dict] = []
         self.best: dict | None = None
+        self.profile: StepProfile | None = None
 
-    def _losses_of(self, views, log_mel, boxes, labelled):
+    def eval_splits(self) -> list[str]:
+        """The splits that the run evaluates, those that the data has."""
+        return [split for split in sorted({self.settings.select_on, "test"}) if self.manifest.pairs(split)]
+
+    def _fault(self, row: int, reason: str) -> None:
+        if row not in self.faults:
+            self.faults[row] = reason
+            self.on_fault(row, reason)
+
+    def _share_faults(self) -> None:
+        """What other ranks skipped is this rank's news, too."""
+        for faults in distributed.gather(self.faults, self.world):
+            for row, reason in faults.items():
+                self._fault(row, reason)
+
+    def _losses_of(self, views, log_mel, boxes, labelled, shares=objectives.WHOLE):
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.objective(self.model(views, log_mel), boxes, labelled)
+            return self.objective(self.network(views, log_mel), boxes, labelled, shares)
+
+    def _shares(self, labelled: torch.Tensor) -> objectives.Shares:
+        """What this rank's batch weighs among those of all ranks."""
+        if self.world.size == 1:
+            return objectives.WHOLE
+        counts = torch.stack([torch.ones_like(labelled, dtype=torch.float32).sum(), labelled.sum()])
+        return objectives.Shares.of(counts, distributed.total(counts, self.world), self.world.size)
 
     def train_step(self, raw: RawBatch) -> dict[str, torch.Tensor]:
         """Two views of each pair, forward, backward, update; the losses (0-d, on the device)."""
         settings, size = self.settings, config.SIZE
-        top, left, flip = kernels.view_params(settings.seed, self.epoch, raw.index, config.STORED_SIDE - size)
-        rows = torch.arange(len(raw.index), device=self.device)
-        views = kernels.two_views(raw.frames, rows, top, left, flip, size, self.dtype)
-        boxes = kernels.view_boxes(self.boxes[raw.index], top, left, flip, config.STORED_SIDE, size)
+        with stage("views"):
+            views, top, left, flip = kernels.random_views(
+                raw.frames, raw.rows, raw.index, settings.seed, self.epoch, size, self.dtype
+            )
+            boxes = kernels.view_boxes(self.boxes[raw.index], top, left, flip, config.STORED_SIDE, size)
+            labelled = self.labelled[raw.index]
+        with stage("forward"):
+            losses = self.losses_of(views, raw.sound, boxes, labelled, self._shares(labelled))
+        with stage("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(losses["loss"]).backward()
+        with stage("optimizer"):
+            self._update()
+        return {name: value.detach() for name, value in losses.items()}
 
-        losses = self.losses_of(views, kernels.log_mel(raw.pcm), boxes, self.labelled[raw.index])
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(losses["loss"]).backward()
-        if settings.optim.clip_norm:
+    def _update(self) -> None:
+        if self.settings.optim.clip_norm:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.optim.clip_norm)
-        per_epoch, optim = len(self.loader), settings.optim
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.clip_norm)
+        per_epoch, optim = len(self.loader), self.settings.optim
         factor = learning_rate_factor(
-            optim.schedule, self.step, settings.epochs * per_epoch, round(optim.warmup * per_epoch)
+            optim.schedule, self.step, self.settings.epochs * per_epoch, round(optim.warmup * per_epoch)
         )
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return {name: value.detach() for name, value in losses.items()}
 
     def read_losses(self) -> float:
         """Add the losses still on the device to the epoch's sums, in one transfer; the last of them."""
         loss = float("nan")
         if self.unread:
-            table = torch.stack([torch.stack(list(losses.values())) for _, losses in self.unread]).tolist()
+            table = torch.stack([torch.stack(list(losses.values())) for _, losses in self.unread])
+            table = (distributed.total(table, self.world) / self.world.size).tolist()
             for (index, losses), values in zip(self.unread, table, strict=True):
                 loss = values[0]
                 if not np.isfinite(loss):
@@ -154,24 +212,28 @@ class Trainer:
         """The rest of the current epoch; its entry of the history."""
         self.model.train()
         clock = Clock(self)
-        for raw in self.loader:
+        for raw in self._batches():
             self.unread.append((raw.index, self.train_step(raw)))
             count, text = len(raw.index), ""
-            self.seen, self.pairs, self.step = self.seen + count, self.pairs + count, self.step + 1
+            self.seen, self.step = self.seen + count, self.step + 1
+            self.pairs += count * self.world.size
             if len(self.unread) >= self.read_every:
                 loss = self.read_losses()
                 clock.tick()
                 text = f"loss {loss:.4f}, {self.rate():.1f} pairs/s, {100 * self.waiting():.0f}% waiting for data"
             bars.step(self.epoch, text)
             clock.tick()
+            if self.profile is not None:
+                self.profile.step()
             on_step()
             clock.skip()  # a checkpoint's time is not the training's
         self.read_losses()
+        self._share_faults()
         clock.tick()
         entry = {
             "epoch": self.epoch + 1,
             "losses": {name: total / self.seen for name, total in self.sums.items()},
-            "pairs": self.seen,
+            "pairs": sum(distributed.gather(self.seen, self.world)),
             "pairs_per_second": self.rate(),
             "waiting": self.waiting(),
         }
@@ -180,9 +242,19 @@ class Trainer:
         self.history.append(entry)
         return entry
 
+    def _batches(self):
+        """The loader's batches, each wait for one marked as the stage "data"."""
+        batches = iter(self.loader)
+        while True:
+            with stage("data"):
+                raw = next(batches, None)
+            if raw is None:
+                return
+            yield raw
+
     def rate(self) -> float:
-        """Pairs per second in the epoch so far."""
-        return self.seen / max(self.epoch_seconds["train"], 1e-9)
+        """Pairs per second of all ranks in the epoch so far."""
+        return self.world.size * self.seen / max(self.epoch_seconds["train"], 1e-9)
 
     def waiting(self) -> float:
         """Share of the epoch's time so far in which the host waited for data."""
@@ -194,7 +266,11 @@ class Trainer:
 
     def evaluate(self, split: str, show: int = 0):
         begin = time.perf_counter()
-        found = evaluate(self.model, self.manifest, split, self.settings, self.device, self.dtype, show)
+        found = evaluate(
+            self.model, self.manifest, split, self.settings, self.device, self.dtype, show, self.pools, self._fault,
+            self.world,
+        )  # fmt: skip
+        self._share_faults()
         self.seconds["eval"] += time.perf_counter() - begin
         return found
 

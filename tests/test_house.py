@@ -16,6 +16,7 @@ MAY = {  # module prefix -> what of ours it may import
     "essl_fast.config": (),
     "essl_fast.files": (),
     "essl_fast.distributed": ("essl_fast.config",),
+    "essl_fast.profiling": (),
     "essl_fast.checkpoint": ("essl_fast.config", "essl_fast.files"),
     "essl_fast.figures": ("essl_fast.metrics",),
     "essl_fast.runlog": ("essl_fast.kernels", "essl_fast.files"),

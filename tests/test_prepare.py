@@ -2,11 +2,7 @@
 
 import errno
 import fcntl
-import hashlib
 import io
-import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,48 +12,25 @@ import pytest
 from PIL import Image
 
 from essl_fast.config import InputError
-from essl_fast.data import media, parts
+from essl_fast.data import media
 from essl_fast.data.shards import Manifest, iterate
 from essl_fast.prepare import main, prepare
 from tests.data.media_tools import clicks, make_video, number_of, row, truncate, write_annotations
+from tests.data.prepare_tools import arguments, hashes, left_out, make_world, run, workers_that
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Six videos of 4 s at 10 fps, a click at 2.0 s, frames that show their number; 5 pairs each, one too late."""
-    root = tmp_path_factory.mktemp("world")
-    for name in ("a", "b", "c", "d", "e.1", "ü f"):
-        make_video(root / "videos" / f"{name}.mp4", sound=clicks(4, 16_000, at=(2.0,)))
-    rows = [row(16, 1.5), row(18, 1.7, "[]"), row(21, 2.0, label="crash"), row(24, 2.3), row(40, 3.9)]
-    write_annotations(root / "notes", {name: rows for name in ("a", "b", "c", "d")},
-                      {name: rows for name in ("e.1", "ü f")})  # fmt: skip
-    return root
-
-
-def run(world, out, **settings):
-    settings = {"workers": 1, "progress": False, "validation": 0.25, **settings}
-    return prepare(world / "videos", world / "notes", out, **settings)
-
-
-def hashes(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def left_out(out):
-    return [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
 def reference(world, tmp_path_factory):
     """Prepared in one go, by one process."""
     out = tmp_path_factory.mktemp("reference") / "out"
-    run(world, out, pairs_per_shard=5)
+    run(world, out)
     return out
 
 
@@ -93,8 +66,9 @@ def test_what_is_written(world, reference):
         assert len(sound) == 48_000
         click = np.argmax(np.abs(sound.astype(int)) > 8000) / 16_000
         assert click == pytest.approx(2.0 - (told["time"] - 1.5), abs=0.005)  # the window is centred on the frame
-    order = [manifest.key(row) for row in manifest.rows("train")]
-    assert order != sorted(order)  # sequential reading is already mixed
+    for split in ("train", "val", "test"):
+        order = [(pair["json"]["video"], pair["json"]["fid"]) for pair in pairs if pair["json"]["split"] == split]
+        assert order == sorted(order)
 
 
 def test_what_is_left_out_is_listed(reference):
@@ -110,145 +84,46 @@ def test_what_is_left_out_is_listed(reference):
 
 
 def test_the_number_of_workers_changes_no_byte(world, reference, tmp_path):
-    run(world, tmp_path / "out", workers=2, pairs_per_shard=5)
+    run(world, tmp_path / "out", workers=2)
     assert hashes(tmp_path / "out") == hashes(reference)
 
 
-def test_the_seed_changes_order_and_validation(world, reference, tmp_path):
-    manifest = run(world, tmp_path / "out", seed=3, validation=0)
+def test_the_seed_changes_validation(world, tmp_path):
+    held_out = set()
+    for seed in (0, 2):
+        manifest = run(world, tmp_path / str(seed), seed=seed)
+        assert manifest.header["splits"]["val"]["videos"] == 1 and len(manifest) == 21
+        held_out.add(manifest.key(manifest.rows("val")[0]))
+    assert len(held_out) > 1
+    manifest = run(world, tmp_path / "none", validation=0)
     assert manifest.header["splits"]["val"]["pairs"] == 0 and manifest.header["splits"]["train"]["pairs"] == 16
-    other = run(world, tmp_path / "other", seed=4, validation=0)
-    assert set(manifest.keys) == set(other.keys) and manifest.keys.tolist() != other.keys.tolist()
-
-
-KILLER = """
-import importlib, os, signal, sys, time
-from pathlib import Path
-from essl_fast.data import parts
-module, name, calls, in_worker = sys.argv[1], sys.argv[2], int(sys.argv[3]), "WORKER" in os.environ
-module = importlib.import_module(module)
-holder = getattr(module, name.split(".")[0]) if "." in name else module
-real = getattr(holder, name.split(".")[-1])
-def dying(*args, **kwargs):
-    global calls
-    calls -= 1
-    if calls < 0:
-        os.kill(os.getppid() if in_worker else os.getpid(), signal.SIGKILL)
-        time.sleep(60)  # a worker must not outlive its parent
-    return real(*args, **kwargs)
-if module.__name__.startswith("essl_fast.data.") and name != "ShardWriter.add" and not in_worker:
-    os.environ["WORKER"] = "yes"
-    parts._SERVE = "-c", KILLER, *sys.argv[1:4]
-else:
-    setattr(holder, name.split(".")[-1], dying)
-if in_worker:
-    parts._serve(Path(sys.argv[4]), int(sys.argv[5]))
-else:
-    from essl_fast.prepare import main
-    sys.exit(main(sys.argv[4:]))
-"""
-# What the first interpreter runs: it hands the text on to its workers, where the death may have to happen.
-KILLER = f"KILLER = {KILLER!r}\nexec(KILLER)\n"
-COMMON = ["--validation", "0.25", "--pairs-per-shard", "5"]
-
-
-def arguments(world, out, *more):
-    return ["--videos", str(world / "videos"), "--annotations", str(world / "notes"), "--out", str(out), *COMMON, *more]
-
-
-@pytest.mark.parametrize("module, name, calls", [
-    ("essl_fast.data.parts", "make_part", 3),  # between two videos
-    ("essl_fast.data.media", "to_pcm16", 6),  # inside a video
-    ("essl_fast.data.shards", "ShardWriter.add", 8),  # in the second shard
-    ("essl_fast.prepare", "write_manifest", 0),  # all shards there, nothing else
-    ("essl_fast.prepare", "shutil.rmtree", 0),  # all there, but the parts not yet removed
-])  # fmt: skip
-def test_killed_and_continued_ends_with_the_same_bytes(world, reference, tmp_path, module, name, calls):
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", KILLER, module, name, str(calls), *arguments(world, out, "--workers", "1")]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)  # waits for its workers, too
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert hashes(out) != hashes(reference)
-    done = {path: path.stat().st_mtime_ns for path in (out / ".parts").glob("*.part")}
-    again = subprocess.run(
-        [sys.executable, "-m", "essl_fast.prepare", *arguments(world, out, "--workers", "2")],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
-    if (name, calls) != ("shutil.rmtree", 0):
-        assert f"continuing: {len(done)} of 6 videos are done" in again.stderr and len(done) in (1, 3, 6)
-    assert hashes(out) == hashes(reference)
-
-
-def test_finished_videos_are_not_decoded_again(world, tmp_path, monkeypatch):
-    out, made = tmp_path / "out", []
-    real = parts._Worker.make
-
-    def interrupted(worker, task):
-        if len(made) == 4:
-            raise KeyboardInterrupt
-        made.append(task.video)
-        return real(worker, task)
-
-    monkeypatch.setattr(parts._Worker, "make", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(world, out)
-    os.utime(world / "videos" / f"{made[0]}.mp4")  # changed since: this one is made again
-    again = []
-    monkeypatch.setattr(parts._Worker, "make", lambda worker, task: again.append(task.video) or real(worker, task))
-    run(world, out)
-    assert len(again) == 3 and made[0] in again and not set(made[1:]) & set(again)
-
-
-def test_parts_of_other_frames_are_made_again(world, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("essl_fast.prepare._assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(world, tmp_path / "out", frame="middle")
-    made = []
-    real = parts._Worker.make
-    monkeypatch.setattr(parts._Worker, "make", lambda worker, task: made.append(task.video) or real(worker, task))
-    notes = tmp_path / "notes"
-    write_annotations(notes, {"a": [row(20, 1.9)], "b": [row(16, 1.5)]}, {"c": [row(21, 2.0)]})
-    prepare(world / "videos", notes, tmp_path / "out", workers=1, progress=False, validation=0)
-    assert sorted(made) == ["a", "b", "c"]
 
 
 def test_a_finished_folder_is_left_alone(world, reference, tmp_path, monkeypatch, capsys):
     before = hashes(reference)
-    monkeypatch.setattr("essl_fast.prepare.run_tasks", lambda *_: pytest.fail("it worked again"))
+    monkeypatch.setattr("essl_fast.prepare.assemble", lambda *_: pytest.fail("it worked again"))
     assert main(arguments(world, reference)) == 0
     captured = capsys.readouterr()
     assert captured.err.endswith(f"{reference} is complete: nothing to do\n") and "train" in captured.out
     with pytest.raises(InputError, match=r"prepared differently \(seed was 0, is 7\): choose another --out or de"):
-        run(world, reference, pairs_per_shard=5, seed=7)
+        run(world, reference, seed=7)
     with pytest.raises(InputError, match=r"\(frame was start, is middle\)"):
-        run(world, reference, pairs_per_shard=5, frame="middle")
+        run(world, reference, frame="middle")
+    with pytest.raises(InputError, match=r"\(visual was jpeg, is clip\)"):
+        run(world, reference, visual="clip")
     other = write_annotations(tmp_path / "notes", {"a": [row(16, 1.5)]}, {"c": [row(16, 1.5)]})
     with pytest.raises(InputError, match=r"\(the annotations were others\)"):
-        prepare(world / "videos", other, reference, pairs_per_shard=5, validation=0.25)
+        prepare(world / "videos", other, reference, validation=0.25, pairs_per_shard=5, visual="jpeg")
     assert hashes(reference) == before
 
 
 def test_a_damaged_folder_is_prepared_again(world, reference, tmp_path, capsys):
     out = tmp_path / "out"
-    run(world, out, pairs_per_shard=5)
+    run(world, out)
     (out / "train-00001.tar").unlink()
-    run(world, out, pairs_per_shard=5, progress=True)
+    run(world, out, progress=True)
     assert f"{out} is damaged: preparing it again" in capsys.readouterr().err
     assert hashes(out) == hashes(reference)
-
-
-def test_shards_of_an_earlier_assembly_do_not_stay(world, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr("essl_fast.prepare.write_manifest", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run(world, tmp_path / "out", pairs_per_shard=2)
-    assert (tmp_path / "out/train-00005.tar").exists()
-    run(world, tmp_path / "out", pairs_per_shard=1000)
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"manifest.json", "left_out.jsonl", "pairs"} | {
-        f"{split}-00000.{kind}" for split in ("train", "val", "test") for kind in ("tar", "idx")}  # fmt: skip
 
 
 def test_two_at_once(world, tmp_path):
@@ -321,7 +196,7 @@ def test_every_kind_of_bad_input_is_counted_and_listed(tmp_path, capsys):
         assert entries[place][0] == reason and entries[place][1].startswith(detail), entries[place]
         assert reason.split()[0] in told.out
     assert "15 annotation rows were read: 0 share" in told.err
-    assert "left_out.jsonl" in told.out and str(tmp_path) not in (out / "left_out.jsonl").read_text()
+    assert "left_out.jsonl" in told.out.replace("\n", "") and str(tmp_path) not in (out / "left_out.jsonl").read_text()
     assert Manifest.load(out).header["splits"]["train"]["pairs"] == 4
 
     assert main([*command, "--strict"]) == 1  # a finished folder keeps its answer
@@ -377,79 +252,9 @@ def test_middle_policy_asks_the_video_for_its_frame_rate(tmp_path):
     assert manifest.key(0) == "a_000025" and manifest.time[0] == pytest.approx(1.9 + 0.5)
 
 
-def workers_that(monkeypatch, patch):
-    """Let workers run these lines before they begin; `real` is what makes parts, `die(signal)` ends the worker."""
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom essl_fast.data import media, parts\nreal = parts.make_part\n"
-        f"def die(by): os.kill(os.getpid(), by)\n{patch}\nparts._serve(Path(sys.argv[1]), int(sys.argv[2]))\n"
-    )
-    monkeypatch.setattr(parts, "_SERVE", ("-c", script))
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_decoder_that_crashes_costs_its_video(world, tmp_path, monkeypatch, workers):
-    workers_that(monkeypatch, "parts.make_part = lambda task, to: task.video == 'b' and die(11) or real(task, to)")
-    manifest = run(world, tmp_path / "out", workers=workers)
-    (entry,) = [left for left in left_out(tmp_path / "out") if left["reason"] == parts.CRASHED]
-    assert (entry["video"], entry["key"]) == ("b", None)
-    assert entry["detail"] == "b.mp4: its worker was ended by signal 11 (5 pairs)"
-    assert len({key.decode().rsplit("_", 1)[0] for key in manifest.keys}) == 5
-
-
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM])
-def test_a_worker_that_is_killed_costs_nothing(world, reference, tmp_path, monkeypatch, by):
-    flag = tmp_path / "killed"
-    workers_that(monkeypatch, "def make(task, to):\n if task.video == 'b' and not os.path.exists("
-                 f"{str(flag)!r}): open({str(flag)!r}, 'w'); die({int(by)})\n return real(task, to)\n"
-                 "parts.make_part = make")  # fmt: skip
-    run(world, tmp_path / "out", workers=2, pairs_per_shard=5)
-    assert flag.exists() and hashes(tmp_path / "out") == hashes(reference)
-
-
-def test_a_worker_that_is_killed_again_ends_the_run(world, tmp_path, monkeypatch):
-    workers_that(monkeypatch, "parts.make_part = lambda task, to: die(9)")
-    with pytest.raises(InputError, match=r"by signal 9 \(out of memory\?\) while reading .*mp4: use fewer --workers"):
-        run(world, tmp_path / "out", workers=2)
-
-
-def test_a_worker_that_died_before_its_task_is_replaced(world, reference, tmp_path, monkeypatch):
-    real, dead = parts._Worker._start, []
-
-    def start(worker):
-        real(worker)
-        if not dead:
-            dead.append(worker.process.pid)
-            worker.process.kill()
-            worker.process.wait()
-
-    monkeypatch.setattr(parts._Worker, "_start", start)
-    run(world, tmp_path / "out", pairs_per_shard=5)
-    assert dead and hashes(tmp_path / "out") == hashes(reference)
-
-
-def test_an_error_nobody_expected_costs_its_video(world, tmp_path, monkeypatch):
-    workers_that(monkeypatch, "from essl_fast.data.media import decode_frames as frames\ndef odd(path, *more):\n"
-                 " if path.name == 'b.mp4': raise ValueError('odd')\n return frames(path, *more)\n"
-                 "media.decode_frames = odd")  # fmt: skip
-    run(world, tmp_path / "out")
-    entries = [(left["video"], left["detail"]) for left in left_out(tmp_path / "out")
-               if left["reason"] == media.UNREADABLE]  # fmt: skip
-    assert entries == [("b", "b.mp4: ValueError: odd (4 pairs)")]
-
-
-def test_a_video_that_vanishes_is_left_out(world, tmp_path, monkeypatch):
-    real = media.find_video
-    monkeypatch.setattr(
-        media, "find_video", lambda folder, video: real(folder, video).with_stem(video.strip("b") or "x")
-    )
-    run(world, tmp_path / "out")
-    (entry,) = [left for left in left_out(tmp_path / "out") if left["reason"] == media.UNREADABLE]
-    assert entry["video"] == "b" and entry["detail"].startswith("x.mp4: No such file or directory")
-
-
 def test_a_file_system_without_locks(world, reference, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
-    run(world, tmp_path / "out", pairs_per_shard=5, progress=True)
+    run(world, tmp_path / "out", progress=True)
     assert "out has no locks (No locks available): make sure that no other prepare" in capsys.readouterr().err
     assert hashes(tmp_path / "out") == hashes(reference)
 
@@ -485,11 +290,18 @@ def test_errors_of_the_command(world, tmp_path, capsys):
     for settings in ({"workers": 0}, {"pairs_per_shard": 0}):
         with pytest.raises(InputError, match="is 0: give 1 or more"):
             run(world, tmp_path / "o", **settings)
+    with pytest.raises(InputError, match="visual is 'png': choose one of auto, clip, jpeg"):
+        run(world, tmp_path / "o", visual="png")
+    for given in ([], ["--videos", str(world / "videos")], ["--verify", "--annotations", str(world / "notes")]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*given, *out])
+        assert "give --videos and --annotations" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([*arguments(world, tmp_path / "o"), "--annotation-size", "320"])
     assert "'320' is not a width and height such as 320x180" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out
-    for option in ("--frame", "--row-boxes", "--annotation-size", "--validation", "--seed", "--workers", "--strict"):
+    for option in ("--frame", "--row-boxes", "--annotation-size", "--validation", "--seed", "--workers", "--strict",
+                   "--visual", "--verify"):  # fmt: skip
         assert option in text

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import torch
 from essl_fast import checkpoint, config, evaluate, models, objectives, runlog, train
 from essl_fast import trainer as trainer_module
 from essl_fast.config import InputError
-from essl_fast.data.shards import Manifest
+from essl_fast.data.shards import QUARANTINE, Manifest, read_index
 from essl_fast.models import weights
 
 # The warm-up ends within the first epoch, so that a resume meets every part of the schedule.
@@ -74,13 +75,18 @@ def command_line(*arguments):
     return [sys.executable, "-m", "essl_fast.train", *map(str, arguments)]
 
 
-@pytest.mark.parametrize("kill_at", [1, 4])
-def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at):
-    """SIGKILL at whatever instant it is when step ``kill_at`` has been saved; four steps are an epoch."""
+@pytest.mark.parametrize(
+    ("kill_at", "resident", "then"), [(1, "always", "always"), (4, "never", "never"), (5, "always", "never")]
+)
+def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at, resident, then):
+    """SIGKILL at whatever instant it is when step ``kill_at`` has been saved; four steps are an epoch.
+
+    The undisturbed run kept its pairs in memory. Whether a run does so, or its resumption, changes no bit."""
     whole, prepared = finished
     out = tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     arguments = [*ARGUMENTS, "--data.root", prepared, "--out", out, "--checkpoint_steps", "1"]
+    arguments += ["--data.resident", resident]
     process = subprocess.Popen(
         command_line(*arguments), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -97,7 +103,7 @@ def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at):
     assert process.returncode == -signal.SIGKILL, process.stdout.read().decode()
     left_at = checkpoint.load(out / "last.pt")["step"]
     assert left_at >= kill_at
-    assert train.main(["--resume", str(out)]) == 0
+    assert train.main(["--resume", str(out), "--data.resident", then]) == 0
 
     expected, state = checkpoint.load(whole / "last.pt"), checkpoint.load(out / "last.pt")
     assert state["step"] == expected["step"] > left_at
@@ -175,6 +181,8 @@ def test_what_may_change_on_a_resume():
         return [line.split(":")[0] for line in trainer_module.forbidden(config.difference(before, after))]
 
     assert refused("epochs=50", "data.root=elsewhere", "data.threads=3", "checkpoint_steps=7", "out=there") == []
+    assert refused("data.resident=never", "data.resident_budget_gb=3", "data.on_error=skip", "data.max_errors=1") == []
+    assert refused("data.exclude_quarantined=bad") == ["data.exclude_quarantined"]
     assert refused("model.vgg16_weights=/moved/vgg16.pth") == []
     assert refused("model.vgg16_weights=none", "seed=1") == ["model.vgg16_weights", "seed"]
     assert refused("optim.lr_head=1", "data.batch_size=64", "precision=bf16", "objective.method=semipl") == [
@@ -190,6 +198,67 @@ def test_the_data_may_move(finished, tmp_path, capsys):
     assert train.main(["--resume", str(mine), "--data.root", str(copy)]) == 0  # nothing is left to train
     assert "differs from the checkpoint: data.root" in capsys.readouterr().out
     assert json.loads((mine / "summary.json").read_text())["test"] == before["test"]
+
+
+def damaged(prepared, place, row):
+    """A copy in which the frame of a row is none."""
+    copy = Path(shutil.copytree(prepared, place))
+    manifest = Manifest.load(copy)
+    split = ("train", "val", "test")[manifest.split[row]]
+    tar, idx = manifest.shards(split)[0]
+    index = read_index(idx)
+    with open(tar, "r+b") as file:
+        file.seek(int(index.visual_offset[row - manifest.rows(split)[0]]))
+        file.write(bytes(100))
+    return copy, manifest.key(row)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_frame_that_does_not_decode(tiny, tmp_path, capsys, split):
+    """It stops the run with its key and what to do; or it is skipped, and that is said, logged and counted."""
+    manifest = Manifest.load(tiny[1])
+    copy, key = damaged(tiny[1], tmp_path / "data", int(manifest.rows(split)[2]))
+    arguments = [*ARGUMENTS, "--data.root", copy, "--epochs", "1", "--out"]
+    code, line = run_command(capsys, *arguments, tmp_path / "stopped")
+    assert code == 2 and key in line and "--data.on_error skip" in line and "prepare --verify" in line
+    code, line = run_command(capsys, *arguments, tmp_path / "few", "--data.on_error", "skip")
+    assert code == 2 and "more than data.max_errors = 0.01 allows" in line and key in line
+    out = tmp_path / "skipped"
+    assert train.main([*map(str, arguments), str(out), "--data.on_error", "skip", "--data.max_errors", "0.3"]) == 0
+    assert f"skipped {key}, which does not decode" in capsys.readouterr().out
+    events = runlog.read_log(out / "log.jsonl")
+    assert [e["key"] for e in events if e["event"] == "skipped"] == [key]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["left_out"] == {"quarantined": 0, "skipped": 1}
+    counts = {"train": next(e["pairs"] for e in events if e["event"] == "epoch")}
+    counts["test"] = summary["test"]["pairs"]
+    assert {summary[name]["pairs"] for name in ("untrained", "centre_prior")} == {counts["test"]}
+    assert counts == {name: manifest.pairs(name) - (name == split) for name in counts}
+    assert evaluate.main([str(out / "best.pt"), "--device", "cpu", "--split", split]) == 0
+    assert f"skipped {key}" in capsys.readouterr().out
+
+
+def test_quarantined_pairs_and_pools_that_do_not_fit_are_told(tiny, tmp_path, capsys):
+    copy = Path(shutil.copytree(tiny[1], tmp_path / "data"))
+    manifest = Manifest.load(copy)
+    entries = [
+        {"row": row, "key": manifest.key(row), "reason": "corrupt"} for row in (1, int(manifest.rows("test")[0]))
+    ]
+    (copy / QUARANTINE).write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    arguments = [*ARGUMENTS, "--data.root", copy, "--epochs", "1", "--data.exclude_quarantined", "bad"]
+    out, size = tmp_path / "run", 246 * 246 * 3 + 3 * 96 * 64 * 4
+    budget = 1.02 * size * (manifest.pairs("train") - 1) / 1e9
+    arguments += ["--data.resident_budget_gb", budget]
+    assert train.main([*map(str, arguments), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "2 quarantined pairs are left out" in said
+    assert "test at side 224 is streamed, not kept: that needs 0.00" in said and "GB missing" in said
+    assert "train at side 246 is streamed" not in said
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["left_out"]["quarantined"] == 2
+    assert {summary[name]["pairs"] for name in ("test", "untrained", "centre_prior")} == {manifest.pairs("test") - 1}
+    code, line = run_command(capsys, *arguments, "--out", tmp_path / "refused", "--data.resident", "always")
+    assert code == 2 and "data.resident: always, but " in line and not (tmp_path / "refused").exists()
 
 
 def test_a_finished_run_is_not_overwritten(finished):

@@ -3,14 +3,19 @@
 Chaotic World's tree (the folder that `--annotations` names):
 
     annotation/group/<video>.csv    one row a sound: start_fid, start_time, [end_fid, end_time,] bbox, ssl
-    annotation/frame/<video>.csv    one row a sound and frame (only the `middle` policy reads it)
+    annotation/frame/<video>.csv    one row a sound and frame: fid, [time,] bbox, ssl (`middle` and `all` read it)
     train_ssl.txt, test_ssl.txt     one video name a line, beside `annotation/` or inside it
 
 Columns are found by header, whatever their order, case or surrounding spaces; other columns are ignored. `bbox` is the
 text of a list of boxes, `[[x1, y1, x2, y2], ...]`, in pixels of the annotation grid (320x180 as published).
 
-Two frame policies: `start` takes the row's first frame, as the published code does; `middle` the middle of the sound,
-as the paper says. Rows that fall on one frame of one video become one pair with all their boxes.
+Three frame policies. `start` takes the first frame of each sound, as the published code does; `middle` the middle of
+it, as the paper says. `all` takes every annotated frame, that is, every row of annotation/frame: all 378,093 instances
+of the full data set. A video without that file gives those of its sounds whose bbox lists one box a frame, from
+start_fid to end_fid; a sound that does not is left out, since nobody drew where it is on which frame. A time that the
+frame table lacks is counted, by the video's frame rate, from the start of the sound that the frame belongs to.
+
+Rows that fall on one frame of one video become one pair with all their boxes.
 
 Nothing is dropped in silence: what cannot become a pair is returned as a `LeftOut` with its reason, and what is
 malformed is an `InputError` with file, line and column.
@@ -21,18 +26,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from essl_fast.config import InputError
+from essl_fast.data.pairs import Pairs, pair_key
 from essl_fast.data.tables import Row, Table, read_text, short
 
 GRID = 224  # side of the grid that boxes and heatmaps live on, in pixels
 SPLITS = ("train", "val", "test")
-FRAMES = ("start", "middle")
+FRAMES = ("start", "middle", "all")
 ROW_BOXES = ("first", "all")
 
 NO_FILE = "annotation file missing"
@@ -42,31 +48,14 @@ OUTSIDE = "box outside the frame"
 INVERTED = "box inverted"
 EMPTY = "box smaller than a grid pixel"
 BAD_FRAME = "frame number below 1"
+NO_FRAMES = "no box for each frame"
 
+_GROUP_COLUMNS = {"start_fid": True, "start_time": True, "bbox": True, "ssl": True}
 _FRAME_COLUMNS = ("fid", "frame", "frame_id", "start_fid")
 _TIME_COLUMNS = ("time", "timestamp", "start_time")
 
 
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """One frame with the 3 s of sound around it.
-
-    `boxes`: int32 (K, 4), xyxy, half-open, on the 224 grid, clamped; K = 0 where `labelled` is False.
-    `fid`: displayed frame, counted from 1. `time`: seconds. `classes`: all named for the frame, `class_name` first.
-    """
-
-    key: str
-    video: str
-    fid: int
-    time: float
-    boxes: np.ndarray
-    class_name: str
-    labelled: bool
-    split: str
-    classes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class LeftOut:
     """What did not become a pair. `key` is "" where it concerns the whole video."""
 
@@ -86,7 +75,7 @@ class Annotations:
     rows: that were read; merged: of them, those that joined the pair of an earlier row; further: boxes that
     `row_boxes="first"` ignored."""
 
-    pairs: list[Pair]
+    pairs: Pairs
     left_out: list[LeftOut]
     videos: dict[str, list[str]]
     rows: int = 0
@@ -118,10 +107,11 @@ def read_chaotic_world(
 
     Args:
         root: folder with `annotation/`, `train_ssl.txt` and `test_ssl.txt`.
-        frame: `start` or `middle` (above). row_boxes: take a row's `first` box (published code) or `all` of them.
+        frame: `start`, `middle` or `all` (above). row_boxes: take a row's `first` box (published code) or `all`.
         size: width and height of the frames that the boxes were drawn on, pixels.
         validation: share of the training videos that becomes the split `val`; seed: which ones.
-        frame_rate: video → frames per second or None; asked only where `middle` meets a row without end_time.
+        frame_rate: video → frames per second or None; asked only where `middle` meets a row without end_time, or
+            `all` a frame without a time.
 
     A pair takes its time from the first of its rows. Raises InputError for malformed files, a missing list, a video in
     both lists, a name that is no file name, a setting out of range.
@@ -155,13 +145,13 @@ def read_chaotic_world(
         "val": [v for v in listed["train"] if v in held_out],
         "test": listed["test"],
     }
-    pairs: list[Pair] = []
+    pairs = Pairs()
     left_out: list[LeftOut] = []
     counts = Counter()
     for split, names in videos.items():
         for video in names:
             reader = _VideoReader(video, split, group, frames, frame, row_boxes, size, frame_rate, left_out, counts)
-            pairs.extend(reader.pairs())
+            pairs.add_video(video, split, reader.pairs())
     return Annotations(pairs, left_out, videos, counts["rows"], counts["merged"], counts["further"])
 
 
@@ -182,8 +172,7 @@ def stable_rank(seed: int, name: str) -> bytes:
 def digest(annotations: Annotations) -> str:
     """A short fingerprint of everything that was read, to notice that annotations changed between two runs."""
     state = hashlib.blake2b(digest_size=8)
-    for p in annotations.pairs:
-        state.update(repr((p.key, p.fid, p.time, p.boxes.tolist(), p.classes, p.labelled, p.split)).encode())
+    annotations.pairs.digest(state)
     for left in sorted(annotations.left_out):
         state.update(repr(left).encode())
     return state.hexdigest()
@@ -196,7 +185,7 @@ class _Draft:
     time: float
     boxes: list[list[int]] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
-    empty_rows: list[int] = field(default_factory=list)  # line numbers of rows with an empty list of boxes
+    empty_rows: list[str] = field(default_factory=list)  # places of rows with an empty list of boxes
 
 
 class _VideoReader:
@@ -206,38 +195,53 @@ class _VideoReader:
         self.video, self.split, self.policy, self.row_boxes, self.size = video, split, policy, row_boxes, size
         self.group_file, self.frame_file = group / f"{video}.csv", frames / f"{video}.csv"
         self.frame_rate, self.left_out, self.counts = frame_rate, left_out, counts
+        self.skipped = 0  # rows that gave nothing, each with its reason
 
-    def pairs(self) -> list[Pair]:
-        if not self.group_file.is_file():
-            self._leave("", NO_FILE, f"{self.group_file.name} is not in annotation/group")
-            return []
-        table = Table(self.group_file, {"start_fid": True, "start_time": True, "bbox": True, "ssl": True,
-                                         "end_fid": self.policy == "middle", "end_time": False})  # fmt: skip
-        by_frame = self._frame_rows() if self.policy == "middle" else {}
+    def pairs(self) -> Iterator[tuple[int, float, list[list[int]], tuple[str, ...]]]:
+        """(fid, time, boxes on the grid, classes) of each pair, in the order of its first row."""
         drafts: dict[int, _Draft] = {}
         rows = 0
-        for row in table.rows():
+        for row, fid, time, boxes in self._instances():
             rows += 1
-            fid, time, boxes = self._start(row) if self.policy == "start" else self._middle(row, by_frame)
-            key = f"{self.video}_{fid:06d}"
             if fid < 1:
-                self._leave(key, BAD_FRAME, f"{row.where}: frame {fid}; frames count from 1")
+                self._leave(pair_key(self.video, fid), BAD_FRAME, f"{row.where}: frame {fid}; frames count from 1")
                 continue
             self.counts["merged"] += fid in drafts
             draft = drafts.setdefault(fid, _Draft(time))
-            kept = self._on_grid(boxes, row, key)
+            kept = self._on_grid(boxes, row, fid)
             if not boxes:
-                draft.empty_rows.append(row.line)
+                draft.empty_rows.append(row.where)
             if kept or not boxes:
                 draft.classes.append(row.label("ssl"))
             draft.boxes.extend(box for box in kept if box not in draft.boxes)
         self.counts["rows"] += rows
-        if not rows:
-            self._leave("", NO_ROWS, f"annotation/group/{self.group_file.name} has a header and no row")
-        return [pair for fid, draft in drafts.items() if (pair := self._finish(fid, draft))]
+        for fid, draft in drafts.items():
+            if self._complete(fid, draft):
+                yield fid, draft.time, draft.boxes, tuple(dict.fromkeys(draft.classes))
 
-    def _start(self, row: Row) -> tuple[int, float, list]:
-        return row.integer("start_fid"), row.number("start_time"), self._chosen(row.boxes("bbox"))
+    def _instances(self) -> Iterator[tuple[Row, int, float, list]]:
+        """(row, frame, time, its boxes in annotation pixels) of each annotated sound on each frame that counts."""
+        framewise = self.policy == "all" and self.frame_file.is_file()
+        file = self.frame_file if framewise else self.group_file
+        if not file.is_file():
+            self._leave("", NO_FILE, f"{file.name} is not in annotation/{file.parent.name}")
+            return
+        if framewise:
+            read = self._framewise()
+        else:
+            ends = self.policy != "start"
+            table = Table(file, _GROUP_COLUMNS | {"end_fid": ends, "end_time": False}, f"frame policy {self.policy}")
+            read = getattr(self, f"_{self.policy}")(table)
+        empty = True
+        for instance in read:
+            empty = False
+            yield instance
+        if empty and not self.skipped:
+            self._leave("", NO_ROWS, f"annotation/{file.parent.name}/{file.name} has a header and no row")
+
+    def _start(self, table: Table) -> Iterator[tuple[Row, int, float, list]]:
+        for row in table.rows():
+            yield row, row.integer("start_fid"), row.number("start_time"), self._chosen(row.boxes("bbox"))
 
     def _chosen(self, boxes: list) -> list:
         """The boxes of a row that count."""
@@ -246,29 +250,83 @@ class _VideoReader:
         self.counts["further"] += len(boxes[1:])
         return boxes[:1]
 
-    def _middle(self, row: Row, by_frame: dict) -> tuple[int, float, list]:
-        first, last = row.integer("start_fid"), row.integer("end_fid")
-        if last < first:
-            raise row.error("end_fid", f"{last} is before start_fid {first}", "swap them")
-        fid, label = (first + last) // 2, row.label("ssl")
-        boxes, frame_time = by_frame.get((fid, label), (None, None))
-        if boxes is None:
-            boxes = row.boxes("bbox")
-            if len(boxes) == last - first + 1:  # one box a frame
-                boxes = [boxes[fid - first]]
+    def _middle(self, table: Table) -> Iterator[tuple[Row, int, float, list]]:
+        by_frame = self._frame_rows()
+        for row in table.rows():
+            first, last = _span(row)
+            fid = (first + last) // 2
+            boxes, frame_time = by_frame.get((fid, row.label("ssl")), (None, None))
+            if boxes is None:
+                boxes = row.boxes("bbox")
+                boxes = [boxes[fid - first]] if len(boxes) == last - first + 1 else self._chosen(boxes)
+            start = row.number("start_time")
+            if row.has("end_time"):
+                time = (start + row.number("end_time")) / 2
             else:
-                boxes = self._chosen(boxes)
-        start = row.number("start_time")
-        if row.has("end_time"):
-            return fid, (start + row.number("end_time")) / 2, boxes
-        if frame_time is not None:
-            return fid, frame_time, boxes
+                time = start + self._seconds(fid - first) if frame_time is None else frame_time
+            yield row, fid, time, boxes
+
+    def _all(self, table: Table) -> Iterator[tuple[Row, int, float, list]]:
+        """Group rows that list one box a frame, taken apart."""
+        for row in table.rows():
+            (first, last), boxes, start = _span(row), row.boxes("bbox"), row.number("start_time")
+            if len(boxes) != last - first + 1:
+                self.skipped += 1
+                what = f"{len(boxes)} boxes for the frames {first} to {last}, and no annotation/frame/{table.path.name}"
+                self._leave(pair_key(self.video, first), NO_FRAMES, f"{row.where}: {what}")
+                continue
+            for fid, box in enumerate(boxes, first):
+                if row.has("end_time") and last > first:
+                    time = start + (row.number("end_time") - start) * ((fid - first) / (last - first))
+                else:
+                    time = start + self._seconds(fid - first)
+                yield row, fid, time, [box]
+
+    def _framewise(self) -> Iterator[tuple[Row, int, float, list]]:
+        """The rows of the frame table."""
+        table = Table(self.frame_file, {_FRAME_COLUMNS: True, "bbox": True, "ssl": True, _TIME_COLUMNS: False})
+        clock = None
+        for row in table.rows():
+            fid = row.integer(_FRAME_COLUMNS)
+            if row.has(_TIME_COLUMNS):
+                time = row.number(_TIME_COLUMNS)
+            else:
+                clock = self._clock() if clock is None else clock
+                time = clock(fid, row.label("ssl"))
+            yield row, fid, time, self._chosen(row.boxes("bbox"))
+
+    def _clock(self) -> Callable[[int, str], float]:
+        """(frame, class) → seconds, counted from the start of the sound of the group table that covers the frame, else
+        of the one nearest to it, of the same class if there is a choice; without sounds, frame 1 is at 0 s."""
+        sounds = [(1, 1, 0.0, "")]
+        if self.group_file.is_file():
+            table = Table(self.group_file, _GROUP_COLUMNS | {"end_fid": False})
+            sounds = [
+                (first, row.integer("end_fid") if row.has("end_fid") else first, row.number("start_time"),
+                 row.label("ssl"))
+                for row in table.rows() for first in [row.integer("start_fid")]
+            ] or sounds  # fmt: skip
+
+        def seconds(fid: int, label: str) -> float:
+            def far(sound):
+                first, last, _, named = sound
+                return max(first - fid, fid - last, 0), named != label, fid - first
+
+            first, _, start, _ = min(sounds, key=far)
+            return start + self._seconds(fid - first)
+
+        return seconds
+
+    def _seconds(self, frames: int) -> float:
+        """So many frames, by the video's rate."""
+        if not frames:
+            return 0.0
         rate = self.frame_rate(self.video) if self.frame_rate else None
         # No rate means that the video cannot be read: whoever decodes it leaves the pair out with that reason.
-        return fid, start + ((fid - first) / rate if rate else 0.0), boxes
+        return frames / rate if rate else 0.0
 
     def _frame_rows(self) -> dict[tuple[int, str], tuple[list, float | None]]:
-        """(frame, class) → boxes of all its rows, time of the first of them or None. Empty without a frame CSV."""
+        """(frame, class) → boxes of all rows, time of the first of them or None. Empty without a frame CSV."""
         if not self.frame_file.is_file():
             return {}
         table = Table(self.frame_file, {_FRAME_COLUMNS: True, "bbox": True, "ssl": True, _TIME_COLUMNS: False})
@@ -279,7 +337,7 @@ class _VideoReader:
             found.setdefault(place, ([], time))[0].extend(self._chosen(row.boxes("bbox")))
         return found
 
-    def _on_grid(self, boxes: list, row: Row, key: str) -> list[list[int]]:
+    def _on_grid(self, boxes: list, row: Row, fid: int) -> list[list[int]]:
         width, height = self.size
         kept = []
         for box, (left, top, right, bottom) in zip(boxes, boxes_to_grid(boxes, width, height).tolist(), strict=True):
@@ -292,23 +350,30 @@ class _VideoReader:
                 reason = OUTSIDE
             else:
                 reason = EMPTY
-            self._leave(key, reason, f"{row.where}: box {box} of a {width}x{height} frame")
+            told = f"{row.where}: box {box} of a {width}x{height} frame"
+            self._leave(pair_key(self.video, fid), reason, told)
         return kept
 
-    def _finish(self, fid: int, draft: _Draft) -> Pair | None:
-        key = f"{self.video}_{fid:06d}"
+    def _complete(self, fid: int, draft: _Draft) -> bool:
+        """Whether something is left of the pair."""
         if not draft.classes:
-            return None  # every box was dropped, each with its own reason
+            return False  # every box was dropped, each with its own reason
         if not draft.boxes and self.split != "train":
-            for line in draft.empty_rows:
-                self._leave(key, NO_BOX, f"{self.group_file.name} line {line}: an empty list cannot be scored")
-            return None
-        classes = tuple(dict.fromkeys(draft.classes))
-        boxes = np.array(draft.boxes, np.int32).reshape(-1, 4)
-        return Pair(key, self.video, fid, draft.time, boxes, classes[0], bool(draft.boxes), self.split, classes)
+            for where in draft.empty_rows:
+                self._leave(pair_key(self.video, fid), NO_BOX, f"{where}: an empty list cannot be scored")
+            return False
+        return True
 
     def _leave(self, key: str, reason: str, detail: str) -> None:
         self.left_out.append(LeftOut(self.video, key, reason, detail))
+
+
+def _span(row: Row) -> tuple[int, int]:
+    """The first and the last frame of a sound."""
+    first, last = row.integer("start_fid"), row.integer("end_fid")
+    if last < first:
+        raise row.error("end_fid", f"{last} is before start_fid {first}", "swap them")
+    return first, last
 
 
 def _read_list(root: Path, name: str) -> list[str]:

@@ -1,268 +1,67 @@
-"""The one iterator that train and evaluate see: batches of frames and sound, decoded ahead of need.
+"""The one iterator that train and evaluate see: batches of frames and sound, streamed or out of a resident pool.
 
 ```
-epoch_batches ──▶ Shards.read ──▶ FrameDecoder ──▶ queue ──▶ RawBatch
-(seed, epoch)     one scattered   DALI decodes,    `prefetch`
- → rows           read a pair     resize           batches
+epoch_batches ──▶ Shards.read ──▶ FrameDecoder ──▶ queue ──▶ RawBatch          streaming
+(seed, epoch)     one scattered   DALI decodes,    `prefetch`    ▲
+ → positions      read a pair     resize           batches       │
+                                                     └──▶ Pool ──┘             resident
 ```
 
-The order of an epoch is a pure function, `epoch_order(n, seed, epoch, rank, world_size)`: a permutation of *all* pairs,
-of which each rank takes every `world_size`-th. So a resident pool can follow the same order, a checkpoint is (epoch,
-step) and nothing else, and the pairs of a full step over all ranks do not depend on how many ranks share them.
-
-DALI's own WebDataset reader gives each pair once and resumes exactly, too, but shuffles only inside its buffer, in an
-order that nobody else can compute. So the shards' index files are read here, and DALI gets the JPEG bytes. The price:
-reads are not sequential, but of about 130 KB each. SSDs and the page cache do that at full speed, a spinning disk not.
+Both ways give the same batches, since the order is a function of (seed, epoch) alone. With a pool the thread that
+decodes is given only what is not in the pool yet, and ends when all is: a batch is put into the pool when its turn
+comes, and served from there. So decoded pairs are never decoded again, whatever mix of epochs a resume begins with.
 
 Sound needs no decoding: it is read straight into the batch's memory, which is pinned where the batch goes to a GPU.
 """
 
 from __future__ import annotations
 
-import atexit
-import errno
-import hashlib
-import json
 import os
-import queue
-import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from essl_fast.config import InputError
-from essl_fast.data.pipeline import DecodeError, FrameDecoder
-from essl_fast.data.shards import PCM_BYTES, SAMPLES, Manifest, encode_key, read_index
+from essl_fast.data.order import LastBatch, batches_from, epoch_batches, not_yet, steps_per_epoch
+from essl_fast.data.pool import Pool, Pools, Sound, samples
+from essl_fast.data.producer import Decoded, Producer
+from essl_fast.data.reading import Quarantined, Shards
+from essl_fast.data.shards import Manifest
 
-LastBatch = Literal["keep", "drop"]
+OnError = Literal["stop", "skip"]
 STATE_VERSION = 1
 
 
 class RawBatch(NamedTuple):
-    """frames (B, S, S, 3) uint8 RGB; pcm (B, 48000) int16, 16 kHz; index (B,) int64, the pairs' rows in the manifest.
-    All on the loader's device, in memory that is the caller's to keep."""
+    """B pairs on the loader's device: frames (N, S, S, 3) uint8 RGB, of which rows (B,) int64 are theirs; sound, what
+    the loader's `sound` made of their samples, by default these, (B, 48000) int16 at 16 kHz; index (B,) int64, their
+    rows in the manifest.
+
+    Streamed, N is B and rows 0..B-1. Resident, frames is the whole pool: to be read, and at `rows` alone, since others
+    may not be there yet. Everything else is the caller's to keep.
+    """
 
     frames: torch.Tensor
-    pcm: torch.Tensor
+    rows: torch.Tensor
+    sound: torch.Tensor
     index: torch.Tensor
 
 
-def epoch_order(
-    n: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
-) -> np.ndarray:
-    """Positions in 0..n-1 that `rank` visits in `epoch`, in order: int64, n // world_size of them or one more.
-
-    The ranks' orders are disjoint and make up all n. The permutation sorts raw generator output, which NumPy promises
-    to keep the same over its versions (not so that of `permutation`).
-    """
-    if not shuffle:
-        return np.arange(rank, n, world_size, dtype=np.int64)
-    raw = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n)
-    return np.argsort(raw, kind="stable")[rank::world_size].astype(np.int64, copy=False)
+def pick_threads() -> int:
+    """Decoding threads where nobody says: this process's CPUs, shared with the others that torchrun started on this
+    host, 8 at most. By estimate, 0.5 ms a small JPEG, that is over 10,000 a second, more than any GPU trains on."""
+    cores = len(os.sched_getaffinity(0))
+    return min(8, max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 
-def steps_per_epoch(n: int, *, batch_size: int, world_size: int = 1, last_batch: LastBatch = "keep") -> int:
-    """Steps of an epoch, the same on every rank. InputError if some rank would have a step without a pair."""
-    if last_batch == "drop":
-        steps = n // (batch_size * world_size)
-        if steps == 0:
-            raise InputError(
-                f"{n} pairs do not fill one batch of {batch_size} on each of {world_size} ranks: "
-                "make the batch smaller or keep the last batch"
-            )
-        return steps
-    most, least = -(-n // world_size), n // world_size
-    steps = -(-most // batch_size)
-    if least < max(steps, 1):
-        raise InputError(
-            f"{n} pairs cannot be shared out over {world_size} ranks in batches of up to {batch_size} "
-            "without an empty batch: use fewer ranks" + (" or a larger batch" if least else "")
-        )
-    return steps
-
-
-def epoch_batches(
-    n: int,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
-    shuffle: bool = True,
-    last_batch: LastBatch = "keep",
-) -> list[np.ndarray]:
-    """`epoch_order` cut into `steps_per_epoch` batches of at most `batch_size`, none empty.
-
-    "drop": full batches only. "keep": every pair; a rank that has one pair less than the others and would run out one
-    step before them leaves a pair for that step.
-    """
-    steps = steps_per_epoch(n, batch_size=batch_size, world_size=world_size, last_batch=last_batch)
-    order = epoch_order(n, seed=seed, epoch=epoch, rank=rank, world_size=world_size, shuffle=shuffle)
-    if last_batch == "drop":
-        order = order[: steps * batch_size]
-    ends = [min((step + 1) * batch_size, len(order) - (steps - 1 - step)) for step in range(steps)]
-    return np.split(order, ends[:-1])
-
-
-class Shards:
-    """Random access to the pairs of some splits, in the order of `rows` (n,) int64, their rows in the manifest."""
-
-    def __init__(self, manifest: Manifest, splits: Sequence[str]):
-        self.manifest = manifest
-        self.rows = np.concatenate([manifest.rows(split) for split in splits])
-        self.paths = [tar for tar, _ in manifest.shards(splits)]
-        indexes = [read_index(idx) for _, idx in manifest.shards(splits)]
-        self._shard = np.repeat(np.arange(len(indexes)), [len(index.stems) for index in indexes])
-        stems = [stem for index in indexes for stem in index.stems]
-        if stems != [encode_key(manifest.key(row)) for row in self.rows]:
-            raise InputError(
-                f"the index files in {manifest.root} do not list the pairs of its manifest: run prepare again"
-            )
-        self._jpg, self._jpg_size, self._s16, s16_size = (
-            np.concatenate([getattr(index, name) for index in indexes])
-            for name in ("jpg_offset", "jpg_size", "s16_offset", "s16_size")
-        )
-        wrong = np.flatnonzero((s16_size != PCM_BYTES) | (self._s16 < self._jpg + self._jpg_size))
-        if len(wrong):
-            raise InputError(
-                f"{self.name(wrong[0])}: its sound is not {PCM_BYTES} bytes after its frame: run prepare again"
-            )
-
-    def name(self, position: int) -> str:
-        return f"pair {self.manifest.key(self.rows[position])!r} in shard {self.paths[self._shard[position]]}"
-
-    def read(self, positions: np.ndarray, pcm: np.ndarray, pool: ThreadPoolExecutor, parts: int) -> list[np.ndarray]:
-        """Read the pairs at `positions` (b,): their JPEG files, uint8 each; their sound into `pcm` (b, 48000) int16.
-
-        A pair is one system call that scatters frame and sound. InputError if a shard is missing or too short by now.
-        """
-        ends = np.cumsum(self._jpg_size[positions])
-        jpegs = np.split(np.empty(ends[-1], np.uint8), ends[:-1])
-        by_shard = np.argsort(self._shard[positions], kind="stable")  # so that a part opens few files
-        tasks = [pool.submit(self._read_part, part, positions, jpegs, pcm) for part in np.array_split(by_shard, parts)]
-        for task in tasks:
-            task.result()
-        return jpegs
-
-    def _read_part(self, part: np.ndarray, positions: np.ndarray, jpegs: list[np.ndarray], pcm: np.ndarray) -> None:
-        opened, file = -1, -1
-        try:
-            for i in part:
-                position = positions[i]
-                shard, offset, size = self._shard[position], self._jpg[position], self._jpg_size[position]
-                if shard != opened:
-                    if file >= 0:
-                        os.close(file)
-                    opened, file = shard, -1
-                    file = os.open(self.paths[shard], os.O_RDONLY)
-                between = bytearray(int(self._s16[position] - offset - size))
-                if missing := _read_fully(file, [jpegs[i], between, pcm[i]], int(offset)):
-                    raise InputError(f"{self.name(position)}: the shard ends {missing} bytes early: run prepare again")
-        except OSError as error:
-            # Only a shard that is gone has to be made again; a disk or a network that fails comes back as it was.
-            then = "run prepare again" if error.errno == errno.ENOENT else "mend that, then go on with --resume"
-            raise InputError(f"{self.name(position)} cannot be read ({error.strerror}): {then}") from error
-        finally:
-            if file >= 0:
-                os.close(file)
-
-
-def _read_fully(file: int, buffers: list, offset: int) -> int:
-    """Fill the buffers, one after another, from `offset` on. Returns the bytes by which the file ends too early.
-
-    One system call, as a rule; network file systems and signals may cut it short."""
-    left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
-    while left:
-        got = os.preadv(file, left, offset)
-        if not got:
-            break
-        offset += got
-        while left and got >= len(left[0]):
-            got -= len(left.pop(0))
-        if got:
-            left[0] = left[0][got:]
-    return sum(map(len, left))
-
-
-_running: weakref.WeakSet[_Producer] = weakref.WeakSet()
-
-
-@atexit.register  # after DALI was imported, so before DALI's own: no thread may use a pipeline that was shut down
-def _stop_running() -> None:
-    for producer in list(_running):
-        producer.stop()
-
-
-class _Producer:
-    """A thread that reads and decodes the batches of `plan`, an endless iterator of positions, into a short queue."""
-
-    def __init__(
-        self,
-        shards: Shards,
-        plan: Iterator[np.ndarray],
-        device: torch.device,
-        threads: int,
-        prefetch: int,
-        batch_size: int,
-        side: int,
-    ):
-        self.shards, self.plan, self.device, self.threads = shards, plan, device, threads
-        self.decoding: deque[tuple[np.ndarray, torch.Tensor]] = deque()  # positions, sound
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="essl_fast-read")
-        self.decoder = FrameDecoder(self._read, batch_size, side, device, threads, prefetch, self.pool)
-        self.queue: queue.Queue = queue.Queue(prefetch)
-        self.stopped = threading.Event()
-        self.thread = threading.Thread(target=self._run, name="essl_fast-loader", daemon=True)
-        self.thread.start()
-
-    def stop(self) -> None:
-        """End the thread and free the pipeline."""
-        self.stopped.set()
-        self.thread.join()
-        self.pool.shutdown()
-        self.decoder.close()
-
-    def _read(self) -> list[np.ndarray]:
-        positions = next(self.plan)
-        pcm = torch.empty(len(positions), SAMPLES, dtype=torch.int16, pin_memory=self.device.type == "cuda")
-        jpegs = self.shards.read(positions, pcm.numpy(), self.pool, self.threads)
-        self.decoding.append((positions, pcm))
-        return jpegs
-
-    def _run(self) -> None:
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        try:
-            with torch.cuda.stream(stream):  # of None: nothing
-                while not self.stopped.is_set():
-                    frames = next(self.decoder)
-                    positions, pcm = self.decoding.popleft()
-                    index = torch.from_numpy(self.shards.rows[positions])
-                    if stream is not None:
-                        pcm, index = (x.to(self.device, non_blocking=True) for x in (pcm, index.pin_memory()))
-                    self._put((RawBatch(frames, pcm, index), stream and stream.record_event()))
-        except DecodeError as error:
-            batch = self.decoding[0][0]
-            names = [self.shards.name(batch[i]) for i in error.positions] or [f"one of {len(batch)} pairs"]
-            more = f" and {len(names) - 1} more of its batch" if len(names) > 1 else ""
-            wrong = InputError(f"the frame of {names[0]}{more} cannot be decoded: run prepare again")
-            wrong.__cause__ = error
-            self._put(wrong)
-        except BaseException as error:  # raised again where the batch is asked for
-            self._put(error)
-
-    def _put(self, item: Any) -> None:
-        while not self.stopped.is_set():
-            try:
-                return self.queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+def pick_prefetch(batch_size: int) -> int:
+    """Batches decoded ahead where nobody says: 256 pairs' worth, 2 to 4 batches. That bridges a slow read or a long
+    clip; more only takes memory."""
+    return min(4, max(2, 256 // batch_size))
 
 
 class Loader:
@@ -270,11 +69,21 @@ class Loader:
 
     batch_size: pairs a step on this rank; side: S, frames become (S, S, 3); shuffle: a new permutation every epoch,
     from `seed`; rank, world_size: this process among those that share the pairs; last_batch: "keep" gives each pair
-    exactly once an epoch over all ranks, "drop" full batches only; threads: of reading and decoding, by default one for
-    each CPU this process may use; prefetch: batches ready ahead, as many again are being decoded. InputError for
-    impossible values.
+    exactly once an epoch over all ranks, "drop" full batches only; threads: of reading and decoding, by default
+    `pick_threads`; prefetch: batches ready ahead, as many again are being decoded, by default `pick_prefetch`; epochs:
+    how many there are, None if nobody knows: decoding ahead ends there. InputError for impossible values.
+
+    pools: may keep what was decoded, then each pair is decoded once; sound: what batches carry of the sound, a function
+    of (B, 48000) int16 that treats each row by itself, called on the device, and once a pair where there is a pool.
+
+    exclude: leave out pairs that `prepare --verify` listed: none, bad (corrupt, truncated, missing audio) or all.
+    on_error: "stop" at a frame that does not decode, or "skip" the pair from then on: its batch is smaller by it, and
+    `on_fault` is called with its row in the manifest and the reason. Where more than `max_errors` of the pairs are lost
+    that way, or a batch that loses a pair has less than `least` left, it stops all the same. Files that cannot be read
+    always stop it: that is no fault of a pair.
 
     epoch, step: the next batch is batch `step` of `epoch`, both from 0. waited: seconds the caller has waited for data.
+    pairs: all ranks' pairs of an epoch, without those excluded. lost: how many of them were skipped.
     """
 
     def __init__(
@@ -291,18 +100,31 @@ class Loader:
         world_size: int = 1,
         last_batch: LastBatch = "keep",
         threads: int | None = None,
-        prefetch: int = 2,
+        prefetch: int | None = None,
+        epochs: int | None = None,
+        pools: Pools | None = None,
+        sound: Sound = samples,
+        exclude: Quarantined = "none",
+        on_error: OnError = "stop",
+        max_errors: float = 0.01,
+        least: int = 1,
+        on_fault: Callable[[int, str], None] | None = None,
     ):
         splits = (splits,) if isinstance(splits, str) else tuple(splits)
-        threads = len(os.sched_getaffinity(0)) if threads is None else threads
-        for name, value, least in [
+        threads = pick_threads() if threads is None else threads
+        prefetch = pick_prefetch(max(1, batch_size)) if prefetch is None else prefetch
+        for name, value, at_least in [
             ("batch_size", batch_size, 1), ("side", side, 1), ("threads", threads, 1), ("prefetch", prefetch, 1),
-            ("seed", seed, 0), ("rank", rank, 0), ("world_size", world_size, rank + 1),
+            ("seed", seed, 0), ("rank", rank, 0), ("world_size", world_size, rank + 1), ("max_errors", max_errors, 0),
         ]:  # fmt: skip
-            if value < least:
-                raise InputError(f"{name} is at least {least} here, not {value}")
-        if last_batch not in ("keep", "drop"):
-            raise InputError(f"last_batch is keep or drop, not {last_batch!r}")
+            if value < at_least:
+                raise InputError(f"{name} is at least {at_least} here, not {value}")
+        for name, value, choices in [
+            ("last_batch", last_batch, ("keep", "drop")), ("exclude", exclude, ("none", "bad", "all")),
+            ("on_error", on_error, ("stop", "skip")),
+        ]:  # fmt: skip
+            if value not in choices:
+                raise InputError(f"{name} is {' or '.join(choices)}, not {value!r}")
         if not splits or len(set(splits)) != len(splits):
             raise InputError(f"splits are one or more different names, not {splits}")
         if not sum(manifest.pairs(split) for split in splits):
@@ -310,20 +132,32 @@ class Loader:
         device = torch.device(device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
-        self.device, self.rank, self.prefetch = device, rank, prefetch
-        self._shards = Shards(manifest, splits)
+        self.device, self.rank, self.prefetch, self.epochs = device, rank, prefetch, epochs
+        self._sound, self._threads = sound, threads
+        self._skip, self._max_errors, self._least, self._on_fault = on_error == "skip", max_errors, least, on_fault
+        self._shards = Shards(manifest, splits, exclude)
+        self.pairs, self.excluded = len(self._shards), self._shards.excluded
+        if not self.pairs:
+            raise InputError(f"{manifest.root}: every pair in {' and '.join(splits)} is quarantined")
         self._settings = {
-            "data": _fingerprint(manifest, splits), "splits": list(splits), "pairs": len(self._shards.rows),
-            "side": side, "batch_size": batch_size, "world_size": world_size, "seed": seed, "shuffle": bool(shuffle),
+            "data": self._shards.fingerprint, "splits": list(splits), "pairs": self.pairs, "side": side,
+            "batch_size": batch_size, "world_size": world_size, "seed": seed, "shuffle": bool(shuffle),
             "last_batch": last_batch,
         }  # fmt: skip
-        self._steps = steps_per_epoch(
-            len(self._shards.rows), batch_size=batch_size, world_size=world_size, last_batch=last_batch
-        )
-        self._threads = threads
+        names = ("batch_size", "seed", "world_size", "shuffle", "last_batch")
+        self._order = {name: self._settings[name] for name in names} | {"n": self.pairs, "rank": rank}
+        self._steps = steps_per_epoch(self.pairs, batch_size=batch_size, world_size=world_size, last_batch=last_batch)
+        self.pool: Pool | None = None
+        if pools is not None:
+            if pools.device.type != device.type:
+                raise ValueError(f"the pools are on {pools.device}, the loader on {device}")
+            what = f"{' and '.join(splits)} at side {side}"
+            self.pool = pools.take(what, (self._shards.fingerprint, splits), self.pairs, side, sound)
+        self._lost = np.zeros(self.pairs, bool)
         self._epoch = self._step = 0
+        self._batches: tuple[int, list[np.ndarray]] = (-1, [])  # of an epoch
         self.waited = 0.0
-        self._producer: _Producer | None = None
+        self._producer: Producer | None = None
         self._release: weakref.finalize | None = None
 
     @property
@@ -334,15 +168,22 @@ class Loader:
     def step(self) -> int:
         return self._step
 
+    @property
+    def lost(self) -> int:
+        return int(self._lost.sum())
+
     def __len__(self) -> int:
         """Steps per epoch, equal on all ranks."""
         return self._steps
 
     def __iter__(self) -> Iterator[RawBatch]:
+        if self.epochs is not None and self._epoch >= self.epochs:
+            raise RuntimeError(f"the loader was made for {self.epochs} epochs, and these are over")
         while self._step < self._steps:
             batch = self._next()
             self._step += 1  # before the yield: a checkpoint taken in the loop's body counts this batch as seen
-            yield batch
+            if batch is not None:
+                yield batch
         self._epoch, self._step = self._epoch + 1, 0
 
     def seek(self, epoch: int, step: int = 0) -> None:
@@ -383,41 +224,85 @@ class Loader:
         self.close()
 
     def _start(self) -> None:
-        given = {name: self._settings[name] for name in ("batch_size", "seed", "world_size", "shuffle", "last_batch")}
-        plan = _plan(self._epoch, self._step, n=len(self._shards.rows), rank=self.rank, **given)
-        self._producer = _Producer(
-            self._shards, plan, self.device, self._threads, self.prefetch, given["batch_size"], self._settings["side"]
-        )
+        plan = batches_from(self._epoch, self._step, epochs=self.epochs, **self._order)
+        if self.pool is not None:
+            plan = not_yet(plan, self.pool.there | self._lost, self._settings["shuffle"])
+        self._producer = Producer(
+            self._shards, plan, self._lost, self._skip, self.device, self._threads, self.prefetch,
+            self._settings["batch_size"], self._settings["side"],
+        )  # fmt: skip
         self._release = weakref.finalize(self, self._producer.stop)
         self._release.atexit = False
-        _running.add(self._producer)
 
-    def _next(self) -> RawBatch:
+    def _next(self) -> RawBatch | None:
+        """The next batch; None if all its pairs were lost."""
+        if self._batches[0] != self._epoch:
+            self._batches = self._epoch, epoch_batches(epoch=self._epoch, **self._order)
+        asked = self._batches[1][self._step]
+        frames = sound = None
+        if self.pool is None or not (self.pool.there | self._lost)[asked].all():
+            decoded = self._decoded()
+            if len(decoded.positions):
+                frames, sound = decoded.frames, self._hear(decoded.pcm)
+            if self.pool is not None and frames is not None:
+                (rows,) = self._on_device(decoded.positions)
+                self.pool.put(decoded.positions, rows, frames, sound)
+        positions = asked[~self._lost[asked]]
+        if len(positions) < min(self._least, len(asked)):
+            raise InputError(
+                f"batch {self._step + 1} of epoch {self._epoch + 1} lost {len(asked) - len(positions)} of its "
+                f"{len(asked)} pairs, and training needs {self._least}: choose a larger data.batch_size, or "
+                + self._shards.remedy()
+            )
+        if not len(positions):
+            return None
+        index = self._shards.rows[positions]
+        if self.pool is None:
+            rows, index = self._on_device(np.arange(len(positions)), index)
+            return RawBatch(frames, rows, sound, index)
+        if not self.pool.there[positions].all():
+            raise RuntimeError("a batch is not in the pool after its turn: the loader's plan and order disagree")
+        rows, index = self._on_device(positions, index)
+        return RawBatch(self.pool.frames, rows, self.pool.sound.index_select(0, rows), index)
+
+    def _hear(self, pcm: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self._sound(pcm)
+
+    def _on_device(self, *arrays: np.ndarray) -> torch.Tensor:
+        """(len(arrays), b) int64, in one transfer that the host does not wait for."""
+        table = torch.from_numpy(np.stack(arrays))
+        return table.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else table
+
+    def _decoded(self) -> Decoded:
+        """What the producer has next; its losses are counted here."""
         begin = time.perf_counter()
         if self._producer is None:
             self._start()
-        item = self._producer.queue.get()
+        item = self._producer.get()
         if isinstance(item, BaseException):
             self.close()
             raise item
-        batch, ready = item
-        if ready is not None:
+        if item.ready is not None:
             current = torch.cuda.current_stream(self.device)
-            current.wait_event(ready)
-            for tensor in batch:
+            current.wait_event(item.ready)
+            for tensor in (item.frames, item.pcm):
                 tensor.record_stream(current)
         self.waited += time.perf_counter() - begin
-        return batch
+        if item.lost:
+            self._count(item)
+        return item
 
-
-def _plan(epoch: int, step: int, **settings: Any) -> Iterator[np.ndarray]:
-    """The batches from `step` of `epoch` on, over all later epochs: decoding does not pause where an epoch ends."""
-    while True:
-        yield from epoch_batches(epoch=epoch, **settings)[step:]
-        epoch, step = epoch + 1, 0
-
-
-def _fingerprint(manifest: Manifest, splits: Sequence[str]) -> str:
-    """What the splits' shards are, by the SHA-256 that the manifest has of each."""
-    shards = [manifest.header["splits"][split]["shards"] for split in splits]
-    return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
+    def _count(self, item: Decoded) -> None:
+        for position, reason in item.lost:
+            if not self._lost[position]:
+                self._lost[position] = True
+                if self._on_fault is not None:
+                    self._on_fault(int(self._shards.rows[position]), reason)
+        worst = f"the last is {self._shards.name(item.lost[-1][0])} ({item.lost[-1][1]})"
+        if self.lost > self._max_errors * self.pairs:
+            self.close()
+            raise InputError(
+                f"{self.lost} of {self.pairs} pairs do not decode, more than data.max_errors = {self._max_errors:g} "
+                f"allows; {worst}: {self._shards.remedy()}"
+            )

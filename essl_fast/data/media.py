@@ -23,11 +23,15 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import soxr
+
+from essl_fast.data.display import upright
+from essl_fast.data.packets import is_gradual, is_hidden
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 RATE = 16_000  # Hz of stored sound
@@ -69,7 +73,8 @@ class Probe:
 
     pts: int64 (n,) when each frame is shown, ascending, in ticks of `time_base` seconds; keys: those of the key frames.
     start: tick of time 0. constant: the frame rate is. counted: timestamps cannot be trusted, frames must be counted.
-    truncated: "" or what is missing of the file. audio: there is a sound track.
+    truncated: "" or what is missing of the file. audio: there is a sound track. codec: FFmpeg's name of the video's
+    ("h264", "hevc", "vp9", "av1", "mjpeg", ...); pixels: of its pixel format ("yuv420p", ...).
     """
 
     path: Path
@@ -84,6 +89,8 @@ class Probe:
     seekable: bool
     truncated: str
     audio: bool
+    codec: str
+    pixels: str
 
     @property
     def frame_rate(self) -> float | None:
@@ -142,10 +149,11 @@ def find_video(folder: str | Path, video: str) -> Path:
 def probe(path: str | Path) -> Probe:
     """Read the packets of `path` without decoding them. MediaError if it cannot be opened or has no video stream."""
     path = Path(path)
-    with _open(path) as container:
-        video = _video_stream(container, path)
+    with open_file(path) as container:
+        video = video_stream(container, path)
         audio = container.streams.best("audio")
-        shown, keys, end, trouble = [], [], 0.0, ""
+        codec, settings = video.codec_context.codec.canonical_name, video.codec_context.extradata
+        shown, keys, ends, trouble = [], [], {}, ""  # ends: tick of each stream
         try:
             for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
                 if packet.size == 0:
@@ -154,27 +162,29 @@ def probe(path: str | Path) -> Probe:
                     trouble = "a packet is cut off"
                     continue
                 stamp = packet.dts if packet.pts is None else packet.pts
-                if stamp is not None:
-                    end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-                if packet.stream is not video or not (keys or packet.is_keyframe):
+                stream = packet.stream_index
+                if stamp is not None and (tick := stamp + (packet.duration or 0)) > ends.get(stream, 0):
+                    ends[stream] = tick
+                if stream != video.index or not (keys or packet.is_keyframe):
                     continue  # what precedes the first key frame can never be shown
-                if packet.is_keyframe:
+                if packet.is_keyframe and not (keys and is_gradual(codec, bytes(packet), settings)):
                     keys.append(packet.pts)
-                hidden = video.codec_context.name in ("vp8", "libvpx") and not memoryview(packet)[0] >> 4 & 1
-                if not packet.is_discard and not hidden:
+                if not packet.is_discard and not is_hidden(codec, packet):
                     shown.append(packet.pts)
         except av.FFmpegError as error:
-            trouble = _say(error)
+            trouble = say(error)
         if not shown:
             raise MediaError(UNREADABLE, f"{path.name}: its video stream has no frame ({trouble or 'it is empty'})")
+        end = max((float(tick * container.streams[stream].time_base) for stream, tick in ends.items()), default=0.0)
         declared = (container.duration or 0) / av.time_base
         if declared - end > 0.5:
             trouble = trouble or "the file ends early"
         if trouble:
             trouble = f"{path.name}: {trouble}: {end:.2f} s of {max(declared, end):.2f} s are there"
         formats = set(container.format.name.split(","))
-        # AVI stores no time of showing, so FFmpeg's guesses may be out of order: count the decoder's output instead.
-        counted = "avi" in formats or None in shown or None in keys
+        # AVI stores no time of showing, so FFmpeg's guesses may be out of order, and an edit list of several parts lets
+        # the times of undisplayed packets overlap those of others: count the decoder's output instead.
+        counted = "avi" in formats or None in shown or None in keys or any(b <= a for a, b in pairwise(keys))
         # What is shown before the first key frame refers to frames that are not in the file.
         pts = np.arange(len(shown)) if counted else np.array(sorted(stamp for stamp in shown if stamp >= min(keys)))
         steps = np.diff(pts)
@@ -191,6 +201,8 @@ def probe(path: str | Path) -> Probe:
             seekable=not counted and bool(formats & _SEEKABLE),
             truncated=trouble,
             audio=audio is not None,
+            codec=codec,
+            pixels=video.codec_context.pix_fmt or "",
         )
 
 
@@ -203,33 +215,42 @@ def decode_frames(
     index, MediaError) where the file does not give that frame. `found`: `probe(path)`, where the caller has it. Raises
     MediaError as `probe` does. Decoding stops at the last frame wanted.
     """
-    path = Path(path)
     found = found or probe(path)
-    wanted: dict[int, list[int]] = {}  # place → indexes of the requests
-    for index, (fid, time) in enumerate(requests):
-        place = found.place(fid, time)
-        if place is not None:
-            wanted.setdefault(place, []).append(index)
-        elif found.truncated:
-            yield index, MediaError(TRUNCATED, f"frame {fid}: {found.truncated}")
-        else:
-            yield index, MediaError(PAST_END, f"{path.name}: frame {fid} at {time:g} s, it has {len(found.pts)} frames")
+    wanted, errors = find_places(found, requests)
+    yield from errors
     left = sorted(wanted)
     if not left:
         return
     for place, rgb in _decode_places(found, left):
         while left and left[0] < place:
-            yield from _lost(found, wanted, left.pop(0), requests)
+            yield from lost(found, wanted, left.pop(0), requests)
         if left and left[0] == place:
             for index in wanted[left.pop(0)]:
                 yield index, rgb()
         if not left:
             return
     for place in left:
-        yield from _lost(found, wanted, place, requests)
+        yield from lost(found, wanted, place, requests)
 
 
-def _lost(found: Probe, wanted: dict, place: int, requests) -> Iterator[tuple[int, MediaError]]:
+def find_places(found: Probe, requests) -> tuple[dict[int, list[int]], list[tuple[int, MediaError]]]:
+    """({place in `found.pts`: indexes of the requests that mean it}, [(index, why there is no such frame), ...])."""
+    wanted: dict[int, list[int]] = {}
+    errors = []
+    for index, (fid, time) in enumerate(requests):
+        place = found.place(fid, time)
+        if place is not None:
+            wanted.setdefault(place, []).append(index)
+        elif found.truncated:
+            errors.append((index, MediaError(TRUNCATED, f"frame {fid}: {found.truncated}")))
+        else:
+            told = f"{found.path.name}: frame {fid} at {time:g} s, it has {len(found.pts)} frames"
+            errors.append((index, MediaError(PAST_END, told)))
+    return wanted, errors
+
+
+def lost(found: Probe, wanted: dict[int, list[int]], place: int, requests) -> Iterator[tuple[int, MediaError]]:
+    """What the requests of a frame that is there but damaged get."""
     why = found.truncated or f"{found.path.name}: the decoder cannot restore this frame"
     for index in wanted[place]:
         yield index, MediaError(TRUNCATED, f"frame {requests[index][0]}: {why}")
@@ -258,8 +279,8 @@ def _decode_places(found: Probe, left: list[int]):
 def _decode_run(found: Probe, left: list[int], key: int, stop: int | None = None):
     """Decode from the key frame of this number. Returns the tick of the packet or frame where damage ends the run, None
     at the file's end or before the packet shown at `stop`."""
-    with _open(found.path) as container:
-        video = _video_stream(container, found.path)
+    with open_file(found.path) as container:
+        video = video_stream(container, found.path)
         # One thread: prepare runs a process a video, and which frame an error belongs to must not depend on timing.
         video.codec_context.thread_count = 1
         # A damaged picture may be shown after those that refer to it: let so many go by before one is given out.
@@ -269,7 +290,7 @@ def _decode_run(found: Probe, left: list[int], key: int, stop: int | None = None
         count, waiting, seek, packets = 0, True, key > 0 and found.seekable, container.demux(video)
         held: deque = deque()
         while True:
-            if found.seekable and left and (later := _key_before(found, left[0])) > key:
+            if found.seekable and left and (later := key_before(found, left[0])) > key:
                 if _first_place(found, later) - place > _WORTH_A_SEEK:
                     key, seek = later, True
             if seek:
@@ -306,20 +327,14 @@ def _decode_run(found: Probe, left: list[int], key: int, stop: int | None = None
                 place = count if found.counted else place_of.get(frame.pts, place)
                 count += 1
                 if found.counted or frame.pts in place_of:
-                    held.append((place, functools.partial(_upright, frame)))
+                    held.append((place, functools.partial(upright, frame)))
             while len(held) > (0 if ended else lag):
                 yield held.popleft()
             if ended:
                 return None
 
 
-def _upright(frame) -> np.ndarray:
-    """RGB uint8 (H, W, 3), turned as the file asks players to: FFmpeg's command line does so, its library does not."""
-    rgb, quarters = frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4  # counterclockwise
-    return np.ascontiguousarray(np.rot90(rgb, quarters)) if quarters else rgb
-
-
-def _key_before(found: Probe, place: int) -> int:
+def key_before(found: Probe, place: int) -> int:
     """Number of the last key frame shown at or before the frame at `place`."""
     return max(int(np.searchsorted(found.keys, found.pts[place], "right")) - 1, 0)
 
@@ -337,7 +352,7 @@ def decode_sound(path: str | Path, until: float | None = None) -> Sound:
     Raises MediaError if there is no track or nothing of it can be decoded.
     """
     path = Path(path)
-    with _open(path) as container:
+    with open_file(path) as container:
         audio = container.streams.best("audio")
         if audio is None:
             raise MediaError(NO_SOUND, f"{path.name} has none; add one or take the video out of the lists")
@@ -345,12 +360,15 @@ def decode_sound(path: str | Path, until: float | None = None) -> Sound:
         video = container.streams.best("video")
         zero = float(video.start_time * video.time_base) if video is not None and video.start_time is not None else 0.0
         audio.codec_context.thread_count = 1
+        for stream in container.streams:
+            if stream is not audio:
+                stream.discard = av.stream.Discard.all  # or their packets are read, too
         mono, filled, due, rate, damage = np.empty(0, np.float32), 0, None, 0, ""
         lost, holes = "", []  # why the packet before this frame was lost
         try:
             for frame in _sound_frames(container, audio):
                 if isinstance(frame, av.FFmpegError):
-                    lost = lost or _say(frame)
+                    lost = lost or say(frame)
                     continue
                 rate = rate or frame.sample_rate
                 if frame.sample_rate != rate:
@@ -372,17 +390,19 @@ def decode_sound(path: str | Path, until: float | None = None) -> Sound:
                 at = max(due, 0)
                 due += frame.samples
                 if at + len(part) > len(mono):
-                    mono.resize(max(2 * len(mono), at + len(part), 60 * rate), refcheck=False)  # fills with zeros
+                    longer = np.zeros(max(2 * len(mono), at + len(part), 60 * rate), np.float32)  # costs when written
+                    longer[:filled] = mono[:filled]
+                    mono = longer
                 mono[at : at + len(part)] = part
                 filled = max(filled, at + len(part))
                 if until is not None and filled > until * rate + 1:
                     break
         except av.FFmpegError as error:
-            damage = _say(error)
+            damage = say(error)
         damage = damage or lost
         if filled == 0:
             raise MediaError(UNREADABLE, f"{path.name}: no sound can be decoded ({damage or 'the track is empty'})")
-        mono.resize(filled, refcheck=False)
+        mono = mono[:filled]
         damage = damage and f"{path.name}: {damage}, {filled / rate:.2f} s of sound are there"
         return Sound(mono, rate, damage, tuple(holes))
 
@@ -404,10 +424,17 @@ def _sound_frames(container, audio):
 
 def _mono(frame) -> np.ndarray:
     """A decoded audio frame → float32 (samples,), the channels' mean; integers are scaled by their full range."""
+    kind = frame.format.name
+    if kind == "fltp":  # of AAC, MP3 and Opus; `to_ndarray` would take twice the time of decoding
+        channels = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
+        mono = channels[0].copy()  # the frame's memory goes with it
+        for channel in channels[1:]:
+            mono += channel
+        return mono / np.float32(len(channels)) if len(channels) > 1 else mono
     data = frame.to_ndarray()
     if not frame.format.is_planar:
         data = data.reshape(frame.samples, -1).T
-    kind = frame.format.name.removesuffix("p")
+    kind = kind.removesuffix("p")
     if kind in _SCALE:
         data = (data.astype(np.float64) - (128 if kind == "u8" else 0)) * _SCALE[kind]
     data = data.astype(np.float32)
@@ -445,7 +472,7 @@ def to_pcm16(sound: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(sound * np.float32(32768)), -32768, 32767).astype(np.int16)
 
 
-def _open(path: Path):
+def open_file(path: Path):
     try:
         return av.open(str(path), metadata_errors="replace")  # a tag in another encoding is nobody's concern here
     except (av.FFmpegError, OSError) as error:
@@ -453,10 +480,10 @@ def _open(path: Path):
 
 
 def unreadable(path: Path, error: Exception) -> MediaError:
-    return MediaError(UNREADABLE, f"{path.name}: {_say(error)}; it may be incomplete: fetch it again")
+    return MediaError(UNREADABLE, f"{path.name}: {say(error)}; it may be incomplete: fetch it again")
 
 
-def _video_stream(container, path: Path):
+def video_stream(container, path: Path):
     video = container.streams.best("video")
     if video is None or video.disposition & av.stream.Disposition.attached_pic:
         raise MediaError(NO_VIDEO, f"{path.name} has none")
@@ -469,5 +496,5 @@ def _decodable(stream, path: Path):
     return stream
 
 
-def _say(error: Exception) -> str:
+def say(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)

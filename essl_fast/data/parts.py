@@ -1,21 +1,27 @@
-"""One video → one part: the JPEG frames and sound windows of its pairs, on disk until the shards are assembled.
+"""One video → one part: the frames and sound windows of its pairs, on disk until they are in a shard.
 
-    PARTS/<video>.part     the bytes, one member after another
-    PARTS/<video>.json     fingerprint of the task, where each member lies, what was left out; written last
+    PARTS/<video>.part     the bytes, one pair after another
+    PARTS/<video>.json     fingerprint of the task, where each pair lies, what was left out; written last
 
-A part whose fingerprint fits its task is finished and is never made again: that is what makes `prepare` resumable. The
-fingerprint covers what was asked for and the video file's name, size and time of change.
+A part whose fingerprint fits its task is finished and is not made again: that is what makes `prepare` resumable. The
+fingerprint covers what was asked for and the video file's name, size and time of change. Parts are not synced to the
+disk, which would cost more than to make one again: after a restart of the machine, none of them counts.
 
-`run_tasks` hands videos to worker processes, each of its own interpreter that imports no more than this module: it
+A pair's frame is decoded and stored as JPEG, or, where the task says so, copied as a clip, without decoding anything.
+A frame that no clip can be cut of is stored as JPEG after all, and the part says why.
+
+`make_in_order` hands videos to worker processes, each of its own interpreter that imports no more than this module: it
 starts in a third of a second whatever the caller has imported, needs no guarded main module, and a decoder that crashes
 on a broken file costs that file, not the run. A worker that others end (out of memory, say) costs no file: its video is
-tried again. Workers end with the process that started them, however that ends.
+tried again. Workers end with the process that started them, however that ends. Parts come out in the order of the
+tasks, and only so many are made ahead of the one that is due: disk and memory do not grow with the data set.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import io
 import json
@@ -23,9 +29,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -35,65 +41,96 @@ import av
 from PIL import Image
 
 from essl_fast.config import InputError
-from essl_fast.data import media
+from essl_fast.data import clips, media, nvdec, tars
 from essl_fast.files import atomic_file
 
 JPEG = {"quality": 95, "subsampling": 0}  # 4:4:4: chroma is kept at full resolution
 CRASHED = "decoder crashed"
-_VERSION = 2  # of what a part holds for a task
+NOT_ON_GPU = "no GPU here decodes the video"  # why a frame is a JPEG and no clip; so are the next and clips.NO_CLIP
+TOO_LARGE = "clip too large"
+LARGEST_CLIP = 4 << 20  # bytes; a JPEG of 1080p takes 1 MB at most
+AHEAD = 8192  # pairs that may wait for the part that is due, about 1 GB
+_VERSION = 3  # of what a part holds for a task
 _FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}  # a process's own doing
 _SERVE = ("-m", "essl_fast.data.parts")  # what a worker's interpreter runs
 
 
+def stem_of(video: str) -> str:
+    """A file name for a video of any name."""
+    name = quote(video, safe="")
+    return name if len(name) <= 100 else f"{name[:80]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+
+
 @dataclass(frozen=True)
 class Task:
-    """A video file and the pairs wanted of it: (key, fid, time in seconds) each."""
+    """A video file and the pairs wanted of it: (key, fid, time in seconds) each. clips: copy the frames' packets;
+    decoders: only of videos that these decode, where they are given."""
 
     video: str
     path: str
     requests: tuple[tuple[str, int, float], ...]
+    clips: bool = False
+    decoders: nvdec.Decoders | None = None
 
     def stem(self) -> str:
-        name = quote(self.video, safe="")
-        return name if len(name) <= 100 else f"{name[:80]}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+        return stem_of(self.video)
 
     def fingerprint(self) -> str:
         try:
             stat = os.stat(self.path)
         except OSError as error:
             raise media.unreadable(Path(self.path), error) from error
-        told = (_VERSION, JPEG, Path(self.path).name, stat.st_size, stat.st_mtime_ns, self.requests)
+        asked = (self.clips, self.decoders and sorted(self.decoders.items()), self.requests)
+        told = (_VERSION, JPEG, Path(self.path).name, stat.st_size, stat.st_mtime_ns, asked)
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
+    def lost(self, reason: str, detail: str) -> dict:
+        """The index of a part without a pair."""
+        return lost_part(len(self.requests), reason, detail)
 
-def finished_part(task: Task, folder: Path) -> dict | None:
-    """The part's index if the part is there, whole and made for this very task, else None. MediaError as `make_part`
-    would leave the whole video out with, if the video file is gone meanwhile."""
+
+def lost_part(pairs: int, reason: str, detail: str) -> dict:
+    """The index of a part of a video that gives none of its pairs. Its fingerprint says that there is no such file."""
+    detail = f"{detail} ({pairs} pair{'s' * (pairs != 1)})"
+    return {"fingerprint": "", "bytes": 0, "members": {}, "left_out": [["", reason, detail]], "pictures": []}
+
+
+def finished_part(task: Task, folder: Path, fingerprint: str) -> dict | None:
+    """The part's index if the part is there, whole, and made for a task of this fingerprint, else None."""
     try:
         index = json.loads((folder / f"{task.stem()}.json").read_bytes())
-        whole = (folder / f"{task.stem()}.part").stat().st_size == index["bytes"]
-    except (FileNotFoundError, ValueError):
+        whole = (folder / f"{task.stem()}.part").stat().st_size == index["bytes"] and index["boot"] == _boot()
+    except (FileNotFoundError, ValueError, KeyError):
         return None
-    return index if whole and index["fingerprint"] == task.fingerprint() else None
+    return index if whole and index["fingerprint"] == fingerprint else None
+
+
+def drop_part(video: str, folder: Path) -> None:
+    """Remove a video's part, if there is one."""
+    for kind in ("json", "part"):
+        (folder / f"{stem_of(video)}.{kind}").unlink(missing_ok=True)
 
 
 def make_part(task: Task, folder: Path) -> dict:
-    """Decode the task's pairs and write its part. Returns the part's index:
+    """Make the task's part: its bytes and, after them, its index, which is also returned:
 
-    {"fingerprint", "bytes", "members": {key: [offset, JPEG bytes, sound bytes]}, "left_out": [[key or "", reason,
-    detail], ...]}; a key of "" means the whole video, with all its pairs.
+    {"fingerprint", "bytes", "boot", "members": {key: [offset, bytes of frame, of sound, JPEG or CLIP, target, quarters,
+    CRC-32]}, "left_out": [[key or "", reason, detail], ...], "pictures": [[reason, detail, pairs], ...]}.
+
+    A key of "" means the whole video, with all its pairs; "pictures" tells why frames are JPEG where clips were asked.
     """
-    print_of_task = task.fingerprint()  # before decoding: a file that changes meanwhile will not fit
+    fingerprint = task.fingerprint()  # before decoding: a file that changes meanwhile will not fit
     folder.mkdir(parents=True, exist_ok=True)
     data, index = folder / f"{task.stem()}.part", folder / f"{task.stem()}.json"
     members: dict[str, list[int]] = {}
     left_out: list[tuple[str, str, str]] = []
-    with atomic_file(data, str(os.getpid())) as file:
+    pictures: dict[str, list] = {}
+    with atomic_file(data, str(os.getpid()), sync=not _boot()) as file:
+        offset = 0
         try:
-            for key, jpeg, sound in _decode(task, left_out):
-                members[key] = [file.tell(), len(jpeg), len(sound)]
-                file.write(jpeg)
-                file.write(sound)
+            for key, frame, place, sound in _decode(task, left_out, pictures):
+                members[key] = [offset, len(frame), len(sound), *place, tars.pair_crc(frame, sound)]
+                offset += file.write(frame) + file.write(sound)
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
                 raise  # not the video's fault: the part cannot be written
@@ -103,15 +140,33 @@ def make_part(task: Task, folder: Path) -> dict:
                 error = media.MediaError(media.UNREADABLE, told)
             left = len(task.requests) - len(members) - len(left_out)
             left_out.append(("", error.reason, f"{error.detail} ({left} pair{'s' * (left != 1)})"))
-        size = file.tell()
-    part = {"fingerprint": print_of_task, "bytes": size, "members": members, "left_out": sorted(left_out)}
-    with atomic_file(index, str(os.getpid())) as file:
+    part = {
+        "fingerprint": fingerprint,
+        "bytes": offset,
+        "boot": _boot(),
+        "members": members,
+        "left_out": sorted(left_out),
+        "pictures": [[reason, *rest] for reason, rest in pictures.items()],
+    }
+    with atomic_file(index, str(os.getpid()), sync=not _boot()) as file:
         file.write(json.dumps(part).encode())
     return part
 
 
-def _decode(task: Task, left_out: list) -> Iterator[tuple[str, bytes, bytes]]:
-    """(key, JPEG, 96,000 bytes of int16 little-endian sound) of each pair that the file can give."""
+@functools.cache
+def _boot() -> str:
+    """Which run of the machine this is, "" where nobody tells: then parts are synced."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _decode(
+    task: Task, left_out: list, pictures: dict[str, list]
+) -> Iterator[tuple[str, bytes, tuple[int, int, int], bytes]]:
+    """(key, frame as it is stored, (JPEG or CLIP, target, quarters), 96,000 bytes of int16 little-endian sound) of each
+    pair that the file can give."""
     path = Path(task.path)
     found = media.probe(path)
     sound = media.decode_sound(path, until=max(time for _, _, time in task.requests) + media.SECONDS / 2)
@@ -130,6 +185,31 @@ def _decode(task: Task, left_out: list) -> Iterator[tuple[str, bytes, bytes]]:
         else:
             length = len(sound.mono) / sound.rate
             left_out.append((key, media.WINDOW, f"{path.name}: 3 s around {time:g} s, the track has {length:.2f} s"))
+
+    def pcm(window) -> bytes:
+        return media.to_pcm16(media.to_stored(window, sound.rate)).astype("<i2").tobytes()
+
+    def instead(reason: str, detail: str, count: int = 1) -> None:
+        pictures.setdefault(reason, [detail, 0])[1] += count
+
+    refusal = nvdec.refusal(task.decoders, found) if heard and task.decoders else ""
+    if refusal:
+        instead(NOT_ON_GPU, f"{path.name}: {refusal}", len(heard))
+    elif task.clips:
+        left = []  # what no clip can be of
+        for at, clip in clips.cut_clips(path, [(fid, time) for _, fid, time, _ in heard], found):
+            key, _, _, window = heard[at]
+            if isinstance(clip, media.MediaError) and clip.reason != clips.NO_CLIP:
+                left_out.append((key, clip.reason, clip.detail))
+            elif isinstance(clip, media.MediaError):
+                instead(clip.reason, clip.detail)
+                left.append(heard[at])
+            elif len(clip.data) > LARGEST_CLIP:
+                instead(TOO_LARGE, f"{path.name}: {len(clip.data) / 2**20:.1f} MB from one key frame to the frame")
+                left.append(heard[at])
+            else:
+                yield key, clip.data, (tars.CLIP, clip.target, clip.quarters), pcm(window)
+        heard = left
     for at, frame in media.decode_frames(path, [(fid, time) for _, fid, time, _ in heard], found):
         key, _, _, window = heard[at]
         if isinstance(frame, media.MediaError):
@@ -137,90 +217,91 @@ def _decode(task: Task, left_out: list) -> Iterator[tuple[str, bytes, bytes]]:
             continue
         jpeg = io.BytesIO()
         Image.fromarray(frame).save(jpeg, "JPEG", **JPEG)
-        pcm = media.to_pcm16(media.to_stored(window, sound.rate))
-        yield key, jpeg.getvalue(), pcm.astype("<i2").tobytes()
+        yield key, jpeg.getvalue(), (tars.JPEG, 0, 0), pcm(window)
 
 
-class PartReader:
-    """Reads members of many parts in any order; keeps at most 128 files open."""
+def make_in_order(
+    asked: Iterable[tuple[str, Task | dict]], folder: Path, workers: int, ahead: int = AHEAD
+) -> Iterator[tuple[str, dict]]:
+    """Make the parts of (video, task), `workers` at a time, and yield (video, index of its part) in their order; where
+    a dict stands for a task, it is the index.
 
-    def __init__(self, folder: Path):
-        self.folder, self._open = folder, OrderedDict()
-
-    def read(self, task: Task, part: dict, key: str) -> tuple[bytes, bytes]:
-        """The pair's JPEG and sound."""
-        stem = task.stem()
-        if stem not in self._open:
-            if len(self._open) == 128:
-                self._open.popitem(last=False)[1].close()
-            self._open[stem] = open(self.folder / f"{stem}.part", "rb")
-        self._open.move_to_end(stem)
-        offset, jpeg, sound = part["members"][key]
-        self._open[stem].seek(offset)
-        return self._open[stem].read(jpeg), self._open[stem].read(sound)
-
-    def __enter__(self) -> PartReader:
-        return self
-
-    def __exit__(self, *_) -> None:
-        while self._open:
-            self._open.popitem()[1].close()
-
-
-def run_tasks(tasks: Sequence[Task], folder: Path, workers: int) -> Iterator[tuple[Task, dict]]:
-    """Make the tasks' parts, `workers` at a time, and yield each with its index as it ends, in any order.
-
-    A video that crashes its worker yields an index that leaves all of it out and has no part on disk; so does one that
-    is gone meanwhile. InputError if a part cannot be written, or if worker after worker is ended from outside.
+    Before the caller has asked for more, only parts of the `workers` next videos are made, and of as many beyond these
+    as have `ahead` pairs altogether. A part that is there is not made again. A video that crashes its worker yields an
+    index that leaves all of it out and has no part on disk; so does one that is gone meanwhile. InputError if a part
+    cannot be written, or if worker after worker is ended from outside.
     """
-    if not tasks:
-        return
-    idle: SimpleQueue[_Worker] = SimpleQueue()
     crew = [_Worker(folder) for _ in range(workers)]
+    idle: SimpleQueue[_Worker] = SimpleQueue()
     for worker in crew:
         idle.put(worker)
 
-    def work(task: Task) -> dict:
+    def work(task: Task) -> dict | None:
         worker = idle.get()
         try:
             return worker.make(task)
         finally:
             idle.put(worker)
 
-    # Few tasks are handed out ahead, so that an interrupt ends the run soon.
-    todo, running = iter(tasks), {}
+    asked, coming = iter(asked), None
+    waiting: deque[tuple[str, Task | None, str, dict | Future | None, int]] = deque()
+    pairs = 0
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
-                while len(running) < workers and (task := next(todo, None)) is not None:
-                    running[pool.submit(work, task)] = task
-                if not running:
-                    break
-                done: set[Future] = wait(running, return_when=FIRST_COMPLETED).done
-                for future in done:
-                    yield running.pop(future), future.result()
+                while (coming := coming or next(asked, None)) is not None:
+                    video, task = coming
+                    count = 0 if isinstance(task, dict) else len(task.requests)
+                    if len(waiting) > workers and pairs + count > ahead:
+                        break
+                    waiting.append((video, *_hand_out(task, folder, pool, work), count))
+                    pairs, coming = pairs + count, None
+                if not waiting:
+                    return
+                video, task, fingerprint, index, count = waiting[0]
+                index = index.result() if isinstance(index, Future) else index
+                if index is not None and index["left_out"][0][1:2] == [CRASHED]:
+                    index["fingerprint"] = fingerprint  # it is not tried again, unless the file changes
+                elif index is None and (index := finished_part(task, folder, fingerprint)) is None:
+                    raise InputError(f"the part of {video} in {folder} is gone or {task.path} has changed: run again")
+                yield video, index
+                waiting.popleft()
+                pairs -= count
         finally:
+            pool.shutdown(wait=False, cancel_futures=True)
             for worker in crew:
                 worker.stop()  # a thread that waits for a reply then gets its end and returns
 
 
+def _hand_out(task: Task | dict, folder: Path, pool: ThreadPoolExecutor, work) -> tuple:
+    """(task, its fingerprint, its index or the future of it; None or a future of None: the index is on disk)."""
+    if isinstance(task, dict):
+        return None, "", task
+    try:
+        fingerprint = task.fingerprint()
+    except media.MediaError as error:
+        return None, "", task.lost(error.reason, error.detail)
+    done = finished_part(task, folder, fingerprint) is not None
+    return task, fingerprint, None if done else pool.submit(work, task)
+
+
 class _Worker:
-    """An interpreter that makes parts: a line of JSON for each task in, one for each index out."""
+    """An interpreter that makes parts: a line of JSON for each task in, one for each part out."""
 
     def __init__(self, folder: Path):
         self.folder, self.process, self.stopped = folder, None, False
 
-    def make(self, task: Task) -> dict:
-        file, count = Path(task.path).name, len(task.requests)
+    def make(self, task: Task) -> dict | None:
+        """Make the part; or, where it cannot be, its index."""
         for attempt in (1, 2):
             taken, answer, code = self._ask(task)
             if answer is not None and "cannot_write" in answer:
                 raise _cannot(self.folder, answer["cannot_write"])
             if answer is not None:
-                return answer
+                return task.lost(*answer["lost"]) if "lost" in answer else None
             if self.stopped or (taken and -code in _FAULTS):
-                how = f"{file}: its worker was ended by signal {-code} ({count} pair{'s' * (count != 1)})"
-                return {"members": {}, "left_out": [["", CRASHED, how]]}
+                how = f"{Path(task.path).name}: its worker was ended by signal {-code}"
+                return task.lost(CRASHED, how)
             if taken and code >= 0:
                 raise RuntimeError(f"the worker that read {task.path} ended with status {code}; its traceback is above")
             if attempt == 2:
@@ -278,12 +359,12 @@ def _serve(folder: Path, parent: int) -> None:
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
     for line in sys.stdin.buffer:
         told = json.loads(line)
-        task = Task(told["video"], told["path"], tuple((key, fid, time) for key, fid, time in told["requests"]))
+        told["requests"] = tuple(map(tuple, told["requests"]))
         try:
-            answer = make_part(task, folder)
+            make_part(Task(**told), folder)
+            answer = {}
         except media.MediaError as error:
-            detail = f"{error.detail} ({len(task.requests)} pair{'s' * (len(task.requests) != 1)})"
-            answer = {"members": {}, "left_out": [["", error.reason, detail]]}
+            answer = {"lost": [error.reason, error.detail]}
         except OSError as error:
             answer = {"cannot_write": str(error)}
         replies.write(json.dumps(answer).encode() + b"\n")

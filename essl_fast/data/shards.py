@@ -1,200 +1,104 @@
-"""Prepared data on disk: WebDataset shards with DALI index files, and the manifest that describes them.
+"""Prepared data on disk: shards and the manifest that describes them.
 
-A pair is four members of a shard, in this order: `{key}.jpg`, `{key}.s16`, `{key}.json`, `{key}.row`. Everything is
-written under a temporary name, synced and renamed, and the manifest comes last: a folder that has a manifest is
-complete. The same pairs give the same bytes, whatever the time, the user or the machine.
+    manifest.json               settings, splits, shards with their SHA-256, what was left out: written last
+    pairs/<column>.npy          one value a pair, in the order of train, val, test and their shards
+    <split>-<number>.tar, .idx  the pairs' frames and sound (see `tars`)
+    left_out.jsonl              what the annotations ask for and the folder does not hold, an object a line
+    quarantine.jsonl            where `prepare --verify` has looked: what it found wrong, an object a line
+
+Everything is written under a temporary name, synced and renamed, and the manifest comes last: a folder that has a
+manifest is complete. The same pairs give the same bytes, whatever the time, the user or the machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import struct
-import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
-from urllib.parse import unquote
+from typing import Any
 
 import numpy as np
 
 from essl_fast.config import InputError
-from essl_fast.files import atomic_file, sync_folder
+from essl_fast.data.tars import (
+    CLIP,
+    EXTENSIONS,
+    INDEX_VERSION,
+    JPEG,
+    PCM_BYTES,
+    SAMPLES,
+    SPLITS,
+    ShardIndex,
+    ShardWriter,
+    decode_key,
+    encode_key,
+    iterate,
+    json_bytes,
+    pair_crc,
+    read_index,
+)
+from essl_fast.files import atomic_file
+
+__all__ = [
+    "BAD", "BLACK", "CLIP", "CORRUPT", "EXTENSIONS", "FORMAT", "INDEX_VERSION", "JPEG", "NO_AUDIO", "PCM_BYTES",
+    "QUARANTINE", "REASONS", "SAMPLES", "SILENT", "SPLITS", "TRUNCATED", "VERSION", "Manifest", "ShardIndex",
+    "ShardWriter", "decode_key", "encode_key", "iterate", "pair_crc", "read_index", "write_manifest",
+]  # fmt: skip
 
 FORMAT = "essl_fast"
-VERSION = 1
-SPLITS = ("train", "val", "test")
-EXTENSIONS = ("jpg", "s16", "json", "row")
-SAMPLES = 48_000  # 3 s at 16 kHz
-PCM_BYTES = 2 * SAMPLES
-INDEX_VERSION = "v1.2"  # the version of DALI's wds2idx format that is written here
+VERSION = 2
+QUARANTINE = "quarantine.jsonl"
+CORRUPT, TRUNCATED, NO_AUDIO = "corrupt", "truncated", "missing audio"  # nothing can be trained on such a pair
+BLACK, SILENT = "black", "silent"  # such a pair can be trained on, for what it is worth
+REASONS = (CORRUPT, TRUNCATED, NO_AUDIO, BLACK, SILENT)  # the worst first
+BAD = frozenset({CORRUPT, TRUNCATED, NO_AUDIO})
 
-_BLOCK = 512
-_RECORD = 10_240  # tar files end on a multiple of this
-_SPECIAL = re.compile(rb"[^A-Za-z0-9_-]")
-_COLUMNS = {"key": "S", "split": "u1", "class_id": "i4", "labelled": "b1", "boxes": "i4", "time": "f8"}
-
-
-def encode_key(key: str) -> str:
-    """The key as a member's stem: every byte but A-Za-z0-9_- percent-encoded, so no dot comes before the extension."""
-    return _SPECIAL.sub(lambda byte: b"%%%02X" % ord(byte[0]), key.encode()).decode("ascii")
-
-
-def decode_key(stem: str) -> str:
-    return unquote(stem, errors="strict")
-
-
-def _json_bytes(value: Any, indent: int | None = None) -> bytes:
-    separators = (",", ": ") if indent else (",", ":")
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
-    return text.encode() + b"\n"
-
-
-class ShardWriter:
-    """Writes one split's pairs, in order, into shards of `pairs_per_shard`, each with its index file.
-
-    A context manager: leaving it by an exception drops the shard begun, leaving it well closes it. Since the folder's
-    shards change from here on, a manifest that is there is removed first; `write_manifest` puts the new one when all
-    splits are written.
-    """
-
-    def __init__(self, out: Path, split: str, pairs_per_shard: int = 1024):
-        if split not in SPLITS:
-            raise ValueError(f"split is one of {SPLITS}, not {split!r}")
-        if pairs_per_shard < 1:
-            raise InputError(f"pairs_per_shard is at least 1, not {pairs_per_shard}")
-        self.out, self.split, self.pairs_per_shard = Path(out), split, pairs_per_shard
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "manifest.json").unlink(missing_ok=True)
-        self._shards: list[dict] = []
-        self._keys: set[str] = set()
-        self._next_row: int | None = None
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-    def add(self, key: str, jpg: bytes, s16: bytes, meta: Mapping[str, Any], row: int) -> None:
-        """Append a pair: `jpg` a JPEG file, `s16` 48,000 int16 little-endian samples at 16 kHz, `meta` what its .json
-        holds, `row` its row in the manifest, one more than the pair's before it. ValueError if that does not hold."""
-        if not key or key in self._keys:
-            raise ValueError(f"{self.split}: key {key!r} is empty or was written before")
-        if not jpg.startswith(b"\xff\xd8"):
-            raise ValueError(f"{key}: the frame is not a JPEG file")
-        if len(s16) != PCM_BYTES:
-            raise ValueError(f"{key}: the sound has {len(s16)} bytes instead of {PCM_BYTES}")
-        if row < 0 or (self._next_row is not None and row != self._next_row):
-            raise ValueError(f"{key}: row {row} does not follow row {(self._next_row or 0) - 1}")
-        stem = encode_key(key)
-        members = dict(zip(EXTENSIONS, (jpg, s16, _json_bytes(dict(meta)), struct.pack("<q", row)), strict=True))
-        if self._file is None:
-            self._open()
-        self._lines.append(" ".join(self._member(f"{stem}.{ext}", ext, data) for ext, data in members.items()))
-        self._keys.add(key)
-        self._next_row = row + 1
-        if len(self._lines) == self.pairs_per_shard:
-            self._finish()
-
-    def close(self) -> list[dict]:
-        """Finish the last shard. -> the split's "shards" entries of the manifest: file, index, pairs, bytes, sha256."""
-        if self._file is not None:
-            self._finish()
-        return self._shards
-
-    def abort(self) -> None:
-        """Drop the shard begun; the finished ones stay."""
-        if self._file is not None:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
-            self._file = None
-
-    def _open(self) -> None:
-        name = f"{self.split}-{len(self._shards):05d}"
-        self._tar, self._idx = self.out / f"{name}.tar", self.out / f"{name}.idx"
-        self._partial = self.out / f".{name}.tar.partial"
-        self._file = open(self._partial, "wb")
-        self._hash, self._size, self._lines = hashlib.sha256(), 0, []
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._hash.update(data)
-        self._size += len(data)
-
-    def _member(self, name: str, ext: str, data: bytes) -> str:
-        info = tarfile.TarInfo(name)  # mtime, uid and gid 0, mode 0644, no names: nothing of this machine gets in
-        info.size = len(data)
-        self._write(info.tobuf(tarfile.GNU_FORMAT))
-        entry = f"{ext} {self._size} {len(data)} {name}"
-        self._write(data + bytes(-len(data) % _BLOCK))
-        return entry
-
-    def _finish(self) -> None:
-        self._write(bytes(2 * _BLOCK))
-        self._write(bytes(-self._size % _RECORD))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        with atomic_file(self._idx) as file:
-            file.write("\n".join([f"{INDEX_VERSION} {len(self._lines)}", *self._lines, ""]).encode())
-        os.replace(self._partial, self._tar)
-        sync_folder(self.out)
-        self._shards.append(
-            {
-                "file": self._tar.name,
-                "index": self._idx.name,
-                "pairs": len(self._lines),
-                "bytes": self._size,
-                "sha256": self._hash.hexdigest(),
-            }
-        )
+_COLUMNS = {
+    "key": "S", "split": "<u1", "class_id": "<i4", "labelled": "?", "boxes": "<i4", "time": "<f8", "visual": "<u1",
+    "target": "<i4", "quarters": "<u1", "crc": "<u4",
+}  # fmt: skip
 
 
 def write_manifest(
     out: Path,
     *,
-    keys: Sequence[str],
+    keys: Sequence[str] | np.ndarray,
     split: np.ndarray,
     class_id: np.ndarray,
     labelled: np.ndarray,
     boxes: np.ndarray,
     time: np.ndarray,
+    visual: np.ndarray,
+    target: np.ndarray,
+    quarters: np.ndarray,
+    crc: np.ndarray,
     classes: Sequence[str],
     splits: Mapping[str, Mapping[str, Any]],
-    left_out: Sequence[Mapping[str, Any]],
+    left_out: Iterable[Mapping[str, Any]],
     settings: Mapping[str, Any],
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write pairs/*.npy, left_out.jsonl and, last, manifest.json.
 
-    Of N pairs: `keys` (N,) unique; `split` (N,) index into train, val, test, in that order; `class_id` (N,) index into
-    `classes`, sorted names; `labelled` (N,) bool; `boxes` (N,K,4) int32 xyxy on the 224 grid; `time` (N,) seconds.
-    `splits` has for each split "pairs", "videos" and "shards" (from `ShardWriter.close`); `left_out` has objects with
-    "video", "key", "reason", "detail". ValueError where these do not fit together.
+    The columns, of N pairs, are those of `Manifest`; `keys` may be N str, too. `splits` has for each split "pairs",
+    "videos" and "shards" (from `ShardWriter.close`); `left_out` has objects with "video", "key", "reason", "detail";
+    `more` joins the header. ValueError where these do not fit together.
     """
     out, count = Path(out), len(keys)
-    columns = {
-        "key": np.array([key.encode() for key in keys], dtype="S") if count else np.empty(0, "S1"),
-        "split": np.asarray(split, "u1"),
-        "class_id": np.asarray(class_id, "<i4"),
-        "labelled": np.asarray(labelled, "b1"),
-        "boxes": np.asarray(boxes, "<i4"),
-        "time": np.asarray(time, "<f8"),
-    }
+    if not isinstance(keys, np.ndarray):
+        keys = np.array([key.encode() for key in keys], "S") if count else np.empty(0, "S1")
+    given = {"split": split, "class_id": class_id, "labelled": labelled, "boxes": boxes, "time": time,
+             "visual": visual, "target": target, "quarters": quarters, "crc": crc}  # fmt: skip
+    columns = {"key": keys} | {name: np.asarray(column, _COLUMNS[name]) for name, column in given.items()}
     for name, column in columns.items():
         if len(column) != count or column.shape[1:] != (() if name != "boxes" else (*column.shape[1:2], 4)):
             raise ValueError(f"{name} has shape {column.shape} for {count} pairs")
-    if len(set(keys)) != count:
-        raise ValueError(f"keys are not unique: {[key for key, n in Counter(keys).items() if n > 1][:3]}")
+    ordered = np.sort(keys)
+    if (twice := ordered[1:][ordered[1:] == ordered[:-1]]).size:
+        raise ValueError(f"keys are not unique: {twice[:3].tolist()}")
     if list(classes) != sorted(set(classes)):
         raise ValueError("classes are not sorted and unique")
     if count and not 0 <= columns["class_id"].min() <= columns["class_id"].max() < len(classes):
@@ -209,12 +113,15 @@ def write_manifest(
 
     (out / "pairs").mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").unlink(missing_ok=True)  # the old one must not describe new columns
+    (out / QUARANTINE).unlink(missing_ok=True)  # nor the old list new pairs
     for name, column in columns.items():
         with atomic_file(out / "pairs" / f"{name}.npy") as file:
             np.save(file, np.ascontiguousarray(column), allow_pickle=False)
     with atomic_file(out / "left_out.jsonl") as file:
+        reasons = Counter()
         for entry in left_out:
-            file.write(_json_bytes(dict(entry)))
+            file.write(json_bytes(dict(entry)))
+            reasons[entry["reason"]] += 1
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -222,11 +129,12 @@ def write_manifest(
         "classes": list(classes),
         "splits_order": list(SPLITS),
         "splits": {name: dict(splits[name]) for name in SPLITS},
-        "left_out": dict(Counter(entry["reason"] for entry in left_out)),
+        "left_out": dict(reasons),
         "settings": dict(settings),
+        **(more or {}),
     }
     with atomic_file(out / "manifest.json") as file:
-        file.write(_json_bytes(header, indent=1))
+        file.write(json_bytes(header, indent=1))
 
 
 def _split_column(counts: Sequence[int]) -> np.ndarray:
@@ -237,8 +145,10 @@ def _split_column(counts: Sequence[int]) -> np.ndarray:
 class Manifest:
     """A prepared folder of N pairs. The columns are memory-mapped, read-only; a pair's row in them is its `index`.
 
-    keys (N,) bytes; split (N,) uint8 index into train, val, test; class_id (N,) int32 index into `classes`; labelled
-    (N,) bool; boxes (N,K,4) int32 xyxy half-open on the 224 grid, padding of zero area; time (N,) float64 seconds.
+    keys (N,) bytes, unique; split (N,) uint8 index into train, val, test, ascending; class_id (N,) int32 index into
+    `classes`, sorted names; labelled (N,) bool; boxes (N,K,4) int32 xyxy half-open on the 224 grid, padding of zero
+    area; time (N,) float64 seconds; visual (N,) uint8, JPEG or CLIP; target (N,) int32 and quarters (N,) uint8, which
+    of a clip's frames and its quarter turns counterclockwise, 0 for a JPEG; crc (N,) uint32, `pair_crc`.
     """
 
     root: Path
@@ -249,6 +159,10 @@ class Manifest:
     labelled: np.ndarray = field(repr=False)
     boxes: np.ndarray = field(repr=False)
     time: np.ndarray = field(repr=False)
+    visual: np.ndarray = field(repr=False)
+    target: np.ndarray = field(repr=False)
+    quarters: np.ndarray = field(repr=False)
+    crc: np.ndarray = field(repr=False)
     classes: tuple[str, ...]
 
     @classmethod
@@ -278,6 +192,8 @@ class Manifest:
         columns = {name: _column(root / "pairs" / f"{name}.npy", kind, count, again) for name, kind in _COLUMNS.items()}
         if not np.array_equal(columns["split"], _split_column(counts)):
             raise InputError(f"{root / 'pairs' / 'split.npy'} does not fit the counts in {path}: {again}")
+        if count and (columns["visual"].max() > CLIP or columns["quarters"].max() > 3 or columns["target"].min() < 0):
+            raise InputError(f"visual, target or quarters in {root / 'pairs'} has a value out of range: {again}")
         for file, index, size, _, _ in shards:
             if Path(file).name != file or Path(index).name != index:
                 raise InputError(f"{path} names a shard outside its folder ({file!r}, {index!r}): {again}")
@@ -323,6 +239,31 @@ class Manifest:
                         f"run `python -m essl_fast.prepare ... --out {self.root}` again"
                     )
 
+    def quarantine(self) -> dict[int, str]:
+        """Row → its worst reason, one of REASONS, of the pairs that `prepare --verify` listed; empty if it never ran.
+
+        InputError if the list cannot be read or is not of these pairs.
+        """
+        path, listed = self.root / QUARANTINE, {}
+        again = f"run `python -m essl_fast.prepare --verify --out {self.root}` again"
+        try:
+            for line in path.read_bytes().splitlines():
+                entry = json.loads(line)
+                row, reason = entry["row"], entry["reason"]
+                if row is None:  # a fault of a shard, not of a pair
+                    continue
+                if not 0 <= row < len(self) or self.key(row) != entry["key"]:
+                    raise InputError(f"{path} is not of these pairs (row {row}, {entry['key']!r}): {again}")
+                if row not in listed or REASONS.index(reason) < REASONS.index(listed[row]):
+                    listed[row] = REASONS[REASONS.index(reason)]
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} cannot be used ({error}): {again}") from error
+        return listed
+
     def _entry(self, split: str) -> dict:
         if split not in SPLITS:
             raise InputError(f"there is no split {split!r}: choose from {', '.join(SPLITS)}")
@@ -336,81 +277,8 @@ def _column(path: Path, kind: str, count: int, again: str) -> np.ndarray:
         raise InputError(f"{path} is missing: {again}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): {again}") from error
-    fits = array.dtype.kind == "S" if kind == "S" else array.dtype == np.dtype(kind)
+    fits = array.dtype.kind == "S" if path.stem == "key" else array.dtype == np.dtype(kind)
     shape = (count,) if path.stem != "boxes" else (count, *array.shape[1:2], 4)
     if not fits or array.shape != shape:
         raise InputError(f"{path} has {array.dtype} {array.shape} where {count} pairs should be: {again}")
     return array
-
-
-@dataclass(frozen=True, eq=False)
-class ShardIndex:
-    """Where a shard's pairs are: stems (n,) str; offset and size in bytes of .jpg and .s16, each (n,) int64."""
-
-    stems: tuple[str, ...]
-    jpg_offset: np.ndarray
-    jpg_size: np.ndarray
-    s16_offset: np.ndarray
-    s16_size: np.ndarray
-
-
-def read_index(path: Path) -> ShardIndex:
-    """Read an index file of `ShardWriter` (or of DALI's wds2idx over its shards). InputError if it is not one."""
-    try:
-        lines = path.read_text().splitlines()
-        version, count = lines[0].split()
-        if version != INDEX_VERSION or int(count) != len(lines) - 1:
-            raise ValueError(f"it says {lines[0]!r} and has {len(lines) - 1} entries")
-        stems, places = [], np.empty((len(lines) - 1, 4), np.int64)
-        for number, line in enumerate(lines[1:]):
-            words = line.split()
-            if tuple(words[0::4]) != EXTENSIONS:
-                raise ValueError(f"line {number + 2} does not list {', '.join(EXTENSIONS)}")
-            places[number] = words[1], words[2], words[5], words[6]
-            stems.append(words[3].removesuffix(".jpg"))
-    except (OSError, ValueError, IndexError) as error:
-        raise InputError(f"index file {path} cannot be used ({error}): run prepare again on {path.parent}") from error
-    return ShardIndex(tuple(stems), *places.T.copy())
-
-
-def iterate(tar_path: str | Path) -> Iterator[dict[str, Any]]:
-    """The pairs of a shard, in order: {"key": str, "jpg": bytes, "s16": bytes, "json": dict, "row": int}.
-
-    InputError on anything that `ShardWriter` does not write: links, devices, folders, absolute or parent paths,
-    duplicate or missing members.
-    """
-    path, seen = Path(tar_path), set()
-    try:
-        with tarfile.open(path, "r:") as tar:
-            group: list[tuple[str, bytes]] = []
-            stem = None
-            for member in tar:
-                name, _, ext = member.name.partition(".")
-                if not member.isreg() or "/" in member.name or "\\" in member.name or ext not in EXTENSIONS:
-                    raise InputError(f"shard {path} has {member.name!r}, no member of a shard: run prepare again")
-                if member.name in seen:
-                    raise InputError(f"shard {path} has {member.name!r} twice: run prepare again")
-                seen.add(member.name)
-                if name != stem and group:
-                    yield _pair(path, stem, group)
-                    group = []
-                stem = name
-                group.append((ext, tar.extractfile(member).read()))
-            if group:
-                yield _pair(path, stem, group)
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(f"shard {path} cannot be read ({error}): run prepare again") from error
-
-
-def _pair(path: Path, stem: str, group: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
-    members = dict(group)
-    if tuple(members) != EXTENSIONS or len(members["row"]) != 8:
-        wrong = f"{stem!r} has {', '.join(members)} instead of {', '.join(EXTENSIONS)}"
-        raise InputError(f"shard {path}: {wrong}: run prepare again")
-    return {
-        "key": decode_key(stem),
-        "jpg": members["jpg"],
-        "s16": members["s16"],
-        "json": json.loads(members["json"]),
-        "row": struct.unpack("<q", members["row"])[0],
-    }

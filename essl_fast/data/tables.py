@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -61,9 +62,12 @@ class Row:
         if len(text) > _LONGEST_BBOX:
             raise self.error(column, f"{len(text):,} characters, more than {_LONGEST_BBOX:,}", remedy)
         try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise self.error(column, f"cannot read {short(text)} as boxes", remedy) from None
+            value = json.loads(text)  # ten times as fast, and most tables are written so
+        except (ValueError, RecursionError):
+            try:
+                value = ast.literal_eval(text)
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                raise self.error(column, f"cannot read {short(text)} as boxes", remedy) from None
         if isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_number, value)):
             value = [value]
         if not isinstance(value, (list, tuple)) or not all(_is_box(box) for box in value):
@@ -72,9 +76,10 @@ class Row:
 
 
 class Table:
-    """A CSV file with a header. `wanted`: column, or the names it may go by, → is it required."""
+    """A CSV file with a header. `wanted`: column, or the names it may go by, → is it required; `needs_end`: who it is
+    that requires end_fid."""
 
-    def __init__(self, path: Path, wanted: dict):
+    def __init__(self, path: Path, wanted: dict, needs_end: str = ""):
         self.path = path
         text = read_text(path)
         if not text.strip():
@@ -91,7 +96,7 @@ class Table:
                 self.columns[column] = at
             elif required:
                 found = ", ".join(name.strip() for name in self.header)
-                why = " (frame policy middle needs it)" if column == "end_fid" else ""
+                why = f" ({needs_end} needs it)" if column == "end_fid" and needs_end else ""
                 raise InputError(
                     f"{path} line 1: no column {self.title(column)}{why}; its columns are {short(found)}; "
                     "add the column or fix its name"

@@ -2,6 +2,7 @@
 
 from essl_fast.models.heads import SimSiamHead
 from essl_fast.models.localizer import Forward, Localizer, build
+from essl_fast.models.norm import synchronize
 from essl_fast.models.pcm import PCM
 from essl_fast.models.trunks import SmallTrunk, VGG16Trunk
 from essl_fast.models.vggish import SmallAudioNet, VGGish
@@ -19,4 +20,5 @@ __all__ = [
     "WeightsError",
     "build",
     "load_pretrained",
+    "synchronize",
 ]

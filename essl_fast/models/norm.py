@@ -49,7 +49,7 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         count = x.numel() // (x.shape[1] * views)
-        if len(x) % views or count < 2:
+        if len(x) % views or count < (1 if self.synced else 2):
             raise ValueError(
                 f"batch norm: {tuple(x.shape)} holds {count} values a channel and view for {views} views; "
                 "it needs two at least, and as many samples of each view"
@@ -69,7 +69,7 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _in_one(self, x: Tensor, views: int, count: int) -> Tensor:
         """All views by one reduction and one element-wise pass, which the compiler fuses with what follows."""
         grouped = x.unflatten(0, (views, -1))
-        wide = grouped.float()
+        wide = grouped if grouped.dtype == torch.float64 else grouped.float()
         over = [dim for dim in range(1, grouped.ndim) if dim != 2]
         variance, mean = torch.var_mean(wide, dim=over, correction=0, keepdim=True)
         total = count
@@ -89,3 +89,10 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.lerp_(means[view], self.momentum)
                 self.running_var.lerp_(variances[view], self.momentum)
         return out.to(x.dtype).flatten(0, 1)
+
+
+def synchronize(model: nn.Module) -> None:
+    """From now on the model's batch norms take their statistics over all ranks."""
+    for module in model.modules():
+        if isinstance(module, ViewBatchNorm):
+            module.synced = True

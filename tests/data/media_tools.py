@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 160, 90
 BITS = 10
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
 
 
 def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
@@ -20,6 +23,17 @@ def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarra
     for bit in range(BITS):
         frame[:, bit * step : (bit + 1) * step] = 225 if number >> bit & 1 else 30
     return frame
+
+
+def noisy(number: int, width: int = WIDTH, height: int = 96) -> np.ndarray:
+    """`numbered`, fainter, over noise that moves: every frame of a codec's then refers to others, and none is small."""
+    noise = np.random.default_rng(0).normal(0, 20, (height, width, 3))
+    return np.clip(numbered(number, width, height) * 0.6 + 50 + np.roll(noise, 7 * number, 1), 0, 255).astype(np.uint8)
+
+
+def irregular(count: int) -> list[int]:
+    """When `count` frames are shown, in ticks: 1, 2 or 3 apart in no order."""
+    return np.cumsum(np.random.default_rng(1).choice([1, 1, 2, 3], count)).tolist()
 
 
 def number_of(frame: np.ndarray) -> int:
@@ -76,22 +90,48 @@ def make_video(
         video.codec_context.time_base = Fraction(1, ticks)
         if sound is not None:
             sound = np.atleast_2d(np.asarray(sound, np.float32))
-            layout = "mono" if len(sound) == 1 else "stereo"
-            track = file.add_stream(sound_codec, rate=rate, layout=layout)
+            track = file.add_stream(sound_codec, rate=rate, layout=LAYOUTS[len(sound)])
         for number, stamp in enumerate(pts, 1):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
             frame.pts, frame.time_base = stamp, Fraction(1, ticks)
             file.mux(video.encode(frame))
         file.mux(video.encode())
         if sound is not None:
-            size = track.codec_context.frame_size or 1024
-            resampler = av.AudioResampler(track.codec_context.format.name, layout, rate, frame_size=size)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
-            frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
-            frame.pts = round(sound_start * rate)
-            for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-                file.mux(track.encode(piece))
-            file.mux(track.encode())
+            _encode_sound(file, track, sound, rate, sound_start)
+    return path
+
+
+def make_sound(path: Path, sound: np.ndarray, codec: str, rate: int) -> Path:
+    """A file of one sound track: float32 (n,) or (channels, n)."""
+    sound = np.atleast_2d(np.asarray(sound, np.float32))
+    with av.open(str(path), "w") as file:
+        _encode_sound(file, file.add_stream(codec, rate=rate, layout=LAYOUTS[len(sound)]), sound, rate)
+    return path
+
+
+def _encode_sound(file, track, sound: np.ndarray, rate: int, start: float = 0.0) -> None:
+    layout = LAYOUTS[len(sound)]
+    size = track.codec_context.frame_size or 1024
+    resampler = av.AudioResampler(track.codec_context.format.name, layout, rate, frame_size=size)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
+    frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
+    frame.pts = round(start * rate)
+    for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+        file.mux(track.encode(piece))
+    file.mux(track.encode())
+
+
+def join_tracks(path: Path, *sources: Path) -> Path:
+    """A file of the first track of each source, copied."""
+    with av.open(str(path), "w") as file, contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(av.open(str(source))) for source in sources]
+        tracks = [file.add_stream_from_template(source.streams[0], opaque=True) for source in opened]
+        for source, track in zip(opened, tracks, strict=True):
+            for packet in source.demux(source.streams[0]):
+                assert packet.dts is not None or not packet.size, f"{path.name}: the muxer needs times of decoding"
+                if packet.size:
+                    packet.stream = track
+                    file.mux(packet)
     return path
 
 
@@ -109,6 +149,48 @@ def damage_sound(path: Path, second: float, value: int = 255) -> float:
     assert data.count(raw) == 1
     path.write_bytes(data.replace(raw, bytes([value]) * len(raw)))
     return begin
+
+
+_FOLDERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")  # boxes of MP4 that only hold boxes
+
+
+def rewrite_header(path: Path, change: Callable[[bytes, bytes], bytes]) -> Path:
+    """Pass the boxes in the header of an MP4 with one track, as FFmpeg writes it, through `change`: (type, content) →
+    content, b"" to drop the box."""
+
+    def again(data: bytes) -> bytes:
+        out, at = b"", 0
+        while at < len(data):
+            size, kind = struct.unpack_from(">I4s", data, at)
+            content = data[at + 8 : at + size]
+            content = again(content) if kind in _FOLDERS else change(kind, content)
+            out += struct.pack(">I4s", 8 + len(content), kind) + content if content else b""
+            at += size
+        return out
+
+    data = path.read_bytes()
+    at = data.index(b"moov") - 4  # behind the samples, which stay where they are
+    assert data.index(b"mdat") < at
+    path.write_bytes(data[:at] + again(data[at:]))
+    return path
+
+
+def set_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Make an MP4 of `make_video` ask players to show the pixel at (x, y) at (ax + cy, bx + dy)."""
+    matrix = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    change = lambda kind, content: content[:40] + matrix + content[76:] if kind == b"tkhd" else content  # noqa: E731
+    return rewrite_header(path, change)
+
+
+def set_edits(path: Path, edits: Sequence[tuple[float, float | None]]) -> Path:
+    """Give an MP4 of `make_video` without sound this edit list: (seconds, from which second of the track on, None for
+    nothing) each."""
+    data = path.read_bytes()
+    movie, track = (struct.unpack_from(">I", data, data.index(kind) + 16)[0] for kind in (b"mvhd", b"mdhd"))
+    rows = [(round(length * movie), -1 if begin is None else round(begin * track)) for length, begin in edits]
+    elst = struct.pack(">2I", 0, len(rows)) + b"".join(struct.pack(">IiI", *row, 1 << 16) for row in rows)
+    edts = struct.pack(">I4s", 8 + len(elst), b"elst") + elst
+    return rewrite_header(path, lambda kind, content: edts if kind == b"edts" else content)
 
 
 GROUP_HEADER = "start_fid,start_time,end_fid,end_time,bbox,ssl"

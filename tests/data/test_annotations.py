@@ -127,6 +127,79 @@ def test_middle_policy_needs_end_fid(tmp_path):
         one(tmp_path, [row(10, 1.0, end=9)], frame="middle")
 
 
+def frame_table(tmp_path, *lines, header="fid,time,bbox,ssl"):
+    (tmp_path / "annotation/frame").mkdir(exist_ok=True)
+    (tmp_path / "annotation/frame/a.csv").write_text("\n".join([header, *lines]) + "\n")
+
+
+def test_all_takes_every_row_of_the_frame_table(tmp_path):
+    write_annotations(tmp_path, {"a": [row(10, 1.0, end=14)], "b": []}, {})
+    frame_table(tmp_path, '11,1.1,"[[0,0,32,18],[0,0,9,9]]",siren', '10,1.0,"[[0,0,32,18]]",siren',
+                '11,1.15,"[[32,18,64,36]]",crash', '0,1,"[[0,0,9,9]]",crash', '12,1.2,"[]",siren')  # fmt: skip
+    found = read(tmp_path, frame="all")
+    assert [(pair.key, pair.time, pair.boxes.tolist(), pair.classes) for pair in found.pairs] == [
+        ("a_000011", 1.1, [[0, 0, 22, 22], [22, 22, 44, 44]], ("siren", "crash")),  # instances of a frame: one pair
+        ("a_000010", 1.0, [[0, 0, 22, 22]], ("siren",)),
+        ("a_000012", 1.2, [], ("siren",)),
+    ]
+    assert (found.rows, found.merged, found.further) == (5, 1, 1)
+    assert reasons(found) == [("a_000000", "frame number below 1"), ("", "no annotations")]
+    assert read(tmp_path, frame="all", row_boxes="all").pairs[0].boxes.shape == (3, 4)
+
+
+def test_all_without_a_group_table(tmp_path):
+    write_annotations(tmp_path, {"a": []}, {})
+    (tmp_path / "annotation/group/a.csv").unlink()
+    frame_table(tmp_path, '31,"[[0,0,32,18]]",siren', header="frame,bbox,ssl")
+    (pair,) = read(tmp_path, frame="all", frame_rate={"a": 10.0}.get).pairs
+    assert pair.key == "a_000031" and pair.time == 3.0  # frame 1 is at 0 s
+    frame_table(tmp_path)
+    assert [left.detail for left in read(tmp_path, frame="all").left_out] == [
+        "annotation/frame/a.csv has a header and no row"
+    ]
+
+
+def test_all_counts_a_time_that_is_not_there_from_the_sound(tmp_path):
+    rows = [row(10, 1.25, end=14), row(30, 3.5, end=40), row(30, 3.75, label="crash", end=40)]
+    write_annotations(tmp_path, {"a": rows}, {})
+    told = [(13, "siren"), (40, "crash"), (40, "siren"), (18, "siren"), (45, "speech"), (10, "x")]
+    frame_table(tmp_path, *(f'{fid},"[[0,0,32,18]]",{label}' for fid, label in told), header="fid,bbox,ssl")
+    assert [pair.time for pair in read(tmp_path, frame="all", frame_rate={"a": 10.0}.get).pairs] == pytest.approx(
+        [1.25 + 0.3, 3.75 + 1.0, 1.25 + 0.8, 3.5 + 1.5, 1.25]  # the two of frame 40 are one pair
+    )
+    assert read(tmp_path, frame="all").pairs[0].time == 1.25  # a video that cannot be read: its part will say so
+
+
+def test_all_without_a_frame_table_takes_sounds_with_a_box_for_each_frame(tmp_path):
+    boxes = [[32 * n, 0, 32 * n + 32, 18] for n in range(3)]
+    lines = [f'10,1.0,12,1.4,"{boxes}",siren', '12,1.4,14,1.8,"[[0,0,9,9]]",crash', '20,2.0,20,2.0,"[[0,0,32,18]]",x',
+             '30,3.0,31,,"[[0,0,32,18],[0,0,32,18]]",x']  # fmt: skip
+    found = one(tmp_path, lines, frame="all", frame_rate={"a": 4.0}.get)
+    assert [(pair.fid, pair.time) for pair in found.pairs] == [
+        (10, 1.0), (11, 1.2), (12, 1.4), (20, 2.0), (30, 3.0), (31, 3.25)]  # fmt: skip
+    assert found.pairs[2].boxes.tolist() == boxes_to_grid([boxes[2]], 320, 180).tolist()
+    assert reasons(found) == [("a_000012", "no box for each frame")]
+    told = found.left_out[0].detail
+    assert told == "a.csv line 3: 1 boxes for the frames 12 to 14, and no annotation/frame/a.csv"
+    found = one(tmp_path, lines[1:2], frame="all")
+    assert not len(found.pairs) and reasons(found) == [("a_000012", "no box for each frame")]
+    with pytest.raises(InputError, match=r"no column end_fid \(frame policy all needs it\)"):
+        one(tmp_path, ['10,1.0,"[[0,0,32,18]]",siren'], header="start_fid,start_time,bbox,ssl", frame="all")
+
+
+def test_pairs_are_a_sequence_of_columns(tmp_path):
+    write_annotations(tmp_path, {"a": [row(5, 2.0), row(3, 1.0, "[]")], "b": [], "c": [row(1, 2.0, label="x")]}, {})
+    pairs = read(tmp_path, row_boxes="all").pairs
+    assert len(pairs) == 3 and [pair.key for pair in pairs] == [pairs[n].key for n in range(3)]
+    assert pairs[-1].key == "c_000001" and pairs[1].key == "a_000003" and pairs[1].boxes.shape == (0, 4)
+    with pytest.raises(IndexError):
+        pairs[3]
+    assert [(video, list(span)) for video, _, span in pairs.videos()] == [("a", [0, 1]), ("b", []), ("c", [2])]
+    assert pairs.fid.tolist() == [5, 3, 1] and pairs.time.tolist() == [2.0, 1.0, 2.0]
+    assert pairs.class_id.tolist() == [0, 0, 1] and pairs.class_sets == [("siren",), ("x",)]
+    assert pairs.box_end.tolist() == [1, 1, 2] and pairs.boxes.shape == (2, 4)
+
+
 def test_a_box_that_leaves_the_frame_is_clamped(tmp_path):
     (pair,) = one(tmp_path, [row(1, 2.0, "[[-10, -10, 160, 500]]")]).pairs
     assert pair.boxes.tolist() == [[0, 0, 112, 224]]

@@ -20,7 +20,8 @@ from PIL import Image
 
 from essl_fast.config import InputError
 from essl_fast.data import loader as module
-from essl_fast.data.loader import Loader, epoch_batches, epoch_order, steps_per_epoch
+from essl_fast.data.loader import Loader
+from essl_fast.data.order import batches_from, epoch_batches, epoch_order, not_yet, steps_per_epoch
 from essl_fast.data.shards import Manifest, read_index
 from tests.data.test_shards import jpeg, sound, write_folder
 
@@ -72,7 +73,8 @@ def test_what_a_batch_holds(manifest):
         batches = list(loader)  # kept until the end: nothing may be overwritten meanwhile
         assert loader.epoch == 1 and loader.step == 0 and loader.waited > 0
     assert sorted(row for batch in batches for row in batch.index.tolist()) == list(range(55))
-    for frames, pcm, index in batches:
+    for frames, rows, pcm, index in batches:
+        assert torch.equal(rows, torch.arange(len(index)))
         assert frames.dtype == torch.uint8 and frames.shape == (len(index), SIDE, SIDE, 3)
         assert pcm.dtype == torch.int16 and pcm.shape == (len(index), 48_000) and index.dtype == torch.int64
         for frame, samples, row in zip(frames, pcm, index.tolist(), strict=True):
@@ -222,6 +224,34 @@ def test_the_order_never_changes():
     assert epoch_order(5, seed=7, epoch=3, rank=1, world_size=2, shuffle=False).tolist() == [1, 3]
 
 
+def test_what_is_decoded_ahead_of_a_pool():
+    """Each pair once, in the order of its first coming, from wherever a run begins; and an end."""
+    common = {"n": 10, "batch_size": 4, "seed": 7}
+    there = np.zeros(10, bool)
+    there[[3, 8]] = True
+    found = list(not_yet(batches_from(3, 1, **common), there, True))
+    assert [part.tolist() for part in found[:2]] == [[5, 1, 9], [0, 6]]  # ORDER without its first four, 3 and 8
+    assert sorted(np.concatenate(found).tolist()) == [0, 1, 2, 4, 5, 6, 7, 9] and there.sum() == 2
+    assert list(not_yet(batches_from(0, 0, **common), np.ones(10, bool), True)) == []
+    assert [len(batch) for batch in batches_from(0, 2, epochs=2, **common)] == [2, 4, 4, 2]
+    assert list(batches_from(2, 0, epochs=2, **common)) == []
+    # The last two are dropped in every epoch of a fixed order, so they never come.
+    fixed = batches_from(0, 0, **common, shuffle=False, last_batch="drop")
+    assert np.concatenate(list(not_yet(fixed, np.zeros(10, bool), False))).tolist() == list(range(8))
+
+
+def test_threads_and_prefetch_come_from_the_machine(manifest, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(24)))
+    assert module.pick_threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert module.pick_threads() == 6
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert module.pick_threads() == 1
+    assert [module.pick_prefetch(size) for size in (1, 64, 100, 128, 4096)] == [4, 4, 2, 2, 2]
+    loader = make(manifest, threads=None, prefetch=None)
+    assert (loader._threads, loader.prefetch) == (1, 4)
+
+
 def copy(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
@@ -230,7 +260,7 @@ def test_a_damaged_frame_is_named(folder, tmp_path):
     root = copy(folder, tmp_path)
     index = read_index(root / "train-00001.idx")
     with open(root / "train-00001.tar", "r+b") as file:
-        file.seek(int(index.jpg_offset[4]))
+        file.seek(int(index.visual_offset[4]))
         file.write(bytes(200))
     loader = make(Manifest.load(root))
     with pytest.raises(
@@ -320,5 +350,5 @@ def test_gpu_gives_the_cpus_batches(manifest):
     with make(manifest) as ours, make(manifest, device="cuda") as theirs:
         for cpu, gpu in zip(itertools.chain(ours, ours), itertools.chain(theirs, theirs), strict=True):
             assert all(tensor.is_cuda for tensor in gpu)
-            assert torch.equal(gpu.index.cpu(), cpu.index) and torch.equal(gpu.pcm.cpu(), cpu.pcm)
+            assert torch.equal(gpu.index.cpu(), cpu.index) and torch.equal(gpu.sound.cpu(), cpu.sound)
             assert (gpu.frames.cpu().int() - cpu.frames.int()).abs().float().mean() < 2

@@ -7,7 +7,17 @@ from av import open as av_open
 
 from essl_fast.data import media, parts
 from essl_fast.data.media import MediaError, decode_frames, decode_sound, find_video, probe
-from tests.data.media_tools import clicks, damage_sound, make_video, number_of, numbered, truncate
+from tests.data.media_tools import (
+    clicks,
+    damage_sound,
+    make_video,
+    noisy,
+    number_of,
+    numbered,
+    set_edits,
+    set_matrix,
+    truncate,
+)
 
 
 def numbers(path, requests):
@@ -103,8 +113,8 @@ class Astray:
 
 
 def test_a_seek_that_leads_past_the_frame_falls_back(tmp_path, monkeypatch):
-    path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), media._open, []
-    monkeypatch.setattr(media, "_open", lambda path: Astray(real(path), sought))
+    path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), media.open_file, []
+    monkeypatch.setattr(media, "open_file", lambda path: Astray(real(path), sought))
     assert numbers(path, [(100, 0), (130, 0), (4, 0)]) == [100, 130, 4]
     assert len(sought) == 1
 
@@ -130,29 +140,57 @@ def test_a_rounded_time_finds_its_frame_at_a_varying_rate(tmp_path, decimals):
     assert numbers(path, [(1, 0.025)]) == [1]  # between two frames the earlier one is on screen
 
 
-def turned(path, corner):
-    """`path` with the display matrix, rows (a b) and (c d), that shows the picture's top left in this corner."""
-    turns = {"right": (0, 1, -1, 0), "below": (-1, 0, 0, -1), "left": (0, -1, 1, 0)}
-    matrix = lambda a, b, c, d: b"".join(n.to_bytes(4, "big", signed=True) for n in (  # noqa: E731
-        a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30))  # fmt: skip
-    data, plain = path.read_bytes(), matrix(1, 0, 0, 1)
-    at = data.index(plain, data.index(b"tkhd"))
-    path.write_bytes(data[:at] + matrix(*turns[corner]) + data[at + len(plain) :])
+CORNERS = {  # display matrix (a, b, c, d) → where it shows the picture's top left, in the turned picture's shape
+    (0, 1, -1, 0): ((80, 48), (slice(0, 8), slice(40, 48))),  # a quarter clockwise: a phone held upright
+    (-1, 0, 0, -1): ((48, 80), (slice(40, 48), slice(72, 80))),
+    (0, -1, 1, 0): ((80, 48), (slice(72, 80), slice(0, 8))),
+    (-1, 0, 0, 1): ((48, 80), (slice(0, 8), slice(72, 80))),  # the other four mirror
+    (1, 0, 0, -1): ((48, 80), (slice(40, 48), slice(0, 8))),
+    (0, 1, 1, 0): ((80, 48), (slice(0, 8), slice(0, 8))),
+    (0, -1, -1, 0): ((80, 48), (slice(72, 80), slice(40, 48))),
+}
 
 
-@pytest.mark.parametrize("corner, shape, where", [
-    ("right", (80, 48), (slice(0, 8), slice(40, 48))),  # a quarter clockwise: a phone held upright
-    ("below", (48, 80), (slice(40, 48), slice(72, 80))),
-    ("left", (80, 48), (slice(72, 80), slice(0, 8))),
-])  # fmt: skip
-def test_a_turned_video_comes_out_upright(tmp_path, corner, shape, where):
+@pytest.mark.parametrize("matrix", CORNERS)
+def test_a_turned_video_comes_out_upright(tmp_path, matrix):
     picture = np.full((48, 80, 3), 40, np.uint8)
     picture[:16, :16] = 240
-    path = make_video(tmp_path / "v.mp4", seconds=3, picture=lambda _: picture, sound=None)
-    turned(path, corner)
+    path = set_matrix(make_video(tmp_path / "v.mp4", seconds=3, picture=lambda _: picture, sound=None), *matrix)
+    shape, where = CORNERS[matrix]
     for _, frame in decode_frames(path, [(1, 0), (25, 0)]):
         assert frame.shape == (*shape, 3) and frame[where].min() > 200
         assert (frame > 200).mean() < 0.1
+
+
+@pytest.mark.parametrize("edits, expected", [
+    ([(3, 0.75)], range(7, 37)),  # FFmpeg's own begin at 0.2 s, where the first of the reordered frames is shown
+    ([(0.5, None), (4, 0.2)], range(1, 41)),
+    ([(1, 0.2), (1.5, 2.3)], [*range(1, 11), *range(22, 37)]),
+    ([(1, 1.2), (1, 1.2)], [*range(11, 21), *range(11, 21)]),
+    ([(1, 2.2), (1, 0.7)], [*range(21, 31), *range(6, 16)]),
+])  # fmt: skip
+def test_edit_lists(tmp_path, edits, expected):
+    options = {"bf": "3", "preset": "veryfast", "x264-params": "keyint=10:scenecut=0:b-adapt=0"}
+    path = set_edits(make_video(tmp_path / "v.mp4", options=options, sound=None), edits)
+    expected = list(expected)
+    assert len(probe(path).pts) == len(expected)
+    for fid in (1, 9, 10, 11, 12, len(expected)):
+        assert numbers(path, [(fid, 0)]) == [expected[fid - 1]]
+    assert numbers(path, [(fid, 0) for fid in range(1, len(expected) + 2)]) == [*expected, media.PAST_END]
+
+
+def test_a_stream_without_whole_key_frames(tmp_path):
+    """A stripe of each picture is refreshed; what files call key frames there are where that begins."""
+    options = {"preset": "veryfast", "x264-params": "intra-refresh=1:keyint=12:scenecut=0"}
+    path = make_video(tmp_path / "v.mp4", seconds=6, picture=noisy, options=options, sound=None)
+    with av_open(str(path)) as file:
+        every = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
+    with av_open(str(path)) as file:
+        assert sum(packet.is_keyframe for packet in file.demux(video=0)) > 3
+    assert len(probe(path).keys) == 1
+    for fid in (1, 14, 30, 60):
+        ((_, frame),) = decode_frames(path, [(fid, 0)])
+        np.testing.assert_array_equal(frame, every[fid - 1])
 
 
 def test_a_tag_that_is_not_utf_8_does_not_matter(tmp_path):

@@ -12,6 +12,7 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
 from essl_fast.data import pipeline
+from essl_fast.data.reading import Picture
 from tests.data.test_shards import jpeg
 from tests.golden.store import golden
 
@@ -39,13 +40,16 @@ def pool():
 
 
 def decode(batches: list[list[bytes]], side: int, pool, device=CPU, depth: int = 2) -> list[torch.Tensor]:
-    """Every batch through a FrameDecoder; the source repeats the last batch for what is decoded ahead."""
-    arrays = [[np.frombuffer(file, np.uint8) for file in batch] for batch in batches]
-    feed = iter(arrays + [arrays[-1]] * (depth + 1))
-    decoder = pipeline.FrameDecoder(lambda: next(feed), max(map(len, arrays)), side, device, 2, depth, pool)
-    frames = [next(decoder) for _ in arrays]
+    """Every batch through a FrameDecoder."""
+    feed = iter([[picture(file) for file in batch] for batch in batches])
+    decoder = pipeline.FrameDecoder(lambda: next(feed), max(map(len, batches)), side, device, 2, depth, pool)
+    frames = list(decoder)
     decoder.close()
     return frames
+
+
+def picture(file: bytes) -> Picture:
+    return Picture(np.frombuffer(file, np.uint8))
 
 
 @pytest.mark.parametrize("resize", [host_resize, dali_resize])
@@ -110,7 +114,9 @@ def test_a_bad_file_is_found(pool, bad):
     batches = [[jpeg(1), jpeg(2), jpeg(3)], [jpeg(4), bad, bad]]
     with pytest.raises(pipeline.DecodeError) as error:
         decode(batches, 32, pool, depth=1)
-    assert error.value.positions == [1, 2]
+    assert error.value.faults.keys() == {1, 2}
+    said = "it is no JPEG file" if bad.startswith(b"x") else "Failed to decode sample"
+    assert all(reason.startswith(said) and "\n" not in reason for reason in error.value.faults.values())
 
 
 @pytest.mark.parametrize("kind", [FileNotFoundError, RuntimeError])
@@ -124,8 +130,7 @@ def test_what_the_source_raises_comes_out(pool, kind):
 
 
 def test_close_frees_the_pipeline(pool):
-    file = np.frombuffer(jpeg(1), np.uint8)
-    decoder = pipeline.FrameDecoder(lambda: [file], 1, 32, CPU, 1, 2, pool)
+    decoder = pipeline.FrameDecoder(lambda: [picture(jpeg(1))], 1, 32, CPU, 1, 2, pool)
     frames, pipe = next(decoder), weakref.ref(decoder._pipeline)
     gc.disable()
     try:

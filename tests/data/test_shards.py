@@ -7,6 +7,8 @@ import os
 import shutil
 import struct
 import tarfile
+import zlib
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from PIL import Image
 from essl_fast.config import InputError
 from essl_fast.data import shards
 
+CLIP_LINE = "mp4 512 9 a.mp4 fid 1536 8 a.fid s16 2560 9 a.s16 json 3584 2 a.json row 4608 8 a.row"
 LINE = "jpg 512 9 a.jpg s16 1536 9 a.s16 json 2560 2 a.json row 3584 8 a.row"
 CLASSES = ("bark", "clap", "shout")
 
@@ -32,14 +35,25 @@ def sound(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(-32768, 32768, shards.SAMPLES, dtype=np.int16)
 
 
-def write_folder(out: Path, train: int = 41, val: int = 5, test: int = 4, pairs_per_shard: int = 16) -> Path:
-    """A prepared folder of synthetic pairs; pair r's frame is jpeg(r) and its sound sound(r)."""
-    keys, entries, row = [], {}, 0
+def clip(seed: int) -> bytes:
+    """What passes for an MP4 as long as nobody decodes it."""
+    return struct.pack(">I4s", 16, b"ftyp") + np.random.default_rng(seed).bytes(700 + seed)
+
+
+def write_folder(
+    out: Path, train: int = 41, val: int = 5, test: int = 4, pairs_per_shard: int = 16, clips: Container[int] = ()
+) -> Path:
+    """A prepared folder of synthetic pairs; pair r's frame is jpeg(r), or frame r of clip(r), turned r % 4 times, where
+    `clips` has r; its sound is sound(r)."""
+    keys, entries, crc, row = [], {}, [], 0
     for split, count in zip(shards.SPLITS, (train, val, test), strict=True):
         with shards.ShardWriter(out, split, pairs_per_shard) as writer:
             for _ in range(count):
                 key = f"vidéo.{row % 3} a_{row:06d}"
-                writer.add(key, jpeg(row), sound(row).astype("<i2").tobytes(), {"key": key, "fid": row}, row)
+                visual, pcm = clip(row) if row in clips else jpeg(row), sound(row).astype("<i2").tobytes()
+                place = (row, row % 4) if row in clips else None
+                writer.add(key, visual, pcm, {"key": key, "fid": row}, row, place)
+                crc.append(shards.pair_crc(visual, pcm))
                 keys.append(key)
                 row += 1
             entries[split] = {"pairs": count, "videos": min(count, 3), "shards": writer.close()}
@@ -54,6 +68,10 @@ def write_folder(out: Path, train: int = 41, val: int = 5, test: int = 4, pairs_
         labelled=np.arange(total) % 2 == 0,
         boxes=boxes,
         time=np.arange(total) / 10,
+        visual=[row in clips for row in range(total)],
+        target=[row if row in clips else 0 for row in range(total)],
+        quarters=[row % 4 if row in clips else 0 for row in range(total)],
+        crc=crc,
         classes=CLASSES,
         splits=entries,
         left_out=[{"video": "b", "key": None, "reason": "no audio", "detail": "b.mp4"}],
@@ -65,6 +83,12 @@ def write_folder(out: Path, train: int = 41, val: int = 5, test: int = 4, pairs_
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips and pictures, also in one shard."""
+    return write_folder(tmp_path_factory.mktemp("mixed"), clips={*range(14, 40), 43})
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -82,6 +106,8 @@ def test_manifest_gives_back_what_was_written(folder):
     assert manifest.boxes.shape == (50, 2, 4) and manifest.boxes[7, 0].tolist() == [28, 29, 30, 31]
     assert manifest.labelled.dtype == bool and manifest.labelled[:3].tolist() == [True, False, True]
     assert manifest.time[9] == 0.9 and manifest.split[41] == 1 and manifest.class_id[5] == 2
+    assert not manifest.visual.any() and not manifest.target.any() and not manifest.quarters.any()
+    assert manifest.crc[7] == zlib.crc32(jpeg(7) + sound(7).astype("<i2").tobytes())
     assert isinstance(manifest.boxes, np.memmap) and not manifest.boxes.flags.writeable
     names = ["train-00000.tar", "train-00001.tar", "train-00002.tar", "test-00000.tar"]
     assert [tar.name for tar, _ in manifest.shards(["train", "test"])] == names
@@ -116,9 +142,35 @@ def test_members_and_tar_headers(folder):
     assert pairs[20]["jpg"] == jpeg(20) and np.array_equal(np.frombuffer(pairs[20]["s16"], "<i2"), sound(20))
 
 
-def test_index_is_what_dalis_tool_writes(folder, tmp_path):
+def test_clips_and_pictures_in_one_folder(mixed):
+    manifest, clips = shards.Manifest.load(mixed), {*range(14, 40), 43}
+    assert np.flatnonzero(manifest.visual == shards.CLIP).tolist() == sorted(clips)
+    some = [13, 14, 43]
+    assert manifest.target[some].tolist() == [0, 14, 43] and manifest.quarters[some].tolist() == [0, 2, 3]
+    with tarfile.open(mixed / "train-00000.tar") as tar:
+        names = [member.name.partition(".")[2] for member in tar.getmembers()]
+    assert names == ["jpg", "s16", "json", "row"] * 14 + ["mp4", "fid", "s16", "json", "row"] * 2
+    pairs = [pair for tar, _ in manifest.shards(shards.SPLITS) for pair in shards.iterate(tar)]
+    assert [pair["row"] for pair in pairs] == list(range(50))
+    for row in (13, 14, 40, 43):
+        pair = pairs[row]
+        assert np.array_equal(np.frombuffer(pair["s16"], "<i2"), sound(row))
+        if row in clips:
+            assert (pair["mp4"], pair["target"], pair["quarters"]) == (clip(row), row, row % 4) and "jpg" not in pair
+        else:
+            assert pair["jpg"] == jpeg(row) and not {"mp4", "target", "quarters"} & pair.keys()
+    tar, idx = manifest.shards("train")[0]
+    index, data = shards.read_index(idx), tar.read_bytes()
+    assert index.visual.tolist() == [shards.JPEG] * 14 + [shards.CLIP] * 2
+    assert shards.decode_key(index.stems[15]) == manifest.key(15)
+    assert data[index.visual_offset[15] :][: index.visual_size[15]] == clip(15)
+    assert data[index.s16_offset[15] :][: index.s16_size[15]] == sound(15).tobytes()
+
+
+@pytest.mark.parametrize("which", ["folder", "mixed"])
+def test_index_is_what_dalis_tool_writes(request, which, tmp_path):
     wds2idx = pytest.importorskip("wds2idx")
-    for tar, idx in shards.Manifest.load(folder).shards(shards.SPLITS):
+    for tar, idx in shards.Manifest.load(request.getfixturevalue(which)).shards(shards.SPLITS):
         with wds2idx.IndexCreator(str(tar), str(tmp_path / "theirs.idx"), verbose=False) as tool:
             tool.create_index()
         assert (tmp_path / "theirs.idx").read_text() == idx.read_text()
@@ -151,7 +203,7 @@ def test_read_index_finds_the_bytes(folder):
     tar, idx = shards.Manifest.load(folder).shards("train")[1]
     index, data = shards.read_index(idx), tar.read_bytes()
     assert shards.decode_key(index.stems[3]) == "vidéo.1 a_000019"
-    assert data[index.jpg_offset[3] : index.jpg_offset[3] + index.jpg_size[3]] == jpeg(19)
+    assert data[index.visual_offset[3] :][: index.visual_size[3]] == jpeg(19)
     assert data[index.s16_offset[3] : index.s16_offset[3] + index.s16_size[3]] == sound(19).tobytes()
 
 
@@ -168,14 +220,16 @@ def test_long_keys_survive(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"jpg": b"GIF89a"}, "not a JPEG"),
+        ({"visual": b"GIF89a"}, "not a JPEG"),
+        ({"clip": (0, 0)}, "not an MP4"),
+        ({"visual": clip(1), "clip": (0, 4)}, "4 quarter turns"),
         ({"s16": bytes(95_998)}, "95998 bytes instead of 96000"),
         ({"key": "a_000001"}, "written before"),
         ({"row": 3}, "row 3 does not follow row 0"),
     ],
 )
 def test_writer_refuses(tmp_path, change, message):
-    good = {"key": "a_000002", "jpg": jpeg(1), "s16": bytes(96_000), "meta": {}, "row": 1}
+    good = {"key": "a_000002", "visual": jpeg(1), "s16": bytes(96_000), "meta": {}, "row": 1}
     writer = shards.ShardWriter(tmp_path, "train")
     writer.add("a_000001", jpeg(1), bytes(96_000), {}, 0)
     with pytest.raises(ValueError, match=message):
@@ -206,6 +260,10 @@ def test_write_manifest_refuses_what_does_not_fit(tmp_path):
         "labelled": [True, True],
         "boxes": np.zeros((2, 1, 4)),
         "time": [0.0, 1.0],
+        "visual": [0, 0],
+        "target": [0, 0],
+        "quarters": [0, 0],
+        "crc": [0, 0],
         "classes": ["a"],
         "splits": entries,
         "left_out": [],
@@ -217,6 +275,7 @@ def test_write_manifest_refuses_what_does_not_fit(tmp_path):
         ({"class_id": [0, 1]}, "class_id is out of range"),
         ({"boxes": np.zeros((2, 4))}, "boxes has shape"),
         ({"time": [0.0]}, "time has shape"),
+        ({"target": [[0, 0]]}, "target has shape"),
         ({"classes": ["b", "a"]}, "not sorted"),
         ({"splits": entries | {"train": entries["train"] | {"shards": []}}}, "do not hold its 2 pairs"),
     ]:
@@ -240,9 +299,10 @@ def _damage(root: Path, name: str) -> None:
     [
         ("manifest.json", "remove", "manifest.json is not there"),
         ("manifest.json", "damage", "manifest.json cannot be read"),
-        ("manifest.json", "version", "not a manifest of format essl_fast, version 1"),
+        ("manifest.json", "version", "not a manifest of format essl_fast, version 2"),
         ("manifest.json", "entry", "lacks an entry"),
         ("pairs/time.npy", "remove", "time.npy is missing"),
+        ("pairs/visual.npy", "range", "has a value out of range"),
         ("pairs/boxes.npy", "damage", r"boxes.npy has uint8 \(3,\) where 50 pairs"),
         ("train-00001.tar", "remove", "train-00001.tar is missing"),
         ("val-00000.tar", "damage", "val-00000.tar has [0-9]+ bytes instead of"),
@@ -256,9 +316,11 @@ def test_load_names_the_file_and_the_remedy(folder, tmp_path, name, how, message
         (root / name).unlink()
     elif how == "damage":
         _damage(root, name)
+    elif how == "range":
+        np.save(root / name, np.full(50, 2, np.uint8))
     else:
         header = json.loads((root / name).read_text())
-        header = header | {"version": 2} if how == "version" else {k: v for k, v in header.items() if k != "splits"}
+        header = header | {"version": 1} if how == "version" else {k: v for k, v in header.items() if k != "splits"}
         (root / name).write_text(json.dumps(header))
     with pytest.raises(InputError, match=message) as error:
         shards.Manifest.load(root)
@@ -286,7 +348,45 @@ def test_verify_finds_one_changed_byte(folder, tmp_path):
         shards.Manifest.load(root).verify()
 
 
-@pytest.mark.parametrize("kind", ["link", "absolute", "parent", "duplicate", "missing", "not tar"])
+def test_a_writer_goes_on_behind_finished_shards(folder, tmp_path):
+    whole, root = shards.Manifest.load(folder).header["splits"]["train"]["shards"], tmp_path / "out"
+    root.mkdir()
+    with shards.ShardWriter(root, "train", 16, finished=whole[:1]) as writer:
+        for row in range(16, 41):
+            key = f"vidéo.{row % 3} a_{row:06d}"
+            full = writer.add(key, jpeg(row), sound(row).astype("<i2").tobytes(), {"key": key, "fid": row}, row)
+            assert full == (whole[1] if row == 31 else None)
+        assert writer.close() == whole
+    assert digests(root).items() < digests(folder).items() and not (root / "train-00000.tar").exists()
+
+
+def quarantine(root: Path, *entries: tuple) -> dict[int, str]:
+    lines = [json.dumps(dict(zip(("row", "key", "reason", "detail"), (*entry, "x"), strict=True))) for entry in entries]
+    (root / shards.QUARANTINE).write_text("\n".join(lines))
+    return shards.Manifest.load(root).quarantine()
+
+
+def test_quarantine_gives_the_worst_reason_of_each_pair(folder, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(folder, root)
+    assert shards.Manifest.load(root).quarantine() == {}
+    key = shards.Manifest.load(root).key
+    lines = [(3, key(3), "silent"), (3, key(3), "black"), (9, key(9), "corrupt"), (None, None, "corrupt")]
+    listed = quarantine(root, *lines)
+    assert listed == {3: shards.BLACK, 9: shards.CORRUPT} and shards.BLACK not in shards.BAD
+    good, other = key(3), key(4)
+    for entry in [
+        (3, other, "black"),
+        (50, other, "black"),
+        (-1, other, "black"),
+        (3, good, "odd"),
+        ("3", good, "black"),
+    ]:
+        with pytest.raises(InputError, match=r"quarantine.jsonl .*prepare --verify --out .*copy` again"):
+            quarantine(root, entry)
+
+
+@pytest.mark.parametrize("kind", ["link", "absolute", "parent", "duplicate", "missing", "two pictures", "not tar"])
 def test_iterate_refuses(tmp_path, kind):
     path = tmp_path / "bad.tar"
     members = [("a.jpg", b"x"), ("a.s16", b"x"), ("a.json", b"{}"), ("a.row", struct.pack("<q", 0))]
@@ -294,6 +394,8 @@ def test_iterate_refuses(tmp_path, kind):
         members[0] = ({"absolute": "/a.jpg", "parent": "../a.jpg"}[kind], b"x")
     if kind == "duplicate":
         members += members
+    if kind == "two pictures":
+        members[1:1] = [("a.mp4", b"x"), ("a.fid", bytes(8))]
     if kind == "missing":
         del members[1]
     with tarfile.open(path, "w") as tar:
@@ -310,7 +412,15 @@ def test_iterate_refuses(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "v1.1 1\n", f"v1.2 2\n{LINE}\n", "v1.2 1\njpg 512 9 a.jpg\n", f"v1.2 1\n{LINE.replace('512', 'x')}\n"]
+    "text",
+    [
+        "",
+        "v1.1 1\n",
+        f"v1.2 2\n{LINE}\n",
+        "v1.2 1\njpg 512 9 a.jpg\n",
+        f"v1.2 1\n{LINE.replace('512', 'x')}\n",
+        f"v1.2 1\n{CLIP_LINE.replace('fid 1536 8 a.fid ', '')}\n",
+    ],
 )
 def test_read_index_refuses(tmp_path, text):
     (tmp_path / "bad.idx").write_text(text)

@@ -1,0 +1,28 @@
+"""How a file asks players to turn its pictures: FFmpeg's command line and players do so, FFmpeg's libraries do not.
+
+It asks with a, b, c, d of a display matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy), up to a shift (ISO/IEC
+14496-12, 8.3.2). Angles count to the nearest quarter turn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+Matrix = tuple[int, int, int, int]
+
+
+def upright(frame, matrix: Matrix = (1, 0, 0, 1)) -> np.ndarray:
+    """RGB uint8 (H, W, 3) of a decoded frame, turned and mirrored as its own matrix asks, if it has none `matrix`."""
+    data, rgb = frame.side_data.get("DISPLAYMATRIX"), frame.to_ndarray(format="rgb24")
+    a, b, c, d = np.frombuffer(data, np.int32)[[0, 1, 3, 4]].tolist() if data else matrix
+    if abs(b) > abs(a):  # x and y change places
+        rgb, a, d = rgb.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def quarters(matrix: Matrix) -> int | None:
+    """Counterclockwise quarter turns that do the same; None if it mirrors."""
+    a, b, c, d = matrix
+    if abs(b) > abs(a):
+        return None if (b < 0) == (c < 0) else (1 if b < 0 else 3)
+    return None if (a < 0) != (d < 0) else 2 * (a < 0)

@@ -1,0 +1,110 @@
+"""What a video packet tells without being decoded: whether it is shown, whether others need it, where one can start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+_H264_SLICES, _H264_ASIDE = range(1, 6), (6, 9, 12)  # NAL unit types; aside: SEI, delimiter, filler
+_HEVC_SLICES, _HEVC_ASIDE = range(32), (35, 38, 39, 40)  # aside: delimiter, filler, SEI
+_SEI, _HEVC_SEI, _RECOVERY_POINT, _USER_DATA = 6, (39, 40), 6, b"\5"
+
+
+def is_hidden(codec: str, data) -> bool:
+    """A packet (bytes-like) of VP8 or VP9 that changes later pictures and is not shown itself.
+
+    VP8: RFC 6386, 9.1. VP9 bitstream specification, 6.2; Annex B: a superframe, whose last byte marks it, is shown.
+    """
+    first, last = memoryview(data)[0], memoryview(data)[-1]
+    if codec == "vp8":
+        return not first >> 4 & 1
+    if codec != "vp9" or last >> 5 == 0b110:
+        return False
+    return not _shows_again(first) and not first >> (1 if first >> 4 & 3 != 3 else 0) & 1
+
+
+def is_repeat(codec: str, data) -> bool:
+    """A packet of VP9 that holds no picture and shows one that was decoded before (show_existing_frame)."""
+    return codec == "vp9" and _shows_again(memoryview(data)[0])
+
+
+def _shows_again(first: int) -> bool:
+    return bool(first >> (3 if first >> 4 & 3 != 3 else 2) & 1)  # profile 3 has a reserved bit before it
+
+
+def lean_settings(codec: str, settings: bytes) -> bytes:
+    """An hvcC box without what encoders write about themselves (x265: 2 KB). ISO/IEC 14496-15, 8.3.3.1."""
+    if codec != "hevc" or not length_size(codec, settings):
+        return settings
+    kept, at = [], 23
+    for _ in range(int.from_bytes(settings[22:23])):
+        begin, kind, count = at, int.from_bytes(settings[at : at + 1]) & 63, int.from_bytes(settings[at + 1 : at + 3])
+        about, at = kind in _HEVC_SEI, at + 3
+        for _ in range(count):
+            about = about and settings[at + 4 : at + 5] == _USER_DATA  # behind the NAL unit's length and header
+            at += 2 + int.from_bytes(settings[at : at + 2])
+        if not about:
+            kept.append(settings[begin:at])
+    return settings[:22] + bytes([len(kept)]) + b"".join(kept) if at == len(settings) else settings
+
+
+def length_size(codec: str, settings: bytes | None) -> int:
+    """Bytes of the length before each NAL unit, as the stream's avcC or hvcC box says; 0 if it is none."""
+    at = {"h264": 4, "hevc": 21}.get(codec)
+    return (settings[at] & 3) + 1 if at and settings and settings[0] == 1 and len(settings) > at else 0
+
+
+def is_gradual(codec: str, data: bytes, settings: bytes | None) -> bool:
+    """An H.264 packet that files call a key frame, and from which a decoder recovers only some frames later: a stripe
+    of every picture is intra-coded, no picture whole. H.264, D.1.8: the SEI message 6 counts these frames."""
+    if codec != "h264":
+        return False
+    for unit, end in _units(data, length_size(codec, settings)):
+        at = unit + 1
+        while data[unit] & 31 == _SEI and at + 2 < end:  # up to the trailing bits
+            kind, at = _sei_number(data, at)
+            size, at = _sei_number(data, at)
+            if kind == _RECOVERY_POINT and at < end:
+                return data[at] & 0x80 == 0  # an Exp-Golomb code: 1 means 0, 0... means more
+            at += size
+    return False
+
+
+def layer_of(codec: str, data: bytes, settings: bytes | None) -> tuple[int, bool]:
+    """(temporal layer of a picture, whether later pictures of the same layer may refer to it).
+
+    Pictures refer to no higher layer than their own. H.264, 7.4.1: nal_ref_idc; all is one layer here. HEVC, 7.4.2.2:
+    TemporalId, sub-layer non-reference pictures. The answer is True for packets that also hold parameter sets, damaged
+    ones, other codecs and packets not laid out as in MP4 and Matroska.
+    """
+    layer, needed, units = 0, None, list(_units(data, length_size(codec, settings)))
+    for unit, _ in units:
+        if codec == "h264":
+            kind, slices, aside = data[unit] & 31, _H264_SLICES, _H264_ASIDE
+            refers = data[unit] & 0x60 != 0
+        else:
+            kind, slices, aside = data[unit] >> 1, _HEVC_SLICES, _HEVC_ASIDE
+            refers = kind >= 16 or kind & 1 == 1
+        if kind in slices:
+            needed = needed or refers
+            layer = layer if codec == "h264" else (data[unit + 1] & 7) - 1
+        elif kind not in aside:
+            needed = True
+    return layer, needed or needed is None or units[-1][1] != len(data)
+
+
+def _units(data: bytes, size: int) -> Iterator[tuple[int, int]]:
+    """Where each NAL unit of two bytes or more begins and ends; the last may end past the data. None if size is 0."""
+    at = 0
+    while size and at + size + 2 <= len(data):
+        unit = at + size
+        at = unit + int.from_bytes(data[at:unit])
+        if at > unit:
+            yield unit, at
+
+
+def _sei_number(data: bytes, at: int) -> tuple[int, int]:
+    """(type or size of an SEI message, where the next byte is)."""
+    total = 0
+    while at < len(data) - 1 and data[at] == 255:
+        total, at = total + 255, at + 1
+    return total + data[at], at + 1
