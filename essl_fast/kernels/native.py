@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from essl_fast.kernels import recycling
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIZE = 4064  # kMaxWindow in csrc/two_views.h
@@ -145,7 +147,10 @@ def _check_bounds(op: str, name: str, values: Tensor, limit: int) -> None:
 
 def _empty_views(frames: Tensor, views: int, batch: int, size: int, dtype: torch.dtype) -> Tensor:
     """(V, B, 3, size, size), every view channels_last."""
-    return torch.empty((views, batch, size, size, 3), dtype=dtype, device=frames.device).permute(0, 1, 4, 2, 3)
+    shape = (views, batch, size, size, 3)
+    if type(frames) is Tensor and frames.device.type == "cpu":  # not a fake one
+        return recycling.empty(shape, dtype).permute(0, 1, 4, 2, 3)
+    return torch.empty(shape, dtype=dtype, device=frames.device).permute(0, 1, 4, 2, 3)
 
 
 @torch.library.custom_op("essl_fast::two_views", mutates_args=())
@@ -201,7 +206,7 @@ def two_views(
         dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 on the CPU.
 
     Returns:
-        (V, B, 3, size, size), each (B, 3, size, size) channels_last. The next call does not reuse its memory.
+        (V, B, 3, size, size), each (B, 3, size, size) channels_last. Its memory is used again once it is gone.
 
     Raises:
         ValueError: wrong shape, type, device or layout.
