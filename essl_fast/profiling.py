@@ -43,7 +43,7 @@ class StepProfile:
         self.seconds = 0.0
         self.table: Table | None = None
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-        self._profile = profile(activities=activities)
+        self._profile = profile(activities=activities, acc_events=True)
 
     @property
     def finished(self) -> bool:

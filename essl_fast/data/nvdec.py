@@ -16,7 +16,7 @@ from pathlib import Path
 from essl_fast.data.media import Probe
 
 # FFmpeg's name of the format: NVDEC's number of it. Those that `auto` makes clips of. Not AV1, though newer GPUs decode
-# it: an AV1 packet may show an earlier picture again and give the decoder nothing new, and DALI counts decoded pictures.
+# it: an AV1 packet may show an earlier picture again and bring no new one, and DALI counts decoded pictures.
 CODECS = {"h264": 4, "hevc": 8, "vp9": 10}
 PIXELS = ("yuv420p", "yuvj420p")  # 8-bit 4:2:0, the one layout that every NVDEC and DALI's decoder have in common
 Decoders = dict[str, list[int]]  # format: smallest width and height, largest width and height, pixels
