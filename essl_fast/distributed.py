@@ -10,6 +10,7 @@ evaluation results are gathered on all of them. Rank 0 alone prints and writes.
 import contextlib
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -73,6 +74,8 @@ def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[
     """The processes of ``world`` as one group, NCCL on GPUs and gloo on CPUs, for the time of the context.
 
     A rank that waits longer than ``minutes`` for the others gives up with an error: none waits for ever for a dead one.
+    After an error the group is not taken apart: NCCL would wait for ranks that wait for this one. The process is to
+    end, see :func:`give_up`.
     """
     if world.size == 1:
         yield
@@ -86,10 +89,19 @@ def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[
         timeout=datetime.timedelta(minutes=minutes),
         device_id=device if device.type == "cuda" else None,
     )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+def give_up(world: World, device: torch.device, code: int) -> None:
+    """End this process at once after an error on a GPU, if others train with it: torchrun then ends those.
+
+    The interpreter's own way out runs NCCL's destructors, which may wait for the other ranks until their timeout.
+    """
+    if world.size > 1 and device.type == "cuda":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def leader_first(world: World) -> contextlib.AbstractContextManager[None]:

@@ -14,7 +14,7 @@ from essl_fast import checkpoint, config, distributed, kernels, metrics, models,
 from essl_fast.config import InputError
 from essl_fast.data.loader import Loader
 from essl_fast.data.pool import Pools
-from essl_fast.data.shards import Manifest
+from essl_fast.data.shards import BAD, Manifest
 from essl_fast.distributed import ALONE, World
 
 
@@ -104,15 +104,21 @@ def evaluation_loader(
             f"{manifest.root}: the {split} split is empty; prepare the data with one, or choose another split"
         )
     return Loader(
-        manifest, [split], batch_size=min(settings.data.batch_size, pairs), side=config.SIZE, device=device,
-        shuffle=False, epochs=1, pools=pools, on_fault=on_fault, least=0, **_part(pairs, world),
+        manifest, [split], batch_size=min(max(2, settings.data.batch_size), pairs), side=config.SIZE, device=device,
+        shuffle=False, epochs=1, pools=pools, on_fault=on_fault, least=0, **_part(manifest, split, settings, world),
         **loader_settings(settings),
     )  # fmt: skip
 
 
-def _part(pairs: int, world: World) -> dict[str, int]:
-    """Which part of a split's pairs this rank's loader gives."""
-    return {"rank": world.rank, "world_size": world.size} if pairs >= world.size else {}
+def _part(manifest: Manifest, split: str, settings: config.Config, world: World) -> dict[str, int]:
+    """Which part of a split's pairs this rank's loader gives; {} for all of them."""
+    if world.size == 1:
+        return {}
+    exclude = settings.data.exclude_quarantined
+    listed = {} if exclude == "none" else manifest.quarantine()
+    out = [row for row, reason in listed.items() if exclude == "all" or reason in BAD]
+    enough = manifest.pairs(split) - np.isin(manifest.rows(split), out).sum() >= world.size
+    return {"rank": world.rank, "world_size": world.size} if enough else {}
 
 
 @torch.inference_mode()
@@ -156,7 +162,7 @@ def evaluate(
         model.train(was_training)
     found = [torch.cat(parts).cpu().numpy() for parts in (rows, scores, maps)] if rows else None
     expected = loader.pairs - loader.lost
-    if world.size > 1 and _part(loader.pairs, world):
+    if _part(manifest, split, settings, world):
         everything = distributed.gather((found, frames, loader.lost), world)
         parts = [part for part, _, _ in everything if part is not None]
         found = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)] if parts else None

@@ -185,10 +185,10 @@ def _finished(out: Path, settings: dict, say: Reporter) -> Manifest | None:
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path} is not a manifest of prepare: delete {out} or choose another --out") from None
     was, now = known | {"format": version}, json.loads(json.dumps(settings)) | {"format": VERSION}
-    names = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
-    # Their fingerprint is of what was read under the settings: it tells something only where those are equal. What
-    # decodes follows from `visual`.
-    telling = [name for name in names if name not in ("annotations", "decoders")]
+    known_to_both = (was.keys() | now.keys()) - {"decoders"}  # which `visual` decided
+    names = sorted(name for name in known_to_both if was.get(name) != now.get(name))
+    # Their fingerprint is of what was read under the settings: it tells something only where those are equal.
+    telling = [name for name in names if name != "annotations"]
     changed = [f"{name} was {was.get(name)}, is {now.get(name)}" for name in telling]
     if names == ["annotations"]:
         changed = ["the annotations were others"]

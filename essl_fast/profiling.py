@@ -76,15 +76,20 @@ class StepProfile:
     def _table(self, steps: int) -> Table:
         """Milliseconds a step of each stage: on the host, and on the GPU where there is one."""
         gpu = self.device.type == "cuda"
-        found = {event.key: event for event in self._profile.key_averages()}
+        found = self._profile.key_averages()
         table = Table(title=f"{1e3 * self.seconds / steps:.2f} ms a step, over {steps} steps")
         for heading in ("stage", "host ms", *(["GPU ms"] if gpu else []), "share, %"):
             table.add_column(heading, justify="left" if heading == "stage" else "right")
         rows = []
         for name in STAGES:
-            event = found.get(_PREFIX + name)
-            if event is not None:
-                rows.append((name, event.cpu_time_total / steps / 1e3, event.device_time_total / steps / 1e3))
+            # A range that launches kernels comes twice: as the host saw it, and as its span on the GPU.
+            events = [event for event in found if event.key == _PREFIX + name]
+            on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+            on_host = [event for event in events if event not in on_gpu]
+            if events:
+                host = sum(event.cpu_time_total for event in on_host)
+                device = sum(event.device_time_total for event in on_gpu or on_host)
+                rows.append((name, host / steps / 1e3, device / steps / 1e3))
         for name, host, device in rows:
             share = 100 * (device if gpu and name != "data" else host) * steps / 1e3 / self.seconds
             table.add_row(name, f"{host:.2f}", *([f"{device:.2f}"] if gpu else []), f"{share:.1f}")

@@ -162,7 +162,7 @@ def run(
     trainer = Trainer(settings, manifest, device, world)
     trainer.begin = begin
     changed = trainer.resume(state) if state else []
-    if profile_steps:
+    if profile_steps and world.leads:
         trainer.profile = StepProfile(out / "profile", device, profile_steps)
 
     with distributed.leader_first(world):
@@ -301,6 +301,11 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             if (out / "last.pt").exists():
                 console.print(f"stopped; continue with: {PROG} --resume {out}", highlight=False, soft_wrap=True)
+            raise
+        except Exception as error:
+            if world.size > 1:
+                print(f"{PROG}: rank {world.rank}: {type(error).__name__}: {error}", file=sys.stderr)
+                distributed.give_up(world, device, 1)
             raise
     report(summary, out, console)
     return 0

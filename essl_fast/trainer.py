@@ -80,6 +80,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.objective = objectives.build(settings.objective)
         self.compiled = wants_compile(settings.compile, device)
+        if self.compiled and settings.data.on_error == "skip":  # a batch that lost pairs is a graph of its own
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         compile_step = torch.compile(fullgraph=True, dynamic=False) if self.compiled else lambda step: step
         self.network, self.losses_of = self.model, self._losses_of
         if world.size == 1:
@@ -109,7 +111,7 @@ class Trainer:
         ]
         self.excluded = sum(loader.excluded for loader in [self.loader, *ahead])
         pairs = self.loader.pairs
-        if data.last_batch == "keep" and pairs % (data.batch_size * world.size) == 1:
+        if data.last_batch == "keep" and world.size == 1 and pairs % data.batch_size == 1:
             raise InputError(
                 f"data.batch_size: {pairs} training pairs leave a last batch of one pair, and batch norm needs two; "
                 f"choose another size, or --data.last_batch drop"
@@ -306,7 +308,8 @@ class Trainer:
             "data": self.manifest.header, "model": self.weights(), "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(), "loader": self.loader.state_dict(), "rng": torch.get_rng_state(),
             "epoch": self.epoch, "step": self.step, "seconds": dict(self.seconds), "pairs": self.pairs,
-            "sums": dict(self.sums), "seen": self.seen, "history": self.history, "best": self.best,
+            "sums": dict(self.sums), "seen": distributed.gather(self.seen, self.world), "history": self.history,
+            "best": self.best,
             "epoch_seconds": dict(self.epoch_seconds), "elapsed": self.total_seconds(), "runs_on": self.runs_on(),
         }  # fmt: skip
 
@@ -337,7 +340,8 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.loader.load_state_dict(state["loader"])
         torch.set_rng_state(state["rng"])
-        self.epoch, self.step, self.pairs, self.seen = state["epoch"], state["step"], state["pairs"], state["seen"]
+        self.epoch, self.step, self.pairs = state["epoch"], state["step"], state["pairs"]
+        self.seen = state["seen"][self.world.rank]
         self.seconds, self.sums = dict(state["seconds"]), dict(state["sums"])
         self.history, self.best = list(state["history"]), state["best"]
         self.epoch_seconds, self.elapsed = dict(state["epoch_seconds"]), state["elapsed"]

@@ -117,6 +117,14 @@ def test_a_finished_folder_is_left_alone(world, reference, tmp_path, monkeypatch
     assert hashes(reference) == before
 
 
+def test_other_annotations_are_noticed_where_the_machine_chose(world, tmp_path):
+    out = tmp_path / "auto"  # what the GPU decodes is among its settings, too
+    run(world, out, visual="auto")
+    other = write_annotations(tmp_path / "notes", {"a": [row(16, 1.5)]}, {"c": [row(16, 1.5)]})
+    with pytest.raises(InputError, match=r"\(the annotations were others\)"):
+        prepare(world / "videos", other, out, validation=0.25, pairs_per_shard=5, visual="auto")
+
+
 def test_a_damaged_folder_is_prepared_again(world, reference, tmp_path, capsys):
     out = tmp_path / "out"
     run(world, out)

@@ -227,7 +227,8 @@ def _outputs(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 @torch.library.custom_op("essl_fast::audio_guided_attention", mutates_args=())
 def _attend(features: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return forward(features, audio)
+    with torch.cuda.device_of(features):  # Triton launches on the current device
+        return forward(features, audio)
 
 
 @_attend.register_fake
@@ -249,10 +250,11 @@ def _attend_backward(
     to_features: bool,
     to_audio: bool,
 ) -> tuple[Tensor, Tensor]:
-    gradients = attention_backward.backward(
-        features, audio, similarity, pooled, sums, extremes, grad_pooled, grad_similarity, grad_attention,
-        to_features, to_audio,
-    )  # fmt: skip
+    with torch.cuda.device_of(features):
+        gradients = attention_backward.backward(
+            features, audio, similarity, pooled, sums, extremes, grad_pooled, grad_similarity, grad_attention,
+            to_features, to_audio,
+        )  # fmt: skip
     return tuple(features.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 

@@ -5,6 +5,7 @@ system fills it with zeros, page by page, before the first write. Here memory th
 views) waits for the next tensor of that size.
 """
 
+import contextlib
 import mmap
 import threading
 import weakref
@@ -30,13 +31,14 @@ def _give_back(block: mmap.mmap) -> None:
 
 def _block(size: int) -> mmap.mmap:
     with _lock:
-        for block in reversed(_waiting):
-            if len(block) == size:
+        for block in reversed(tuple(_waiting)):  # a copy: a garbage collection may bring blocks back meanwhile
+            if len(block) == size and block in _waiting:
                 _waiting.remove(block)
                 return block
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # private, also after a fork
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        block.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel built without them
+            block.madvise(mmap.MADV_HUGEPAGE)
     return block
 
 
