@@ -1,5 +1,8 @@
 """Several processes: joining, sharing, and batch norm over all ranks."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +29,15 @@ def test_the_world_is_torchruns():
         assert distributed.own_device("auto", world) == "cpu"
         with pytest.raises(InputError, match="process 1 of this machine has no GPU of its own"):
             distributed.own_device("cuda", world)
+
+
+def test_a_rank_that_fails_on_a_gpu_ends_at_once_and_nothing_else_does():
+    code = "import sys, torch\nfrom essl_fast import distributed as d\nworld = d.World(0, int(sys.argv[1]))\n"
+    code += "import atexit\natexit.register(print, 'orderly')\nd.give_up(world, torch.device(sys.argv[2]), 3)\n"
+    cases = ("2", "cuda", 3, ""), ("1", "cuda", 0, "orderly\n"), ("2", "cpu", 0, "orderly\n")
+    for size, device, code_of_exit, said in cases:
+        done = subprocess.run([sys.executable, "-c", code, size, device], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == (code_of_exit, said), done.stderr
 
 
 def talk(world):
