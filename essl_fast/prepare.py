@@ -50,6 +50,10 @@ _MENDABLE = {media.MISSING, media.UNREADABLE, media.NO_VIDEO, media.NO_SOUND, me
              CRASHED}  # reasons that a better copy of the video removes  # fmt: skip
 
 
+class PreparedDifferently(InputError):
+    """A finished folder that was made with other settings, from other annotations or by another version."""
+
+
 def prepare(
     videos: str | Path,
     annotations: str | Path,
@@ -70,8 +74,8 @@ def prepare(
     The arguments are those of the command (`--help`). `workers` None: one for each core this process may use, 8 at
     most; `progress`: report on stderr. The bytes in `out` depend on the files and settings alone, not on `workers`.
 
-    Raises InputError for what `read_chaotic_world` refuses, an `out` that holds something else, was prepared with other
-    settings or is being prepared, and a split of which no pair is left.
+    Raises InputError for what `read_chaotic_world` refuses, an `out` that holds something else or is being prepared,
+    and a split of which no pair is left; PreparedDifferently, an InputError, for an `out` of other settings.
     """
     videos, out = Path(videos), Path(out)
     if not videos.is_dir():
@@ -193,7 +197,8 @@ def _finished(out: Path, settings: dict, say: Reporter) -> Manifest | None:
     if names == ["annotations"]:
         changed = ["the annotations were others"]
     if changed:
-        raise InputError(f"{out} was prepared differently ({'; '.join(changed)}): choose another --out or delete it")
+        how = "; ".join(changed)
+        raise PreparedDifferently(f"{out} was prepared differently ({how}): choose another --out or delete it")
     try:
         manifest = Manifest.load(out)
     except InputError:

@@ -9,8 +9,10 @@ run directory   config.yaml     the settings, all of them
                 profile/        with --profile: trace.json, for Perfetto
 """
 
+import functools
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -41,7 +43,7 @@ LABELS = {  # the results of a summary, in words
 def demo_data(settings: config.Config, console) -> tuple[Path, dict]:
     """Make and prepare the synthetic world unless it is there; its prepared folder and every object of its frames."""
     from essl_fast.data.synthetic import make_world
-    from essl_fast.prepare import prepare
+    from essl_fast.prepare import PreparedDifferently, prepare
 
     demo = settings.demo
     home = Path(demo.cache or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser().resolve()
@@ -51,10 +53,15 @@ def demo_data(settings: config.Config, console) -> tuple[Path, dict]:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"demo.cache: cannot write {place} ({error}); give a folder with --demo.cache DIR") from error
-    world = make_world(
-        place / "world", train_videos=demo.train_videos, test_videos=demo.test_videos, seed=demo.seed, codec=demo.codec
-    )
-    prepare(world.videos, world.annotations, place / "prepared", visual="jpeg")  # the same data on every machine
+    size = {"train_videos": demo.train_videos, "test_videos": demo.test_videos}
+    world = make_world(place / "world", **size, seed=demo.seed, codec=demo.codec, overwrite=True)
+    make = functools.partial(prepare, world.videos, world.annotations, place / "prepared", visual="jpeg")  # everywhere
+    try:
+        make()
+    except PreparedDifferently:  # by an earlier version. The folder is the demo's: nobody should have to delete it.
+        console.print(f"{place / 'prepared'} is another version's: making it again", highlight=False, soft_wrap=True)
+        shutil.rmtree(place / "prepared")
+        make()
     console.print(f"demo world: {place}", highlight=False, soft_wrap=True)
     return place / "prepared", json.loads(world.objects.read_text())
 

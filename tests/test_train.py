@@ -156,6 +156,23 @@ def test_the_demo_from_nothing(tmp_path):
     assert priors["largest_object_prior"] == np.mean([thing["sounding"] for thing in largest])
 
 
+def test_the_demo_replaces_what_another_version_left_in_its_cache(tmp_path, capsys):
+    arguments = ["--demo.train_videos", "10", "--demo.test_videos", "1", "--demo.cache", str(tmp_path)]
+    settings, console = config.load("demo", arguments), runlog.console()
+    prepared, objects = train.demo_data(settings, console)
+    made = {path: path.read_bytes() for path in prepared.rglob("*") if path.is_file()}
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    # As the first version left it: another format, without a setting that came later.
+    manifest["version"] -= 1
+    del manifest["settings"]["visual"]
+    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    world = prepared.parent / "world" / "world.json"
+    world.write_text(json.dumps(json.loads(world.read_text()) | {"version": 0}))
+    assert train.demo_data(settings, console) == (prepared, objects)
+    assert {path: path.read_bytes() for path in prepared.rglob("*") if path.is_file()} == made
+    assert "another version's: making it again" in capsys.readouterr().out
+
+
 def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):
     out, prepared = finished
     with pytest.raises(InputError, match="other settings: optim.lr_head: .* -> 0.5"):
