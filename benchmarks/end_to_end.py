@@ -41,11 +41,13 @@ from benchmarks.stages import StageClock
 from benchmarks.timing import Times, digits
 from essl_fast import config, runlog
 from essl_fast import trainer as trainer_module
+from essl_fast.compiling import keep_cache, wants_compile
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import pick_device
 
 SIDES = ("streaming", "resident", "baseline")
-STAGES = ("data", "to device", "views", "log-mel", "forward", "backward", "optimizer", "other", "evaluation")
+STAGES = ("data", "to device", "views", "log-mel", "forward", "backward", "optimizer", "step", "other",
+          "evaluation")  # fmt: skip
 
 
 @dataclass
@@ -110,8 +112,11 @@ def run_ours(side: Side, settings: config.Config, manifest: Manifest, options, d
     settings.epochs = options.epochs + 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the frozen networks' weights are random
+        if wants_compile(settings.compile, device):
+            keep_cache("")
         trainer = trainer_module.Trainer(settings, manifest, device)
-    side.precision = str(trainer.dtype).removeprefix("torch.") + (", compiled" if trainer.compiled else "")
+    how = ", compiled" * trainer.compiled + ", captured" * trainer.stepper.captures
+    side.precision = str(trainer.dtype).removeprefix("torch.") + how
     side.test_pairs = manifest.pairs("test")
     silent = runlog.EpochBars(Console(file=io.StringIO()), settings.epochs, len(trainer.loader))
 
@@ -150,7 +155,7 @@ def run_baseline(side: Side, settings: config.Config, options, device: torch.dev
         side.note = f"NOT the same as ours in float32: {side.check}"
         return
     run = PublishedStyle(settings, device)
-    sets = [PublishedSet(options.published, "train", run.supervised, settings.objective.consensus)]
+    sets = [PublishedSet(options.published, "train", run.supervised, settings.objective.consensus or 1)]
     sets.append(PublishedSet(options.published, "test"))
     gpu, batch, keep = device.type == "cuda", settings.data.batch_size, settings.data.last_batch == "keep"
     loaders = [data_loader(each, batch, options.workers, keep, pin=gpu) for each in sets]
@@ -322,7 +327,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=1, help="times that every side is run (default: 1)")
     parser.add_argument("--workers", type=int, default=cores, help=f"the baseline's workers (default: {cores})")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="ours")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32", "tf32"), help="ours")
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"), help="ours")
     parser.add_argument("--tf32", default="default", choices=("default", "on", "off"), help="the baseline's, on a GPU")
     parser.add_argument("--budget", type=float, default=7200.0, help="seconds for everything; epochs are left out")

@@ -60,15 +60,16 @@ TESTS = (
 )  # fmt: skip
 FEW = ("--repeats", "2")
 TINY = ("--videos", "12", "--epochs", "1", "--methods", "semipl", "--batch", "4", "--workers", "1")
-STEP = ("--budget", "{limit}", "--methods", "semipl,sspl", "--batch", "128", "--modes", "compiled,eager", "--baseline")
+STEP = ("--budget", "{limit}", "--methods", "semipl,sspl", "--batch", "128", "--baseline")
+MODES = ("--modes", "captured,compiled,eager,checkpointed")
 WHOLE = ("--budget", "{limit}", "--methods", "semipl,sspl", "--videos", "640")
 TASKS = (
     Task("tests", TESTS, 80, 30, needs="tests"),
     benchmark("native", 40, 15, quick=("--batch", "4", "--evaluated", "8", "--seconds", "0.2", *FEW)),
     benchmark("kernels", 60, 15, quick=("--ops", "cosine", *FEW)),
     benchmark("loader", 60, 20, "--rounds", "1", "--seconds", "3", quick=("--videos", "12", "--seconds", "0.5")),
-    benchmark("step", 100, 25, *STEP, quick=("--methods", "semipl", "--batch", "4", "--modes", "eager", *FEW)),
-    benchmark("end_to_end", 110, 40, *WHOLE, quick=TINY),
+    benchmark("step", 105, 25, *STEP, *MODES, quick=("--methods", "semipl", "--batch", "4", "--modes", "eager", *FEW)),
+    benchmark("end_to_end", 105, 40, *WHOLE, quick=TINY),
     benchmark("speed_of_light", 70, 20, "--budget", "{limit}", quick=("--batch", "2", *FEW)),
 )
 

@@ -35,7 +35,8 @@ from essl_fast import config, kernels, runlog
 from essl_fast.data.loader import Loader, RawBatch
 from essl_fast.data.pool import Pools
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import log_mel, pick_device
+from essl_fast.evaluate import pick_device
+from essl_fast.hearing import log_mel
 
 WAYS = ("published", "jpeg", "clips", "resident")
 WANTED = {"jpeg": 2.0, "resident": 10.0}  # times the published way's pairs a second, on two cores

@@ -9,9 +9,9 @@ could compute it again.
 
 FLOPs of layers are what PyTorch counts; of the other stages they are counted by hand, in the functions below. The
 largest gap is the stage of the step with the most milliseconds above its floor. With --compile (the default on a GPU)
-each stage is compiled by itself; in training the model is one graph, so the last rows compare the sum with a whole
-step. Log-mels and evaluation counts are not part of a step: the loader makes the former, once a pair where it is
-resident.
+each stage is compiled by itself; in training the model is one graph, and on one GPU the whole step is replayed as a
+CUDA graph, so the last rows compare the sum with a whole step. Log-mels and evaluation counts are not part of a step:
+the loader makes the former, once a pair where it is resident.
 """
 
 import argparse
@@ -33,9 +33,11 @@ from benchmarks import subjects
 from benchmarks.processes import Neighbours
 from benchmarks.timing import Times, copy_rate, digits, matmul_rate, time_each
 from essl_fast import config, kernels, runlog
+from essl_fast.compiling import keep_cache, wants_compile
 from essl_fast.data.shards import SAMPLES
 from essl_fast.evaluate import pick_device
-from essl_fast.trainer import Trainer, wants_compile
+from essl_fast.stepping import WARMUP
+from essl_fast.trainer import Trainer
 
 LAYERS, VECTOR = "layers", "vector"  # whose rate bounds the arithmetic: matrix products in the step's dtype, float32
 
@@ -268,10 +270,10 @@ def flop_of(stage: Stage) -> float:
     return float(counter.get_total_flops())
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+def measure_ceilings(device: torch.device, dtype: torch.dtype, tf32: bool = False) -> dict[str, float]:
     """Bytes a second of a copy; FLOP a second of layers and of everything else."""
-    layers = matmul_rate(device, dtype)
-    vector = layers if dtype == torch.float32 else matmul_rate(device, torch.float32)
+    layers = matmul_rate(device, dtype, tf32)
+    vector = layers if dtype == torch.float32 and not tf32 else matmul_rate(device, torch.float32)
     return {"copy": copy_rate(device), LAYERS: layers, VECTOR: vector}
 
 
@@ -288,7 +290,8 @@ def beside_floor(stage: Stage, flop: float, times: Times, ceilings: dict[str, fl
 def whole_step(bench: Bench, options) -> Times:
     """The trainer's own step on the same batch."""
     step, seconds = bench.trainer.train_step, 2 * options.seconds
-    return time_each(lambda: step(bench.raw), bench.device, options.repeats, 3, seconds=seconds, flush=False)
+    ready = WARMUP + 1  # after which it is captured, where it is
+    return time_each(lambda: step(bench.raw), bench.device, options.repeats, ready, seconds=seconds, flush=False)
 
 
 def widest(found: list[Found]) -> Found:
@@ -326,7 +329,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--method", help="of the benchmarks' methods (default: semipl)", default="semipl")
     parser.add_argument("--batch", type=int, help="pairs (default: 128 on a GPU, else 8)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32", "tf32"))
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"), help="default: on a GPU")
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of a stage at most (default: 30)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a stage's timed runs, about (default: 2)")
@@ -386,7 +389,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         manifest = subjects.prepared_world(options.work or Path(temporary), videos=12, test_videos=2)
         compiled = "on" if wants_compile(options.compile, device) else "off"
-        overrides = ("--device", str(device), "--precision", options.precision, "--compile")
+        if compiled == "on":
+            keep_cache("")
+        overrides = ("--data.resident", "never", "--device", str(device), "--precision", options.precision, "--compile")
         plain, wanted = (
             subjects.settings_of(options.method, model, manifest, batch, *overrides, mode) for mode in ("off", compiled)
         )
@@ -396,10 +401,11 @@ def main(argv: list[str] | None = None) -> int:
             counted = {stage.name: flop_of(stage) for stage in bench.stages() if stage.flop is None}
             bench.trainer.loader.close()
         bench = Bench(wanted, manifest, device)
-        name = environment["machine"].get("gpu") or environment["machine"]["cpu"]
+        name, tf32 = environment["machine"].get("gpu") or environment["machine"]["cpu"], options.precision == "tf32"
         dtype = str(bench.dtype).removeprefix("torch.") + ", compiled" * bench.trainer.compiled
+        dtype += ", captured" * (bench.trainer.stepper.captures and compiled == "on")
         title = f"{options.method}, {model} networks, B = {batch}, {dtype}, {name}"
-        result = Result(title, environment, measure_ceilings(device, bench.dtype))
+        result = Result(title, environment, measure_ceilings(device, bench.dtype, tf32))
         result.step = whole_step(bench, options)
         for stage in bench.stages():
             if result.timed and time.perf_counter() - begin > options.budget:
@@ -413,7 +419,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             result.complete = True
         bench.trainer.loader.close()
-        again, result.others = measure_ceilings(device, bench.dtype), neighbours.share()
+        again, result.others = measure_ceilings(device, bench.dtype, tf32), neighbours.share()
     result.ceilings = {name: max(rate, again[name]) for name, rate in result.ceilings.items()}
     console.print(table_of(result.found, result.step if result.complete else None, result.ceilings, title))
     for note in result.notes():

@@ -5,6 +5,11 @@ Log-mels that the loader makes are inputs, not part of it. Rates count the matri
 61 GFLOP a pair without PCM and 125 with it (VGG-16 forward on two views; PCM forward and backward), or for the demo's
 small networks what PyTorch counts. MFU is that rate over a matrix product's, measured in the same process and dtype.
 
+Modes: eager; compiled; captured (compiled and replayed as one CUDA graph, what `train` does on one GPU); checkpointed
+(as captured on a GPU, eager on a CPU, with model.pcm_checkpoint: less memory for more time). Compilation, warm-up and
+capture have columns of their own and are in no rate. Memory is a GPU's peak; on a CPU, what autograd keeps for the
+backward pass.
+
 Before it is timed, a method's loss and gradients are compared with the published-style baseline's, and the first loss
 of a compiled step with that of an eager one. `--baseline` times that baseline's step (float32, eager) as well; what it
 gets are views, so that the making of them, which is the workers' there, is not in its time.
@@ -28,12 +33,15 @@ from benchmarks import subjects
 from benchmarks.processes import Neighbours
 from benchmarks.timing import Times, digits, matmul_rate, time_each
 from essl_fast import config, kernels, runlog
+from essl_fast.compiling import keep_cache, wants_compile
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import pick_device, pick_precision
-from essl_fast.trainer import Trainer, wants_compile
+from essl_fast.stepping import WARMUP
+from essl_fast.trainer import Trainer
 
 BATCHES = 4  # different ones, in turn
-MODES = ("eager", "compiled", "baseline")
+SHOWN = ("kernels", "copies", "graph launches", "operators")  # of the launches, in the table
+MODES = ("eager", "compiled", "captured", "checkpointed", "baseline")
 
 
 @dataclass
@@ -53,9 +61,12 @@ class Row:
     gflop_by: str = ""
     tflop_per_second: float | None = None
     mfu: float | None = None  # share of the measured matrix product's rate
-    peak_gib: float | None = None
+    peak_gib: float | None = None  # on a GPU
+    saved_gib: float | None = None  # on a CPU: for the backward pass
     launches: dict[str, int] | None = None  # in one step
     first_seconds: float | None = None  # the first step, compilation included
+    prepared: dict[str, float] = field(default_factory=dict)  # seconds by `stepping.Preparation.phase`
+    replayed: int = 0  # steps that a CUDA graph ran
     first_loss: float | None = None
     others: float = 0.0  # share of the machine's CPU time that other processes took meanwhile
     note: str = ""
@@ -84,8 +95,24 @@ def count_launches(run: Callable[[], object], device: torch.device) -> dict[str,
     }
 
 
-def measure(row: Row, step: Callable[[int], object], options, device: torch.device, rate: float) -> None:
-    """Times ``step(number)`` into the row."""
+def saved_bytes(run: Callable[[], object]) -> int:
+    """What autograd keeps for the backward pass while ``run`` runs forward and backward, each tensor counted once."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(sizes.values())
+
+
+def measure(
+    row: Row, step: Callable[[int], object], options, device: torch.device, rate: float, before: int = 0
+) -> None:
+    """Times ``step(number)`` into the row, after the first step and ``before`` others, which may prepare."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -93,6 +120,8 @@ def measure(row: Row, step: Callable[[int], object], options, device: torch.devi
     row.first_loss = float(step(0))
     row.first_seconds = time.perf_counter() - begin
     number, neighbours = iter(range(1, 1 << 30)), Neighbours()
+    for _ in range(before):
+        step(next(number))
     times: Times = time_each(
         lambda: step(next(number)), device, options.repeats, warmup=options.warmup, seconds=options.seconds, flush=False
     )
@@ -114,10 +143,22 @@ def ours(row: Row, settings: config.Config, manifest: Manifest, options, device:
     trainer.model.train()
     batches = [subjects.synthetic_batch(manifest, row.batch, device, seed) for seed in range(BATCHES)]
     row.precision = str(trainer.dtype).removeprefix("torch.")
+
+    def step(number: int) -> torch.Tensor:
+        return trainer.train_step(batches[number % BATCHES])["loss"]
+
+    captures = settings.cuda_graphs == "on"
     try:
-        measure(row, lambda number: trainer.train_step(batches[number % BATCHES])["loss"], options, device, rate)
+        measure(row, step, options, device, rate, before=WARMUP if captures else 0)
+        if device.type == "cpu" and not trainer.compiled:
+            row.saved_gib = saved_bytes(lambda: step(0)) / 2**30
     finally:
         trainer.loader.close()
+    for done in trainer.stepper.prepared:
+        row.prepared[done.phase] = row.prepared.get(done.phase, 0.0) + done.seconds
+    row.replayed = trainer.stepper.counts["replayed"]
+    if captures and row.replayed < len(row.each):
+        row.note = f"WRONG: {row.replayed} of {len(row.each)} timed steps were replays"
 
 
 def baseline(row: Row, settings: config.Config, manifest: Manifest, options, device: torch.device, rate: float) -> None:
@@ -136,7 +177,7 @@ def baseline(row: Row, settings: config.Config, manifest: Manifest, options, dev
         if run.supervised:
             boxes = torch.as_tensor(manifest.boxes[raw.index.numpy()])
             seen = kernels.view_boxes(boxes, *place, config.STORED_SIDE, config.SIZE)
-            sample |= {f"target{v + 1}": box_targets(seen[v], settings.objective.consensus) for v in range(2)}
+            sample |= {f"target{v + 1}": box_targets(seen[v], settings.objective.consensus or 1) for v in range(2)}
             sample["labelled"] = torch.as_tensor(manifest.labelled[raw.index.numpy()])
         samples.append({name: value.to(device) for name, value in sample.items()})
     with pytorch_defaults():
@@ -146,9 +187,12 @@ def baseline(row: Row, settings: config.Config, manifest: Manifest, options, dev
 def rows_of(options, manifest: Manifest, device: torch.device, console) -> Iterator[Row]:
     """Every row, measured one after another; those for which no time was left are said to be skipped."""
     begin = time.perf_counter()
-    rates: dict[torch.dtype, float] = {}
+    rates: dict[tuple[torch.dtype, bool], float] = {}
     modes = [*options.modes, *(["baseline"] if options.baseline else [])]
-    plan = [(method, batch, mode) for method in options.methods for batch in options.batch for mode in modes]
+    plan = [
+        (method, batch, mode) for method in options.methods for batch in options.batch for mode in modes
+        if mode != "checkpointed" or subjects.has_pcm(method, options.model)
+    ]  # fmt: skip
     checked: dict[str, str] = {}
     for number, (method, batch, mode) in enumerate(plan):
         row = Row(method, mode, batch)
@@ -158,7 +202,7 @@ def rows_of(options, manifest: Manifest, device: torch.device, console) -> Itera
             yield row
             continue
         options.seconds = left / (len(plan) - number) / 2
-        overrides = ("--precision", options.precision, "--compile", "on" if mode == "compiled" else "off")
+        overrides = ("--precision", options.precision, *mode_settings(mode, device))
         settings = subjects.settings_of(method, options.model, manifest, batch, *overrides, "--device", options.device)
         if options.check and method not in checked:
             checked[method] = check(settings, device)
@@ -170,10 +214,11 @@ def rows_of(options, manifest: Manifest, device: torch.device, console) -> Itera
             continue
         row.gflop_a_pair, row.gflop_by = subjects.step_gflop(method, options.model, settings)
         dtype = torch.float32 if mode == "baseline" else pick_precision(options.precision, device)
-        if dtype not in rates:
-            rates[dtype] = matmul_rate(device, dtype)
+        kind = dtype, mode != "baseline" and options.precision == "tf32"
+        if kind not in rates:
+            rates[kind] = matmul_rate(device, *kind)
         try:
-            (baseline if mode == "baseline" else ours)(row, settings, manifest, options, device, rates[dtype])
+            (baseline if mode == "baseline" else ours)(row, settings, manifest, options, device, rates[kind])
         except torch.OutOfMemoryError:
             row.note = "out of memory"
         torch.compiler.reset()
@@ -181,6 +226,18 @@ def rows_of(options, manifest: Manifest, device: torch.device, console) -> Itera
         if device.type == "cuda":
             torch.cuda.empty_cache()
         yield row
+
+
+def mode_settings(mode: str, device: torch.device) -> tuple[str, ...]:
+    """The overrides that make a mode. Batches are streamed ones: a graph gets a copy of their frames."""
+    captured = mode == "captured" or (mode == "checkpointed" and device.type == "cuda")
+    chosen = {
+        "data.resident": "never",
+        "compile": "on" if captured or mode == "compiled" else "off",
+        "cuda_graphs": "on" if captured else "off",
+        "model.pcm_checkpoint": str(mode == "checkpointed").lower(),
+    }
+    return tuple(part for name, value in chosen.items() for part in (f"--{name}", value))
 
 
 def check(settings: config.Config, device: torch.device) -> str:
@@ -193,14 +250,14 @@ def check(settings: config.Config, device: torch.device) -> str:
 
 
 def compare_first_losses(rows: list[Row]) -> None:
-    """Marks compiled rows whose first loss is not the eager step's on the same batch, rounding aside.
+    """Marks compiled and other rows whose first loss is not the eager step's on the same batch, rounding aside.
 
     bf16 keeps 8 bits; over the depth of these networks its loss moves by under 2 %, float32's by under 0.1 %.
     """
     eager = {(r.method, r.batch): r.first_loss for r in rows if r.mode == "eager" and r.first_loss is not None}
     for row in rows:
         expected = eager.get((row.method, row.batch))
-        if row.mode != "compiled" or expected is None or row.first_loss is None:
+        if row.mode in ("eager", "baseline") or expected is None or row.first_loss is None:
             continue
         allowed = (1e-3 if row.precision == "float32" else 2e-2) * max(1.0, abs(expected))
         if not abs(row.first_loss - expected) <= allowed:
@@ -209,20 +266,23 @@ def compare_first_losses(rows: list[Row]) -> None:
 
 def table_of(rows: list[Row], title: str) -> Table:
     table = Table(title=title, caption="ms: median (10th-90th percentile). MFU: share of the measured matrix product")
-    columns = ("method", "mode", "B", "dtype", "ms", "pairs/s", "TFLOP/s", "MFU, %", "GiB", "launches", "first s", "")
+    columns = ("method", "mode", "B", "dtype", "ms", "pairs/s", "TFLOP/s", "MFU, %", "GiB", "launches", "compile s",
+               "warm-up s", "")  # fmt: skip
     for column in columns:
         left = column in ("method", "mode", "dtype", "")
         table.add_column(column, justify="left" if left else "right", no_wrap=column == "ms")
     for row in rows:
         if row.milliseconds is None:
-            table.add_row(row.method, row.mode, str(row.batch), row.precision, *[""] * 7, row.note)
+            table.add_row(row.method, row.mode, str(row.batch), row.precision, *[""] * 8, row.note)
             continue
-        counts, memory = row.launches or {}, "-" if row.peak_gib is None else f"{row.peak_gib:.1f}"
-        launches = " + ".join(f"{n}" for name, n in counts.items() if n and name in ("kernels", "copies", "operators"))
+        counts, gib = row.launches or {}, row.saved_gib if row.peak_gib is None else row.peak_gib
+        memory, compiling = "-" if gib is None else digits(gib), row.prepared.get("compile", 0.0)
+        warm = sum(row.prepared.values()) - compiling
+        launches = " + ".join(f"{n}" for name, n in counts.items() if n and name in SHOWN)
         table.add_row(
             row.method, row.mode, str(row.batch), row.precision,
             Times(row.milliseconds, row.low, row.high, []).text(), digits(row.pairs_per_second, 4),
-            digits(row.tflop_per_second), f"{100 * row.mfu:.1f}", memory, launches, f"{row.first_seconds:.1f}",
+            digits(row.tflop_per_second), f"{100 * row.mfu:.1f}", memory, launches, f"{compiling:.1f}", f"{warm:.1f}",
             "; ".join(filter(None, (row.note, Neighbours.warning(row.others)))),
         )  # fmt: skip
     return table
@@ -246,10 +306,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", choices=("full", "small"), help="networks (default: full on a GPU, else small)")
     parser.add_argument("--methods", help=f"of {','.join(subjects.METHODS)} (default: all)")
     parser.add_argument("--batch", help="batch sizes (default: 64,128,256,512 on a GPU, else 8,16)")
-    parser.add_argument("--modes", help="of eager,compiled (default: both on a GPU, else eager)")
+    parser.add_argument("--modes", help="of eager,compiled,captured,checkpointed (default: all on a GPU, else eager)")
     parser.add_argument("--baseline", action="store_true", help="the published-style step as well")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32", "tf32"))
     parser.add_argument("--repeats", type=int, default=30, help="timed steps at most (default: 30)")
     parser.add_argument("--warmup", type=int, default=3, help="steps after the first one, untimed (default: 3)")
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds for everything; the rest is skipped")
@@ -267,11 +327,14 @@ def main(argv: list[str] | None = None) -> int:
     options.model = options.model or ("full" if gpu else "small")
     options.methods = (options.methods or ",".join(subjects.methods_for(options.model))).split(",")
     options.batch = [int(b) for b in (options.batch or ("64,128,256,512" if gpu else "8,16")).split(",")]
-    options.modes = (options.modes or ("eager,compiled" if gpu else "eager")).split(",")
-    if unknown := [mode for mode in options.modes if mode not in MODES[:2]]:
-        raise SystemExit(f"--modes: {unknown[0]} is neither eager nor compiled")
-    if "compiled" in options.modes:
+    options.modes = (options.modes or (",".join(MODES[:4]) if gpu else "eager")).split(",")
+    if unknown := [mode for mode in options.modes if mode not in MODES[:4]]:
+        raise SystemExit(f"--modes: {unknown[0]} is none of {', '.join(MODES[:4])}")
+    if "captured" in options.modes and not gpu:
+        raise SystemExit("--modes: captured needs a GPU")
+    if options.modes != ["eager"] and (gpu or "compiled" in options.modes):
         wants_compile("on", device)  # or an error that says what is missing
+        keep_cache("")
     console = runlog.console()
     environment = runlog.environment(device)
     with tempfile.TemporaryDirectory() as temporary:

@@ -26,19 +26,24 @@ def settings_of(method: str, model: str, manifest: Manifest, batch: int, *overri
 
     ``batch`` pairs a step; the last, smaller batch of an epoch is kept unless it is a single pair, which batch norm
     cannot take; more ``overrides`` as on the command line. ValueError for an unknown method, and for sspl_pcm with
-    small networks, which have no PCM.
+    the small networks, which are used without a PCM.
     """
     if method not in METHODS:
         raise ValueError(f"{method!r} is none of the methods {', '.join(METHODS)}")
     shipped, more, _ = METHODS[method]
     if model == "small":
         if method == "sspl_pcm":
-            raise ValueError("sspl_pcm needs --model full: the small networks have no PCM")
+            raise ValueError("sspl_pcm needs --model full: the demo's networks are used without a PCM")
         shipped, more = "demo", ("--objective.method", method)
     random = ("--model.vgg16_weights", "none", "--model.vggish_weights", "none")
     last = "drop" if manifest.pairs("train") % batch == 1 else "keep"
     data = ("--data.root", str(manifest.root), "--data.batch_size", str(batch), "--data.last_batch", last)
     return config.load(shipped, (*more, *random, *data, *overrides))
+
+
+def has_pcm(method: str, model: str) -> bool:
+    """Whether these networks hold a predictive coding module."""
+    return model == "full" and METHODS[method][2] > METHODS["sspl"][2]
 
 
 def methods_for(model: str) -> list[str]:

@@ -99,15 +99,15 @@ def copy_rate(device: torch.device) -> float:
     return 2 * size / (times.median / 1e3)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second of a large matrix product of random numbers; float32 without TF32."""
+def matmul_rate(device: torch.device, dtype: torch.dtype, tf32: bool = False) -> float:
+    """FLOP a second of a large matrix product of random numbers; float32 without TF32 unless that is asked for."""
     side = 8192 if device.type == "cuda" else 1024
     if device.type == "cuda" and dtype == torch.float32:
         side = 4096
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         times = time_each(lambda: torch.mm(a, b, out=out), device, repeats=10)
     finally:

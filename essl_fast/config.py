@@ -4,18 +4,27 @@ A YAML file (a name from configs/ or a path) is read over the defaults below, th
 unknown key or an impossible value is an error that names it.
 """
 
+import argparse
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn, get_args, get_origin, get_type_hints
 
 SIZE = 224  # side of a view and of the grid that boxes live on
 STORED_SIDE = int(SIZE * 1.1)  # side of a stored training frame, from which views are cropped
+LSS = ("lss", "lss_semi")  # the objective.methods that model.head lss is for
 
 
 class InputError(ValueError):
     """Something the user gave is wrong. The message says what, in which file, and what to do next."""
+
+
+class Options(argparse.ArgumentParser):
+    """A command's options, of which a wrong one is an error of one line, without the list of all."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help explains the options\n")
 
 
 @dataclass
@@ -25,9 +34,15 @@ class ModelConfig:
     Args:
         trunk: visual trunk; vgg16 is the paper's (frozen, 512 channels), small is trained from scratch.
         audio: audio network; vggish is the paper's (frozen up to its projection), small is trained from scratch.
-        pcm: put the predictive coding module between trunk and attention (needs trunk vgg16 and audio vggish).
+        pcm: put the predictive coding module between trunk and attention.
         pcm_cycles: cycles of the predictive coding module.
+        pcm_checkpoint: keep no activations of the PCM's cycles for the backward pass, but compute each cycle again
+            there: less memory for more time, the same gradients.
+        trunk_fp8: an experiment, not proven to be faster: the frozen VGG-16 computes in 8 bits (e4m3). On a GPU it
+            needs sm_89 or later and precision bf16; a CPU emulates the rounding.
         out_dim: channels that attention and head see (512 with vgg16).
+        head: simsiam for sspl, semipl and supervised; lss for lss and lss_semi. It decides the attention, too: min-max
+            scaled for simsiam, softmax for lss.
         vgg16_weights: auto (torch.hub's cache, else a download), none (random, with a warning), or a file.
         vggish_weights: the same for VGGish.
     """
@@ -36,7 +51,10 @@ class ModelConfig:
     audio: Literal["vggish", "small"] = "vggish"
     pcm: bool = False
     pcm_cycles: int = 4
+    pcm_checkpoint: bool = False
+    trunk_fp8: bool = False
     out_dim: int = 512
+    head: Literal["simsiam", "lss"] = "simsiam"
     vgg16_weights: str = "auto"
     vggish_weights: str = "auto"
 
@@ -46,14 +64,22 @@ class ObjectiveConfig:
     """What training minimises.
 
     Args:
-        method: sspl (L_U), semipl (L_U + supervised_weight * L_S), or supervised (L_S alone).
+        method: sspl (L_U), semipl (L_U + supervised_weight * L_S) or supervised (L_S alone: with every pair labelled,
+            the fully supervised setting; all boxes of a frame count); lss (triplet loss) or lss_semi (triplet loss +
+            supervised_weight * cross-entropy of the attention with the boxes), which need model.head lss.
         supervised_weight: the paper's lambda.
-        consensus: annotators that must agree for a pixel to count fully (1 Chaotic World, VGG-SS; 2 Flickr-SoundNet).
+        supervised_map: what L_S of semipl and supervised compares with the boxes: minmax, the attention map, or
+            sigmoid, 1 / (1 + exp(-supervised_scale * similarity)), which says "nowhere", too.
+        supervised_scale: that scale; the similarity is a cosine, from -1 to 1.
+        consensus: annotators that must agree for a pixel to count fully; 0 is the data set's own number (1 Chaotic
+            World, VGG-SS; 2 Flickr-SoundNet).
     """
 
-    method: Literal["sspl", "semipl", "supervised"] = "semipl"
+    method: Literal["sspl", "semipl", "supervised", "lss", "lss_semi"] = "semipl"
     supervised_weight: float = 1.0
-    consensus: int = 1
+    supervised_map: Literal["minmax", "sigmoid"] = "minmax"
+    supervised_scale: float = 10.0
+    consensus: int = 0
 
 
 @dataclass
@@ -93,11 +119,18 @@ class DataConfig:
         prefetch: batches decoded ahead; 0 is as many as hold 256 pairs, 2 to 4.
         resident: keep decoded pairs in memory (the GPU's, or a CPU's own), so that each is decoded once: auto does so
             where they fit the budget, always insists, never streams. Batches are the same either way.
+        resident_shared: on several processes, keep a share of the pairs in each, and exchange rows in every step: auto
+            does so where the whole does not fit each of them. Batches are the same either way.
+        embeddings: keep the frozen audio network's embeddings of each pair in place of its spectrogram, so that they
+            are computed once: auto does so with model.audio vggish, on insists, off computes them in every step.
         resident_budget_gb: memory for that, in 10^9 bytes; 0 is 60% of what is free on the GPU, or half of the host's.
         on_error: a frame that does not decode: stop, or skip its pair, which is logged.
         max_errors: share of the pairs that on_error skip may lose before it stops all the same.
         exclude_quarantined: of the pairs that `prepare --verify` listed, leave out none, bad ones (corrupt, truncated,
             without sound), or all (black and silent ones, too).
+        labelled_fraction: share of each class's labelled training pairs that keep their boxes; the others are trained
+            on without. Which ones is a function of their keys alone, and those of a smaller share are among those of
+            a larger one. What is evaluated keeps its boxes.
     """
 
     root: str = "demo"
@@ -106,10 +139,13 @@ class DataConfig:
     threads: int = 0
     prefetch: int = 0
     resident: Literal["auto", "always", "never"] = "auto"
+    resident_shared: Literal["auto", "always", "never"] = "auto"
+    embeddings: Literal["auto", "on", "off"] = "auto"
     resident_budget_gb: float = 0.0
     on_error: Literal["stop", "skip"] = "stop"
     max_errors: float = 0.01
     exclude_quarantined: Literal["none", "bad", "all"] = "none"
+    labelled_fraction: float = 1.0
 
 
 @dataclass
@@ -141,16 +177,25 @@ class Config:
         epochs: passes over the training pairs.
         seed: seed of weights, order, and views.
         device: auto (a GPU where there is one), cuda, cuda:N or cpu.
-        precision: auto (bf16 on a GPU, fp32 on a CPU), bf16, fp16 or fp32.
+        precision: auto (bf16 on a GPU, fp32 on a CPU), bf16, fp16, fp32, or tf32, which is fp32 but for products, whose
+            factors a GPU rounds to 10 bits.
         compile: torch.compile: auto (on a GPU), on or off.
+        compile_cache: folder that keeps what is compiled for the next run; empty means essl_fast/compile in the user's
+            cache folder, off PyTorch's own temporary one. TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it.
+        cuda_graphs: replay the step as one CUDA graph: auto (on one GPU, but in fp16), on or off.
         eval_every: epochs between evaluations on the selection split; 0 evaluates at the end alone.
         checkpoint_epochs: epochs between writes of last.pt; the last epoch always writes one.
         checkpoint_steps: steps between further writes within an epoch; 0 for none.
+        checkpoint_keep: how many last checkpoints to keep: last.pt and, before it, last-1.pt and so on.
         select_on: split that picks best.pt: val (a tenth of the training videos), or test (the published protocol:
             it then trains on all training videos, and says so in its results).
         baselines: also evaluate the untrained model and the priors (centre; largest object in the demo).
         overlays: heatmap overlays to draw from the test split.
         deterministic: deterministic algorithms, for bit-equal reruns.
+        tensorboard: also write the epochs for TensorBoard, into the run directory (needs the package tensorboard).
+        on_nonfinite: a step whose loss or gradient is infinite or not a number: stop, or skip it, which is counted.
+            Either way it changes no weight, and is kept for `python -m essl_fast.replay`.
+        max_nonfinite: share of an epoch's steps that on_nonfinite skip may pass over, one at least, before it stops.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -163,15 +208,21 @@ class Config:
     epochs: int = 40
     seed: int = 0
     device: str = "auto"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32", "tf32"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    compile_cache: str = ""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
     eval_every: int = 1
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
+    checkpoint_keep: int = 2
     select_on: Literal["val", "test"] = "val"
     baselines: bool = True
     overlays: int = 16
     deterministic: bool = False
+    tensorboard: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_nonfinite: float = 0.01
 
 
 def _at_least(least: float):
@@ -186,7 +237,8 @@ _CHECKS = {
     "model.pcm_cycles": _at_least(0),
     "model.out_dim": _at_least(1),
     "objective.supervised_weight": _at_least(0),
-    "objective.consensus": _at_least(1),
+    "objective.supervised_scale": lambda value: None if 0 < value < math.inf else "must be above 0, and finite",
+    "objective.consensus": lambda value: None if 0 <= value <= 1024 else "must be from 0 to 1024",  # what kernels take
     "optim.lr_sound": _at_least(0),
     "optim.lr_pcm": _at_least(0),
     "optim.lr_head": _at_least(0),
@@ -199,6 +251,7 @@ _CHECKS = {
     "data.prefetch": _at_least(0),
     "data.resident_budget_gb": _at_least(0),
     "data.max_errors": _share,
+    "data.labelled_fraction": _share,
     "demo.train_videos": _at_least(10),
     "demo.test_videos": _at_least(1),
     "demo.seed": _at_least(0),
@@ -207,6 +260,8 @@ _CHECKS = {
     "eval_every": _at_least(0),
     "checkpoint_epochs": _at_least(1),
     "checkpoint_steps": _at_least(0),
+    "checkpoint_keep": _at_least(1),
+    "max_nonfinite": _share,
     "overlays": _at_least(0),
 }
 
@@ -220,13 +275,28 @@ def check(config: Config) -> Config:
         if message := fault(value):
             raise InputError(f"{name}: {message}, got {value}")
     model = config.model
-    if model.pcm and (model.trunk, model.audio) != ("vgg16", "vggish"):
-        raise InputError("model.pcm: needs model.trunk vgg16 and model.audio vggish")
+    if model.trunk_fp8 and model.trunk != "vgg16":
+        raise InputError(f"model.trunk_fp8: needs the frozen trunk vgg16, got {model.trunk}")
     if model.trunk == "vgg16" and not model.pcm and model.out_dim != 512:
         raise InputError(f"model.out_dim: vgg16 has 512 channels, got {model.out_dim}")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
-        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {config.device!r}")
+    method = config.objective.method
+    if (model.head == "lss") != (method in LSS):
+        raise InputError(
+            f"model.head: {model.head} does not go with objective.method {method}; give "
+            f"--model.head {'lss' if method in LSS else 'simsiam'}, or another method"
+        )
+    if config.objective.supervised_map != "minmax" and method not in ("semipl", "supervised"):
+        raise InputError(f"objective.supervised_map: is for semipl and supervised, got it with method {method}")
+    if config.data.embeddings == "on" and model.audio != "vggish":
+        raise InputError(f"data.embeddings: on needs a frozen audio network, model.audio vggish, not {model.audio}")
+    check_device(config.device)
     return config
+
+
+def check_device(name: str) -> None:
+    """InputError if a device is named in a way that no command knows."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
 
 
 def configs_folder() -> Path:
@@ -259,12 +329,22 @@ def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Con
 def parser(prog: str, description: str = ""):
     """The argument parser of Config, with --config; commands add their own options to it."""
     import jsonargparse
+    import yaml
+
+    from essl_fast.yamls import refuse_bombs
 
     class Parser(jsonargparse.ArgumentParser):
         def error(self, message, ex=None):
-            raise InputError(" ".join(str(message).split()))
+            text = " ".join(str(message).split())
+            if 'Parser key "data": Unable to load config' in text:  # doctor, evaluate and reproduce have that option
+                text = "--data: is a file of settings here; the prepared folder is --data.root DIR"
+            if text == "Unexpected config:":
+                text = "--config: the file has no settings in it"
+            raise InputError(text if len(text) <= 1000 else f"{text[:1000]} ...")
 
-    parser = Parser(prog=prog, description=description, exit_on_error=True)
+    plain = jsonargparse.get_loader("yaml")
+    jsonargparse.set_loader("settings", lambda text: plain(refuse_bombs(text)), (yaml.YAMLError,))
+    parser = Parser(prog=prog, description=description, exit_on_error=True, parser_mode="settings")
     parser.add_argument(
         "--config", action="config", help="YAML file, or the name of a shipped config; before overrides"
     )
@@ -288,8 +368,14 @@ def parse(
             argv[i] = f"--config={find_file(argv[i].split('=', 1)[1])}"
     if not named:
         argv = ["--config", str(find_file(default)), *argv]
-    space = own.parse_args(argv)
-    ready = own.instantiate(space)
+    try:
+        space = own.parse_args(argv)
+        ready = own.instantiate(space)
+    except InputError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        # Of text that is no UTF-8, numbers of any length, and a group without anything in it.
+        raise InputError(f"{' '.join(argv)}: not a file or value of settings ({error})") from error
     values = {f.name: getattr(ready, f.name) for f in fields(Config)}
     return check(Config(**values)), ready
 
@@ -300,10 +386,14 @@ def to_dict(config: Config) -> dict:
 
 
 def from_dict(values: dict) -> Config:
-    """The Config of :func:`to_dict`'s dict; InputError for a key this version does not know."""
+    """The Config of :func:`to_dict`'s dict; InputError for a key this version does not know, or a value of another
+    kind than the setting's."""
 
     def fill(kind, values, prefix=""):
+        if not isinstance(values, dict):
+            raise InputError(f"{prefix.rstrip('.') or 'the settings'}: {values!r} is no group of settings")
         known = {f.name: f for f in fields(kind)}
+        hints = get_type_hints(kind)
         for key in values:
             if key not in known:
                 raise InputError(f"unknown setting {prefix}{key}; it was written by another version of essl_fast")
@@ -312,9 +402,20 @@ def from_dict(values: dict) -> Config:
             for k, f in known.items()
             if callable(f.default_factory) and is_dataclass(f.default_factory)
         }
+        for key in values.keys() - nested.keys():
+            if not _is_of(values[key], hints[key]):
+                of = getattr(hints[key], "__name__", "") + str(get_args(hints[key]) or "")
+                raise InputError(f"{prefix}{key}: {values[key]!r} is not of its kind, {of}")
         return kind(**{k: fill(nested[k], v, f"{prefix}{k}.") if k in nested else v for k, v in values.items()})
 
     return check(fill(Config, values))
+
+
+def _is_of(value: object, kind: object) -> bool:
+    """Whether a setting of this type hint, one of those above, may have the value."""
+    if get_origin(kind) is Literal:
+        return any(value == known and type(value) is type(known) for known in get_args(kind))
+    return type(value) is kind or (kind is float and type(value) is int)
 
 
 def difference(old: dict, new: dict, prefix: str = "") -> list[str]:

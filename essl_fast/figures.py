@@ -77,3 +77,67 @@ def overlays(path: Path, samples: list[dict], columns: int = 4) -> None:
     figure.suptitle("heat: similarity with the sound; white: threshold 0.5; green: ground truth")
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def side_by_side(path: Path, samples: dict[str, list[dict]]) -> None:
+    """The same frames under several methods: a column a frame, a row a method, the frame itself above.
+
+    ``samples``: by method, dicts as in :func:`overlays` with "ciou", the same frames in the same order for all.
+    """
+    plt = _pyplot()
+    shown = next(iter(samples.values()))
+    count = len(shown)
+    figure, axes = plt.subplots(
+        len(samples) + 1, count, figsize=(2 * count + 1, 2 * len(samples) + 2.4), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, sample in zip(axes[0], shown, strict=True):
+        axis.imshow(sample["frame"])
+        axis.set_title(sample["key"], fontsize=6)
+    axes[0, 0].set_ylabel("frame", fontsize=8)
+    for line, (label, found) in zip(axes[1:], samples.items(), strict=True):
+        line[0].set_ylabel(label, fontsize=8)
+        for axis, sample in zip(line, found, strict=True):
+            picture, heat = overlay(sample["frame"], sample["similarity"])
+            axis.imshow(picture)
+            if heat.max() > 0:
+                axis.contour(heat, levels=[0.5], colors="white", linewidths=0.8)
+            axis.set_xlabel(f"cIoU {sample['ciou']:.2f}", fontsize=7)
+    for line in axes:
+        for axis, sample in zip(line, shown, strict=True):
+            for x1, y1, x2, y2 in sample["boxes"]:
+                if x2 > x1 and y2 > y1:
+                    axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="lime", lw=1.2))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def success_by_epoch(path: Path, histories: dict[str, list[tuple[int, float]]], split: str) -> None:
+    """Success at cIoU 0.5 on a split by epoch, a line for each of ``histories``: (epoch, share of pairs)."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for label, points in histories.items():
+        axis.plot([epoch for epoch, _ in points], [100 * share for _, share in points], "o-", ms=3, label=label)
+    axis.set(xlabel="epoch", ylabel="success at cIoU 0.5, %", title=f"{split} split")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def success_by_labels(path: Path, points: list[tuple[float, float, float | None]]) -> None:
+    """Success by the share of labels: (share, mean in per cent, standard deviation or None of a single seed)."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    axis.errorbar(
+        [100 * share for share, _, _ in points],
+        [middle for _, middle, _ in points],
+        yerr=[spread or 0.0 for *_, spread in points],
+        fmt="o-", capsize=4,
+    )  # fmt: skip
+    axis.set(xlabel="labels used, %", ylabel="success at cIoU 0.5, %", ylim=(0, 100))
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

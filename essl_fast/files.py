@@ -1,10 +1,13 @@
-"""Files that are there whole or not at all, also after a crash or a power cut."""
+"""Files that are there whole or not at all, also after a crash or a power cut; and JSON that others may have made."""
 
+import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def sync_folder(folder: Path) -> None:
@@ -33,8 +36,55 @@ def atomic_file(path: Path, tag: str = "", sync: bool = True) -> Iterator[Binary
             if sync:
                 os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write or a sync that failed says no name
+            error.filename = str(path)
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """What a JSON text says. ValueError for anything wrong with it: nested too deep, too, or with numbers that JSON
+    does not have (NaN, Infinity), or text that no file can hold (half a surrogate pair)."""
+    try:
+        value = json.loads(data, parse_constant=_refuse)
+        if (b"\\u" if isinstance(data, bytes) else "\\u") in data:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def sealed(values: dict[str, Any]) -> bytes:
+    """A JSON object with a CRC-32 of all the rest in it, as "seal"."""
+    return json.dumps(values | {"seal": _seal(values)}).encode()
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """What :func:`sealed` was given. ValueError if that is not it any more."""
+    values = parse_json(data)
+    if not isinstance(values, dict) or values.pop("seal", None) != _seal(values):
+        raise ValueError("it is not as it was written: its CRC-32 differs")
+    return values
+
+
+def _seal(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
+
+
+def refuse_packed(path: Path) -> None:
+    """ValueError for a ZIP archive that unpacks to more than the file's own size: PyTorch writes its archives unpacked,
+    and would read one of kilobytes into gigabytes of memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if packed or sum(record.file_size for record in records) > path.stat().st_size:
+        raise ValueError("its archive is packed, or has records that overlap")

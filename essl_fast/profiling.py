@@ -15,7 +15,8 @@ import torch
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile, record_function
 
-STAGES = ("data", "views", "log-mel", "forward", "backward", "optimizer")
+# "step" is a replay of the whole step as one CUDA graph, which holds what are stages of an uncaptured one.
+STAGES = ("data", "views", "log-mel", "forward", "backward", "optimizer", "step")
 _PREFIX = "essl_fast: "
 
 
@@ -39,9 +40,11 @@ class StepProfile:
 
     def __init__(self, folder: Path, device: torch.device, steps: int = 20, skip: int = 5) -> None:
         self.folder, self.device, self.steps, self.skip = folder, device, steps, skip
-        self.done = 0
+        self.done = self.traced = 0
         self.seconds = 0.0
         self.table: Table | None = None
+        self.stages: dict[str, tuple[float, float]] = {}  # milliseconds a step on the host, on the device
+        self.operators: list[tuple[str, float]] = []  # and of what took longest within them
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
         self._profile = profile(activities=activities, acc_events=True)
 
@@ -67,21 +70,30 @@ class StepProfile:
         self._profile.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(self.folder / "trace.json"))
-        self.table = self._table(self.done - self.skip)
+        self.traced = self.done - self.skip
+        self._measure(self.traced)
+        self.table = self._table(self.traced)
+
+    @property
+    def step_ms(self) -> float:
+        """Milliseconds of a step; 0 before the trace is written."""
+        return 1e3 * self.seconds / self.traced if self.finished else 0.0
+
+    def record(self) -> dict:
+        """What was measured, as plain values."""
+        stages = {name: {"host_ms": host, "device_ms": device} for name, (host, device) in self.stages.items()}
+        return {"device": str(self.device), "step_ms": self.step_ms, "stages": stages, "operators": self.operators}
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _table(self, steps: int) -> Table:
-        """Milliseconds a step of each stage: on the host, and on the GPU where there is one."""
+    def _measure(self, steps: int) -> None:
+        """Fills ``stages`` and ``operators``."""
         gpu = self.device.type == "cuda"
         found = self._profile.key_averages()
-        table = Table(title=f"{1e3 * self.seconds / steps:.2f} ms a step, over {steps} steps")
-        for heading in ("stage", "host ms", *(["GPU ms"] if gpu else []), "share, %"):
-            table.add_column(heading, justify="left" if heading == "stage" else "right")
-        rows = []
-        for name in STAGES:
+        names = dict.fromkeys((*STAGES, *(e.key.removeprefix(_PREFIX) for e in found if e.key.startswith(_PREFIX))))
+        for name in names:
             # A range that launches kernels comes twice: as the host saw it, and as its span on the GPU.
             events = [event for event in found if event.key == _PREFIX + name]
             on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
@@ -89,11 +101,24 @@ class StepProfile:
             if events:
                 host = sum(event.cpu_time_total for event in on_host)
                 device = sum(event.device_time_total for event in on_gpu or on_host)
-                rows.append((name, host / steps / 1e3, device / steps / 1e3))
-        for name, host, device in rows:
+                self.stages[name] = host / steps / 1e3, device / steps / 1e3 if gpu else host / steps / 1e3
+        kernels = [e for e in found if not e.key.startswith(_PREFIX)
+                   and (not gpu or e.device_type == torch.autograd.DeviceType.CUDA)]  # fmt: skip
+        spent = [(e.key, (e.self_device_time_total if gpu else e.self_cpu_time_total) / steps / 1e3) for e in kernels]
+        self.operators = sorted(spent, key=lambda pair: -pair[1])[:10]
+
+    def _table(self, steps: int) -> Table:
+        """Milliseconds a step of each stage: on the host, and on the GPU where there is one."""
+        gpu = self.device.type == "cuda"
+        table = Table(title=f"{1e3 * self.seconds / steps:.2f} ms a step, over {steps} steps")
+        for heading in ("stage", "host ms", *(["GPU ms"] if gpu else []), "share, %"):
+            table.add_column(heading, justify="left" if heading == "stage" else "right")
+        for name, (host, device) in self.stages.items():
             share = 100 * (device if gpu and name != "data" else host) * steps / 1e3 / self.seconds
             table.add_row(name, f"{host:.2f}", *([f"{device:.2f}"] if gpu else []), f"{share:.1f}")
         table.caption = "shares are of the time a step takes; " + (
             "of the GPU's time, but for data, where the host waits" if gpu else "the rest is bookkeeping"
         )
+        if "step" in self.stages:
+            table.caption += "; step is a whole one, replayed as a CUDA graph: --cuda_graphs off shows its stages"
         return table

@@ -21,6 +21,24 @@ def tiny(tmp_path_factory):
     return world, place / "prepared"
 
 
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Real videos with annotations (see `make_world`); tests may touch a file's time, nothing else."""
+    from tests.data.prepare_tools import make_world
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def reference(world, tmp_path_factory):
+    """`world` prepared in one go, by one process: 12 training pairs in 3 shards, 3 for validation in one, 6 in 2."""
+    from tests.data.prepare_tools import run
+
+    out = tmp_path_factory.mktemp("reference") / "out"
+    run(world, out)
+    return out
+
+
 @pytest.fixture
 def triton_on_cpu(monkeypatch):
     """The Triton kernels take CPU tensors, in Triton's interpreter."""

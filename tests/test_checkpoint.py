@@ -52,8 +52,12 @@ def test_wrong_files_are_refused(tmp_path):
             return (print, ("ran",))
 
     torch.save(Evil(), tmp_path / "evil.pt")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
-        checkpoint.load(tmp_path / "evil.pt")
+    (tmp_path / "text.pt").write_text("epochs: 3")
+    (tmp_path / "empty.pt").touch()
+    for name, why in {"evil": "never run", "text": "it is no file of PyTorch's", "empty": "cut short"}.items():
+        with pytest.raises(InputError, match=rf"{name}.pt is not a readable checkpoint \(.*{why}\)") as caught:
+            checkpoint.load(tmp_path / f"{name}.pt")
+        assert "weights_only" not in str(caught.value)  # PyTorch's advice to run it
 
 
 def test_another_architecture_is_refused():
@@ -92,3 +96,75 @@ def test_published_state_dicts_that_do_not_fit_are_refused():
         checkpoint.load_sspl_part(trunk, "video", sd)
     with pytest.raises(InputError, match="needs the SSPL parts"):
         checkpoint.load_sspl(small_model(), {"frame": sd})
+
+
+def test_the_last_few_are_kept(tmp_path):
+    path = tmp_path / "last.pt"
+    for epoch in range(5):
+        checkpoint.save(path, {"epoch": epoch}, keep=3)
+    assert [file.name for file in checkpoint.kept(path)] == ["last.pt", "last-1.pt", "last-2.pt"]
+    assert [checkpoint.load(file)["epoch"] for file in checkpoint.kept(path)] == [4, 3, 2]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last-1.pt", "last-2.pt", "last.pt"]
+    (tmp_path / "last-x.pt").touch()
+    assert len(checkpoint.forerunners(path)) == 2
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(checkpoint.os, "link", refuse)
+    for epoch in range(3):
+        checkpoint.save(tmp_path / "last.pt", {"epoch": epoch}, keep=2)
+    assert [checkpoint.load(file)["epoch"] for file in checkpoint.kept(tmp_path / "last.pt")] == [2, 1]
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, {"x": torch.arange(1000.0)})
+    whole = path.read_bytes()
+    for at in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(InputError, match="not a readable checkpoint"):
+            checkpoint.load(path)
+    for size in (0, 10, len(whole) // 2, len(whole) - 20, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match="not a readable checkpoint"):
+            checkpoint.load(path)
+    path.write_bytes(whole)
+    assert checkpoint.fault(path) is None and torch.equal(checkpoint.load(path)["x"], torch.arange(1000.0))
+
+
+def test_the_newest_that_is_whole(tmp_path):
+    path = tmp_path / "last.pt"
+    for epoch in range(3):
+        checkpoint.save(path, {"epoch": epoch}, keep=3)
+    assert checkpoint.newest(path)[1:] == ({"format": checkpoint.FORMAT, "version": 2, "epoch": 2}, [])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(InputError, match=rf"{tmp_path / 'last-1.pt'} is whole: train --resume"):
+        checkpoint.load(path)
+    found, state, passed = checkpoint.newest(path)
+    assert found == tmp_path / "last-1.pt" and state["epoch"] == 1 and "last.pt is not a readable" in passed[0]
+    path.unlink()
+    assert checkpoint.newest(path)[0] == tmp_path / "last-1.pt"
+    for file in checkpoint.kept(path):
+        file.write_bytes(b"nothing")
+    with pytest.raises(InputError, match="no checkpoint of .* is whole"):
+        checkpoint.newest(path)
+
+
+def test_a_damaged_best_names_what_is_left(tmp_path):
+    for name in ("best.pt", "last.pt"):
+        checkpoint.save(tmp_path / name, {"epoch": 1})
+    (tmp_path / "best.pt").write_bytes((tmp_path / "best.pt").read_bytes()[:-3])
+    with pytest.raises(InputError, match=rf"{tmp_path / 'last.pt'} is whole: evaluate that"):
+        checkpoint.load(tmp_path / "best.pt")
+
+
+def test_checkpoints_of_version_1_are_read(tmp_path):
+    path = tmp_path / "old.pt"
+    torch.save({"format": checkpoint.FORMAT, "version": 1, "epoch": 7}, path)
+    assert checkpoint.load(path)["epoch"] == 7
+    torch.save({"format": checkpoint.FORMAT, "version": 3}, path)
+    with pytest.raises(InputError, match="version 3, this essl_fast reads 2"):
+        checkpoint.load(path)

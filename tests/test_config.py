@@ -6,7 +6,7 @@ from essl_fast import config
 from essl_fast.config import InputError
 
 
-@pytest.mark.parametrize("name", ["demo", "sspl", "sspl_pcm", "semipl", "full"])
+@pytest.mark.parametrize("name", ["demo", "sspl", "sspl_pcm", "semipl", "full", "lss", "lss_semi"])
 def test_shipped_configs_load(name):
     settings = config.load(name)
     assert settings.name == name
@@ -34,9 +34,10 @@ def test_overrides_win():
         (["--data.batch_size", "1"], "data.batch_size: must be at least 2"),
         (["--data.batch_size", "many"], "data.batch_size"),
         (["--model.trunk", "resnet"], "model.trunk"),
-        (["--model.pcm", "true"], "model.pcm: needs"),
+        (["--model.trunk", "vgg16"], "model.out_dim: vgg16 has 512 channels, got 128"),
         (["--optim.lr_head", ".nan"], "optim.lr_head: must be at least 0"),
         (["--optim.lr_head", ".inf"], "optim.lr_head: must be at least 0, and finite"),
+        (["--objective.consensus", "1025"], "objective.consensus: must be from 0 to 1024"),
         (["--data.max_errors", "1.5"], "data.max_errors: must be from 0 to 1"),
         (["--data.resident_budget_gb", "-1"], "data.resident_budget_gb: must be at least 0"),
         (["--data.resident", "sometimes"], "data.resident"),
@@ -58,7 +59,7 @@ def test_a_wrong_key_in_a_file_is_named(tmp_path):
 
 
 def test_an_unknown_config_lists_the_shipped_ones():
-    with pytest.raises(InputError, match="demo, full, semipl, sspl, sspl_pcm"):
+    with pytest.raises(InputError, match="demo, full, lss, lss_semi, .*semipl, sspl, sspl_pcm"):
         config.load("imagenet")
 
 
@@ -74,3 +75,27 @@ def test_a_setting_of_another_version_is_refused():
     values["data"]["teleport"] = 1
     with pytest.raises(InputError, match="data.teleport"):
         config.from_dict(values)
+
+
+def test_a_folder_for_data_and_a_file_without_settings_are_explained(tmp_path):
+    with pytest.raises(InputError, match="the prepared folder is --data.root DIR"):
+        config.parse(["--data", str(tmp_path)], "train")
+    (tmp_path / "empty.yaml").touch()
+    with pytest.raises(InputError, match="the file has no settings in it"):
+        config.parse(["--config", str(tmp_path / "empty.yaml")], "train")
+
+
+def test_a_wrong_option_is_one_line(capsys):
+    options = config.Options(prog="program")
+    options.add_argument("--number", type=int)
+    with pytest.raises(SystemExit) as ended:
+        options.parse_args(["--number", "x"])
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cudafoo", ""])
+def test_a_device_that_is_none_is_named(name):
+    from essl_fast.evaluate import pick_device
+
+    with pytest.raises(InputError, match="device: must be auto, cpu, cuda or cuda:N"):
+        pick_device(name)

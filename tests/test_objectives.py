@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,3 +79,55 @@ def test_shares_make_the_mean_over_ranks_the_loss_of_all_pairs():
         torch.testing.assert_close(sum(loss[name] for loss in losses) / 2, value)
     none = objectives.Shares.of(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0]), 2)
     assert none.supervised == 0 and none.unsupervised == 1
+
+
+def test_the_sigmoid_map_says_nowhere_too():
+    forward = forward_of()
+    similarity = forward.similarity.clone().requires_grad_()
+    forward = forward._replace(similarity=similarity)
+    settings = config.load("semipl", ["objective.supervised_map=sigmoid", "objective.supervised_scale=3"]).objective
+    parts = objectives.build(settings)(forward, BOXES, LABELLED)
+    maps = 1 / (1 + (-3 * similarity).exp())
+    expected = sum(kernels.pixel_bce(view, BOXES, LABELLED) for view in maps) / 2
+    torch.testing.assert_close(parts["supervised"], expected)
+    parts["supervised"].backward()
+    assert similarity.grad[:, :2].all() and not similarity.grad[:, 2].any() and forward.attention.grad is None
+    alone = config.load("semipl", ["objective.supervised_map=sigmoid", "objective.method=supervised"]).objective
+    away = forward._replace(similarity=torch.full_like(similarity, -5))  # a map without a peak can agree with no box
+    nothing = torch.zeros(3, 1, 4, dtype=torch.int32)
+    assert objectives.build(alone)(away, nothing, LABELLED)["loss"] < 1e-5
+
+
+def plain_l_s(attention, boxes, labelled, consensus):
+    """L_S of the published formula in NumPy, one pixel weight a box."""
+    losses = []
+    for heat, those, wanted in zip(attention, boxes, labelled, strict=True):
+        if wanted:
+            weights = np.zeros((224, 224))
+            for x1, y1, x2, y2 in those:
+                weights[y1:y2, x1:x2] += 1
+            weights = np.minimum(weights / consensus, 1)
+            place = np.clip((np.arange(224) + 0.5) * 14 / 224 - 0.5, 0, 13)
+            low, part = np.floor(place).astype(int), place - np.floor(place)
+            high = np.minimum(low + 1, 13)
+            rows = heat[low] * (1 - part)[:, None] + heat[high] * part[:, None]
+            wide = np.clip(rows[:, low] * (1 - part) + rows[:, high] * part, 1e-6, 1 - 1e-6)
+            losses.append(-(weights * np.log(wide) + (1 - weights) * np.log(1 - wide)).mean())
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("consensus", [1, 2])
+@pytest.mark.parametrize("method", ["semipl", "supervised"])
+def test_all_boxes_of_a_frame_count(method, consensus):
+    """Several sources in one frame: overlapping boxes, boxes apart, padding; one frame without a label among them."""
+    forward = forward_of(batch=4)
+    boxes = torch.tensor([
+        [[10, 10, 90, 90], [50, 50, 140, 100], [0, 0, 0, 0]], [[0, 0, 30, 30], [180, 180, 224, 224], [100, 0, 120, 9]],
+        [[0, 0, 224, 224], [0, 0, 224, 224], [5, 5, 9, 9]], [[30, 30, 60, 60], [0, 0, 0, 0], [0, 0, 0, 0]],
+    ], dtype=torch.int32)  # fmt: skip
+    labelled = torch.tensor([True, True, False, True])
+    settings = config.load("semipl", [f"objective.method={method}", f"objective.consensus={consensus}"]).objective
+    parts = objectives.build(settings)(forward, boxes, labelled)
+    maps = forward.attention.detach().double().numpy()
+    expected = np.mean([plain_l_s(view, boxes.numpy(), labelled.tolist(), consensus) for view in maps])
+    assert parts["loss" if method == "supervised" else "supervised"].item() == pytest.approx(expected, rel=1e-5)

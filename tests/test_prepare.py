@@ -16,22 +16,9 @@ from essl_fast.data import media
 from essl_fast.data.shards import Manifest, iterate
 from essl_fast.prepare import main, prepare
 from tests.data.media_tools import clicks, make_video, number_of, row, truncate, write_annotations
-from tests.data.prepare_tools import arguments, hashes, left_out, make_world, run, workers_that
+from tests.data.prepare_tools import arguments, hashes, left_out, run, workers_that
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def reference(world, tmp_path_factory):
-    """Prepared in one go, by one process."""
-    out = tmp_path_factory.mktemp("reference") / "out"
-    run(world, out)
-    return out
 
 
 def test_what_is_written(world, reference):
@@ -269,7 +256,7 @@ def test_a_file_system_without_locks(world, reference, tmp_path, monkeypatch, ca
 
 def test_a_folder_that_cannot_be_written(world, tmp_path, monkeypatch):
     workers_that(monkeypatch, "def full(*_): raise OSError(28, 'No space left on device')\nos.replace = full")
-    with pytest.raises(InputError, match="cannot make a part in .*No space left on device; free some space or choose"):
+    with pytest.raises(InputError, match="cannot make a part in .*No space left on device.*; free some space"):
         run(world, tmp_path / "out")
 
 

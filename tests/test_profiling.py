@@ -3,6 +3,7 @@
 import json
 import time
 
+import pytest
 import torch
 
 from essl_fast.profiling import STAGES, StepProfile, stage
@@ -32,6 +33,11 @@ def test_stages_and_their_shares(tmp_path):
     assert stages == ["forward", "optimizer"] and set(stages) <= set(STAGES)
     assert 4 <= float(host[0]) < 40 and float(share[0]) > float(share[1]) > 0
     assert sum(map(float, share)) <= 100.5
+    record = profile.record()  # of the steps that were traced, not of all
+    assert list(record["stages"]) == stages and record["step_ms"] == pytest.approx(1e3 * profile.seconds / 4)
+    assert sum(spent["device_ms"] for spent in record["stages"].values()) <= record["step_ms"]
+    assert all(spent >= 0 for _, spent in record["operators"]) and len(record["operators"]) <= 10
+    assert not any(name.startswith("essl_fast") for name, _ in record["operators"])
 
 
 def test_a_run_that_ends_early_still_has_its_trace(tmp_path):
@@ -43,3 +49,12 @@ def test_a_run_that_ends_early_still_has_its_trace(tmp_path):
     run_steps(short, 2)
     short.close()
     assert not short.finished and not (tmp_path / "short").exists()
+
+
+def test_a_replayed_step_says_how_to_see_its_stages(tmp_path):
+    profile = StepProfile(tmp_path, CPU, steps=1, skip=1)
+    for _ in range(2):
+        with stage("step"):
+            time.sleep(0.001)
+        profile.step()
+    assert "--cuda_graphs off shows its stages" in profile.table.caption

@@ -44,7 +44,8 @@ def finished(tiny, tmp_path_factory):
 def test_a_run_leaves_everything(finished):
     out, prepared = finished
     assert {file.name for file in out.iterdir()} == {
-        "config.yaml", "log.jsonl", "last.pt", "best.pt", "summary.json", "curves.png", "overlays.png",
+        "config.yaml", "log.jsonl", "last.pt", "last-1.pt", "best.pt", "summary.json", "curves.png", "overlays.png",
+        "test_pairs.jsonl", "gallery.npz", "report.html",
     }  # fmt: skip
     summary = json.loads((out / "summary.json").read_text())
     for name in ("test", "untrained", "centre_prior"):

@@ -36,7 +36,7 @@ def three_steps(world, prepared, batch, method):
     losses = []
     with trainer.loader as loader:
         for raw in loader:
-            trainer.unread.append((raw.index, trainer.train_step(raw)))
+            trainer.unread.append((raw.index, trainer.train_step(raw), trainer.step))
             losses.append(trainer.read_losses())
             trainer.step += 1
             if trainer.step == 3:
@@ -71,7 +71,7 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m",
         "essl_fast.train", "--config", "demo", "--data.root", str(prepared), "--data.batch_size", "2", "--out",
-        str(out), "--epochs", "2", "--overlays", "2", "--device", "cpu",
+        str(out), "--epochs", "2", "--overlays", "2", "--device", "cpu", "--data.resident_shared", "always",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)

@@ -124,7 +124,7 @@ class PublishedStyle:
         clock = clock or StageClock()
         self.net.eval()
         scores, losses = [], []
-        consensus = self.settings.objective.consensus
+        consensus = self.settings.objective.consensus or 1
         with clock.stage("evaluation"):
             for sample in loader:
                 sample = self.to_device(sample)
@@ -199,7 +199,7 @@ def check(settings: config.Config, device: torch.device, batch: int = 6, seed: i
         )["loss"]  # fmt: skip
         expected.backward()
         sample = {"view1": views[0], "view2": views[1], "spect": log_mel[:, :, None], "labelled": labelled}
-        sample |= {f"target{v + 1}": box_targets(boxes[v], settings.objective.consensus) for v in range(2)}
+        sample |= {f"target{v + 1}": box_targets(boxes[v], settings.objective.consensus or 1) for v in range(2)}
         baseline.net.train()
         found = baseline.losses_of(baseline.to_device(sample))["loss"]
         found.backward()

@@ -40,6 +40,7 @@ GRID = 224  # side of the grid that boxes and heatmaps live on, in pixels
 SPLITS = ("train", "val", "test")
 FRAMES = ("start", "middle", "all")
 ROW_BOXES = ("first", "all")
+LONGEST_NAME = 240  # bytes of a video's name; file systems have 255, with its ending
 
 NO_FILE = "annotation file missing"
 NO_ROWS = "no annotations"
@@ -91,6 +92,14 @@ def boxes_to_grid(boxes, width: float, height: float, size: int = GRID) -> np.nd
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     scaled = np.trunc(boxes / np.array([width, height, width, height], np.float64) * size)
     return np.clip(scaled, 0, size).astype(np.int32)
+
+
+def fault_of(box: Sequence[float], width: float, height: float) -> str:
+    """Why an annotation box (xyxy) covers nothing of the grid."""
+    if box[2] < box[0] or box[3] < box[1]:
+        return INVERTED
+    outside = box[2] <= 0 or box[3] <= 0 or box[0] >= width or box[1] >= height
+    return OUTSIDE if outside else EMPTY
 
 
 def read_chaotic_world(
@@ -344,14 +353,8 @@ class _VideoReader:
             if right > left and bottom > top:
                 kept.append([left, top, right, bottom])
                 continue
-            if box[2] < box[0] or box[3] < box[1]:
-                reason = INVERTED
-            elif box[2] <= 0 or box[3] <= 0 or box[0] >= width or box[1] >= height:
-                reason = OUTSIDE
-            else:
-                reason = EMPTY
             told = f"{row.where}: box {box} of a {width}x{height} frame"
-            self._leave(pair_key(self.video, fid), reason, told)
+            self._leave(pair_key(self.video, fid), fault_of(box, width, height), told)
         return kept
 
     def _complete(self, fid: int, draft: _Draft) -> bool:
@@ -389,5 +392,7 @@ def _read_list(root: Path, name: str) -> list[str]:
             continue
         if video in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", video):
             raise InputError(f"{path} line {line}: {short(video)} is not a plain video name; leave folders out of it")
+        if len(video.encode()) > LONGEST_NAME:
+            raise InputError(f"{path} line {line}: {short(video)} is longer than {LONGEST_NAME} bytes, as no file is")
         names[video] = None
     return list(names)

@@ -28,12 +28,13 @@ import numpy as np
 
 from essl_fast.config import InputError
 from essl_fast.data import media
-from essl_fast.data.annotations import Annotations, LeftOut
+from essl_fast.data.annotations import LeftOut
+from essl_fast.data.datasets import Dataset
 from essl_fast.data.pairs import Pair, pair_key
 from essl_fast.data.parts import Task, drop_part, lost_part, make_in_order, stem_of
 from essl_fast.data.shards import write_manifest
 from essl_fast.data.tars import CLIP, SPLITS, ShardWriter
-from essl_fast.files import atomic_file
+from essl_fast.files import atomic_file, sealed, unsealed
 
 SETTINGS = "settings.json"
 _OWN_FILES = re.compile(r"\.?(train|val|test)-\d{5,}\.(tar|idx)(\.partial)?")
@@ -53,21 +54,22 @@ class Reporter:
 
 
 def assemble(
-    videos: Path, read: Annotations, out: Path, parts: Path, settings: Mapping[str, Any], workers: int, say: Reporter
+    dataset: Dataset, out: Path, parts: Path, settings: Mapping[str, Any], workers: int, say: Reporter
 ) -> None:
-    """Make the prepared folder `out`, or finish it; `parts` is its folder for parts.
+    """Make the prepared folder `out` of a data set, or finish it; `parts` is its folder for parts.
 
     settings: what the manifest says of them; here count `pairs_per_shard`, `visual` (clip, jpeg or auto) and, for auto,
     `decoders`: the clips that are worth storing. InputError where no pair is left for a split, and as `make_in_order`.
     """
-    _Assembly(videos, read, out, parts, settings, say).run(workers)
+    _Assembly(dataset, out, parts, settings, say).run(workers)
 
 
 class _Assembly:
-    def __init__(self, videos, read: Annotations, out: Path, parts: Path, settings: Mapping[str, Any], say: Reporter):
-        self.videos, self.read, self.out, self.parts, self.settings, self.say = videos, read, out, parts, settings, say
+    def __init__(self, dataset: Dataset, out: Path, parts: Path, settings: Mapping[str, Any], say: Reporter):
+        self.dataset, self.read = dataset, dataset.read
+        self.out, self.parts, self.settings, self.say = out, parts, settings, say
         self.journal = parts / "shards"
-        spans = ((SPLITS.index(split), video, span) for video, split, span in read.pairs.videos() if span)
+        spans = ((SPLITS.index(split), video, span) for video, split, span in self.read.pairs.videos() if span)
         self.plan = sorted(spans, key=lambda planned: planned[:2])
         self.shards: dict[str, list[dict]] = {split: [] for split in SPLITS}  # those that the journal has
         self.noted = 0  # rows in them
@@ -133,7 +135,7 @@ class _Assembly:
     def _take(self, split: str, path: Path) -> bool:
         """Take over a shard of the journal; False if it is not what would be made now."""
         try:
-            entry = json.loads(path.read_bytes())
+            entry = unsealed(path.read_bytes())
             shard = entry["shard"]
         except (ValueError, KeyError):
             return False
@@ -176,7 +178,7 @@ class _Assembly:
         """(video, its task or, if its file is missing, the index of its part) of a video of the plan."""
         _, video, span = self.plan[number]
         try:
-            path = media.find_video(self.videos, video)
+            files = self.dataset.find(video)
         except media.MediaError as error:
             return video, lost_part(len(span), error.reason, error.detail)
         order = self._order(span)
@@ -184,7 +186,10 @@ class _Assembly:
         requests = tuple((pair_key(video, fid), fid, time) for fid, time in zip(fids, times, strict=True))
         asked, decoders = self.settings["visual"], self.settings["decoders"]
         clips = asked == "clip" or (asked == "auto" and bool(decoders))
-        return video, Task(video, str(path), requests, clips, decoders if clips and asked == "auto" else None)
+        return video, Task(
+            video, str(files.path), requests, clips, decoders if asked != "auto" or clips else None, files.kind,
+            str(files.sound or ""), tuple(files.rows[fid] for fid in fids) if files.rows else (), self.dataset.floats,
+        )  # fmt: skip
 
     def _order(self, span: range) -> np.ndarray:
         """Indexes of a video's pairs in the order of their frames."""
@@ -252,7 +257,7 @@ class _Assembly:
                  "pairs": self.pair[rows].tolist()}  # fmt: skip
         entry |= {name: column[rows].tolist() for name, column in self.columns.items()}
         with atomic_file(self._entry(split, len(self.shards[split]))) as file:
-            file.write(json.dumps(entry).encode())
+            file.write(sealed(entry))
         self.shards[split].append(shard)
         for video, *_ in self.to_note:
             drop_part(video, self.parts)
@@ -322,7 +327,7 @@ class _Assembly:
             },
             left_out=(left.as_json() for left in self._all_left_out()),
             settings=self.settings,
-            more={"jpeg_instead": self.pictures},
+            more={"jpeg_instead": self.pictures, **self.dataset.header()},
         )
 
 

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 
-from essl_fast.data import media
+from essl_fast.data import limits, media
 from essl_fast.data.display import Matrix, quarters, upright
 from essl_fast.data.media import MediaError, Probe
 from essl_fast.data.packets import is_hidden, is_repeat, layer_of, lean_settings, length_size
@@ -49,6 +49,7 @@ _DECODERS = {"av1": "libdav1d"}  # where it has another name than the codec
 _MOST_PACKETS = 600  # from a key frame to a frame: 20 s at 30 frames a second
 _MOST_BYTES = 64 << 20
 _WORTH_A_SEEK = 100  # frames to pass over; their packets are read in 0.3 ms
+_FOLDERS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl"))
 _FTYP = b"\0\0\0\x18ftypisom\0\0\2\0isommp42"
 _BROKEN = (struct.error, IndexError, KeyError, ValueError)  # of reading boxes that are not there
 
@@ -299,13 +300,15 @@ def decode_clip(data: bytes, target: int) -> np.ndarray:
         raise MediaError(media.UNREADABLE, f"a clip of {len(data)} bytes is cut off or no clip: {error!r}") from error
     if not 0 <= target < len(shown):
         raise ValueError(f"frame {target} of a clip of {len(shown)} frames, counted from 0")
+    if wrong := limits.picture(entry.width, entry.height):
+        raise MediaError(media.LIMIT, f"a clip of {len(shown)} frames: {wrong}")
     context = av.CodecContext.create(_DECODERS.get(entry.codec, entry.codec), "r")
     context.extradata, context.thread_count = entry.settings, 1
     context.width, context.height = entry.width, entry.height
     if colour is not None:
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = colour
-    if entry.codec == "h264":
-        context.options = {"strict": "strict"}  # in order, too, where the stream does not say how many pictures wait
+    # h264: in order, too, where the stream does not say how many pictures wait
+    context.options = limits.DECODER | ({"strict": "strict"} if entry.codec == "h264" else {})
     wanted = None
     try:
         for place, rank in enumerate([*shown, None]):
@@ -355,6 +358,8 @@ def _read(data: bytes):
         (step,) = struct.unpack_from(">I", boxes[b"stts"], 20)
         (runs,) = struct.unpack_from(">I", boxes[b"ctts"], 12)
         flat = struct.unpack_from(f">{2 * runs}I", boxes[b"ctts"], 16)
+        if sum(flat[::2]) != count:
+            raise ValueError(f"it says when {sum(flat[::2])} of its {count} frames are shown")
         delays = [delay for run, delay in zip(flat[::2], flat[1::2], strict=True) for _ in range(run)]
         times = [place * step + delay for place, delay in zip(range(count), delays, strict=True)]
         rank = {time: place for place, time in enumerate(sorted(times))}
@@ -362,15 +367,16 @@ def _read(data: bytes):
     return entry, colour, _matrix(boxes[b"tkhd"]), begins, shown
 
 
-def _header_boxes(data) -> dict[bytes, memoryview]:
-    """Type → box, complete, of the boxes in `data` and in those that only hold boxes; the first of a type counts."""
+def _header_boxes(data, folders: frozenset[bytes] = _FOLDERS) -> dict[bytes, memoryview]:
+    """Type → box, complete, of the boxes in `data` and in those of `folders`, which only hold boxes, each inside of
+    another at most; the first of a type counts."""
     found, view, at = {}, memoryview(data), 0
     while at + 8 <= len(view):
         size, kind = struct.unpack_from(">I4s", view, at)
         if size < 8:
             raise ValueError(f"box {kind!r} has {size} bytes")
-        if kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
-            found = _header_boxes(view[at + 8 : at + size]) | found
+        if kind in folders:
+            found = _header_boxes(view[at + 8 : at + size], folders - {kind}) | found
         else:
             found.setdefault(kind, view[at : at + size])
         at += size

@@ -1,4 +1,4 @@
-"""The header of a JPEG file (ISO/IEC 10918-1, annex B): what has to be right before a decoder is given the file.
+"""The header of a JPEG (ISO/IEC 10918-1, annex B) or PNG file: what has to be right before a decoder is given the file.
 
 DALI 2.4 crashes the process, rather than reporting it, where it finds files in a batch whose header it cannot parse; so
 files come to it past this. What is wrong behind the header it reports.
@@ -6,14 +6,19 @@ files come to it past this. What is wrong behind the header it reports.
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 26  # twice 8K video; a damaged size would have gigabytes allocated
 
 _FRAMES = {0xC0, 0xC1, 0xC2}  # SOF: baseline, extended, progressive
 _SCAN = 0xDA  # SOS: the picture follows
 _OTHERS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}  # tables, restart interval, comment, application data
 _LONGEST = 1 << 20  # of a header with a profile and a thumbnail in it
+_PROGRESSIVE = 0xC2
+_MOST_SCANS = 100  # of a progressive picture, each of which goes over all of it; encoders write about 10
 
 
 def jpeg_size(file: np.ndarray) -> tuple[int, int]:
@@ -24,20 +29,40 @@ def jpeg_size(file: np.ndarray) -> tuple[int, int]:
     data = memoryview(file[:_LONGEST])
     if data[:2] != b"\xff\xd8":
         raise ValueError("it is no JPEG file")
-    at, size = 2, None
+    at, size, progressive = 2, None, False
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
         if marker == 0xFF:  # padding
             at += 1
             continue
         if marker == _SCAN and size is not None and at + 2 + length <= len(data):
+            if progressive and file[at:].tobytes().count(b"\xff\xda") > _MOST_SCANS:
+                raise ValueError(f"its picture comes in more than {_MOST_SCANS} scans")
             return size
         if marker in _FRAMES and size is None:
-            size = _frame_size(data[at + 4 : at + 2 + length])
+            size, progressive = _frame_size(data[at + 4 : at + 2 + length]), marker == _PROGRESSIVE
         elif marker not in _OTHERS or length < 2:
             break
         at += 2 + length
     raise ValueError("its header is damaged or cut short")
+
+
+def png_size(file: np.ndarray) -> tuple[int, int]:
+    """Width and height of a PNG file (n,) uint8. ValueError: it is none, or its header is damaged or cut short."""
+    data = file[:33].tobytes()  # signature; then length, type, width, height, 5 bytes on pixels, CRC-32
+    if data[:8] != PNG_MAGIC:
+        raise ValueError("it is no PNG file")
+    if len(data) < 33 or data[8:16] != b"\0\0\0\rIHDR" or zlib.crc32(data[12:29]).to_bytes(4, "big") != data[29:]:
+        raise ValueError("its header is damaged or cut short")
+    width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    if not 0 < width * height <= MOST_PIXELS:
+        raise ValueError(f"its header is damaged: a picture of {width} x {height}")
+    return width, height
+
+
+def picture_size(file: np.ndarray) -> tuple[int, int]:
+    """Width and height of a JPEG or PNG file (n,) uint8, whichever it is. ValueError as in `jpeg_size`."""
+    return (png_size if file[:8].tobytes() == PNG_MAGIC else jpeg_size)(file)
 
 
 def _frame_size(frame: memoryview) -> tuple[int, int]:

@@ -16,6 +16,7 @@ Sound needs no decoding: it is read straight into the batch's memory, which is p
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 import weakref
@@ -26,11 +27,12 @@ import numpy as np
 import torch
 
 from essl_fast.config import InputError
-from essl_fast.data.order import LastBatch, batches_from, epoch_batches, not_yet, steps_per_epoch
-from essl_fast.data.pool import Pool, Pools, Sound, samples
+from essl_fast.data.exchange import on_device
+from essl_fast.data.order import LastBatch, Step, batches_from, epoch_batches, needs_from, not_yet, steps_per_epoch
+from essl_fast.data.pool import Lost, Pool, Pools, Sound, float_samples, samples
 from essl_fast.data.producer import Decoded, Producer
 from essl_fast.data.reading import Quarantined, Shards
-from essl_fast.data.shards import Manifest
+from essl_fast.data.shards import SAMPLES, Manifest
 
 OnError = Literal["stop", "skip"]
 STATE_VERSION = 1
@@ -42,7 +44,8 @@ class RawBatch(NamedTuple):
     rows in the manifest.
 
     Streamed, N is B and rows 0..B-1. Resident, frames is the whole pool: to be read, and at `rows` alone, since others
-    may not be there yet. Everything else is the caller's to keep.
+    may not be there yet; out of a pool that ranks share (`pool.held` is False), N is B and rows are in any order.
+    Everything else is the caller's to keep.
     """
 
     frames: torch.Tensor
@@ -133,9 +136,11 @@ class Loader:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         self.device, self.rank, self.prefetch, self.epochs = device, rank, prefetch, epochs
-        self._sound, self._threads = sound, threads
+        self._sound, self.threads = sound, threads
         self._skip, self._max_errors, self._least, self._on_fault = on_error == "skip", max_errors, least, on_fault
         self._shards = Shards(manifest, splits, exclude)
+        if sound is samples and self._shards.sound.kind == "f":
+            sound = self._sound = float_samples
         self.pairs, self.excluded = len(self._shards), self._shards.excluded
         if not self.pairs:
             raise InputError(f"{manifest.root}: every pair in {' and '.join(splits)} is quarantined")
@@ -152,10 +157,14 @@ class Loader:
             if pools.device.type != device.type:
                 raise ValueError(f"the pools are on {pools.device}, the loader on {device}")
             what = f"{' and '.join(splits)} at side {side}"
-            self.pool = pools.take(what, (self._shards.fingerprint, splits), self.pairs, side, sound)
+            self.pool = pools.take(
+                what, (self._shards.fingerprint, splits), self.pairs, side, sound, rank=rank, world_size=world_size,
+                shuffle=bool(shuffle),
+            )  # fmt: skip
         self._lost = np.zeros(self.pairs, bool)
+        self._news: Lost = []  # what was lost here since the ranks last told each other
         self._epoch = self._step = 0
-        self._batches: tuple[int, list[np.ndarray]] = (-1, [])  # of an epoch
+        self._plan: tuple[int, list[Step]] = (-1, [])  # of an epoch
         self.waited = 0.0
         self._producer: Producer | None = None
         self._release: weakref.finalize | None = None
@@ -224,11 +233,17 @@ class Loader:
         self.close()
 
     def _start(self) -> None:
-        plan = batches_from(self._epoch, self._step, epochs=self.epochs, **self._order)
-        if self.pool is not None:
-            plan = not_yet(plan, self.pool.there | self._lost, self._settings["shuffle"])
+        if self.pool is None:
+            plan = batches_from(self._epoch, self._step, epochs=self.epochs, **self._order)
+        else:  # no reference to the loader: the thread would keep it alive
+            steps = functools.partial(self.pool.steps, order=self._order)
+            plan = not_yet(
+                needs_from(self._epoch, self._step, steps, self.epochs),
+                self.pool.there | self._lost | self.pool.elsewhere(), self._settings["shuffle"],
+                self._settings["batch_size"],
+            )  # fmt: skip
         self._producer = Producer(
-            self._shards, plan, self._lost, self._skip, self.device, self._threads, self.prefetch,
+            self._shards, plan, self._lost, self._skip, self.device, self.threads, self.prefetch,
             self._settings["batch_size"], self._settings["side"],
         )  # fmt: skip
         self._release = weakref.finalize(self, self._producer.stop)
@@ -236,43 +251,67 @@ class Loader:
 
     def _next(self) -> RawBatch | None:
         """The next batch; None if all its pairs were lost."""
-        if self._batches[0] != self._epoch:
-            self._batches = self._epoch, epoch_batches(epoch=self._epoch, **self._order)
-        asked = self._batches[1][self._step]
-        frames = sound = None
-        if self.pool is None or not (self.pool.there | self._lost)[asked].all():
+        if self.pool is None:
+            if self._plan[0] != self._epoch:
+                batches = epoch_batches(epoch=self._epoch, **self._order)
+                self._plan = self._epoch, [Step(batch, batch, [batch], False) for batch in batches]
+            step = self._plan[1][self._step]
             decoded = self._decoded()
-            if len(decoded.positions):
-                frames, sound = decoded.frames, self._hear(decoded.pcm)
-            if self.pool is not None and frames is not None:
-                (rows,) = self._on_device(decoded.positions)
-                self.pool.put(decoded.positions, rows, frames, sound)
-        positions = asked[~self._lost[asked]]
-        if len(positions) < min(self._least, len(asked)):
+        else:
+            step = self._fill()
+        positions = step.asked[~self._lost[step.asked]]
+        kept = None if self.pool is None else self.pool.batch(step, self._lost, self._following())
+        if len(positions) < min(self._least, len(step.asked)):
             raise InputError(
-                f"batch {self._step + 1} of epoch {self._epoch + 1} lost {len(asked) - len(positions)} of its "
-                f"{len(asked)} pairs, and training needs {self._least}: choose a larger data.batch_size, or "
+                f"batch {self._step + 1} of epoch {self._epoch + 1} lost {len(step.asked) - len(positions)} of its "
+                f"{len(step.asked)} pairs, and training needs {self._least}: choose a larger data.batch_size, or "
                 + self._shards.remedy()
             )
         if not len(positions):
             return None
         index = self._shards.rows[positions]
-        if self.pool is None:
-            rows, index = self._on_device(np.arange(len(positions)), index)
-            return RawBatch(frames, rows, sound, index)
-        if not self.pool.there[positions].all():
-            raise RuntimeError("a batch is not in the pool after its turn: the loader's plan and order disagree")
-        rows, index = self._on_device(positions, index)
-        return RawBatch(self.pool.frames, rows, self.pool.sound.index_select(0, rows), index)
+        if kept is None:
+            rows, index = on_device(self.device, np.arange(len(positions)), index)
+            return RawBatch(decoded.frames, rows, self._hear(decoded.pcm), index)
+        frames, rows, sound = kept
+        return RawBatch(frames, rows, sound, on_device(self.device, index)[0])
+
+    def _fill(self) -> Step:
+        """Decode into the pool what the next step still needs of this rank; the step."""
+        if self._plan[0] != self._epoch:
+            self.pool.begin(self._epoch, self._order)
+            self._plan = self._epoch, list(self.pool.steps(self._epoch, self._order))
+        step = self._plan[1][self._step]
+        while not (self.pool.there | self._lost)[step.needs].all():
+            decoded = self._decoded()
+            if len(decoded.positions):
+                self.pool.put(decoded.positions, decoded.frames, self._hear(decoded.pcm))
+        if told := self.pool.settle(step, self._news):
+            self._news = []
+            self._count(told)
+        return step
+
+    def _following(self) -> Step | None:
+        steps = self._plan[1]
+        return steps[self._step + 1] if self._step + 1 < len(steps) else None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(pairs,) int64: the pairs' rows in the manifest, ascending."""
+        return self._shards.rows
+
+    def sound_of(self, rows: np.ndarray) -> torch.Tensor:
+        """The sound, as batches carry it, of the pairs in rows (b,) of this loader: read anew; no frame is decoded."""
+        positions = np.searchsorted(self._shards.rows, rows)
+        return self._hear(torch.from_numpy(self._shards.read_sound(positions)).to(self.device))
+
+    def silence(self) -> torch.Tensor:
+        """What a clip of nothing but zeros is as the sound of one pair, (1, ...)."""
+        return self._hear(torch.from_numpy(np.zeros((1, SAMPLES), self._shards.sound)).to(self.device))
 
     def _hear(self, pcm: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return self._sound(pcm)
-
-    def _on_device(self, *arrays: np.ndarray) -> torch.Tensor:
-        """(len(arrays), b) int64, in one transfer that the host does not wait for."""
-        table = torch.from_numpy(np.stack(arrays))
-        return table.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else table
 
     def _decoded(self) -> Decoded:
         """What the producer has next; its losses are counted here."""
@@ -290,16 +329,17 @@ class Loader:
                 tensor.record_stream(current)
         self.waited += time.perf_counter() - begin
         if item.lost:
-            self._count(item)
+            self._news += item.lost
+            self._count(item.lost)
         return item
 
-    def _count(self, item: Decoded) -> None:
-        for position, reason in item.lost:
+    def _count(self, lost: Lost) -> None:
+        for position, reason in lost:
             if not self._lost[position]:
                 self._lost[position] = True
                 if self._on_fault is not None:
                     self._on_fault(int(self._shards.rows[position]), reason)
-        worst = f"the last is {self._shards.name(item.lost[-1][0])} ({item.lost[-1][1]})"
+        worst = f"the last is {self._shards.name(lost[-1][0])} ({lost[-1][1]})"
         if self.lost > self._max_errors * self.pairs:
             self.close()
             raise InputError(

@@ -1,7 +1,6 @@
-"""Video files → the frames and the seconds of sound that pairs need, decoded with PyAV (FFmpeg), nothing else.
+"""Video files → the frames that pairs need, decoded with PyAV (FFmpeg), nothing else; `audio` has their sound.
 
-One clock for both: time 0 is where the video stream starts, so frame 1 is on screen at 0 s and the sound is cut or
-padded with silence to start there too.
+One clock for both: time 0 is where the video stream starts, so frame 1 is on screen at 0 s.
 
 Frames are numbered from 1 in the order they are shown. Where the frame rate is constant, frame `fid` is the fid-th
 shown; where it varies, numbering depends on who counts, so the frame on screen at the annotation's time is taken.
@@ -28,15 +27,12 @@ from pathlib import Path
 
 import av
 import numpy as np
-import soxr
 
+from essl_fast.data import limits
 from essl_fast.data.display import upright
 from essl_fast.data.packets import is_gradual, is_hidden
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-RATE = 16_000  # Hz of stored sound
-SECONDS = 3  # of sound around a frame
-SAMPLES = RATE * SECONDS
 
 MISSING = "video file missing"
 UNREADABLE = "video file unreadable"
@@ -46,20 +42,23 @@ WINDOW = "sound window leaves the audio track"
 PAST_END = "frame past the end of the video"
 TRUNCATED = "video truncated or damaged"
 SOUND_TRUNCATED = "sound truncated or damaged"
+LIMIT = "beyond the decoding limits"  # of `limits`
 
 _SEEKABLE = {"mov", "mp4", "matroska", "webm"}  # their indexes lead to the key frame that was asked for
 _WORTH_A_SEEK = 8  # frames to skip before a seek is cheaper than decoding on
 _ROUNDED = Fraction(51, 10_000)  # seconds that a time rounded to two decimals is off at most, and a little
-_GAP = 0.1  # seconds without sound between packets that are a pause, not a rounded timestamp
-_SETTLE = 0.25  # seconds after a lost packet until any decoder has forgotten it (MP3's reservoir, Opus's prediction)
-_LONGEST = 3600  # seconds; a longer pause is a broken timestamp
-_SCALE = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
+
+
+def as_text(told: str) -> str:
+    """What a UTF-8 file can hold of it: the bytes of a file's name that are no UTF-8 are written out."""
+    return told.encode(errors="backslashreplace").decode()
 
 
 class MediaError(ValueError):
     """A file cannot give what was asked of it. `reason`: one of this module's constants; `detail`: names the file."""
 
     def __init__(self, reason: str, detail: str):
+        detail = as_text(detail)
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
 
@@ -113,25 +112,6 @@ class Probe:
         return place
 
 
-@dataclass(frozen=True, eq=False)
-class Sound:
-    """mono: float32 (n,) in [-1, 1] from time 0 on; rate in Hz; damage: "" or where and why the track breaks off;
-    holes: (from, to) in samples of what cannot be decoded before that."""
-
-    mono: np.ndarray
-    rate: int
-    damage: str = ""
-    holes: tuple[tuple[int, int], ...] = ()
-
-    def hole(self, time: float) -> str:
-        """ "" or the first hole that the 3 s around `time` touch, in words."""
-        offset, length = window_span(time, self.rate)
-        for begin, end in self.holes:
-            if offset < end and begin < offset + length:
-                return f"the sound from {begin / self.rate:.2f} s to {end / self.rate:.2f} s cannot be decoded"
-        return ""
-
-
 def find_video(folder: str | Path, video: str) -> Path:
     """The file `video` + one of EXTENSIONS in any case, the first in their order. MediaError if there is none."""
     folder = Path(folder)
@@ -171,6 +151,8 @@ def probe(path: str | Path) -> Probe:
                     keys.append(packet.pts)
                 if not packet.is_discard and not is_hidden(codec, packet):
                     shown.append(packet.pts)
+                if len(shown) > limits.FRAMES:
+                    raise MediaError(LIMIT, f"{path.name}: {limits.length(0, len(shown))}")
         except av.FFmpegError as error:
             trouble = say(error)
         if not shown:
@@ -231,6 +213,20 @@ def decode_frames(
             return
     for place in left:
         yield from lost(found, wanted, place, requests)
+
+
+def decode_all(found: Probe) -> Iterator[tuple[int, np.ndarray]]:
+    """Decode every frame that is undamaged, in one forward pass: (its place in `found.pts`, RGB uint8 (H, W, 3),
+    upright). Memory holds a few frames. Raises MediaError as `probe` does."""
+    left = deque(range(len(found.pts)))
+    for place, rgb in _decode_places(found, left):
+        while left and left[0] < place:
+            left.popleft()
+        if left and left[0] == place:
+            left.popleft()
+            yield place, rgb()
+        if not left:
+            return
 
 
 def find_places(found: Probe, requests) -> tuple[dict[int, list[int]], list[tuple[int, MediaError]]]:
@@ -343,138 +339,11 @@ def _first_place(found: Probe, key: int) -> int:
     return int(np.searchsorted(found.pts, found.keys[key])) if len(found.keys) else 0
 
 
-def decode_sound(path: str | Path, until: float | None = None) -> Sound:
-    """The sound track as mono float32 at its own rate, from time 0 to `until` seconds or its end.
-
-    Channels are averaged in float32. Samples that an encoder put before the sound are skipped (FFmpeg does), pauses
-    between packets become silence. What follows a packet that cannot be decoded keeps its time, and the packet leaves a
-    hole; a track that cannot be read further keeps what precedes that. Besides the result, memory holds one frame.
-    Raises MediaError if there is no track or nothing of it can be decoded.
-    """
-    path = Path(path)
-    with open_file(path) as container:
-        audio = container.streams.best("audio")
-        if audio is None:
-            raise MediaError(NO_SOUND, f"{path.name} has none; add one or take the video out of the lists")
-        _decodable(audio, path)
-        video = container.streams.best("video")
-        zero = float(video.start_time * video.time_base) if video is not None and video.start_time is not None else 0.0
-        audio.codec_context.thread_count = 1
-        for stream in container.streams:
-            if stream is not audio:
-                stream.discard = av.stream.Discard.all  # or their packets are read, too
-        mono, filled, due, rate, damage = np.empty(0, np.float32), 0, None, 0, ""
-        lost, holes = "", []  # why the packet before this frame was lost
-        try:
-            for frame in _sound_frames(container, audio):
-                if isinstance(frame, av.FFmpegError):
-                    lost = lost or say(frame)
-                    continue
-                rate = rate or frame.sample_rate
-                if frame.sample_rate != rate:
-                    damage = f"the sample rate changes from {rate} to {frame.sample_rate} Hz"
-                    break
-                if lost and frame.time is None:
-                    break  # nobody knows when this is heard
-                stamp = due or 0 if frame.time is None else round((frame.time - zero) * rate)
-                if lost:
-                    begin, due = due, max(due, stamp)
-                    holes.append((max(begin, 0), max(due, 0) + round(_SETTLE * rate)))
-                    lost = ""
-                if due is None or stamp - due > _GAP * rate:  # lost packets: what follows keeps its time
-                    due = stamp
-                if abs(due - filled) > _LONGEST * rate:
-                    damage = f"a timestamp says {due / rate:.0f} s"
-                    break
-                part = _mono(frame)[max(-due, 0) :]
-                at = max(due, 0)
-                due += frame.samples
-                if at + len(part) > len(mono):
-                    longer = np.zeros(max(2 * len(mono), at + len(part), 60 * rate), np.float32)  # costs when written
-                    longer[:filled] = mono[:filled]
-                    mono = longer
-                mono[at : at + len(part)] = part
-                filled = max(filled, at + len(part))
-                if until is not None and filled > until * rate + 1:
-                    break
-        except av.FFmpegError as error:
-            damage = say(error)
-        damage = damage or lost
-        if filled == 0:
-            raise MediaError(UNREADABLE, f"{path.name}: no sound can be decoded ({damage or 'the track is empty'})")
-        mono = mono[:filled]
-        damage = damage and f"{path.name}: {damage}, {filled / rate:.2f} s of sound are there"
-        return Sound(mono, rate, damage, tuple(holes))
-
-
-def _sound_frames(container, audio):
-    """Decoded frames, and the error of each packet that cannot be decoded; before the first frame (a track cut in
-    mid-frame) such packets are passed over."""
-    begun = False
-    for packet in container.demux(audio):
-        if packet.is_corrupt:
-            raise av.InvalidDataError(0, "a packet is cut off")
-        try:
-            frames = packet.decode()
-        except av.FFmpegError as error:
-            frames = [error] if begun else []
-        begun = begun or bool(frames)
-        yield from frames
-
-
-def _mono(frame) -> np.ndarray:
-    """A decoded audio frame → float32 (samples,), the channels' mean; integers are scaled by their full range."""
-    kind = frame.format.name
-    if kind == "fltp":  # of AAC, MP3 and Opus; `to_ndarray` would take twice the time of decoding
-        channels = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
-        mono = channels[0].copy()  # the frame's memory goes with it
-        for channel in channels[1:]:
-            mono += channel
-        return mono / np.float32(len(channels)) if len(channels) > 1 else mono
-    data = frame.to_ndarray()
-    if not frame.format.is_planar:
-        data = data.reshape(frame.samples, -1).T
-    kind = kind.removesuffix("p")
-    if kind in _SCALE:
-        data = (data.astype(np.float64) - (128 if kind == "u8" else 0)) * _SCALE[kind]
-    data = data.astype(np.float32)
-    return data[0] if len(data) == 1 else data.mean(axis=0, dtype=np.float32)
-
-
-def window_span(time: float, rate: int) -> tuple[int, int]:
-    """(offset, length) in samples of the 3 s around `time` s; int() truncates float error, as in the published code."""
-    return int((time - SECONDS / 2) * rate), int(SECONDS * rate)
-
-
-def sound_window(mono: np.ndarray, rate: int, time: float) -> np.ndarray | None:
-    """The 3 s of `mono` (n,) around `time` s, a view at the original rate; None if they leave the track."""
-    offset, length = window_span(time, rate)
-    return None if time < SECONDS / 2 or offset + length > len(mono) else mono[offset : offset + length]
-
-
-def to_stored(window: np.ndarray, rate: int) -> np.ndarray:
-    """float32 (n,) at `rate` Hz → float32 (48000,) at 16 kHz: soxr HQ, then `fit_length`."""
-    if rate != RATE:
-        window = soxr.resample(window, rate, RATE, quality="HQ")
-    return fit_length(np.asarray(window, np.float32), SAMPLES)
-
-
-def fit_length(sound: np.ndarray, length: int) -> np.ndarray:
-    """Repeat a sound that is too short, then crop its middle, as the published code does. (n,) → (length,), n > 0."""
-    if len(sound) < length:
-        sound = np.tile(sound, length // len(sound) + 1)
-    offset = (len(sound) - length) // 2
-    return sound[offset : offset + length]
-
-
-def to_pcm16(sound: np.ndarray) -> np.ndarray:
-    """float32 in [-1, 1] → int16, rounded to nearest (ties to even) and clipped."""
-    return np.clip(np.rint(sound * np.float32(32768)), -32768, 32767).astype(np.int16)
-
-
 def open_file(path: Path):
     try:
-        return av.open(str(path), metadata_errors="replace")  # a tag in another encoding is nobody's concern here
+        # The protocol is named, or a path such as "concat:a" would name one. A tag in another encoding is nobody's
+        # concern here.
+        return av.open(f"file:{path}", metadata_errors="replace", container_options=limits.DEMUXER)
     except (av.FFmpegError, OSError) as error:
         raise unreadable(path, error) from error
 
@@ -487,10 +356,17 @@ def video_stream(container, path: Path):
     video = container.streams.best("video")
     if video is None or video.disposition & av.stream.Disposition.attached_pic:
         raise MediaError(NO_VIDEO, f"{path.name} has none")
-    return _decodable(video, path)
+    decodable(video, path)
+    many = len(container.streams)
+    wrong = f"it has {many} streams, at most {limits.STREAMS} are read" if many > limits.STREAMS else ""
+    wrong = wrong or limits.picture(video.width, video.height)
+    if wrong := wrong or limits.length((container.duration or 0) / av.time_base):
+        raise MediaError(LIMIT, f"{path.name}: {wrong}")
+    video.codec_context.options = limits.DECODER
+    return video
 
 
-def _decodable(stream, path: Path):
+def decodable(stream, path: Path):
     if stream.codec_context is None:
         raise MediaError(UNREADABLE, f"{path.name}: FFmpeg has no decoder for its {stream.type} stream")
     return stream

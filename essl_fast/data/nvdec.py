@@ -19,6 +19,7 @@ from essl_fast.data.media import Probe
 # it: an AV1 packet may show an earlier picture again and bring no new one, and DALI counts decoded pictures.
 CODECS = {"h264": 4, "hevc": 8, "vp9": 10}
 PIXELS = ("yuv420p", "yuvj420p")  # 8-bit 4:2:0, the one layout that every NVDEC and DALI's decoder have in common
+FAILED = "the GPU's video decoder failed"  # MediaError.reason: at a frame that PyAV decodes
 Decoders = dict[str, list[int]]  # format: smallest width and height, largest width and height, pixels
 
 _PATIENCE = 60  # seconds; the first use of a GPU after it was idle takes a few

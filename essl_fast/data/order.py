@@ -7,14 +7,25 @@ on how many ranks share them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from essl_fast.config import InputError
 
 LastBatch = Literal["keep", "drop"]
+
+
+class Step(NamedTuple):
+    """A step of a rank. asked: the positions of its batch; needs: those that it must have decoded before. Where ranks
+    share a pool: batches, all ranks' `asked`; crosses: some rank needs another's pairs."""
+
+    asked: np.ndarray
+    needs: np.ndarray
+    batches: list[np.ndarray]
+    crosses: bool
 
 
 def epoch_order(
@@ -69,6 +80,20 @@ def epoch_batches(
     """
     steps = steps_per_epoch(n, batch_size=batch_size, world_size=world_size, last_batch=last_batch)
     order = epoch_order(n, seed=seed, epoch=epoch, rank=rank, world_size=world_size, shuffle=shuffle)
+    return _cut(order, steps, batch_size, last_batch)
+
+
+def all_batches(
+    n: int, *, batch_size: int, seed: int, epoch: int, world_size: int, shuffle: bool, last_batch: LastBatch
+) -> list[list[np.ndarray]]:
+    """`epoch_batches` of every rank, step by step: [step][rank]."""
+    steps = steps_per_epoch(n, batch_size=batch_size, world_size=world_size, last_batch=last_batch)
+    order = epoch_order(n, seed=seed, epoch=epoch, shuffle=shuffle)
+    ranks = (_cut(order[rank::world_size], steps, batch_size, last_batch) for rank in range(world_size))
+    return [list(step) for step in zip(*ranks, strict=True)]
+
+
+def _cut(order: np.ndarray, steps: int, batch_size: int, last_batch: LastBatch) -> list[np.ndarray]:
     if last_batch == "drop":
         order = order[: steps * batch_size]
     ends = [min((step + 1) * batch_size, len(order) - (steps - 1 - step)) for step in range(steps)]
@@ -83,22 +108,36 @@ def batches_from(epoch: int, step: int, *, epochs: int | None = None, **settings
         epoch, step = epoch + 1, 0
 
 
-def not_yet(batches: Iterator[np.ndarray], seen: np.ndarray, shuffled: bool) -> Iterator[np.ndarray]:
+def needs_from(
+    epoch: int, step: int, steps: Callable[[int], Iterator[Step]], epochs: int | None
+) -> Iterator[np.ndarray]:
+    """What `steps` of each epoch needs, from `step` of `epoch` on, like `batches_from`."""
+    while epochs is None or epoch < epochs:
+        yield from (one.needs for one in islice(steps(epoch), step, None))
+        epoch, step = epoch + 1, 0
+
+
+def not_yet(
+    batches: Iterator[np.ndarray], seen: np.ndarray, shuffled: bool, most: int | None = None
+) -> Iterator[np.ndarray]:
     """Of each batch what was in no batch before it and is not marked in `seen` (n,) bool, which is left as it is; only
-    where that is anything.
+    where that is anything, and in parts of `most` at most.
 
     Ends when all n were seen: a resident pool decodes what this yields and no more. Where every epoch is the same, it
     may end before that, since last batches that are dropped drop the same pairs each time.
     """
     seen, idle, total = seen.copy(), 0, len(seen)
     left = total - int(seen.sum())
-    for batch in batches:
+    while left:
+        batch = next(batches, None)
+        if batch is None:
+            return
         new = batch[~seen[batch]]
         if len(new):
             seen[new] = True
             left, idle = left - len(new), 0
-            yield new
+            yield from (new[at : at + most] for at in range(0, len(new), most or len(new))) if most else (new,)
         else:
-            idle += len(batch)
-        if not left or (not shuffled and idle > total):
+            idle += max(len(batch), 1)
+        if not shuffled and idle > total:
             return

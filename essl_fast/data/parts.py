@@ -38,18 +38,20 @@ from queue import SimpleQueue
 from urllib.parse import quote
 
 import av
+import numpy as np
 from PIL import Image
 
 from essl_fast.config import InputError
-from essl_fast.data import clips, media, nvdec, tars
-from essl_fast.files import atomic_file
+from essl_fast.data import audio, clips, hdf5, limits, media, nvdec, stills, tars
+from essl_fast.data.stills import JPEG
+from essl_fast.files import atomic_file, sealed, unsealed
 
-JPEG = {"quality": 95, "subsampling": 0}  # 4:4:4: chroma is kept at full resolution
 CRASHED = "decoder crashed"
 NOT_ON_GPU = "no GPU here decodes the video"  # why a frame is a JPEG and no clip; so are the next and clips.NO_CLIP
 TOO_LARGE = "clip too large"
 LARGEST_CLIP = 4 << 20  # bytes; a JPEG of 1080p takes 1 MB at most
 AHEAD = 8192  # pairs that may wait for the part that is due, about 1 GB
+VIDEO, MIDDLE, STILL, HDF5 = "video", "middle", "still", "hdf5"  # what a task's file is
 _VERSION = 3  # of what a part holds for a task
 _FAULTS = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}  # a process's own doing
 _SERVE = ("-m", "essl_fast.data.parts")  # what a worker's interpreter runs
@@ -64,24 +66,37 @@ def stem_of(video: str) -> str:
 @dataclass(frozen=True)
 class Task:
     """A video file and the pairs wanted of it: (key, fid, time in seconds) each. clips: copy the frames' packets;
-    decoders: only of videos that these decode, where they are given."""
+    decoders: only of videos that these decode, where they are given; and where frames are to be decoded, the GPU's
+    decoders do that for such videos.
+
+    kind: MIDDLE, the one pair is the middle of the video, whatever its fid and time say; STILL, it is a picture file
+    and the middle of the sound file `sound`; HDF5, `path` and `sound` are HDF5 files, and `rows` the pairs' rows.
+    floats: of a STILL the sound is stored as float32, as that of HDF5 is, and not as int16.
+    """
 
     video: str
     path: str
     requests: tuple[tuple[str, int, float], ...]
     clips: bool = False
     decoders: nvdec.Decoders | None = None
+    kind: str = VIDEO
+    sound: str = ""
+    rows: tuple[int, ...] = ()
+    floats: bool = False
 
     def stem(self) -> str:
         return stem_of(self.video)
 
     def fingerprint(self) -> str:
-        try:
-            stat = os.stat(self.path)
-        except OSError as error:
-            raise media.unreadable(Path(self.path), error) from error
-        asked = (self.clips, self.decoders and sorted(self.decoders.items()), self.requests)
-        told = (_VERSION, JPEG, Path(self.path).name, stat.st_size, stat.st_mtime_ns, asked)
+        asked = (self.clips, self.decoders and sorted(self.decoders.items()), self.requests, self.kind, self.rows,
+                 self.floats)  # fmt: skip
+        told = [_VERSION, JPEG, asked]
+        for path in filter(None, (self.path, self.sound)):
+            try:
+                stat = os.stat(path)
+            except OSError as error:
+                raise media.unreadable(Path(path), error) from error
+            told += Path(path).name, stat.st_size, stat.st_mtime_ns
         return hashlib.blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
     def lost(self, reason: str, detail: str) -> dict:
@@ -91,14 +106,14 @@ class Task:
 
 def lost_part(pairs: int, reason: str, detail: str) -> dict:
     """The index of a part of a video that gives none of its pairs. Its fingerprint says that there is no such file."""
-    detail = f"{detail} ({pairs} pair{'s' * (pairs != 1)})"
+    detail = f"{media.as_text(detail)} ({pairs} pair{'s' * (pairs != 1)})"
     return {"fingerprint": "", "bytes": 0, "members": {}, "left_out": [["", reason, detail]], "pictures": []}
 
 
 def finished_part(task: Task, folder: Path, fingerprint: str) -> dict | None:
     """The part's index if the part is there, whole, and made for a task of this fingerprint, else None."""
     try:
-        index = json.loads((folder / f"{task.stem()}.json").read_bytes())
+        index = unsealed((folder / f"{task.stem()}.json").read_bytes())
         whole = (folder / f"{task.stem()}.part").stat().st_size == index["bytes"] and index["boot"] == _boot()
     except (FileNotFoundError, ValueError, KeyError):
         return None
@@ -114,7 +129,7 @@ def drop_part(video: str, folder: Path) -> None:
 def make_part(task: Task, folder: Path) -> dict:
     """Make the task's part: its bytes and, after them, its index, which is also returned:
 
-    {"fingerprint", "bytes", "boot", "members": {key: [offset, bytes of frame, of sound, JPEG or CLIP, target, quarters,
+    {"fingerprint", "bytes", "boot", "members": {key: [offset, bytes of frame, of sound, its kind, target, quarters,
     CRC-32]}, "left_out": [[key or "", reason, detail], ...], "pictures": [[reason, detail, pairs], ...]}.
 
     A key of "" means the whole video, with all its pairs; "pictures" tells why frames are JPEG where clips were asked.
@@ -149,7 +164,7 @@ def make_part(task: Task, folder: Path) -> dict:
         "pictures": [[reason, *rest] for reason, rest in pictures.items()],
     }
     with atomic_file(index, str(os.getpid()), sync=not _boot()) as file:
-        file.write(json.dumps(part).encode())
+        file.write(sealed(part))
     return part
 
 
@@ -165,35 +180,33 @@ def _boot() -> str:
 def _decode(
     task: Task, left_out: list, pictures: dict[str, list]
 ) -> Iterator[tuple[str, bytes, tuple[int, int, int], bytes]]:
-    """(key, frame as it is stored, (JPEG or CLIP, target, quarters), 96,000 bytes of int16 little-endian sound) of each
-    pair that the file can give."""
+    """(key, frame as it is stored, (JPEG, CLIP or PNG, target, quarters), 48,000 little-endian samples of sound, int16
+    or of HDF5 float32) of each pair that the file can give."""
     path = Path(task.path)
+    if task.kind == HDF5:
+        for key, frame, sound in hdf5.stored_rows(path, Path(task.sound), task.requests, task.rows, left_out):
+            yield key, frame, (tars.PNG, 0, 0), sound
+        return
+    if task.kind == STILL:
+        picture, heard = stills.picture_file(path), stills.middle_sound(Path(task.sound))
+        sound = heard.astype("<f4") if task.floats else audio.to_pcm16(heard).astype("<i2")
+        yield task.requests[0][0], picture, (tars.JPEG, 0, 0), sound.tobytes()
+        return
     found = media.probe(path)
-    sound = media.decode_sound(path, until=max(time for _, _, time in task.requests) + media.SECONDS / 2)
-    heard = []
-    for key, fid, time in task.requests:
-        window = media.sound_window(sound.mono, sound.rate, time)
-        if window is not None and (hole := sound.hole(time)):
-            left_out.append((key, media.SOUND_TRUNCATED, f"{path.name}: 3 s around {time:g} s: {hole}"))
-            continue
-        if window is not None:
-            heard.append((key, fid, time, window))
-            continue
-        broken = (sound.damage or found.truncated) if time >= media.SECONDS / 2 else ""
-        if broken:
-            left_out.append((key, media.SOUND_TRUNCATED, f"3 s around {time:g} s: {broken}"))
-        else:
-            length = len(sound.mono) / sound.rate
-            left_out.append((key, media.WINDOW, f"{path.name}: 3 s around {time:g} s, the track has {length:.2f} s"))
+    if task.kind == MIDDLE:
+        heard, rate = [(task.requests[0][0], *stills.middle_frame(found), stills.middle_sound(path, False))], audio.RATE
+    else:
+        heard, rate = _windows(task, found, left_out)
 
     def pcm(window) -> bytes:
-        return media.to_pcm16(media.to_stored(window, sound.rate)).astype("<i2").tobytes()
+        return audio.to_pcm16(audio.to_stored(window, rate)).astype("<i2").tobytes()
 
     def instead(reason: str, detail: str, count: int = 1) -> None:
         pictures.setdefault(reason, [detail, 0])[1] += count
 
     refusal = nvdec.refusal(task.decoders, found) if heard and task.decoders else ""
-    if refusal:
+    decode_frames = media.decode_frames
+    if refusal and task.clips:
         instead(NOT_ON_GPU, f"{path.name}: {refusal}", len(heard))
     elif task.clips:
         left = []  # what no clip can be of
@@ -210,7 +223,12 @@ def _decode(
             else:
                 yield key, clip.data, (tars.CLIP, clip.target, clip.quarters), pcm(window)
         heard = left
-    for at, frame in media.decode_frames(path, [(fid, time) for _, fid, time, _ in heard], found):
+    elif task.decoders and not refusal:
+        limits.release_memory()
+        from essl_fast.data import hardware  # DALI, and a CUDA context: for those who asked for it
+
+        decode_frames = hardware.decode_frames
+    for at, frame in decode_frames(path, [(fid, time) for _, fid, time, _ in heard], found):
         key, _, _, window = heard[at]
         if isinstance(frame, media.MediaError):
             left_out.append((key, frame.reason, frame.detail))
@@ -218,6 +236,28 @@ def _decode(
         jpeg = io.BytesIO()
         Image.fromarray(frame).save(jpeg, "JPEG", **JPEG)
         yield key, jpeg.getvalue(), (tars.JPEG, 0, 0), pcm(window)
+
+
+def _windows(task: Task, found: media.Probe, left_out: list) -> tuple[list[tuple[str, int, float, np.ndarray]], int]:
+    """([(key, fid, time, its 3 s of sound), ...] of the pairs that have them, rate in Hz)."""
+    path = Path(task.path)
+    sound = audio.decode_sound(path, until=max(time for _, _, time in task.requests) + audio.SECONDS / 2)
+    heard = []
+    for key, fid, time in task.requests:
+        window = audio.sound_window(sound.mono, sound.rate, time)
+        if window is not None and (hole := sound.hole(time)):
+            left_out.append((key, media.SOUND_TRUNCATED, f"{path.name}: 3 s around {time:g} s: {hole}"))
+            continue
+        if window is not None:
+            heard.append((key, fid, time, window))
+            continue
+        broken = (sound.damage or found.truncated) if time >= audio.SECONDS / 2 else ""
+        if broken:
+            left_out.append((key, media.SOUND_TRUNCATED, f"3 s around {time:g} s: {broken}"))
+        else:
+            length = len(sound.mono) / sound.rate
+            left_out.append((key, media.WINDOW, f"{path.name}: 3 s around {time:g} s, the track has {length:.2f} s"))
+    return heard, sound.rate
 
 
 def make_in_order(
@@ -354,12 +394,13 @@ def _serve(folder: Path, parent: int) -> None:
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)  # PR_SET_PDEATHSIG: die when the parent does
         if os.getppid() != parent:
             return  # it was quicker
+    limits.hold_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the caller decides when this ends
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not look like a reply
     for line in sys.stdin.buffer:
         told = json.loads(line)
-        told["requests"] = tuple(map(tuple, told["requests"]))
+        told |= {"requests": tuple(map(tuple, told["requests"])), "rows": tuple(told["rows"])}
         try:
             make_part(Task(**told), folder)
             answer = {}

@@ -1,5 +1,7 @@
 """From JPEG files and clips to frames (B, S, S, 3): DALI decodes, one bicubic resize follows.
 
+A PNG file goes wherever a JPEG does: DALI tells them apart by how they begin, and decodes PNG on the CPU.
+
 | decodes        | JPEG                               | clip (a tiny MP4, of which one frame is wanted)    |
 | -------------- | ---------------------------------- | -------------------------------------------------- |
 | on a GPU       | nvJPEG and its engine (`mixed`)    | NVDEC (`mixed`), all engines at once               |
@@ -41,7 +43,8 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from PIL import Image
 
 from essl_fast.data.clips import decode_clip
-from essl_fast.data.jpeg import jpeg_size
+from essl_fast.data.hardware import decode_clips
+from essl_fast.data.jpeg import picture_size
 from essl_fast.data.media import MediaError
 from essl_fast.data.reading import Picture
 
@@ -73,12 +76,6 @@ def _decode_jpegs(files: DataNode, backend: str, largest: tuple[int, int]) -> Da
     return fn.decoders.image(files, device=backend, output_type=types.RGB, adjust_orientation=False, **sizes)
 
 
-def _decode_clips(files: DataNode, targets: DataNode, backend: str) -> DataNode:
-    # pad_mode: with any other, a frame that is not there comes out black instead of failing.
-    frames = fn.decoders.video(files, device=backend, frames=targets, pad_mode="none")
-    return fn.squeeze(frames, axes=[0])  # one frame each: (1, H, W, 3)
-
-
 @pipeline_def(enable_conditionals=True, exec_dynamic=True)  # dynamic: outputs can be ordered with a CUDA stream
 def _graph(source, jpegs: bool, clips: bool, backend: str, side: int | None, largest: tuple[int, int]):
     count = 1 + clips + (clips and jpegs)  # what `feed` gives
@@ -88,11 +85,11 @@ def _graph(source, jpegs: bool, clips: bool, backend: str, side: int | None, lar
     if not clips:
         images = _decode_jpegs(files, backend, largest)
     elif not jpegs:
-        images = _decode_clips(files, about[0], backend)
+        images = decode_clips(files, about[0], backend)
     else:
         targets, is_clip = about
         if is_clip:  # a DALI value: the batch is split here and merged again
-            images = _decode_clips(files, targets, backend)
+            images = decode_clips(files, targets, backend)
         else:
             images = _decode_jpegs(files, backend, largest)
     return images if side is None else resize_dali(images, side)
@@ -159,7 +156,9 @@ class _Batch(NamedTuple):
     def for_dali(self) -> list[Picture]:
         """What DALI decodes of it, in order, never nothing, since DALI has no empty batches."""
         todo = [(i, picture) for i, picture in enumerate(self.pictures) if self.decoding[i] is None]
-        return [_stand_in() if i in self.faults else picture for i, picture in todo] or [_stand_in()]
+        # In the place of one at fault another of the batch: where there are clips alone, a JPEG is none.
+        other = next((picture for i, picture in todo if i not in self.faults), None) or _stand_in()
+        return [other if i in self.faults else picture for i, picture in todo] or [other]
 
 
 class FrameDecoder:
@@ -243,7 +242,7 @@ class FrameDecoder:
         jpegs = [picture.file for picture in self._again[0].for_dali() if picture.target is None]
         self._pipeline = build(
             self._pull, self.batch_size, self.side, self.device, self.threads, self.depth, **self._kinds,
-            largest=jpeg_size(jpegs[0]) if self._gpu and jpegs else (0, 0),
+            largest=picture_size(jpegs[0]) if self._gpu and jpegs else (0, 0),
         )  # fmt: skip
 
     def _stop(self) -> None:
@@ -265,12 +264,14 @@ class FrameDecoder:
         tasks: list[Future | None] = [None] * len(pictures)
         faults = {}
         for i, picture in enumerate(pictures):
+            if picture.altered:
+                faults[i] = "its bytes are not those that prepare wrote (CRC-32)"
             if picture.target is None:
                 try:
-                    jpeg_size(picture.file)
-                except ValueError as error:
+                    picture_size(picture.file)
+                except ValueError as error:  # says more
                     faults[i] = str(error)
-            elif not self._gpu:
+            elif not self._gpu and not picture.altered:
                 tasks[i] = self._pool.submit(_frame_of_clip, picture, self.side)
         return _Batch(pictures, tasks, faults)
 

@@ -8,31 +8,36 @@ sound alone (the log-mel spectrogram) is computed once. The pool changes neither
 values: it fills in whatever order pairs are asked for, and a pair that is not there yet is decoded when it is. So a run
 that is resumed in mid-epoch, or with the pool on that began without, goes on with exactly the same batches.
 
-A pair takes side * side * 3 bytes of frame and 73,728 of log-mel: 249 KiB at side 246, 388 MiB for Chaotic World's
-1,595 training pairs, 90 GiB for its 378,093 annotated instances.
+A pair takes side * side * 3 bytes of frame and 73,728 of log-mel, or 1,536 of embeddings where the audio network is
+frozen (half in bf16): at side 246 that is 249 or 179 KiB, 388 or 278 MiB for Chaotic World's 1,595 training pairs, 90
+or 64 GiB for its 378,093 annotated instances.
 
-On several ranks each has a pool of the whole split and fills it with the pairs that it meets itself: in every epoch
-those of `order.epoch_order` for its rank, which are others each time. After k epochs on w ranks a share (1 - 1/w)^k of
-the pairs is still decoded on demand. That is exact (the same batches as streaming, for any number of ranks) and needs
-no exchange, at the price of memory: a split must fit each GPU. Pools that hold a share each, with the rows exchanged
-between GPUs at the start of an epoch, are not built.
+On several ranks, each has a pool of the whole split where that fits, and fills it with the pairs that it meets itself:
+in every epoch those of `order.epoch_order` for its rank, which are others each time. After k epochs on w ranks a share
+(1 - 1/w)^k of the pairs is still decoded on demand. Where the whole does not fit, each rank keeps a share of the pairs,
+and rows are exchanged (`shared_pool`); so it does where the order is the same in every epoch, since it needs no more.
+All of that is exact: the same batches as streaming, for any number of ranks.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from essl_fast.config import InputError
+from essl_fast.data.exchange import Exchange, on_device
+from essl_fast.data.order import Step, epoch_batches
 from essl_fast.data.shards import SAMPLES
 
 Resident = Literal["auto", "always", "never"]
 Sound = Callable[[torch.Tensor], torch.Tensor]
+Lost = list[tuple[int, str]]  # positions of pairs that do not decode, with the reason
 
 # Of the memory that is free when the run begins. The rest is for activations, which PyTorch has not asked for yet; on
 # a CPU also for the page cache, without which the shards would be read from disk.
@@ -45,49 +50,106 @@ def samples(pcm: torch.Tensor) -> torch.Tensor:
     return pcm
 
 
-def _kept(sound: Sound) -> torch.Tensor:
-    """What `sound` makes of one pair, of silence: for its shape and type."""
-    with torch.no_grad():
-        kept = sound(torch.zeros(1, SAMPLES, dtype=torch.int16))
-    if len(kept) != 1:
-        raise ValueError(f"sound must keep the batch's dimension, and gave {tuple(kept.shape)} for one pair")
-    return kept
+def float_samples(sound: torch.Tensor) -> torch.Tensor:
+    """`samples` of a folder that holds float32: (B, 48000) float32."""
+    return sound.float()
 
 
-def bytes_per_pair(side: int, sound: Sound = samples) -> int:
-    """What a pair takes in a pool."""
-    return side * side * 3 + _kept(sound).nbytes
+class Kept(NamedTuple):
+    """What a pool keeps of a pair's sound: its shape without the batch's dimension, and its type."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, sound: Sound, device: torch.device | str) -> Kept:
+        """By calling `sound` with a pair of silence."""
+        with torch.no_grad():
+            made = sound(torch.zeros(1, SAMPLES, dtype=torch.int16, device=device))
+        if len(made) != 1:
+            raise ValueError(f"sound must keep the batch's dimension, and gave {tuple(made.shape)} for one pair")
+        return cls(tuple(made.shape[1:]), made.dtype)
+
+    def pair_bytes(self, side: int) -> int:
+        return side * side * 3 + int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def bytes_per_pair(side: int, sound: Sound = samples, device: torch.device | str = "cpu") -> int:
+    """What a pair takes in a pool on `device`, where `sound` is called to know."""
+    return Kept.of(sound, device).pair_bytes(side)
+
+
+def gather(table: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """table[rows], by one thread on a CPU.
+
+    PyTorch would wake its OpenMP threads for a megabyte, and these spin for milliseconds after it, on the cores that
+    the views are made on next: loading took half as long again on two cores.
+    """
+    if table.is_cuda:
+        return table.index_select(0, rows)
+    found = torch.empty(len(rows), *table.shape[1:], dtype=table.dtype)
+    bytes_of, into = (part.flatten(1).view(torch.uint8).numpy() for part in (table, found))
+    np.take(bytes_of, rows.numpy(), axis=0, out=into, mode="clip")  # "raise" would go by way of a copy
+    return found
 
 
 class Pool:
     """Frames and sound of n pairs, by their position in a loader's order. Memory is taken at once.
 
-    frames (n, side, side, 3) uint8; sound (n, ...), what the function of that name made of each pair's samples (1,
-    48000) int16; both on `device`. there (n,) bool, on the host: which pairs were put in.
+    frames (rows, side, side, 3) uint8; sound (rows, ...), what the loaders' `sound` made of each pair's samples; both
+    on `device`; a row for each pair, unless `rows` says how many. there (n,) bool, on the host: which pairs are in it.
+    held: every batch's frames are this pool's, whatever its rows; else they are the batch's own, (b, side, side, 3).
     """
 
-    def __init__(self, n: int, side: int, device: torch.device | str = "cpu", sound: Sound = samples):
-        kept = _kept(sound)
+    held = True
+
+    def __init__(self, n: int, side: int, kept: Kept, device: torch.device | str = "cpu", rows: int | None = None):
+        rows = n if rows is None else rows
         try:
             with torch.inference_mode(False):  # also where an evaluation asks first: it must be writable everywhere
-                self.frames = torch.empty(n, side, side, 3, dtype=torch.uint8, device=device)
-                self.sound = torch.empty(n, *kept.shape[1:], dtype=kept.dtype, device=device)
+                self.frames = torch.empty(rows, side, side, 3, dtype=torch.uint8, device=device)
+                self.sound = torch.empty(rows, *kept.shape, dtype=kept.dtype, device=device)
         except RuntimeError as error:  # the budget was the user's
-            size = _gb(n * bytes_per_pair(side, sound))
+            size = _gb(rows * kept.pair_bytes(side))
             raise InputError(
-                f"data.resident_budget_gb: {device} did not give {size} GB for a pool of {n} pairs: make it smaller"
+                f"data.resident_budget_gb: {device} did not give {size} GB for a pool of {rows} pairs: make it smaller"
             ) from error
         self.there = np.zeros(n, bool)
 
     def __len__(self) -> int:
         return len(self.there)
 
-    def put(self, positions: np.ndarray, rows: torch.Tensor, frames: torch.Tensor, sound: torch.Tensor) -> None:
-        """Keep the pairs at `positions` (b,) int64, which `rows` has on the pool's device: copies of `frames` (b, side,
-        side, 3) and `sound` (b, ...)."""
+    def begin(self, epoch: int, order: dict[str, Any]) -> None:
+        """Before anything else, with the epoch that comes first, and the settings of `epoch_batches`."""
+
+    def elsewhere(self) -> np.ndarray:
+        """(n,) bool: pairs that are never put here."""
+        return np.zeros(len(self), bool)
+
+    def steps(self, epoch: int, order: dict[str, Any]) -> Iterator[Step]:
+        """The steps of an epoch. It may be called in any thread."""
+        return (Step(batch, batch, [batch], False) for batch in epoch_batches(epoch=epoch, **order))
+
+    def put(self, positions: np.ndarray, frames: torch.Tensor, sound: torch.Tensor) -> None:
+        """Keep the pairs at `positions` (b,) int64: copies of `frames` (b, side, side, 3) and `sound` (b, ...)."""
+        (rows,) = on_device(self.frames.device, self._rows(positions))
         self.frames.index_copy_(0, rows, frames)
         self.sound.index_copy_(0, rows, sound)
         self.there[positions] = True
+
+    def settle(self, step: Step, lost: Lost) -> Lost:
+        """Once all that this rank needs for a step was put; `lost`: what did not decode since this last returned any.
+        What all ranks lost, [] where they did not ask each other."""
+        return []
+
+    def batch(self, step: Step, lost: np.ndarray, following: Step | None) -> tuple[torch.Tensor, ...]:
+        """(frames, rows, sound) of the step's pairs but those in `lost` (n,) bool, where frames[rows] are theirs; after
+        `settle`. following: the step that comes next, where it is known. Every rank calls it for every step."""
+        (rows,) = on_device(self.frames.device, self._rows(step.asked[~lost[step.asked]]))
+        return self.frames, rows, gather(self.sound, rows)
+
+    def _rows(self, positions: np.ndarray) -> np.ndarray:
+        return positions
 
 
 class Pools:
@@ -95,39 +157,89 @@ class Pools:
 
     resident: auto takes a pool where it fits the budget, always insists, never takes none. budget_gb: in 10^9 bytes; 0
     is 60% of the memory that is free on a GPU by now, or half of what the host has available (of what its control group
-    may take), shared by the processes that torchrun started on it. notes: lines for the user on what did not fit.
+    may take), shared by the processes that torchrun started on it; of all ranks', the smallest. shared: where several
+    ranks train, which may exchange rows by `exchange`, each keeps a share of the pairs: auto does so where the whole
+    does not fit. notes: lines for the user on what did not fit.
     """
 
-    def __init__(self, resident: Resident = "auto", budget_gb: float = 0, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        resident: Resident = "auto",
+        budget_gb: float = 0,
+        device: torch.device | str = "cpu",
+        shared: Resident = "auto",
+        exchange: Exchange | None = None,
+    ):
         self.resident, self.device, self.notes = resident, torch.device(device), []
+        self.shared, self.exchange = shared, exchange
         self._given = budget_gb > 0
         self._left = int(budget_gb * GB) if self._given or resident == "never" else _budget(self.device)
+        if exchange is not None:  # else one rank might have a pool, and wait for another that streams
+            self._left = exchange.least(self._left)
         self._taken: dict[Hashable, Pool | None] = {}
 
-    def take(self, what: str, pairs: Hashable, n: int, side: int, sound: Sound = samples) -> Pool | None:
-        """A pool for n pairs, `what` in words and `pairs` to tell them apart; None: stream them. InputError where
-        always was asked for and it does not fit."""
-        key = (pairs, n, side, sound)
+    def take(
+        self,
+        what: str,
+        pairs: Hashable,
+        n: int,
+        side: int,
+        sound: Sound = samples,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+    ) -> Pool | None:
+        """A pool for n pairs, `what` in words and `pairs` to tell them apart, which this rank of several asks for in
+        another order each epoch or (shuffle False) in the same one; None: stream them. InputError where always was
+        asked for and it does not fit. Every rank asks for the same."""
+        key = (pairs, n, side, sound, rank, world_size, shuffle or world_size == 1)
         if key not in self._taken:
-            self._taken[key] = None if self.resident == "never" else self._new(what, n, side, sound)
+            new = functools.partial(self._new, what, n, side, sound, rank, world_size, shuffle)
+            self._taken[key] = None if self.resident == "never" else new()
         return self._taken[key]
 
-    def _new(self, what: str, n: int, side: int, sound: Sound) -> Pool | None:
-        need = n * bytes_per_pair(side, sound)
-        if need <= self._left:
-            self._left -= need
-            return Pool(n, side, self.device, sound)
-        sizes = f"{_gb(need)} GB for {n} pairs, and {_gb(self._left)} GB of the budget are left"
+    def _new(
+        self, what: str, n: int, side: int, sound: Sound, rank: int, world_size: int, shuffle: bool
+    ) -> Pool | None:
+        from essl_fast.data.shared_pool import SharedPool  # it is a Pool
+
+        kept = Kept.of(sound, self.device)
+        may_share = world_size > 1 and (not shuffle or (self.exchange is not None and self.shared != "never"))
+        whole = not may_share or (shuffle and self.shared == "auto")
+        missing = ""
+        if whole:
+            need = n * kept.pair_bytes(side)
+            if need <= self._left:
+                self._left -= need
+                return Pool(n, side, kept, self.device)
+            missing = self._missing(need, n)
+        if may_share:
+            share = -(-n // world_size)
+            need = share * kept.pair_bytes(side)
+            if need <= self._left:
+                if missing:
+                    self.notes.append(
+                        f"{what} is kept in shares, {share} pairs on each of {world_size} processes, which exchange "
+                        f"them in every step: whole, it needs {missing}"
+                    )
+                self._left -= need
+                return SharedPool(n, side, kept, self.device, rank, world_size, self.exchange if shuffle else None)
+            missing = self._missing(need, share, f" in each of {world_size} processes")
         if self.resident == "always":
             verb = "raise" if self._given else "set"
             raise InputError(
-                f"data.resident: always, but {what} needs {sizes}; {verb} data.resident_budget_gb, or use auto or never"
+                f"data.resident: always, but {what} needs {missing.partition(' (')[0]}; {verb} "
+                "data.resident_budget_gb, or use auto or never"
             )
-        self.notes.append(
-            f"{what} is streamed, not kept: that needs {sizes} ({_gb(need - self._left)} GB missing; "
-            "data.resident_budget_gb sets the budget)"
-        )
+        self.notes.append(f"{what} is streamed, not kept: that needs {missing}")
         return None
+
+    def _missing(self, need: int, pairs: int, where: str = "") -> str:
+        return (
+            f"{_gb(need)} GB for {pairs} pairs{where}, and {_gb(self._left)} GB of the budget are left "
+            f"({_gb(need - self._left)} GB missing; data.resident_budget_gb sets the budget)"
+        )
 
 
 def _gb(size: int) -> str:

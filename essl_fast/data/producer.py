@@ -21,8 +21,8 @@ from essl_fast.data.shards import SAMPLES
 
 
 class Decoded(NamedTuple):
-    """A batch: positions (b,) int64; their frames (b, S, S, 3) uint8 and pcm (b, 48000) int16, on the device when
-    `ready`; lost, the positions that were left out of it, with the reason."""
+    """A batch: positions (b,) int64; their frames (b, S, S, 3) uint8 and pcm (b, 48000) int16 or float32, on the device
+    when `ready`; lost, the positions that were left out of it, with the reason."""
 
     positions: np.ndarray
     frames: torch.Tensor
@@ -87,7 +87,8 @@ class Producer:
     def stop(self) -> None:
         """End the thread and free the pipeline."""
         self.stopped.set()
-        self.thread.join()
+        if threading.current_thread() is not self.thread:  # its own garbage collection may be what stops it
+            self.thread.join()
 
     def get(self) -> Decoded | BaseException:
         """The next batch, or what went wrong."""
@@ -104,7 +105,8 @@ class Producer:
             if self.lost.all():  # else this might go on forever
                 raise InputError(f"none of the {len(self.lost)} pairs decodes: run prepare again")
             positions = positions[~self.lost[positions]]
-            pcm = torch.empty(len(positions), SAMPLES, dtype=torch.int16, pin_memory=self.device.type == "cuda")
+            kind = torch.float32 if self.shards.sound.kind == "f" else torch.int16
+            pcm = torch.empty(len(positions), SAMPLES, dtype=kind, pin_memory=self.device.type == "cuda")
             pictures = self.shards.read(positions, pcm.numpy(), self.pool, self.threads)
             self.reading.append(_Reading(positions, pcm))
             if pictures:  # the decoder never sees a batch of which nothing is left

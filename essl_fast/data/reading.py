@@ -19,18 +19,19 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from essl_fast.config import InputError
-from essl_fast.data.shards import BAD, CLIP, JPEG, PCM_BYTES, Manifest, encode_key, read_index
+from essl_fast.data.shards import BAD, CLIP, SAMPLES, Manifest, encode_key, pair_crc, read_index
 
 Quarantined = Literal["none", "bad", "all"]
 
 
 class Picture(NamedTuple):
-    """A pair's frame as it is stored: `file` uint8, a JPEG; or a clip (an MP4), of which frame `target` is meant and
-    `quarters` quarter turns counterclockwise put it upright."""
+    """A pair's frame as it is stored: `file` uint8, a JPEG or PNG; or a clip (an MP4), of which frame `target` is meant
+    and `quarters` quarter turns counterclockwise put it upright."""
 
     file: np.ndarray
     target: int | None = None
     quarters: int = 0
+    altered: bool = False  # the pair's bytes are not those that were written
 
 
 class Shards:
@@ -56,24 +57,30 @@ class Shards:
             np.concatenate([getattr(index, name) for index in indexes]) for name in names
         )
         self._target, self._quarters = manifest.target[self.rows], manifest.quarters[self.rows]
-        wrong = (s16_size != PCM_BYTES) | (self._s16 < self._start + self._size)
+        self._crc = manifest.crc[self.rows]
+        self.sound = manifest.sound
+        wrong = (s16_size != SAMPLES * self.sound.itemsize) | (self._s16 < self._start + self._size)
         wrong |= self._kind != manifest.visual[self.rows]
+        sizes = [shard["bytes"] for split in splits for shard in manifest.header["splits"][split]["shards"]]
+        wrong |= self._s16 + s16_size > np.array(sizes, np.int64)[self._shard]  # nor may it ask for endless memory
         if wrong.any():
             raise InputError(
                 f"{self.name(np.flatnonzero(wrong)[0])}: the index file gives it another kind of frame than the "
-                f"manifest, or sound that is not {PCM_BYTES} bytes behind the frame: run prepare again"
+                f"manifest, or sound that is not {SAMPLES} samples behind the frame in the shard: run prepare again"
             )
         self.fingerprint, self.excluded = self._fingerprint(splits), 0
         if exclude != "none":
             self._exclude(exclude)
+        # Damage within a picture often decodes, to something else. Each pair is looked at once, when it is first read.
+        self._as_written = np.zeros(len(self.rows), bool)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def jpegs(self) -> bool:
-        """Whether any pair's frame is a JPEG."""
-        return bool((self._kind == JPEG).any())
+        """Whether any pair's frame is a picture, JPEG or PNG."""
+        return bool((self._kind != CLIP).any())
 
     @property
     def clips(self) -> bool:
@@ -92,7 +99,7 @@ class Shards:
         )
 
     def read(self, positions: np.ndarray, pcm: np.ndarray, pool: ThreadPoolExecutor, parts: int) -> list[Picture]:
-        """Read the pairs at `positions` (b,): their frames' files; their sound into `pcm` (b, 48000) int16.
+        """Read the pairs at `positions` (b,): their frames' files; their sound into `pcm` (b, 48000), of type `sound`.
 
         A pair is one system call that scatters frame and sound. InputError if a shard is missing or too short by now.
         """
@@ -103,11 +110,22 @@ class Shards:
         for task in tasks:
             task.result()
         return [
-            Picture(file, int(self._target[at]), int(self._quarters[at])) if self._kind[at] == CLIP else Picture(file)
+            Picture(
+                file, *((int(self._target[at]), int(self._quarters[at])) if self._kind[at] == CLIP else (None, 0)),
+                altered=not self._as_written[at],
+            )
             for at, file in zip(positions, files, strict=True)
         ]
 
-    def _read_part(self, part: np.ndarray, positions: np.ndarray, files: list[np.ndarray], pcm: np.ndarray) -> None:
+    def read_sound(self, positions: np.ndarray) -> np.ndarray:
+        """(b, 48000) of type `sound`: the samples alone of the pairs at `positions` (b,). InputError as in `read`."""
+        pcm = np.empty((len(positions), SAMPLES), self.sound)
+        self._read_part(np.argsort(self._shard[positions], kind="stable"), positions, None, pcm)
+        return pcm
+
+    def _read_part(
+        self, part: np.ndarray, positions: np.ndarray, files: list[np.ndarray] | None, pcm: np.ndarray
+    ) -> None:
         opened, file = -1, -1
         try:
             for i in part:
@@ -118,9 +136,15 @@ class Shards:
                         os.close(file)
                     opened, file = shard, -1
                     file = os.open(self.paths[shard], os.O_RDONLY)
-                between = bytearray(int(self._s16[position] - offset - size))
-                if missing := _read_fully(file, [files[i], between, pcm[i]], int(offset)):
+                buffers = [pcm[i]]
+                if files is None:
+                    offset = self._s16[position]
+                else:
+                    buffers = [files[i], bytearray(int(self._s16[position] - offset - size)), pcm[i]]
+                if missing := _read_fully(file, buffers, int(offset)):
                     raise InputError(f"{self.name(position)}: the shard ends {missing} bytes early: run prepare again")
+                if files is not None and not self._as_written[position]:
+                    self._as_written[position] = pair_crc(files[i], pcm[i]) == self._crc[position]
         except OSError as error:
             # Only a shard that is gone has to be made again; a disk or a network that fails comes back as it was.
             then = "run prepare again" if error.errno == errno.ENOENT else "mend that, then go on with --resume"
@@ -140,7 +164,7 @@ class Shards:
         keep = ~np.isin(self.rows, listed)
         self.excluded = int((~keep).sum())
         if self.excluded:
-            for name in ("rows", "_shard", "_kind", "_start", "_size", "_s16", "_target", "_quarters"):
+            for name in ("rows", "_shard", "_kind", "_start", "_size", "_s16", "_target", "_quarters", "_crc"):
                 setattr(self, name, getattr(self, name)[keep])
             self.fingerprint = hashlib.sha256(self.fingerprint.encode() + self.rows.tobytes()).hexdigest()
 

@@ -13,7 +13,9 @@ manifest is complete. The same pairs give the same bytes, whatever the time, the
 from __future__ import annotations
 
 import hashlib
-import json
+import math
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from essl_fast.config import InputError
+from essl_fast.config import SIZE, InputError
 from essl_fast.data.tars import (
     CLIP,
     EXTENSIONS,
     INDEX_VERSION,
     JPEG,
     PCM_BYTES,
+    PNG,
     SAMPLES,
+    SOUNDS,
     SPLITS,
     ShardIndex,
     ShardWriter,
@@ -40,12 +44,12 @@ from essl_fast.data.tars import (
     pair_crc,
     read_index,
 )
-from essl_fast.files import atomic_file
+from essl_fast.files import atomic_file, parse_json
 
 __all__ = [
     "BAD", "BLACK", "CLIP", "CORRUPT", "EXTENSIONS", "FORMAT", "INDEX_VERSION", "JPEG", "NO_AUDIO", "PCM_BYTES",
-    "QUARANTINE", "REASONS", "SAMPLES", "SILENT", "SPLITS", "TRUNCATED", "VERSION", "Manifest", "ShardIndex",
-    "ShardWriter", "decode_key", "encode_key", "iterate", "pair_crc", "read_index", "write_manifest",
+    "PNG", "QUARANTINE", "REASONS", "SAMPLES", "SILENT", "SOUNDS", "SPLITS", "TRUNCATED", "VERSION", "Manifest",
+    "ShardIndex", "ShardWriter", "decode_key", "encode_key", "iterate", "pair_crc", "read_index", "write_manifest",
 ]  # fmt: skip
 
 FORMAT = "essl_fast"
@@ -56,6 +60,11 @@ BLACK, SILENT = "black", "silent"  # such a pair can be trained on, for what it 
 REASONS = (CORRUPT, TRUNCATED, NO_AUDIO, BLACK, SILENT)  # the worst first
 BAD = frozenset({CORRUPT, TRUNCATED, NO_AUDIO})
 
+_NPY_HEADER = re.compile(  # of what `np.save` writes (numpy.lib.format, version 1.0), in rows, of the types below
+    rb"\{'descr': '([<|](?:b1|u1|u4|i4|f8|S\d{1,4}))', 'fortran_order': False, "
+    rb"'shape': \((\d{1,12},(?: \d{1,12},?)*)\), \}\s*\n"
+)
+_LONGEST_NPY_HEADER = 1024
 _COLUMNS = {
     "key": "S", "split": "<u1", "class_id": "<i4", "labelled": "?", "boxes": "<i4", "time": "<f8", "visual": "<u1",
     "target": "<i4", "quarters": "<u1", "crc": "<u4",
@@ -147,8 +156,8 @@ class Manifest:
 
     keys (N,) bytes, unique; split (N,) uint8 index into train, val, test, ascending; class_id (N,) int32 index into
     `classes`, sorted names; labelled (N,) bool; boxes (N,K,4) int32 xyxy half-open on the 224 grid, padding of zero
-    area; time (N,) float64 seconds; visual (N,) uint8, JPEG or CLIP; target (N,) int32 and quarters (N,) uint8, which
-    of a clip's frames and its quarter turns counterclockwise, 0 for a JPEG; crc (N,) uint32, `pair_crc`.
+    area; time (N,) float64 seconds; visual (N,) uint8, JPEG, CLIP or PNG; target (N,) int32 and quarters (N,) uint8,
+    which of a clip's frames and its quarter turns counterclockwise, 0 for a picture; crc (N,) uint32, `pair_crc`.
     """
 
     root: Path
@@ -172,7 +181,7 @@ class Manifest:
         path = root / "manifest.json"
         again = f"run `python -m essl_fast.prepare ... --out {root}` again"
         try:
-            header = json.loads(path.read_bytes())
+            header = parse_json(path.read_bytes())
         except FileNotFoundError:
             raise InputError(f"{path} is not there, so {root} is not a complete prepared folder: {again}") from None
         except (OSError, ValueError) as error:
@@ -180,23 +189,22 @@ class Manifest:
         if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("version") != VERSION:
             raise InputError(f"{path} is not a manifest of format {FORMAT}, version {VERSION}: {again}")
         try:
-            counts = [header["splits"][name]["pairs"] for name in SPLITS]
-            shards = [
-                (shard["file"], shard["index"], shard["bytes"], shard["sha256"], shard["pairs"])
-                for name in SPLITS
-                for shard in header["splits"][name]["shards"]
-            ]
-            count, classes = int(header["pairs"]), tuple(header["classes"])
-        except (KeyError, TypeError, ValueError) as error:
+            counts, shards = _check_header(header)
+            count, classes = header["pairs"], tuple(header["classes"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} lacks an entry or has one of another kind ({error!r}): {again}") from error
         columns = {name: _column(root / "pairs" / f"{name}.npy", kind, count, again) for name, kind in _COLUMNS.items()}
         if not np.array_equal(columns["split"], _split_column(counts)):
             raise InputError(f"{root / 'pairs' / 'split.npy'} does not fit the counts in {path}: {again}")
-        if count and (columns["visual"].max() > CLIP or columns["quarters"].max() > 3 or columns["target"].min() < 0):
+        if count and (columns["visual"].max() > PNG or columns["quarters"].max() > 3 or columns["target"].min() < 0):
             raise InputError(f"visual, target or quarters in {root / 'pairs'} has a value out of range: {again}")
-        for file, index, size, _, _ in shards:
-            if Path(file).name != file or Path(index).name != index:
-                raise InputError(f"{path} names a shard outside its folder ({file!r}, {index!r}): {again}")
+        if count and not 0 <= columns["class_id"].min() <= columns["class_id"].max() < len(classes):
+            raise InputError(f"{root / 'pairs' / 'class_id.npy'} has a class that {path} does not name: {again}")
+        if columns["boxes"].size and not 0 <= columns["boxes"].min() <= columns["boxes"].max() <= SIZE:
+            raise InputError(f"{root / 'pairs' / 'boxes.npy'} has a box outside of its grid: {again}")
+        if not np.isfinite(columns["time"]).all():
+            raise InputError(f"{root / 'pairs' / 'time.npy'} has a time that is no number: {again}")
+        for file, index, size in shards:
             found = (root / file).stat().st_size if (root / file).is_file() else None
             if found != size:
                 wrong = "is missing" if found is None else f"has {found} bytes instead of {size}"
@@ -208,8 +216,22 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def consensus(self) -> int:
+        """How many annotators must agree for a pixel to count fully in this data set."""
+        return self.header.get("consensus", 1)
+
+    @property
+    def sound(self) -> np.dtype:
+        """What a pair's 48,000 samples are: little-endian int16, or float32."""
+        return SOUNDS[self.header.get("sound", "s16")]
+
     def key(self, row: int) -> str:
-        return self.keys[row].decode()
+        try:
+            return self.keys[row].decode()
+        except UnicodeDecodeError as error:
+            path = self.root / "pairs" / "key.npy"
+            raise InputError(f"{path} has a key in row {row} that is no UTF-8 ({error}): run prepare again") from error
 
     def pairs(self, split: str) -> int:
         """How many pairs the split has."""
@@ -247,12 +269,14 @@ class Manifest:
         path, listed = self.root / QUARANTINE, {}
         again = f"run `python -m essl_fast.prepare --verify --out {self.root}` again"
         try:
-            for line in path.read_bytes().splitlines():
-                entry = json.loads(line)
+            for line in path.read_bytes().split(b"\n"):
+                if not line:
+                    continue
+                entry = parse_json(line)
                 row, reason = entry["row"], entry["reason"]
                 if row is None:  # a fault of a shard, not of a pair
                     continue
-                if not 0 <= row < len(self) or self.key(row) != entry["key"]:
+                if type(row) is not int or not 0 <= row < len(self) or self.key(row) != entry["key"]:
                     raise InputError(f"{path} is not of these pairs (row {row}, {entry['key']!r}): {again}")
                 if row not in listed or REASONS.index(reason) < REASONS.index(listed[row]):
                     listed[row] = REASONS[REASONS.index(reason)]
@@ -270,15 +294,69 @@ class Manifest:
         return self.header["splits"][split]
 
 
+def _check_header(header: dict) -> tuple[list[int], list[tuple[str, str, int]]]:
+    """([pairs of each split], [(file, index, bytes) of each shard]) of a manifest's header. Raises ValueError, or what
+    comes of values of another kind, where the header is not as `write_manifest` writes it."""
+
+    def whole(value: object, least: int = 0) -> int:
+        if type(value) is not int or value < least:
+            raise ValueError(f"{value!r} is not a count")
+        return value
+
+    counts, shards = [], []
+    for name in SPLITS:
+        entry = header["splits"][name]
+        counts.append(whole(entry["pairs"]))
+        whole(entry["videos"])
+        for number, shard in enumerate(entry["shards"]):
+            for kind, ending in (("file", "tar"), ("index", "idx")):  # so that none is outside of the folder
+                if shard[kind] != f"{name}-{number:05d}.{ending}":
+                    raise ValueError(f"{kind} {shard[kind]!r} is no name of a shard in its folder")
+            if not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
+                raise ValueError(f"{shard['sha256']!r} is no SHA-256")
+            shards.append((shard["file"], shard["index"], whole(shard["bytes"])))
+        if sum(whole(shard["pairs"], 1) for shard in entry["shards"]) != counts[-1]:
+            raise ValueError(f"the shards of {name} do not hold its {counts[-1]} pairs")
+    if sum(counts) != whole(header["pairs"]):
+        raise ValueError(f"its splits hold {sum(counts)} pairs of {header['pairs']}")
+    if not all(isinstance(name, str) for name in header["classes"]):
+        raise ValueError("a class is no text")
+    if header.get("sound", "s16") not in SOUNDS or whole(header.get("consensus", 1), 1) > 255:
+        raise ValueError("no such sound or consensus")
+    header["settings"].keys()
+    for reasons in (header["left_out"], {reason: told["pairs"] for reason, told in _instead(header).items()}):
+        for count in reasons.values():
+            whole(count)
+    return counts, shards
+
+
+def _instead(header: dict) -> dict:
+    """Why frames are stored as JPEG where clips were asked, of a header that says so."""
+    told = header.get("jpeg_instead", {})
+    if not all(isinstance(entry["first"], str) for entry in told.values()):
+        raise ValueError("jpeg_instead has an entry without an example")
+    return told
+
+
 def _column(path: Path, kind: str, count: int, again: str) -> np.ndarray:
+    """A column of `count` pairs, memory-mapped. What the file's header says is compared with what must be, and with the
+    file's size, before anything is allocated; nothing in it is evaluated or unpickled."""
     try:
-        array = np.load(path, mmap_mode="r" if count else None, allow_pickle=False)
+        with open(path, "rb") as file:
+            head = file.read(_LONGEST_NPY_HEADER)
+            size = os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise InputError(f"{path} is missing: {again}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read ({error}): {again}") from error
-    fits = array.dtype.kind == "S" if path.stem == "key" else array.dtype == np.dtype(kind)
-    shape = (count,) if path.stem != "boxes" else (count, *array.shape[1:2], 4)
-    if not fits or array.shape != shape:
-        raise InputError(f"{path} has {array.dtype} {array.shape} where {count} pairs should be: {again}")
-    return array
+    begin = 10 + int.from_bytes(head[8:10], "little")
+    told = _NPY_HEADER.fullmatch(head[10:begin])
+    if not head.startswith(b"\x93NUMPY\1\0") or told is None:
+        raise InputError(f"{path} is not a NumPy file of plain values, as prepare writes them: {again}")
+    dtype, shape = np.dtype(told[1].decode()), tuple(int(side) for side in told[2].split(b",") if side)
+    fits = dtype.kind == "S" and dtype.itemsize if path.stem == "key" else dtype == np.dtype(kind)
+    wanted = (count,) if path.stem != "boxes" else (count, *shape[1:2], 4)
+    if not fits or shape != wanted or size - begin != math.prod(shape) * dtype.itemsize:
+        what = f"{dtype} {shape} in {size - begin} bytes"
+        raise InputError(f"{path} has {what} where {count} pairs should be: {again}")
+    return np.memmap(path, dtype, "r", begin, shape) if size > begin else np.empty(shape, dtype)

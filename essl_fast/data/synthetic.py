@@ -39,7 +39,7 @@ import numpy as np
 from av.codec.codec import UnknownCodecError
 from rich.progress import track
 
-from essl_fast.config import InputError
+from essl_fast.config import InputError, Options
 from essl_fast.data import synthetic_look, synthetic_sound
 from essl_fast.data.synthetic_look import HEIGHT, WIDTH
 from essl_fast.data.synthetic_plan import CLASSES, CODECS, SPLITS, ScenePlan, WorldSettings, plan_world
@@ -338,7 +338,7 @@ def make_world(
 def main(arguments: list[str] | None = None) -> int:
     """The command: makes a world and prints where it is. Returns the exit status, 2 where the input is wrong."""
     default = WorldSettings()
-    parser = argparse.ArgumentParser(
+    parser = Options(
         prog="python -m essl_fast.data.synthetic", description="Makes the demo world from a seed."
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to make it in")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import ast
 import csv
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from essl_fast.config import InputError
 
+LARGEST_TEXT = 1 << 28  # bytes of a file of annotations
+_NUMBERS, _BRACKETS = re.compile(r"[\s\d.,eE+()\[\]-]*"), str.maketrans("()", "[]")
 _LONGEST_BBOX = 1_000_000  # characters of one bbox cell; bounds what the parser may be asked to build
 
 
@@ -65,9 +67,11 @@ class Row:
             value = json.loads(text)  # ten times as fast, and most tables are written so
         except (ValueError, RecursionError):
             try:
-                value = ast.literal_eval(text)
-            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-                raise self.error(column, f"cannot read {short(text)} as boxes", remedy) from None
+                value = _python_lists(text)
+            except (ValueError, RecursionError):
+                wrong = f"cannot read {short(text)} as boxes"
+                more = ": it is not a list of boxes of four finite numbers" if text else ""
+                raise self.error(column, wrong + more, remedy) from None
         if isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_number, value)):
             value = [value]
         if not isinstance(value, (list, tuple)) or not all(_is_box(box) for box in value):
@@ -138,6 +142,8 @@ class Table:
 def read_text(path: Path) -> str:
     """The file as UTF-8, with or without a byte order mark."""
     try:
+        if (size := path.stat().st_size) > LARGEST_TEXT:
+            raise InputError(f"{path} has {size:,} bytes, more than {LARGEST_TEXT:,}: is it a list of annotations?")
         data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check the file and its permissions") from None
@@ -150,6 +156,22 @@ def read_text(path: Path) -> str:
         raise InputError(
             f"{path} line {line}, column {column} (byte): 0x{data[at]:02x} is not UTF-8; save the file as UTF-8"
         ) from None
+
+
+def _python_lists(text: str) -> object:
+    """Python's lists and tuples of numbers. ValueError for anything else. Not `ast.literal_eval`: it builds a tree of
+    200 times the text's size, and nested far enough ends the interpreter."""
+    if not _NUMBERS.fullmatch(text):
+        raise ValueError("not only numbers and brackets")
+    text = re.sub(r",(\s*(?:\]|$))", r"\1", text.translate(_BRACKETS))  # a comma may come before the end
+    text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)  # and a number begin or end with its point
+    text = re.sub(r"(?<=\d)\.(?!\d)", ".0", text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        if not text.strip():
+            raise
+        return json.loads(f"[{text}]")  # a tuple may do without its brackets
 
 
 def _is_number(value) -> bool:

@@ -1,12 +1,14 @@
 """One shard: a WebDataset tar file of pairs and its DALI index file, in and out.
 
-A pair's frame is a JPEG picture, or a clip: a tiny MP4 of packets copied from the video, which end in the frame. Its
-members in the shard are, in this order,
+A pair's frame is a picture, JPEG or PNG, or a clip: a tiny MP4 of packets copied from the video, which end in the
+frame. Its members in the shard are, in this order,
 
     {key}.jpg            {key}.s16  {key}.json  {key}.row     a picture
+    {key}.png            {key}.s16  {key}.json  {key}.row     a picture that must not lose anything
     {key}.mp4 {key}.fid  {key}.s16  {key}.json  {key}.row     a clip
 
-`.s16` is the sound, `.json` what the annotations say, `.row` the pair's row in the manifest, a little-endian int64.
+`.s16` is the sound, `.json` what the annotations say, `.row` the pair's row in the manifest, a little-endian int64. In
+a folder whose sound PCM16 cannot hold, `.f32` stands for `.s16`: as many little-endian float32 samples.
 `.fid` is two little-endian int32: which of the clip's frames, in the order of showing, from 0; and how many quarter
 turns counterclockwise put it upright. A shard may hold both kinds.
 
@@ -32,11 +34,14 @@ from urllib.parse import unquote
 import numpy as np
 
 from essl_fast.config import InputError
-from essl_fast.files import atomic_file, sync_folder
+from essl_fast.data.tables import short
+from essl_fast.files import atomic_file, parse_json, sync_folder
 
 SPLITS = ("train", "val", "test")
-JPEG, CLIP = 0, 1  # what a pair's frame is
-EXTENSIONS = (("jpg", "s16", "json", "row"), ("mp4", "fid", "s16", "json", "row"))  # of each kind
+JPEG, CLIP, PNG = 0, 1, 2  # what a pair's frame is
+_FRAMES = (("jpg",), ("mp4", "fid"), ("png",))  # members of each
+SOUNDS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # what its samples are
+EXTENSIONS = tuple((*frame, sound, "json", "row") for sound in SOUNDS for frame in _FRAMES)
 SAMPLES = 48_000  # 3 s at 16 kHz
 PCM_BYTES = 2 * SAMPLES
 INDEX_VERSION = "v1.2"  # the version of DALI's wds2idx format that is written here
@@ -45,6 +50,14 @@ _BLOCK = 512
 _RECORD = 10_240  # tar files end on a multiple of this
 _SPECIAL = re.compile(rb"[^A-Za-z0-9_-]")
 _FID = struct.Struct("<ii")
+LARGEST_FRAME = 1 << 28  # bytes; a JPEG of the most pixels that are decoded has a third of it
+_SIZES = {"row": 8, "fid": 8, "json": 1 << 24} | {name: SAMPLES * of.itemsize for name, of in SOUNDS.items()}
+_SIZES |= {names[0]: LARGEST_FRAME for names in _FRAMES}  # extension → most bytes
+_LARGEST_INDEX = 1 << 30  # bytes; a shard's pair takes 150
+_GAP = 1 << 16  # bytes between a frame and its sound: headers, the rest of a block, and `.fid`
+_LONGEST_NAME = 1 << 16
+_STEM = re.compile(r"[A-Za-z0-9_%-]+\.\w+")
+_MAGIC = {b"\xff\xd8": JPEG, b"\x89P": PNG}  # how these files begin
 
 
 def encode_key(key: str) -> str:
@@ -102,34 +115,35 @@ class ShardWriter:
         self,
         key: str,
         visual: bytes,
-        s16: bytes,
+        sound: bytes,
         meta: Mapping[str, Any],
         row: int,
         clip: tuple[int, int] | None = None,
     ) -> dict | None:
         """Append a pair. -> the entry of the shard that this pair filled, which is synced by now, or None.
 
-        `visual` a JPEG file or, where `clip` is given, an MP4 whose frame `clip[0]`, after `clip[1]` quarter turns, is
-        the pair's; `s16` 48,000 int16 little-endian samples at 16 kHz; `meta` what its .json holds; `row` its row in
-        the manifest, one more than the pair's before it. ValueError if that does not hold.
+        `visual` a JPEG or PNG file or, where `clip` is given, an MP4 whose frame `clip[0]`, after `clip[1]` quarter
+        turns, is the pair's; `sound` 48,000 little-endian samples at 16 kHz, int16 or float32; `meta` what its .json
+        holds; `row` its row in the manifest, one more than the pair's before it. ValueError if that does not hold.
         """
         if not key or key in self._keys:
             raise ValueError(f"{self.split}: key {key!r} is empty or was written before")
-        if not (visual.startswith(b"\xff\xd8") if clip is None else visual[4:8] == b"ftyp"):
-            raise ValueError(f"{key}: the frame is not {'a JPEG' if clip is None else 'an MP4'} file")
+        kind = _MAGIC.get(bytes(visual[:2])) if clip is None else CLIP if visual[4:8] == b"ftyp" else None
+        if kind is None:
+            raise ValueError(f"{key}: the frame is not {'a JPEG or PNG' if clip is None else 'an MP4'} file")
         if clip is not None and not (clip[0] >= 0 and 0 <= clip[1] <= 3):
             raise ValueError(f"{key}: frame {clip[0]}, {clip[1]} quarter turns: no place in a clip")
-        if len(s16) != PCM_BYTES:
-            raise ValueError(f"{key}: the sound has {len(s16)} bytes instead of {PCM_BYTES}")
+        kept = next((name for name, of in SOUNDS.items() if len(sound) == SAMPLES * of.itemsize), None)
+        if kept is None:
+            raise ValueError(f"{key}: the sound has {len(sound)} bytes instead of {PCM_BYTES} (or twice that: float32)")
         if row < 0 or (self._next_row is not None and row != self._next_row):
             raise ValueError(f"{key}: row {row} does not follow row {(self._next_row or 0) - 1}")
         stem = encode_key(key)
         picture = (visual,) if clip is None else (visual, _FID.pack(*clip))
-        members = (*picture, s16, json_bytes(dict(meta)), struct.pack("<q", row))
+        members = (*picture, sound, json_bytes(dict(meta)), struct.pack("<q", row))
         if self._file is None:
             self._open()
-        extensions = EXTENSIONS[JPEG if clip is None else CLIP]
-        named = zip(extensions, members, strict=True)
+        named = zip((*_FRAMES[kind], kept, "json", "row"), members, strict=True)
         self._lines.append(" ".join([self._member(f"{stem}.{ext}", ext, data) for ext, data in named]))
         self._keys.add(key)
         self._next_row = row + 1
@@ -194,8 +208,8 @@ class ShardWriter:
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """Where a shard's pairs are: stems (n,) str; visual (n,) uint8, JPEG or CLIP; offset and size in bytes of .jpg or
-    .mp4 and of .s16, each (n,) int64."""
+    """Where a shard's pairs are: stems (n,) str; visual (n,) uint8, JPEG, CLIP or PNG; offset and size in bytes of
+    .jpg, .mp4 or .png and of .s16 or .f32, each (n,) int64."""
 
     stems: tuple[str, ...]
     visual: np.ndarray
@@ -208,6 +222,8 @@ class ShardIndex:
 def read_index(path: Path) -> ShardIndex:
     """Read an index file of `ShardWriter` (or of DALI's wds2idx over its shards). InputError if it is not one."""
     try:
+        if path.stat().st_size > _LARGEST_INDEX:
+            raise ValueError(f"it has more than {_LARGEST_INDEX:,} bytes")
         lines = path.read_text().splitlines()
         version, count = lines[0].split()
         if version != INDEX_VERSION or int(count) != len(lines) - 1:
@@ -219,53 +235,94 @@ def read_index(path: Path) -> ShardIndex:
             if extensions not in EXTENSIONS:
                 known = " or ".join(", ".join(names) for names in EXTENSIONS)
                 raise ValueError(f"line {number} does not list {known}")
-            sound = 4 * extensions.index("s16")
+            sound = 4 * (len(extensions) - 3)
             stems.append(words[3].removesuffix("." + extensions[0]))
-            kinds.append(EXTENSIONS.index(extensions))
+            kinds.append(EXTENSIONS.index(extensions) % len(_FRAMES))
             places += words[1], words[2], words[sound + 1], words[sound + 2]
         columns = np.array(list(map(int, places)), np.int64).reshape(-1, 4).T.copy()
-    except (OSError, ValueError, IndexError) as error:
+        frame, frame_size, heard, heard_size = columns
+        ends = np.maximum(frame + frame_size, heard + heard_size)
+        if (columns < 0).any() or (columns >= 1 << 62).any() or (frame[1:] < ends[:-1]).any():
+            raise ValueError("its pairs do not follow one another")
+        if (frame_size > LARGEST_FRAME).any() or not ((0 <= (gap := heard - frame - frame_size)) & (gap <= _GAP)).all():
+            raise ValueError(f"a frame has more than {LARGEST_FRAME:,} bytes, or its sound is not behind it")
+    except (OSError, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"index file {path} cannot be used ({error}): run prepare again on {path.parent}") from error
     return ShardIndex(tuple(stems), np.array(kinds, np.uint8), *columns)
 
 
 def iterate(tar_path: str | Path) -> Iterator[dict[str, Any]]:
-    """The pairs of a shard, in order: {"key": str, "s16": bytes, "json": dict, "row": int} and either "jpg": bytes or
-    "mp4": bytes, "target": int, "quarters": int.
+    """The pairs of a shard, in order: {"key": str, "s16": bytes, "json": dict, "row": int} and either "jpg" or "png":
+    bytes, or "mp4": bytes, "target": int, "quarters": int. "f32" stands for "s16" where the sound is float32.
 
-    InputError on anything that `ShardWriter` does not write: links, devices, folders, absolute or parent paths,
-    duplicate or missing members.
+    Reads one pair at a time. InputError on anything that `ShardWriter` does not write: links, devices, folders, sparse
+    files, extended headers, names with a path, members without a pair, larger than the file, or there twice.
     """
-    path, seen, known = Path(tar_path), set(), {ext for names in EXTENSIONS for ext in names}
+    path, seen = Path(tar_path), set()
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open(path, "rb") as file:
             group: list[tuple[str, bytes]] = []
             stem = None
-            for member in tar:
-                name, _, ext = member.name.partition(".")
-                if not member.isreg() or "/" in member.name or "\\" in member.name or ext not in known:
-                    raise InputError(f"shard {path} has {member.name!r}, no member of a shard: run prepare again")
-                if member.name in seen:
-                    raise InputError(f"shard {path} has {member.name!r} twice: run prepare again")
-                seen.add(member.name)
-                if name != stem and group:
-                    yield _pair(path, stem, group)
+            for name, data in _members(file):
+                if name in seen:
+                    raise ValueError(f"it has {name!r} twice")
+                seen.add(name)
+                begin, _, ext = name.partition(".")
+                if begin != stem and group:
+                    yield _pair(stem, group)
                     group = []
-                stem = name
-                group.append((ext, tar.extractfile(member).read()))
+                stem = begin
+                group.append((ext, data))
             if group:
-                yield _pair(path, stem, group)
-    except (OSError, tarfile.TarError) as error:
+                yield _pair(stem, group)
+    except (OSError, ValueError, tarfile.TarError) as error:
         raise InputError(f"shard {path} cannot be read ({error}): run prepare again") from error
 
 
-def _pair(path: Path, stem: str, group: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+def _members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of each member. ValueError or TarError on what `ShardWriter` does not write.
+
+    Headers are parsed by `tarfile`, one at a time; members are not found by it: it follows links, sparse maps and
+    extended headers, and believes any size."""
+    left, long_name = os.fstat(file.fileno()).st_size, None
+    while (block := file.read(_BLOCK)) != bytes(_BLOCK):
+        left -= len(block)
+        info = tarfile.TarInfo.frombuf(block, "ascii", "strict")
+        name = info.name if long_name is None else long_name
+        _, _, ext = name.partition(".")
+        most = _LONGEST_NAME if info.type == tarfile.GNUTYPE_LONGNAME else _SIZES.get(ext, -1)
+        if most < 0 or (info.type != tarfile.GNUTYPE_LONGNAME and not _is_member(info, name)):
+            raise ValueError(f"it has {short(name)}, no member of a shard")
+        if not 0 <= info.size <= min(most, left):
+            raise ValueError(f"{short(name)} has {info.size:,} bytes")
+        data = file.read(info.size)
+        left -= len(data) + len(file.read(-info.size % _BLOCK))
+        if info.type == tarfile.GNUTYPE_LONGNAME:
+            if long_name is not None:
+                raise ValueError(f"{short(name)} has two names")
+            long_name = data.rstrip(b"\0").decode("ascii")
+            continue
+        yield name, data
+        long_name = None
+    if long_name is not None:
+        raise ValueError(f"it ends where {short(long_name)} should be")
+
+
+def _is_member(info: tarfile.TarInfo, name: str) -> bool:
+    return info.type == tarfile.REGTYPE and _STEM.fullmatch(name) is not None
+
+
+def _pair(stem: str, group: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
     members = dict(group)
     if tuple(members) not in EXTENSIONS or len(members["row"]) != 8 or len(members.get("fid", bytes(8))) != 8:
         known = " or ".join(", ".join(names) for names in EXTENSIONS)
-        wrong = f"{stem!r} has {', '.join(members)} instead of {known}"
-        raise InputError(f"shard {path}: {wrong}: run prepare again")
-    pair = {"key": decode_key(stem), **members, "json": json.loads(members["json"])}
+        raise ValueError(f"{short(stem)} has {', '.join(members)} instead of {known}")
+    pair = {"key": decode_key(stem), **members, "json": parse_json(members["json"])}
+    if not isinstance(pair["json"], dict):
+        raise ValueError(f"{short(stem)}.json is no object")
+    sound = tuple(members)[-3]
+    if len(members[sound]) != SAMPLES * SOUNDS[sound].itemsize:
+        raise ValueError(f"{short(stem)}.{sound} has {len(members[sound])} bytes, not {SAMPLES} samples")
     pair["row"] = struct.unpack("<q", members["row"])[0]
     if "fid" in members:
         pair["target"], pair["quarters"] = _FID.unpack(pair.pop("fid"))

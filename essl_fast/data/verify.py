@@ -21,18 +21,20 @@ import hashlib
 import io
 import mmap
 import os
+import struct
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from essl_fast.config import InputError
 from essl_fast.data import media, shards
 from essl_fast.data.assembly import Reporter
 from essl_fast.data.clips import decode_clip
+from essl_fast.data.jpeg import picture_size
 from essl_fast.data.tars import json_bytes
 from essl_fast.files import atomic_file
 
@@ -73,11 +75,13 @@ def _shard(
 ) -> Iterator[dict]:
     """The faults of a shard whose first pair is in row `first`."""
     tar, index = manifest.root / entry["file"], shards.read_index(manifest.root / entry["index"])
-    keys = [manifest.key(first + at) for at in range(len(index.stems))]
-    if len(keys) != entry["pairs"] or index.stems != tuple(map(shards.encode_key, keys)):
+    keys = [manifest.key(first + at) for at in range(entry["pairs"])]
+    if index.stems != tuple(map(shards.encode_key, keys)):
         again = f"run `python -m essl_fast.prepare ... --out {manifest.root}` again"
         raise InputError(f"{manifest.root / entry['index']} does not list the pairs of the manifest: {again}")
     digest, broken = pool.submit(_sha256, tar), False
+    if not keys or not tar.stat().st_size:
+        raise InputError(f"{tar} is empty: run prepare again")  # nor can it be mapped to memory
     with open(tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         look = functools.partial(_pairs, manifest, data, index, first)
         everything = [range(len(keys))[at : at + _TOGETHER] for at in range(0, len(keys), _TOGETHER)]
@@ -107,11 +111,13 @@ def _pairs(
         row = first + at
         begin, sound_at = int(index.visual_offset[at]), int(index.s16_offset[at])
         frame, sound = data[begin : begin + index.visual_size[at]], data[sound_at : sound_at + index.s16_size[at]]
-        if len(sound) != shards.PCM_BYTES:
-            faults.append((at, shards.NO_AUDIO, f"{len(sound)} bytes of sound instead of {shards.PCM_BYTES}"))
+        if len(sound) != (size := shards.SAMPLES * manifest.sound.itemsize):
+            faults.append((at, shards.NO_AUDIO, f"{len(sound)} bytes of sound instead of {size}"))
         elif shards.pair_crc(frame, sound) != manifest.crc[row]:
             faults.append((at, shards.CORRUPT, "frame or sound were changed (their CRC-32 differs)"))
-        elif (loudest := _loudest(sound)) <= SILENT_UP_TO:
+        elif (loudest := _loudest(sound, manifest.sound)) is None:
+            faults.append((at, shards.CORRUPT, "a sample of the sound is no number"))
+        elif loudest <= SILENT_UP_TO:
             faults.append((at, shards.SILENT, f"no sample is above {loudest} of 32767"))
         try:
             rgb = _decode(frame, int(index.visual[at]), int(manifest.target[row]))
@@ -127,14 +133,24 @@ def _pairs(
 def _decode(frame: bytes, visual: int, target: int) -> np.ndarray:
     if visual == shards.CLIP:
         return decode_clip(frame, target)
-    with Image.open(io.BytesIO(frame)) as image:
-        return np.asarray(image.convert("RGB"))
+    picture_size(np.frombuffer(frame, np.uint8))  # Pillow would find out what it is by itself, and read two dozen kinds
+    try:
+        with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:  # which says where in memory the file is
+        raise ValueError("Pillow does not know it as a JPEG or PNG file") from None
+    except (SyntaxError, EOFError, struct.error, LookupError, TypeError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error  # what else Pillow raises for damaged files
 
 
 def _cut_off(error: Exception) -> bool:
     return getattr(error, "reason", "") == media.TRUNCATED or "truncated" in str(error)
 
 
-def _loudest(sound: bytes) -> int:
-    samples = np.frombuffer(sound, "<i2")
-    return max(int(samples.max()), -int(samples.min()))
+def _loudest(sound: bytes, kind: np.dtype) -> int | None:
+    """The largest sample, of 32767; None if one is no number."""
+    samples = np.frombuffer(sound, kind)
+    if not np.isfinite(samples).all():
+        return None
+    full = 1 if kind.kind == "i" else 32768
+    return max(int(samples.max() * full), -int(samples.min() * full))

@@ -6,6 +6,8 @@
 | pixel_bce                                           |            |              |                   |
 | two_views, random_views, view_params, view_boxes,   | CUDA, csrc | C++, csrc    | reference.py      |
 | log_mel, localization_counts                        |            |              |                   |
+| conv_relu                                           | cuDNN      | PyTorch      | reference.py      |
+| softmax_attention: its cosines; the rest is PyTorch | Triton     | PyTorch      | reference.py      |
 
 Without the compiled module its ops run in PyTorch as well, slower (`native.why_unavailable()` says why it is missing).
 """
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 from essl_fast.kernels import native, reference
+from essl_fast.kernels.convolution import conv_relu
+from essl_fast.kernels.convolution import fuses as conv_relu_fuses
 from essl_fast.kernels.reference import Attention, box_weights
 
 if importlib.util.find_spec("triton") is not None:
@@ -29,15 +33,39 @@ __all__ = [
     "Attention",
     "audio_guided_attention",
     "box_weights",
+    "conv_relu",
+    "conv_relu_fuses",
     "localization_counts",
     "log_mel",
     "negative_cosine_similarity",
     "pixel_bce",
     "random_views",
+    "softmax_attention",
     "two_views",
     "view_boxes",
     "view_params",
 ]
+
+
+def softmax_attention(features: Tensor, audio: Tensor) -> Attention:
+    """Cosine map of the features with the audio, the softmax of its positive part, and the features pooled by that.
+
+    LSS's attention (Senocak et al., CVPR 2018): s_i = cos(v_i, a); w = softmax(relu(s)); pooled = sum_i w_i v_i. The
+    kernel of :func:`audio_guided_attention` makes s. Exponentials are not affine in s, so it cannot pool by them in the
+    same pass: the features are read once more, by one reduction where the step is compiled.
+
+    Args:
+        features: (B, C, H, W) floating point.
+        audio: (B, C), on the same device.
+
+    Returns:
+        Attention: pooled (B, C), similarity (B, H, W) and attention (B, H, W), which sums to 1 over the positions;
+        float32 (float64 for float64 inputs), autocast or not.
+
+    Raises:
+        ValueError: shapes, types or devices that do not fit together.
+    """
+    return reference.softmax_pool(features, audio_guided_attention(features, audio).similarity)
 
 
 def _compiled(tensor: Tensor) -> bool:

@@ -1,7 +1,8 @@
 """Every op in plain PyTorch: the truth that tests and benchmarks compare with, and the path where no kernel runs.
 
 Shapes: B batch, V views, C channels, H x W feature map, S stored frame side, K boxes a frame, D embedding.
-Formulas: SSPL (Song et al., CVPR 2022) for attention and L_U, SemiPL (arXiv 2404.19615) for L_S, VGGish for log-mel.
+Formulas: SSPL (Song et al., CVPR 2022) for attention and L_U, SemiPL (arXiv 2404.19615) for L_S, LSS (Senocak et al.,
+CVPR 2018) for the softmax attention, VGGish for log-mel.
 """
 
 import functools
@@ -54,6 +55,17 @@ def audio_guided_attention(features: Tensor, audio: Tensor) -> Attention:
     high = flat.max(dim=1).values[:, None, None]
     attention = (similarity - low) / (high - low + 1e-10)
     return Attention(torch.einsum("bchw,bhw->bc", features, attention), similarity, attention)
+
+
+@_without_autocast
+def softmax_pool(features: Tensor, similarity: Tensor) -> Attention:
+    """LSS's attention, w = softmax(relu(similarity)) over the positions, and the features pooled by it, sum_i w_i v_i.
+
+    features (B, C, H, W); similarity (B, H, W), whose type the sums have.
+    """
+    attention = similarity.relu().flatten(1).softmax(dim=1).view_as(similarity)
+    # Not einsum: a matrix product would have the features written out in float32 first.
+    return Attention((features.to(attention.dtype) * attention[:, None]).sum(dim=(2, 3)), similarity, attention)
 
 
 @_without_autocast
@@ -120,6 +132,11 @@ def _resize(maps: Tensor, size: int) -> Tensor:
     return x + (place - left) * (y - x)
 
 
+def heat_maps(similarity: Tensor, size: int = 224) -> Tensor:
+    """Maps (B, h, w) as they are judged: (B, size, size) float64, bilinear with half-pixel centres."""
+    return _resize(_resize(similarity.double(), size).mT, size).mT
+
+
 @_without_autocast
 def localization_counts(
     similarity: Tensor, boxes: Tensor, consensus: int = 1, size: int = 224, threshold: float = 0.5
@@ -129,7 +146,7 @@ def localization_counts(
     similarity (B, h, w) is resized to size (bilinear, half-pixel), then min-max scaled, then thresholded at >=;
     a constant map infers nothing. intersection = sum(infer * g); union = sum(g) + sum(infer * [g = 0]).
     """
-    heat = _resize(_resize(similarity.double(), size).mT, size).mT
+    heat = heat_maps(similarity, size)
     low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
     infer = (heat - low) / (high - low) >= threshold  # 0/0 is NaN, which compares false
     weights = box_weights(boxes, size, consensus).double()
@@ -186,6 +203,13 @@ def log_mel(pcm: Tensor, normalize: bool = True) -> Tensor:
     return (bands[:, : examples * 96] + 0.01).log().view(len(pcm), examples, 96, 64).float()
 
 
+@functools.lru_cache
+def _imagenet_on(device: torch.device) -> tuple[Tensor, Tensor]:
+    """ImageNet's mean and std on a device: copied once, since a CUDA graph cannot hold a copy from pageable memory."""
+    with torch.inference_mode(False):  # kept, so it must serve training too
+        return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)
+
+
 def two_views(
     frames: Tensor,
     rows: Tensor,
@@ -205,8 +229,7 @@ def two_views(
     y = top.long()[..., None] + at  # (V, B, size)
     x = left.long()[..., None] + torch.where(flip.bool()[..., None], size - 1 - at, at)
     crops = frames[rows.long()[None, :, None, None], y[..., :, None], x[..., None, :]]  # (V, B, size, size, 3)
-    mean = torch.tensor(IMAGENET_MEAN, device=frames.device)
-    std = torch.tensor(IMAGENET_STD, device=frames.device)
+    mean, std = _imagenet_on(frames.device)
     return crops.float().div(255).sub(mean).div(std).to(dtype).permute(0, 1, 4, 2, 3)
 
 
@@ -236,3 +259,8 @@ def view_params(seed: int, epoch: int, index: Tensor, margin: int, views: int = 
     words = philox(counter, (seed & mask, (seed >> 32) & mask))
     top, left = ((word * (margin + 1) >> 32).int() for word in words[:2])
     return top, left, (words[2] >> 31).bool()
+
+
+def conv_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """max(0, x * weight + bias), a 3x3 convolution with padding 1: (B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W)."""
+    return F.relu(F.conv2d(x, weight, bias, padding=1))

@@ -1,6 +1,6 @@
-"""Networks: visual trunks, audio networks, the predictive coding module, the head, and the localizer of them all."""
+"""Networks: visual trunks, audio networks, the predictive coding module, heads, and the localizer of them all."""
 
-from essl_fast.models.heads import SimSiamHead
+from essl_fast.models.heads import LSSHead, SimSiamHead
 from essl_fast.models.localizer import Forward, Localizer, build
 from essl_fast.models.norm import synchronize
 from essl_fast.models.pcm import PCM
@@ -11,6 +11,7 @@ from essl_fast.models.weights import WeightsError, load_pretrained
 __all__ = [
     "PCM",
     "Forward",
+    "LSSHead",
     "Localizer",
     "SimSiamHead",
     "SmallAudioNet",

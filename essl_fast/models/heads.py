@@ -1,4 +1,4 @@
-"""The SimSiam head (Chen & He, 2021) that SSPL puts on the pooled features."""
+"""Heads on the pooled features: SimSiam's (Chen & He, 2021) for SSPL and SemiPL, and that of LSS."""
 
 from torch import Tensor, nn
 
@@ -35,3 +35,18 @@ class SimSiamHead(nn.Module):
         z = _run(self.projector, pooled.flatten(0, 1), views)
         p = _run(self.predictor, z, views)
         return p.unflatten(0, (views, -1)), z.detach().unflatten(0, (views, -1))
+
+
+class LSSHead(nn.Module):
+    """From what the attention pooled to the space of the sound's embedding (Senocak et al., CVPR 2018).
+
+    forward: pooled features (V, B, in_dim), of rectified maps, -> (V, B, out_dim): linear to ``hidden``, ReLU, linear.
+    It treats every sample by itself.
+    """
+
+    def __init__(self, in_dim: int = 512, out_dim: int = 128, hidden: int = 512) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_dim))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.layers(pooled)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from essl_fast import kernels
-from essl_fast.models.heads import SimSiamHead
+from essl_fast.models.heads import LSSHead, SimSiamHead
 from essl_fast.models.pcm import PCM
 from essl_fast.models.trunks import SmallTrunk, VGG16Trunk
 from essl_fast.models.vggish import SmallAudioNet, VGGish
@@ -15,20 +15,23 @@ from essl_fast.models.vggish import SmallAudioNet, VGGish
 class Forward(NamedTuple):
     """What a forward pass gives, each led by the view axis."""
 
-    p: Tensor  # (V, B, 2048) predictions
-    z: Tensor  # (V, B, 2048) projections, without gradient
+    p: Tensor  # (V, B, 2048) predictions; with LSS's head (V, B, D) embeddings of what the attention pooled
+    z: Tensor  # (V, B, 2048) projections, without gradient; with LSS's head (V, B, D) embeddings of the sound
     similarity: Tensor  # (V, B, h, w) cosine maps
-    attention: Tensor  # (V, B, h, w) the same, min-max scaled
+    attention: Tensor  # (V, B, h, w) the same, min-max scaled; with LSS's head their softmax
 
 
 class Localizer(nn.Module):
     """views (V, B, 3, H, W) and log-mel (B, 3, 96, 64) -> :class:`Forward`.
 
+    In place of the log-mel, VGGish also takes its own embeddings of it (B, 3, 128), which may be kept: it is frozen.
+
     ``freeze_trunk``: the trunk runs without gradients and is in no optimizer group, as VGG-16 in the recipe.
+    The head decides the attention: min-max scaled for SimSiam's, softmax for LSS's.
     """
 
     def __init__(
-        self, trunk: nn.Module, audio: nn.Module, pcm: PCM | None, head: SimSiamHead, freeze_trunk: bool
+        self, trunk: nn.Module, audio: nn.Module, pcm: PCM | None, head: SimSiamHead | LSSHead, freeze_trunk: bool
     ) -> None:
         super().__init__()
         self.trunk, self.audio, self.pcm, self.head = trunk, audio, pcm, head
@@ -36,21 +39,43 @@ class Localizer(nn.Module):
         if freeze_trunk:
             trunk.requires_grad_(False)
 
-    def attend(self, views: Tensor, log_mel: Tensor) -> kernels.Attention:
-        """Everything before the head: pooled (V, B, C), similarity and attention (V, B, h, w)."""
-        count, batch = views.shape[:2]
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Bring a frozen trunk into its form for inference of views of ``dtype``, or that up to date."""
+        if self.freeze_trunk:
+            self.trunk.prepare(dtype)
+
+    def see(self, views: Tensor) -> Tensor:
+        """The trunk's maps (V * B, C, h, w), view after view: what the sound has no part in."""
         # All views in one pass; batch norms keep them apart.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_trunk):
-            maps = self.trunk(views.flatten(0, 1), count)
+            return self.trunk(views.flatten(0, 1), len(views))
+
+    def meet(self, maps: Tensor, log_mel: Tensor) -> tuple[kernels.Attention, Tensor]:
+        """Maps of :meth:`see` under a sound a pair: pooled (V, B, C), similarity and attention (V, B, h, w); and the
+        sound's embedding (B, D)."""
         embedding, projection = self.audio(log_mel)
+        batch = len(projection)
+        count = len(maps) // batch
         if self.pcm is not None:
             maps = self.pcm(maps, embedding.repeat(count, 1), count)
-        attention = kernels.audio_guided_attention(maps, projection.repeat(count, 1))
-        return kernels.Attention(*(part.unflatten(0, (count, batch)) for part in attention))
+        if isinstance(self.head, LSSHead):
+            # Rectified first, as LSS's features are (VGG-16 here ends before its last ReLU): no cosine is negative.
+            # Of a map that is negative everywhere relu(s) is 0, its softmax uniform: nothing can be learnt from it.
+            attention = kernels.softmax_attention(maps.relu(), projection.relu().repeat(count, 1))
+        else:
+            attention = kernels.audio_guided_attention(maps, projection.repeat(count, 1))
+        return kernels.Attention(*(part.unflatten(0, (count, batch)) for part in attention)), embedding
+
+    def attend(self, views: Tensor, log_mel: Tensor) -> kernels.Attention:
+        """Everything before the head: pooled (V, B, C), similarity and attention (V, B, h, w)."""
+        return self.meet(self.see(views), log_mel)[0]
 
     def forward(self, views: Tensor, log_mel: Tensor) -> Forward:
-        attention = self.attend(views, log_mel)
-        p, z = self.head(attention.pooled)
+        attention, embedding = self.meet(self.see(views), log_mel)
+        if isinstance(self.head, LSSHead):
+            p, z = self.head(attention.pooled), embedding.expand(len(views), -1, -1)
+        else:
+            p, z = self.head(attention.pooled)
         return Forward(p, z, attention.similarity, attention.attention)
 
     def parameter_groups(self, optim) -> list[dict]:
@@ -80,14 +105,13 @@ def build(config) -> Localizer:
     Pretrained VGG-16 and VGGish come from :func:`essl_fast.models.weights.load_pretrained`.
     """
     if config.trunk == "vgg16":
-        trunk = VGG16Trunk()
+        trunk = VGG16Trunk(config.trunk_fp8)
     else:
         trunk = SmallTrunk(config.out_dim)
     channels = config.out_dim if config.pcm else trunk.channels
-    if config.pcm and trunk.channels != 512:
-        raise ValueError(
-            f"model.pcm needs a trunk of 512 channels, got model.trunk={config.trunk!r} with {trunk.channels}"
-        )
     audio = VGGish(channels) if config.audio == "vggish" else SmallAudioNet(channels)
-    pcm = PCM(config.pcm_cycles, audio.embedding_dim, channels) if config.pcm else None
-    return Localizer(trunk, audio, pcm, SimSiamHead(channels), freeze_trunk=config.trunk == "vgg16")
+    pcm = None
+    if config.pcm:
+        pcm = PCM(config.pcm_cycles, audio.embedding_dim, channels, trunk.channels, config.pcm_checkpoint)
+    head = LSSHead(channels, audio.embedding_dim) if config.head == "lss" else SimSiamHead(channels)
+    return Localizer(trunk, audio, pcm, head, freeze_trunk=config.trunk == "vgg16")

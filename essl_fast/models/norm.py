@@ -9,6 +9,9 @@ With several processes the statistics of a view are those of all ranks together 
 count, mean and variance, one collective a layer forward and one backward, whatever the number of views.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as collectives  # those that a compiled graph can hold
@@ -35,10 +38,11 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
     ``forward(x, views=V)`` equals, in training, V calls of PyTorch's module on the chunks ``x.chunk(V)`` in outputs,
     gradients and running statistics; in evaluation, where there are no batch statistics, one call on all of x.
     Parameters and buffers carry PyTorch's names. ``synced``: batch statistics are taken over all ranks of
-    ``torch.distributed``, which may hold different numbers of samples.
+    ``torch.distributed``, which may hold different numbers of samples. ``tracking``: running statistics are moved; see
+    :func:`untracked`.
     """
 
-    synced = False
+    synced, tracking = False, True
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.ndim not in (2, 4):
@@ -54,14 +58,16 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
                 f"batch norm: {tuple(x.shape)} holds {count} values a channel and view for {views} views; "
                 "it needs two at least, and as many samples of each view"
             )
-        self.num_batches_tracked.add_(views)
+        if self.tracking:
+            self.num_batches_tracked.add_(views)
         if self.synced or torch.compiler.is_compiling():
             return self._in_one(x, views, count)
         # Eager: PyTorch's own kernels, whose statistics and normalisation are one launch each.
+        running = self.running_mean, self.running_var
+        if not self.tracking:  # copies: without any, autograd would save less than the forward pass did
+            running = tuple(each.clone() for each in running)
         parts = [
-            F.batch_norm(
-                part, self.running_mean, self.running_var, self.weight, self.bias, True, self.momentum, self.eps
-            )
+            F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps)
             for part in x.chunk(views)
         ]
         return parts[0] if views == 1 else torch.cat(parts)
@@ -83,12 +89,28 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.affine:
             shape = (-1, *[1] * (x.ndim - 2))
             out = out * self.weight.view(shape) + self.bias.view(shape)
+        if not self.tracking:
+            return out.to(x.dtype).flatten(0, 1)
         with torch.no_grad():
             means, variances = mean.view(views, -1), (variance * (total / (total - 1))).view(views, -1)
             for view in range(views):
                 self.running_mean.lerp_(means[view], self.momentum)
                 self.running_var.lerp_(variances[view], self.momentum)
         return out.to(x.dtype).flatten(0, 1)
+
+
+@contextlib.contextmanager
+def untracked(model: nn.Module) -> Iterator[None]:
+    """Within the context the model's batch norms leave their running statistics alone: a forward pass that is computed
+    a second time, for its backward, has moved them already."""
+    norms = [module for module in model.modules() if isinstance(module, ViewBatchNorm)]
+    for norm in norms:
+        norm.tracking = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.tracking = True
 
 
 def synchronize(model: nn.Module) -> None:

@@ -10,47 +10,53 @@ with per-channel rates a, b = relu of a parameter. As in the published code the 
 without batch norm, and in the cycles a prediction has neither batch norm nor GELU; every cycle has its own batch norms.
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from essl_fast.models.norm import ViewBatchNorm
+from essl_fast.models.norm import ViewBatchNorm, untracked
 
-WIDTH = 512  # channels of every representation
 LEVELS = 3
 
 
 class PCM(nn.Module):
-    """Visual map (V * B, 512, 14, 14) and audio embedding (V * B, audio_dim) -> (V * B, out_dim, 14, 14).
+    """Visual map (V * B, width, 14, 14) and audio embedding (V * B, audio_dim) -> (V * B, out_dim, 14, 14).
 
-    ``cycles`` may be 0: then only the initial top-down and bottom-up pass runs, and the blend rates get no gradient.
-    ``views`` is V: the batch norms take their statistics of each view by itself.
+    ``width``: channels of every representation, VGG-16's 512 in the recipe. ``cycles`` may be 0: then only the initial
+    top-down and bottom-up pass runs, and the blend rates get no gradient. ``views`` is V: the batch norms take their
+    statistics of each view by itself. ``checkpoint``: the cycles keep their inputs alone for the backward pass, and
+    are computed again there: about 1/5 of the memory for 4/5 of a forward pass more.
     """
 
-    def __init__(self, cycles: int = 4, audio_dim: int = 128, out_dim: int = 512) -> None:
+    def __init__(
+        self, cycles: int = 4, audio_dim: int = 128, out_dim: int = 512, width: int = 512, checkpoint: bool = False
+    ) -> None:
         super().__init__()
-        self.cycles = cycles
+        self.cycles, self.width, self.checkpoint = cycles, width, checkpoint
         self.predict = nn.ModuleList(
             [
-                nn.Conv2d(WIDTH, audio_dim, 1),
-                nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
-                nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False),
+                nn.Conv2d(width, audio_dim, 1),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
+                nn.Conv2d(width, width, 3, padding=1, bias=False),
             ]
         )
         self.correct = nn.ModuleList(
             [
-                nn.ConvTranspose2d(audio_dim, WIDTH, 1, bias=False),
-                nn.ConvTranspose2d(WIDTH, WIDTH, 3, stride=2, bias=False),  # 3x3 -> 7x7
-                nn.ConvTranspose2d(WIDTH, WIDTH, 3, padding=1, bias=False),  # after 7x7 -> 14x14
+                nn.ConvTranspose2d(audio_dim, width, 1, bias=False),
+                nn.ConvTranspose2d(width, width, 3, stride=2, bias=False),  # 3x3 -> 7x7
+                nn.ConvTranspose2d(width, width, 3, padding=1, bias=False),  # after 7x7 -> 14x14
             ]
         )
-        self.correct.append(nn.ConvTranspose2d(WIDTH, out_dim, 1))  # the output layer
-        self.blend = nn.ParameterList([torch.full((1, WIDTH, 1, 1), 0.5) for _ in range(LEVELS)])
-        self.gain = nn.ParameterList([torch.ones(1, WIDTH, 1, 1) for _ in range(LEVELS)])
-        self.predict_norm = nn.ModuleList([ViewBatchNorm(WIDTH) for _ in range(LEVELS - 1)])
-        self.correct_norm = nn.ModuleList([ViewBatchNorm(WIDTH) for _ in range(LEVELS)])
-        self.cycle_predict_norm = nn.ModuleList([ViewBatchNorm(WIDTH) for _ in range(cycles * (LEVELS - 1))])
-        self.cycle_correct_norm = nn.ModuleList([ViewBatchNorm(WIDTH) for _ in range(cycles * LEVELS)])
+        self.correct.append(nn.ConvTranspose2d(width, out_dim, 1))  # the output layer
+        self.blend = nn.ParameterList([torch.full((1, width, 1, 1), 0.5) for _ in range(LEVELS)])
+        self.gain = nn.ParameterList([torch.ones(1, width, 1, 1) for _ in range(LEVELS)])
+        self.predict_norm = nn.ModuleList([ViewBatchNorm(width) for _ in range(LEVELS - 1)])
+        self.correct_norm = nn.ModuleList([ViewBatchNorm(width) for _ in range(LEVELS)])
+        self.cycle_predict_norm = nn.ModuleList([ViewBatchNorm(width) for _ in range(cycles * (LEVELS - 1))])
+        self.cycle_correct_norm = nn.ModuleList([ViewBatchNorm(width) for _ in range(cycles * LEVELS)])
 
     def rates(self) -> list[nn.Parameter]:
         """The step sizes a and b, which the recipe does not decay: blend, then gain."""
@@ -61,7 +67,7 @@ class PCM(nn.Module):
         return F.max_pool2d(self.predict[level](r), 2)
 
     def _audio_error(self, r: Tensor, audio: Tensor) -> Tensor:
-        """What the lowest representation's prediction of the audio embedding lacks, as a correction (B, 512, 1, 1)."""
+        """What the lowest representation's prediction of the audio embedding lacks, as a correction."""
         predicted = F.gelu(self.predict[0](r)).mean(dim=(2, 3))
         # The error is the same at all 3x3 positions, and a 1x1 convolution of a constant is a constant.
         return self.correct[0]((audio - predicted)[:, :, None, None])
@@ -83,8 +89,8 @@ class PCM(nn.Module):
         return out
 
     def forward(self, visual: Tensor, audio: Tensor, views: int = 1) -> Tensor:
-        if visual.shape[1:] != (WIDTH, 14, 14):
-            raise ValueError(f"PCM: the visual map must be (V * B, {WIDTH}, 14, 14), got {tuple(visual.shape)}")
+        if visual.shape[1:] != (self.width, 14, 14):
+            raise ValueError(f"PCM: the visual map must be (V * B, {self.width}, 14, 14), got {tuple(visual.shape)}")
         # predicted[l]: what level l+1 says of level l; the visual map itself stands above the top.
         predicted = [visual]
         for level in (2, 1):
@@ -92,14 +98,33 @@ class PCM(nn.Module):
             predicted.insert(0, F.gelu(self.predict_norm[level - 1](below, views)))
         r = self._bottom_up(predicted, predicted, audio, self.correct_norm, views)
 
+        again = self.checkpoint and torch.is_grad_enabled()
         for cycle in range(self.cycles):
-            mix = [F.relu(rate) for rate in self.blend]
-            r[2] = F.gelu((1 - mix[2]) * r[2] + mix[2] * visual)
-            for level in (1, 0):
-                predicted[level] = self._predict_below(level + 1, r[level + 1])
-                norm = self.cycle_predict_norm[cycle * (LEVELS - 1) + level]
-                r[level] = F.gelu(norm((1 - mix[level]) * r[level] + mix[level] * predicted[level], views))
-            norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
-            r = self._bottom_up(r, predicted, audio, norms, views)
-
+            r = self._checkpointed(cycle, visual, audio, views, r) if again else self._cycle(
+                cycle, visual, audio, views, *r
+            )  # fmt: skip
         return self.correct[3](r[2])
+
+    def _cycle(self, cycle: int, visual: Tensor, audio: Tensor, views: int, *r: Tensor) -> list[Tensor]:
+        """The representations, lowest first, after one more pass down and up."""
+        r, predicted = list(r), [visual] * (LEVELS - 1)
+        mix = [F.relu(rate) for rate in self.blend]
+        r[2] = F.gelu((1 - mix[2]) * r[2] + mix[2] * visual)
+        for level in (1, 0):
+            predicted[level] = self._predict_below(level + 1, r[level + 1])
+            norm = self.cycle_predict_norm[cycle * (LEVELS - 1) + level]
+            r[level] = F.gelu(norm((1 - mix[level]) * r[level] + mix[level] * predicted[level], views))
+        norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
+        return self._bottom_up(r, predicted, audio, norms, views)
+
+    def _checkpointed(self, cycle: int, visual: Tensor, audio: Tensor, views: int, r: list[Tensor]) -> list[Tensor]:
+        """:meth:`_cycle`, of which only the inputs are kept: the backward pass computes it again.
+
+        Running statistics move once. The compiler sees to that itself, since a graph holds their update apart.
+        """
+        contexts = {} if torch.compiler.is_compiling() else {
+            "context_fn": lambda: (contextlib.nullcontext(), untracked(self))
+        }  # fmt: skip
+        return run_checkpointed(
+            self._cycle, cycle, visual, audio, views, *r, use_reentrant=False, preserve_rng_state=False, **contexts
+        )

@@ -1,23 +1,42 @@
 """Visual trunks: images (B, 3, H, W) to feature maps (B, C, H/16, W/16)."""
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from essl_fast import kernels
+from essl_fast.kernels import fp8 as e4m3
 from essl_fast.models.norm import ViewBatchNorm
 
 VGG16_WIDTHS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
+
+
+class Prepared(NamedTuple):
+    """Weights and biases, layer after layer, as inference takes them."""
+
+    dtype: torch.dtype  # of the images
+    tensors: list[Tensor]
+    fused: list[bool]  # of each layer: whether convolution, bias and ReLU are one kernel
+    scales: list[Tensor]  # of the weights that are e4m3: all but the first layer's, or none
 
 
 class VGG16Trunk(nn.Module):
     """VGG-16 up to conv5_3, before its ReLU: (B, 3, H, W) -> (B, 512, H/16, W/16).
 
     Parameters carry torchvision's names (``features.0.weight`` ...), so that its weight file loads as it is.
+
+    :meth:`prepare` brings it into its form for inference, which :meth:`forward` then uses where no gradient is asked
+    for: weights cast once instead of in every step under autocast, bias and ReLU in the convolution where that can be.
     """
 
     channels = 512
 
-    def __init__(self) -> None:
+    def __init__(self, fp8: bool = False) -> None:
+        """fp8: the form for inference computes in 8 bits, an experiment (see kernels/fp8.py)."""
         super().__init__()
+        self.fp8 = fp8
         layers: list[nn.Module] = []
         width = 3
         for entry in VGG16_WIDTHS:
@@ -27,13 +46,73 @@ class VGG16Trunk(nn.Module):
                 layers += [nn.Conv2d(width, entry, 3, padding=1), nn.ReLU(inplace=True)]
                 width = entry
         self.features = nn.Sequential(*layers[:-1])
+        self._ready: Prepared | None = None
+        self.register_load_state_dict_post_hook(_prepare_again)
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Make the form for inference of images of ``dtype``; where it is there, bring it up to date in its place.
+
+        To be called again after the weights were moved or changed by hand; loading a state dict does so by itself.
+        """
+        own = [p for layer in self.features if isinstance(layer, nn.Conv2d) for p in (layer.weight, layer.bias)]
+        device = own[0].device
+        may = not self.fp8 and not torch.are_deterministic_algorithms_enabled()
+        fused = [may and kernels.conv_relu_fuses(device, dtype, w.shape[1], w.shape[0]) for w in own[::2]]
+        ready = self._ready
+        tensors, scales = [_cast(p, dtype) for p in own], []
+        for at in range(2, len(own), 2) if self.fp8 else ():
+            tensors[at], scale = e4m3.quantize(own[at])
+            scales.append(scale)
+        if ready is None or ready.dtype != dtype or ready.tensors[0].device != device:
+            self._ready = Prepared(dtype, tensors, fused, scales)
+            return
+        for mine, given in zip([*ready.tensors, *ready.scales], [*tensors, *scales], strict=True):
+            mine.copy_(given)  # in its place, since a CUDA graph may hold the address
+
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
-        return self.features(images)
+        ready = self._ready
+        if ready is None or torch.is_grad_enabled() or ready.dtype != images.dtype:
+            return self.features(images)
+        if ready.scales:
+            return self._in_8_bits(images, ready)
+        tensors, fused = iter(ready.tensors), iter(ready.fused)
+        for entry in VGG16_WIDTHS[:-1]:
+            if entry == "pool":
+                images = F.max_pool2d(images, 2)
+            else:
+                images = kernels.conv_relu(images, next(tensors), next(tensors), next(fused))
+        return F.conv2d(images, next(tensors), next(tensors), padding=1)
+
+    def _in_8_bits(self, images: Tensor, ready: Prepared) -> Tensor:
+        """The first layer, of 3 channels, in the images' type, all others in e4m3."""
+        weights, scales, first = iter(ready.tensors), iter(ready.scales), True
+        with torch.autocast(images.device.type, enabled=False):
+            for entry in VGG16_WIDTHS:
+                if entry == "pool":
+                    images = F.max_pool2d(images, 2)
+                elif first:
+                    images, first = F.conv2d(images, next(weights), next(weights), padding=1), False
+                else:
+                    weight, bias = next(weights), next(weights)
+                    images = e4m3.conv(F.relu(images), weight, next(scales), bias)
+        return images
+
+
+def _cast(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """The parameter's values in ``dtype``, a weight's in channels_last; a copy unless it is all that already."""
+    layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
+    return parameter.detach().to(dtype, memory_format=layout)
+
+
+def _prepare_again(trunk: VGG16Trunk, _) -> None:
+    if trunk._ready is not None:
+        trunk.prepare(trunk._ready.dtype)
 
 
 class SmallTrunk(nn.Module):

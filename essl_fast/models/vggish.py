@@ -10,9 +10,9 @@ from essl_fast.models.norm import ViewBatchNorm
 class VGGish(nn.Module):
     """VGGish (Hershey et al., 2017), its layers frozen, and a trained two-layer projection.
 
-    forward: (B, E, 96, 64) -> embedding (B, 128), the L2-normalised mean over the examples, and projection
-    (B, out_dim), the mean of ``fc``'s output over them. Parameter names of the frozen part are those of the
-    published PyTorch port, so that its weight file loads as it is.
+    forward: (B, E, 96, 64), or what ``embed`` made of it, (B, E, 128) -> embedding (B, 128), the L2-normalised mean
+    over the examples, and projection (B, out_dim), the mean of ``fc``'s output over them. Parameter names of the
+    frozen part are those of the published PyTorch port, so that its weight file loads as it is.
     """
 
     embedding_dim = 128
@@ -43,8 +43,10 @@ class VGGish(nn.Module):
         maps = self.features(log_mel.flatten(0, 1)[:, None])
         return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1)).unflatten(0, log_mel.shape[:2])
 
-    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
-        examples = self.embed(log_mel)
+    def forward(self, sound: Tensor) -> tuple[Tensor, Tensor]:
+        if sound.ndim not in (3, 4) or (sound.ndim == 3 and sound.shape[2] != self.embedding_dim):
+            raise ValueError(f"VGGish takes (B, E, 96, 64) or (B, E, {self.embedding_dim}), got {tuple(sound.shape)}")
+        examples = self.embed(sound) if sound.ndim == 4 else sound
         return F.normalize(examples.mean(dim=1), dim=1), self.fc(examples).mean(dim=1)
 
 

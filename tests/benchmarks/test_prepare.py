@@ -9,7 +9,7 @@ h5py = pytest.importorskip("h5py")
 
 from benchmarks import prepare  # noqa: E402
 from benchmarks.baselines import published_prepare  # noqa: E402
-from essl_fast.data import media  # noqa: E402
+from essl_fast.data import audio  # noqa: E402
 from essl_fast.data.shards import Manifest  # noqa: E402
 from tests.data.media_tools import clicks, make_video, row, write_annotations  # noqa: E402
 
@@ -68,8 +68,8 @@ def test_the_baseline_extracts_what_the_decoder_gives(world, tmp_path):
     assert kept == ["x"]
     frame, sound = published_prepare.read_pair(tmp_path / "pairs", "x")
     assert frame.shape == (256, 256, 3) and sound.shape == (48_000,) and sound.min() == -1
-    ours = media.decode_sound(video)
-    window = media.to_stored(media.sound_window(ours.mono, ours.rate, 2.0), ours.rate)
+    ours = audio.decode_sound(video)
+    window = audio.to_stored(audio.sound_window(ours.mono, ours.rate, 2.0), ours.rate)
     assert np.abs(published_prepare.normalized(window) - sound).max() < 1e-3
 
 

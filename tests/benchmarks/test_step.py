@@ -42,7 +42,7 @@ def test_methods_and_their_settings(tiny_world):
     assert subjects.settings_of("supervised", "full", tiny_world, 4).objective.method == "supervised"
     small = subjects.settings_of("sspl", "small", tiny_world, tiny_world.pairs("train") - 1)
     assert small.model.trunk == "small" and (small.data.last_batch, full.data.last_batch) == ("drop", "keep")
-    with pytest.raises(ValueError, match="no PCM"):
+    with pytest.raises(ValueError, match="without a PCM"):
         subjects.settings_of("sspl_pcm", "small", tiny_world, 4)
     with pytest.raises(ValueError, match="none of the methods"):
         subjects.settings_of("other", "full", tiny_world, 4)
@@ -77,12 +77,35 @@ def test_step_measures_ours_and_the_baseline(tiny_world, tmp_path, capsys):
         assert row["pairs_per_second"] == pytest.approx(4e3 / row["milliseconds"])
         assert row["tflop_per_second"] == pytest.approx(row["pairs_per_second"] * row["gflop_a_pair"] / 1e3)
         assert 0 < row["mfu"] < 1.2 and row["launches"]["operators"] > 100 and row["first_seconds"] > 0
+        assert not row["prepared"] and not row["replayed"]  # nothing is compiled here
         assert row["gflop_by"] == "PyTorch" and row["precision"] == "float32" and len(row["each"]) == 2
+    assert ours["saved_gib"] > 0
     # The baseline's weights are its own, but both begin with a whole SemiPL loss of untrained networks, lambda 10.
     assert 3 < ours["first_loss"] < 12 and 3 < baseline["first_loss"] < 12
     assert "the published style's step" in found["headline"]
     shown = capsys.readouterr().out
     assert "same as the published style" in shown and "pairs/s" in shown
+
+
+def test_modes_and_their_settings(tiny_world):
+    def chosen(mode, device):
+        overrides = step.mode_settings(mode, torch.device(device))
+        settings = subjects.settings_of("semipl", "full", tiny_world, 4, *overrides)
+        return settings.compile, settings.cuda_graphs, settings.model.pcm_checkpoint
+
+    assert [chosen(mode, "cuda") for mode in step.MODES[:4]] == [
+        ("off", "off", False), ("on", "off", False), ("on", "on", False), ("on", "on", True),
+    ]  # fmt: skip
+    assert chosen("checkpointed", "cpu") == ("off", "off", True)
+    assert subjects.has_pcm("semipl", "full") and not subjects.has_pcm("sspl", "full")
+    with pytest.raises(SystemExit, match="captured needs a GPU"):
+        step.main(["--device", "cpu", "--modes", "captured"])
+
+
+def test_what_autograd_keeps_is_counted_once():
+    x, weight = torch.ones(1000, requires_grad=True), torch.nn.Parameter(torch.ones(1000))
+    # exp keeps its result, and the product keeps that and a parameter, which is there anyway.
+    assert step.saved_bytes(lambda: (x.exp() * weight).sum().backward()) == 4000
 
 
 def test_step_does_not_time_what_computes_something_else(tiny_world, tmp_path, monkeypatch):

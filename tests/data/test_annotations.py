@@ -78,6 +78,15 @@ def test_rows_of_one_frame_become_one_pair(tmp_path):
     assert (found.rows, found.merged, found.further) == (4, 2, 0)
 
 
+@pytest.mark.parametrize("cell", ["32,18,64,36", "(32, 18., 64, 36)", "[32,18,64,36],", "([32,18,64,36],)"])
+def test_boxes_may_be_tuples_without_brackets(tmp_path, cell):
+    header = "start_fid,start_time,bbox,ssl"
+    (pair,) = one(tmp_path, [f'10,1.0,"{cell}",siren'], header=header).pairs
+    assert pair.boxes.tolist() == [[22, 22, 44, 44]]
+    two = ['10,1.0,"(32,18,64,36),(0,0,32,18)",siren']
+    assert len(one(tmp_path, two, header=header, row_boxes="all").pairs[0].boxes) == 2
+
+
 def test_middle_policy_takes_the_middle_of_the_sound(tmp_path):
     header = "start_fid,start_time,end_fid,end_time,bbox,ssl"
     found = one(tmp_path, ['10,1.0,21,2.2,"[[0,0,32,18],[32,18,64,36]]",siren'], header=header, frame="middle")

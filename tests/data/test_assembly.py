@@ -15,9 +15,10 @@ import pytest
 from essl_fast.config import InputError
 from essl_fast.data import assembly, media, parts
 from essl_fast.data.shards import Manifest, ShardWriter, iterate
+from essl_fast.files import sealed, unsealed
 from essl_fast.prepare import prepare
 from tests.data.media_tools import make_video, row, write_annotations
-from tests.data.prepare_tools import arguments, hashes, left_out, make_world, run
+from tests.data.prepare_tools import arguments, hashes, left_out, run
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLER = """
@@ -48,19 +49,6 @@ else:
 """
 # What the first interpreter runs: it hands the text on to its workers, where the death may have to happen.
 KILLER = f"KILLER = {KILLER!r}\nexec(KILLER)\n"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def reference(world, tmp_path_factory):
-    """Prepared in one go, by one process: 12 pairs in 3 shards, 3 in one, 6 in 2."""
-    out = tmp_path_factory.mktemp("reference") / "out"
-    run(world, out)
-    return out
 
 
 def noted(out: Path) -> dict[str, tuple]:
@@ -95,7 +83,7 @@ def remade(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize("module, name, calls, pairs", [
     ("essl_fast.data.parts", "make_part", 2, 0),  # between two videos
-    ("essl_fast.data.media", "to_pcm16", 6, 0),  # inside a video
+    ("essl_fast.data.audio", "to_pcm16", 6, 0),  # inside a video
     ("essl_fast.data.tars", "ShardWriter.add", 8, 5),  # in the second shard
     ("essl_fast.data.tars", "atomic_file", 1, 5),  # the second shard's index
     ("essl_fast.data.tars", "sync_folder", 2, 10),  # the third shard is there, and not in the journal
@@ -156,7 +144,7 @@ def test_parts_do_not_survive_a_restart_of_the_machine(world, reference, tmp_pat
         run(world, out)
     kept = noted(out)
     for index in (out / ".parts").glob("*.json"):
-        index.write_text(json.dumps(json.loads(index.read_bytes()) | {"boot": "another"}))
+        index.write_bytes(sealed(unsealed(index.read_bytes()) | {"boot": "another"}))
     for part in (out / ".parts").glob("*.part"):
         part.write_bytes(bytes(part.stat().st_size))  # what a power cut may leave of it
     made = remade(monkeypatch)
@@ -252,9 +240,9 @@ def test_a_video_that_gives_other_pairs_than_before_is_an_error(world, tmp_path,
     with interrupted(monkeypatch, ShardWriter, "add", 7):
         run(world, out)
     entry = out / ".parts/shards/train-00000.json"
-    told = json.loads(entry.read_bytes())
+    told = unsealed(entry.read_bytes())
     told["pairs"][-1] += 1
-    entry.write_text(json.dumps(told))
+    entry.write_bytes(sealed(told))
     with pytest.raises(InputError, match="does not give the pairs that it gave before: delete .*out and run again"):
         run(world, out)
 

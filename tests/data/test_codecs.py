@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 import soxr
 
-from essl_fast.data import media
+from essl_fast.data import audio
+from essl_fast.data.audio import decode_sound, sound_window, to_stored, window_span
 from essl_fast.data.clips import cut_clips, decode_clip
-from essl_fast.data.media import decode_frames, decode_sound, probe, sound_window, to_stored, window_span
+from essl_fast.data.media import decode_frames, probe
 from tests.data.media_tools import join_tracks, make_sound, make_video
 from tests.data.test_clips import x264, x265
 
@@ -133,8 +134,8 @@ def test_the_flash_and_the_click(tmp_path, tracks, monkeypatch, video, rate, sou
         offset, length = window_span(MOMENT, track.rate)
         assert offset == at - round(1.5 * track.rate) and len(window) == length == 3 * track.rate
         stored = to_stored(window, track.rate)
-        heard = burst(hz) if hz == 16_000 else soxr.resample(burst(hz), hz, media.RATE, quality="HQ")
-        assert lag(stored, heard, media.SAMPLES // 2) == 0, path.name
+        heard = burst(hz) if hz == 16_000 else soxr.resample(burst(hz), hz, audio.RATE, quality="HQ")
+        assert lag(stored, heard, audio.SAMPLES // 2) == 0, path.name
 
 
 def test_the_click_is_found_where_it_is():

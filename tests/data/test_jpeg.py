@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from essl_fast.data.jpeg import jpeg_size
+from essl_fast.data.jpeg import jpeg_size, picture_size
 from tests.data.test_shards import jpeg
 
 
@@ -134,3 +135,24 @@ def test_damaged_files_do_not_end_the_process():
     assert done.returncode == 0, done.stderr[-2000:]
     left = json.loads(done.stdout)
     assert len(left) == 4 and all(72 <= count < 96 for count in left)
+
+
+def test_png():
+    file = io.BytesIO()
+    Image.new("RGB", (7, 5)).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    assert picture_size(np.frombuffer(data, np.uint8)) == (7, 5)
+    jpeg = io.BytesIO()
+    Image.new("RGB", (9, 3)).save(jpeg, "JPEG")
+    assert picture_size(np.frombuffer(jpeg.getvalue(), np.uint8)) == (9, 3)
+    for at in (12, 16, 20, 30):  # each is covered by the header's own sum
+        broken = bytearray(data)
+        broken[at] ^= 1
+        with pytest.raises(ValueError, match="header is damaged or cut short"):
+            picture_size(np.frombuffer(broken, np.uint8))
+    with pytest.raises(ValueError, match="header is damaged or cut short"):
+        picture_size(np.frombuffer(data[:32], np.uint8))
+    data[16:20] = (1 << 30).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    with pytest.raises(ValueError, match="a picture of 1073741824 x 5"):
+        picture_size(np.frombuffer(data, np.uint8))

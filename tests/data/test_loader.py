@@ -22,6 +22,7 @@ from essl_fast.config import InputError
 from essl_fast.data import loader as module
 from essl_fast.data.loader import Loader
 from essl_fast.data.order import batches_from, epoch_batches, epoch_order, not_yet, steps_per_epoch
+from essl_fast.data.producer import Producer
 from essl_fast.data.shards import Manifest, read_index
 from tests.data.test_shards import jpeg, sound, write_folder
 
@@ -249,7 +250,7 @@ def test_threads_and_prefetch_come_from_the_machine(manifest, monkeypatch):
     assert module.pick_threads() == 1
     assert [module.pick_prefetch(size) for size in (1, 64, 100, 128, 4096)] == [4, 4, 2, 2, 2]
     loader = make(manifest, threads=None, prefetch=None)
-    assert (loader._threads, loader.prefetch) == (1, 4)
+    assert (loader.threads, loader.prefetch) == (1, 4)
 
 
 def copy(folder: Path, tmp_path: Path) -> Path:
@@ -352,3 +353,11 @@ def test_gpu_gives_the_cpus_batches(manifest):
             assert all(tensor.is_cuda for tensor in gpu)
             assert torch.equal(gpu.index.cpu(), cpu.index) and torch.equal(gpu.sound.cpu(), cpu.sound)
             assert (gpu.frames.cpu().int() - cpu.frames.int()).abs().float().mean() < 2
+
+
+def test_a_producer_that_its_own_thread_stops_does_not_wait_for_itself():
+    """A garbage collection may end a loader in any thread, the decoding one too."""
+    producer = object.__new__(Producer)
+    producer.stopped, producer.thread = threading.Event(), threading.current_thread()
+    producer.stop()
+    assert producer.stopped.is_set()

@@ -10,19 +10,7 @@ import pytest
 from essl_fast.config import InputError
 from essl_fast.data import media, parts
 from tests.data.media_tools import make_video
-from tests.data.prepare_tools import hashes, left_out, make_world, run, workers_that
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def reference(world, tmp_path_factory):
-    out = tmp_path_factory.mktemp("reference") / "out"
-    run(world, out)
-    return out
+from tests.data.prepare_tools import hashes, left_out, run, workers_that
 
 
 @pytest.mark.parametrize("workers", [1, 2])

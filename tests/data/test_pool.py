@@ -13,7 +13,7 @@ import torch
 from essl_fast import kernels
 from essl_fast.config import InputError
 from essl_fast.data.loader import Loader, RawBatch
-from essl_fast.data.pool import GB, Pools, bytes_per_pair, host_memory
+from essl_fast.data.pool import GB, Pools, bytes_per_pair, gather, host_memory
 from essl_fast.data.reading import Shards
 from essl_fast.data.shards import Manifest
 from tests.data.test_shards import write_folder
@@ -215,6 +215,16 @@ def test_the_budget_is_kept(manifest):
     with pytest.raises(InputError, match="data.resident_budget_gb: cpu did not give 9.91e"):
         Pools("always", 1e12, "cpu").take("everything", "all", 10**15, SIDE)
     gc.collect()
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.bfloat16, torch.float32])
+def test_rows_are_gathered_whatever_their_type(dtype):
+    table = torch.arange(5 * 6).view(5, 2, 3).to(dtype)
+    rows = torch.tensor([4, 0, 4])
+    found = gather(table, rows)
+    assert found.dtype == dtype and torch.equal(found, table[rows]) and gather(table, rows[:0]).shape == (0, 2, 3)
+    found.zero_()
+    assert torch.equal(table, torch.arange(5 * 6).view(5, 2, 3).to(dtype)), "a batch is a copy"
 
 
 def test_a_sound_function_must_keep_pairs_apart():

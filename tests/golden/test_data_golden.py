@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from essl_fast.data import media
+from essl_fast.data import audio, media
 from essl_fast.data.annotations import boxes_to_grid, read_chaotic_world
 from essl_fast.data.shards import iterate
 from essl_fast.prepare import prepare
@@ -57,15 +57,15 @@ def test_sound_of_a_file(tmp_path, name):
     rate, expected = int(data[f"{name}_sr"]), data[f"{name}_audio"]
     sound = data[f"{name}_pcm16"].T.astype(np.float32) / 32768
     path = make_video(tmp_path / "v.mkv", sound=sound, sound_codec="pcm_s16le", rate=rate, seconds=1)
-    decoded = media.decode_sound(path)
+    decoded = audio.decode_sound(path)
     assert decoded.rate == rate and len(decoded.mono) == sound.shape[1]
-    stored = media.to_stored(decoded.mono, rate)
+    stored = audio.to_stored(decoded.mono, rate)
     tolerance = 1e-6 if rate == 16_000 else 5e-2
     assert np.abs(normalized(stored) - expected).max() <= tolerance
     # soxr is what librosa used, so the resampled file is far within its tolerance; one step of PCM16 is 2**-15
     assert np.abs(normalized(stored) - expected).max() <= 2e-6
     gain = 2 / (stored.max() - stored.min() + 1e-3)
-    assert np.abs(normalized(media.to_pcm16(stored) / np.float32(32768)) - expected).max() <= 1.5 * gain * 2**-15
+    assert np.abs(normalized(audio.to_pcm16(stored) / np.float32(32768)) - expected).max() <= 1.5 * gain * 2**-15
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_window_offsets(published):
     read = read_chaotic_world(root / "notes", validation=0)
     time = {pair.key: pair.time for pair in read.pairs}
     for name, offset, length, rate in zip(*(data[f"saved_{n}"] for n in ("name", "offset", "len", "sr")), strict=True):
-        assert media.window_span(time[str(name)], int(rate)) == (offset, length)
+        assert audio.window_span(time[str(name)], int(rate)) == (offset, length)
     assert 35_279 in data["saved_offset"]
 
 
@@ -146,9 +146,9 @@ def test_sound(published):
     times = {pair.key: pair.time for pair in read_chaotic_world(root / "notes", validation=0).pairs}
     for index, key in enumerate(keys):
         wave, rate = waves[key.split("_")[0]]
-        decoded = media.decode_sound(root / "videos" / f"{key.split('_')[0]}.mkv")
+        decoded = audio.decode_sound(root / "videos" / f"{key.split('_')[0]}.mkv")
         np.testing.assert_array_equal(decoded.mono, wave.mean(axis=0, dtype=np.float32))
-        exact = media.to_stored(media.sound_window(decoded.mono, rate, times[key]), rate)
+        exact = audio.to_stored(audio.sound_window(decoded.mono, rate, times[key]), rate)
         result = normalized(exact)
         if index == 0:
             assert np.abs(result - data["h5_audios_row0"]).max() <= 1e-6

@@ -1,8 +1,15 @@
-"""One whole training step of the published code, with and without PCM, within the golden index's tolerances."""
+"""One whole training step of the published code, with and without PCM, within the golden index's tolerances.
+
+Eager, and as one compiled graph: traced, made functional, differentiated and partitioned as for training, and then run
+by PyTorch's own kernels, or with ESSL_GOLDEN_COMPILED=inductor by those that Inductor makes, which takes it minutes.
+"""
+
+import os
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from essl_fast import config, models, objectives
 from essl_fast.checkpoint import from_sspl_name, load_sspl
@@ -23,62 +30,94 @@ def our_name(published: str) -> str:
     return f"{MODULES[prefix]}.{from_sspl_name(PARTS[prefix], name)}"
 
 
+class Golden:
+    """One case: its numbers, the model with the published weights, the batch."""
+
+    def __init__(self, case):
+        self.data = data = golden(case)
+        config_name, self.tolerance = CASES[case]
+        self.settings = config.load(config_name)
+        seeds = dict(zip(("frame", "sound", "pcm", "head"), data["wseeds"], strict=True))
+        gains = {"frame": np.sqrt(2), "sound": np.sqrt(2), "pcm": 1.0, "head": 1.0}
+        used = [prefix for prefix in seeds if self.settings.model.pcm or prefix != "pcm"]
+        self.model = models.build(self.settings.model)
+        load_sspl(self.model, {PARTS[p]: recipe_state(data, f"{p}_", seeds[p], gains[p]) for p in used})
+        self.objective = objectives.build(self.settings.objective)
+        views = torch.stack([torch.from_numpy(data[f"low_view{k}"]) for k in (1, 2)])
+        self.views = views.repeat_interleave(28, dim=3).repeat_interleave(28, dim=4)
+        self.log_mel = torch.from_numpy(data["spect"])[:, :, 0]
+        batch = self.views.shape[1]
+        self.boxes, self.labelled = torch.zeros(batch, 1, 4, dtype=torch.int32), torch.zeros(batch, dtype=torch.bool)
+        self.optimizer = build_optimizer(self.model, self.settings.optim)
+        self.in_order = [(p, group) for group in self.optimizer.param_groups for p in group["params"]]
+
+    def losses_of(self, views, log_mel):
+        forward = self.model(views, log_mel)
+        return forward, self.objective(forward, self.boxes, self.labelled)["loss"]
+
+    def evaluate(self):
+        self.model.eval()
+        with torch.no_grad():
+            forward, loss = self.losses_of(self.views, self.log_mel)
+            return loss.item(), forward.similarity[0]
+
+    def train(self, step):
+        """One training step, in which ``step`` is losses_of or does the same, held to the published one."""
+        data, tolerance, model = self.data, self.tolerance, self.model
+        own = dict(model.named_parameters())
+        model.train()
+        forward, loss = step(self.views, self.log_mel)
+        assert abs(loss.item() - data["loss0"]) < tolerance["loss0"]
+        apart = forward.similarity[0].detach().numpy() - data["train_sim_map_view1"]
+        assert np.abs(apart).max() < tolerance["train_map"]
+        state = model.state_dict()
+        for name, norm in zip(data["buffer_names"], data["buffer_norm"], strict=True):
+            assert state[our_name(str(name))].double().norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-6), name
+        loss.backward()
+        assert {our_name(str(name)) for name in data["grad_names"]} == {n for n, p in own.items() if p.grad is not None}
+        for name, norm in zip(data["grad_names"], data["grad_norm"], strict=True):
+            found = own[our_name(str(name))].grad.double().norm().item()
+            assert found == pytest.approx(norm, rel=tolerance["grad"]), name
+
+        before = [p.detach().clone() for p, _ in self.in_order]
+        self.optimizer.step()
+        steps = zip(self.in_order, before, data["group_param"], data["step_norm"], strict=True)
+        for (p, _), old, name, norm in steps:
+            assert (p.detach() - old).double().norm().item() == pytest.approx(norm, rel=tolerance["step"]), name
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_one_step(case):
-    data = golden(case)
-    config_name, tolerance = CASES[case]
-    settings = config.load(config_name)
-    seeds = dict(zip(("frame", "sound", "pcm", "head"), data["wseeds"], strict=True))
-    gains = {"frame": np.sqrt(2), "sound": np.sqrt(2), "pcm": 1.0, "head": 1.0}
-    used = [prefix for prefix in seeds if settings.model.pcm or prefix != "pcm"]
-    model = models.build(settings.model)
-    load_sspl(model, {PARTS[p]: recipe_state(data, f"{p}_", seeds[p], gains[p]) for p in used})
-    objective = objectives.build(settings.objective)
-    views = torch.stack([torch.from_numpy(data[f"low_view{k}"]) for k in (1, 2)])
-    views = views.repeat_interleave(28, dim=3).repeat_interleave(28, dim=4)
-    log_mel = torch.from_numpy(data["spect"])[:, :, 0]
-    batch = views.shape[1]
-    boxes, labelled = torch.zeros(batch, 1, 4, dtype=torch.int32), torch.zeros(batch, dtype=torch.bool)
-
-    def evaluate():
-        model.eval()
-        with torch.no_grad():
-            forward = model(views, log_mel)
-            return objective(forward, boxes, labelled)["loss"].item(), forward.similarity[0]
-
-    loss, similarity = evaluate()
+    run = Golden(case)
+    data, tolerance = run.data, run.tolerance
+    loss, similarity = run.evaluate()
     assert abs(loss - data["eval_loss"]) < tolerance["eval_loss"]
     assert np.abs(similarity.numpy() - data["eval_sim_map"]).max() < tolerance["eval_map"]
     softmax = similarity.relu().flatten(1).softmax(1).view_as(similarity)
     assert np.abs(softmax.numpy() - data["eval_sim_map_rsf"]).max() < tolerance["eval_map"]
 
-    optimizer = build_optimizer(model, settings.optim)
-    own = dict(model.named_parameters())
-    in_order = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-    assert [id(p) for p, _ in in_order] == [id(own[our_name(str(name))]) for name in data["group_param"]]
-    np.testing.assert_array_equal([g["lr"] for _, g in in_order], data["group_lr"])
-    np.testing.assert_array_equal([g["weight_decay"] for _, g in in_order], data["group_wd"])
+    own = dict(run.model.named_parameters())
+    assert [id(p) for p, _ in run.in_order] == [id(own[our_name(str(name))]) for name in data["group_param"]]
+    np.testing.assert_array_equal([g["lr"] for _, g in run.in_order], data["group_lr"])
+    np.testing.assert_array_equal([g["weight_decay"] for _, g in run.in_order], data["group_wd"])
 
-    model.train()
-    forward = model(views, log_mel)
-    loss = objective(forward, boxes, labelled)["loss"]
-    assert abs(loss.item() - data["loss0"]) < tolerance["loss0"]
-    assert np.abs(forward.similarity[0].detach().numpy() - data["train_sim_map_view1"]).max() < tolerance["train_map"]
-    state = model.state_dict()
-    for name, norm in zip(data["buffer_names"], data["buffer_norm"], strict=True):
-        assert state[our_name(str(name))].double().norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-6), name
-    loss.backward()
-    assert {our_name(str(name)) for name in data["grad_names"]} == {n for n, p in own.items() if p.grad is not None}
-    for name, norm in zip(data["grad_names"], data["grad_norm"], strict=True):
-        assert own[our_name(str(name))].grad.double().norm().item() == pytest.approx(norm, rel=tolerance["grad"]), name
-
-    before = [p.detach().clone() for p, _ in in_order]
-    optimizer.step()
-    for (p, _), old, name, norm in zip(in_order, before, data["group_param"], data["step_norm"], strict=True):
-        assert (p.detach() - old).double().norm().item() == pytest.approx(norm, rel=tolerance["step"]), name
+    run.train(run.losses_of)
     with torch.no_grad():
-        loss = objective(model(views, log_mel), boxes, labelled)["loss"].item()
+        loss = run.losses_of(run.views, run.log_mel)[1].item()
     assert abs(loss - data["loss1"]) < tolerance["loss1"]
-    loss, similarity = evaluate()
+    loss, similarity = run.evaluate()
     assert abs(loss - data["eval_loss_after"]) < 1e-4
     assert np.abs(similarity.numpy() - data["eval_sim_map_after"]).max() < 5e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_compiled_step(case, tmp_path, monkeypatch):
+    """The same training step as one graph, without a break."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    backend = os.environ.get("ESSL_GOLDEN_COMPILED", "aot_eager")
+    torch._dynamo.reset()
+    run = Golden(case)
+    run.model.prepare(torch.float32)  # as the trainer does
+    counters.clear()
+    run.train(torch.compile(run.losses_of, fullgraph=True, dynamic=False, backend=backend))
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]

@@ -15,8 +15,9 @@ def batch_of(batch=2, size=224):
     return torch.randn(2, batch, 3, size, size), torch.randn(batch, 3, 96, 64)
 
 
-def test_small_localizer_shapes_and_gradients():
-    model = models.build(config.load("demo").model)
+@pytest.mark.parametrize("pcm", ["false", "true"])
+def test_small_localizer_shapes_and_gradients(pcm):
+    model = models.build(config.load("demo", ["--model.pcm", pcm]).model)
     views, log_mel = batch_of()
     out = model(views, log_mel)
     assert out.p.shape == out.z.shape == (2, 2, 2048)

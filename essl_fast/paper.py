@@ -1,0 +1,24 @@
+"""What has been published about the methods here: the rows that reports and reproductions stand beside.
+
+A figure that is not published, or that nobody here has seen in print, is None: it is left out, not guessed.
+"""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A published result on a test set."""
+
+    name: str  # as the source calls it
+    data: str  # the data set
+    success_at_half: float | None  # share of pairs with cIoU >= 0.5; the sources call it cIoU
+    auc: float | None
+    source: str  # where it stands
+    config: str = ""  # the shipped config that does the same, if there is one
+
+
+CODE = "README of the published code (ly245422/SSPL)"
+ROWS = (
+    Row("SSPL with PCM", "Chaotic World", 0.4770, 0.4414, CODE, "sspl_pcm"),
+    Row("SSPL without PCM", "Chaotic World", 0.4112, 0.4260, CODE, "sspl"),
+)
