@@ -1,0 +1,186 @@
+"""Every command in README.md and docs/: run on tiny data where that takes seconds, else parsed by itself."""
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from essl_fast import config
+from essl_fast.data import media
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+
+# What makes a command small, appended to it: the demo's networks in place of VGG-16, one epoch, a CPU.
+SHORT = ("--model.trunk small --model.audio small --model.pcm false --model.out_dim 128 --data.batch_size 6 --epochs 1 "
+         "--data.last_batch keep --overlays 2 --device cpu --checkpoint_keep 1").split()  # fmt: skip
+
+# In this order, since one needs what another made. What stands for the user's own is in capitals in the pages.
+RUN = {
+    "python -m essl_fast.prepare --videos videos --annotations SSL_ssl_format --out chaotic": [],
+    "python -m essl_fast.prepare --verify --out chaotic": [],
+    "python -m essl_fast.train --config semipl --data.root chaotic --out runs/semipl": SHORT,
+    "python -m essl_fast.train --resume runs/semipl": [],
+    "python -m essl_fast.evaluate runs/semipl/best.pt --split test --json semipl.json": ["--device", "cpu"],
+    "python -m essl_fast.localize VIDEO --checkpoint runs/semipl --out localized": ["--rate", "1", "--device", "cpu"],
+    "python -m essl_fast.report runs/semipl": [],
+    "python -m essl_fast.doctor --config semipl --data chaotic": SHORT,
+    "python -m essl_fast.prepare --dataset flickr --data SoundNet_Flickr --train-list flickr_10k.txt --test-list "
+    "flickr_test.csv --out flickr10k": [],
+    "python -m essl_fast.prepare --from-h5 metadata --out chaotic_h5": [],
+}
+
+# Not for this process: others run them, or nobody can here.
+ELSEWHERE = {
+    "pip install . && python -m essl_fast.train": "continuous integration's first step",
+    "pip install '.[test]' && python -m pytest": "this",
+    "pip download --dest wheels . setuptools wheel": "needs a network",
+    "pip install --no-index --find-links wheels .": "needs what that downloads",
+    "pip wheel --no-deps --wheel-dir wheels .": "continuous integration builds that wheel in its first step",
+    "pip install 'essl_fast[h5]'": "an extra of pyproject.toml",
+    "pip install '.[tensorboard]'": "an extra of pyproject.toml",
+    "bash .ci/run": "runs this",
+}
+
+
+def fenced(text: str) -> list[str]:
+    """The commands of a page's bash blocks."""
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(re.sub(r"\s#\s.*", "", line).split()) for line in lines if line.strip()]
+
+
+def inline(text: str) -> list[str]:
+    """The commands between backticks in a page's sentences; a line may end within one."""
+    prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    found = (" ".join(command.split()) for command in re.findall(r"`([^`]+)`", prose))
+    return [one for one in found if re.match(r"python3? -m |torchrun |pip install |pip wheel |bash ", one)]
+
+
+COMMANDS = sorted({command for page in PAGES for text in [page.read_text()] for command in fenced(text) + inline(text)})
+PARSED = [command for command in COMMANDS if command not in ELSEWHERE]
+
+
+def literals(path: Path) -> list[str]:
+    """A file's strings, those that are written in pieces as one; a value inside one is a line of its own."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(part.value if isinstance(part, ast.Constant) else "\n" for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return found
+
+
+class Parsed(Exception):
+    """The command line was understood."""
+
+
+def module_and_arguments(command: str) -> tuple[str, list[str]]:
+    words = shlex.split(command)
+    at = words.index("-m")
+    return words[at + 1], words[at + 2 :]
+
+
+@pytest.fixture(scope="module")
+def place(tiny, tmp_path_factory):
+    """A folder with what the pages suppose: videos and annotations, the other data sets, an empty run directory."""
+    from tests.data import dataset_tools
+
+    where = tmp_path_factory.mktemp("docs")
+    world, prepared = tiny
+    (where / "videos").symlink_to(world.videos)
+    (where / "SSL_ssl_format").symlink_to(world.annotations)
+    (where / "ready").symlink_to(prepared)
+    train, test = ["1", "2", "3", "4"], ["5", "6"]
+    boxes = {name: [[20, 20, 120, 120], [30, 30, 130, 130]] for name in [*train, *test]}
+    dataset_tools.make_flickr(where / "SoundNet_Flickr", train, test, boxes)
+    for file in ("flickr_10k.txt", "flickr_test.csv"):
+        shutil.copy(where / "SoundNet_Flickr" / file, where / file)
+    names = [f"AAAAAAAA_{number:06d}" for number in range(4)]
+    seen = [{"file": f"BBBBBBBB_{number:06d}", "class": "crash", "bbox": [20, 30, 160, 150]} for number in range(2)]
+    dataset_tools.make_chaotic_h5(where / "metadata", names, [one["file"] for one in seen], seen)
+    return where
+
+
+@pytest.mark.parametrize("command", PARSED)
+def test_a_command_is_understood(command, place, monkeypatch, capsys):
+    """By its own parser; the run ends there."""
+    module, arguments = module_and_arguments(command)
+    arguments = [{"chaotic": "ready", "N": "1"}.get(word, word) for word in arguments] or ["--help"]
+    monkeypatch.chdir(place)
+
+    def parsed(parse):
+        def once(*given, **named):
+            parse(*given, **named)
+            raise Parsed
+
+        return once
+
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed(argparse.ArgumentParser.parse_args))
+    if "--resume" in arguments:  # it reads the run's settings first: run below
+        assert f"python -m essl_fast.train {shlex.join(arguments)}" in RUN
+        return
+    monkeypatch.setattr(config, "parse", parsed(config.parse))
+    with pytest.raises(SystemExit if arguments == ["--help"] else Parsed):
+        main = importlib.import_module(module).main
+        main() if module.startswith("tests.") else main(arguments)
+
+
+def test_the_commands_in_the_pages_run(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    video = media.find_video(place / "videos", (place / "SSL_ssl_format" / "test_ssl.txt").read_text().split()[0])
+    shown = {command for page in PAGES for command in fenced(page.read_text()) + inline(page.read_text())}
+    assert not RUN.keys() - shown, "these are no longer in any page"
+    for command, more in RUN.items():
+        module, arguments = module_and_arguments(command)
+        arguments = [str(video) if word == "VIDEO" else word for word in arguments]
+        assert importlib.import_module(module).main([*arguments, *more]) in (0, None), command
+    for made in ("chaotic/manifest.json", "runs/semipl/summary.json", "semipl.json", "flickr10k/manifest.json"):
+        assert (place / made).is_file(), made
+    assert list((place / "localized").glob("*.mp4"))
+
+
+def test_every_command_is_checked_somewhere():
+    assert len(PARSED) > 20
+    assert not ELSEWHERE.keys() - set(COMMANDS), "these are no longer in any page"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_pages_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        found = (page.parent / file).resolve() if file else page
+        assert found.exists(), f"{page.name}: {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+            assert anchor in slugs, f"{page.name}: {target}"
+
+
+def test_the_troubleshooting_page_quotes_real_messages():
+    """The fixed parts of each stand in a string of the code."""
+    strings = "\n".join(literal for path in (ROOT / "essl_fast").rglob("*.py") for literal in literals(path))
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    quoted = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert len(quoted) > 15
+    for message in quoted:
+        parts = [part for part in re.split(r"…|cuda was|nan in", message) if len(part) > 8]
+        for part in parts:
+            assert part.strip(" ;.:(),'") in strings, f"{part!r} of {message!r}"
+
+
+def test_the_example_in_the_readme_is_the_file():
+    shown = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    example = (ROOT / "examples" / "heatmap.py").read_text()
+    assert len(shown) == 1 and shown[0].strip() in example
