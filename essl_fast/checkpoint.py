@@ -5,7 +5,6 @@ CRC-32 (uint32), little-endian. PyTorch reads no checksum of its own, so a flipp
 """
 
 import os
-import pickle
 import re
 import struct
 import zlib
@@ -170,7 +169,7 @@ def _reason(path: Path, error: Exception) -> str:
         return UNSEALED
     if head != b"PK\x03\x04":
         return "it is no file of PyTorch's"
-    if isinstance(error, pickle.UnpicklingError):
+    if type(error).__name__ == "UnpicklingError":
         return "it holds more than tensors and plain values, which is never run"
     return said[0] if said else type(error).__name__
 
