@@ -46,6 +46,7 @@ ELSEWHERE = {
     "pip install 'essl_fast[h5]'": "an extra of pyproject.toml",
     "pip install '.[tensorboard]'": "an extra of pyproject.toml",
     "bash .ci/run": "runs this",
+    "python -m pytest tests/kernels/test_log_mel.py": "a part of this suite",
 }
 
 
