@@ -301,9 +301,11 @@ class Loader:
         return self._shards.rows
 
     def sound_of(self, rows: np.ndarray) -> torch.Tensor:
-        """The sound, as batches carry it, of the pairs in rows (b,) of this loader: read anew; no frame is decoded."""
-        positions = np.searchsorted(self._shards.rows, rows)
-        return self._hear(torch.from_numpy(self._shards.read_sound(positions)).to(self.device))
+        """The sound, as batches carry it, of the pairs in rows (b,) of this loader: read anew; no frame is decoded.
+
+        A pair that is not as it was written is an InputError or, where such pairs are skipped, the next one's sound."""
+        pcm = self._shards.read_sound(np.searchsorted(self._shards.rows, rows), self._skip)
+        return self._hear(torch.from_numpy(pcm).to(self.device))
 
     def silence(self) -> torch.Tensor:
         """What a clip of nothing but zeros is as the sound of one pair, (1, ...)."""

@@ -46,7 +46,7 @@ from essl_fast.data.clips import decode_clip
 from essl_fast.data.hardware import decode_clips
 from essl_fast.data.jpeg import picture_size
 from essl_fast.data.media import MediaError
-from essl_fast.data.reading import Picture
+from essl_fast.data.reading import ALTERED, Picture
 
 # The share of a batch that the GPU's JPEG engine decodes, where it has one; nvJPEG's kernels, which need CPU threads,
 # do the rest meanwhile. DALI's default; what suits a chip is found by measuring, which has not been done yet.
@@ -265,7 +265,7 @@ class FrameDecoder:
         faults = {}
         for i, picture in enumerate(pictures):
             if picture.altered:
-                faults[i] = "its bytes are not those that prepare wrote (CRC-32)"
+                faults[i] = ALTERED
             if picture.target is None:
                 try:
                     picture_size(picture.file)

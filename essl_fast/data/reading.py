@@ -22,6 +22,7 @@ from essl_fast.config import InputError
 from essl_fast.data.shards import BAD, CLIP, SAMPLES, Manifest, encode_key, pair_crc, read_index
 
 Quarantined = Literal["none", "bad", "all"]
+ALTERED = "its bytes are not those that prepare wrote (CRC-32)"
 
 
 class Picture(NamedTuple):
@@ -115,13 +116,22 @@ class Shards:
                 altered=not self._as_written[at],
             )
             for at, file in zip(positions, files, strict=True)
-        ]
+        ]  # fmt: skip
 
-    def read_sound(self, positions: np.ndarray) -> np.ndarray:
-        """(b, 48000) of type `sound`: the samples alone of the pairs at `positions` (b,). InputError as in `read`."""
-        pcm = np.empty((len(positions), SAMPLES), self.sound)
-        self._read_part(np.argsort(self._shard[positions], kind="stable"), positions, None, pcm)
-        return pcm
+    def read_sound(self, positions: np.ndarray, skip: bool = False) -> np.ndarray:
+        """(b, 48000) of type `sound`: the samples alone of the pairs at `positions` (b,). InputError as in `read`, and
+        for a pair that is not as it was written; or, with `skip`, the next pair's sound in place of that one's."""
+        pcm, asked = np.empty((len(positions), SAMPLES), self.sound), positions.copy()
+        left = np.arange(len(positions))
+        for _ in range(len(self)):
+            self._read_part(left[np.argsort(self._shard[asked[left]], kind="stable")], asked, None, pcm)
+            left = left[~self._as_written[asked[left]]]
+            if not len(left):
+                return pcm
+            if not skip:
+                break
+            asked[left] = (asked[left] + 1) % len(self)
+        raise InputError(f"{self.name(positions[left[0]])} cannot be used ({ALTERED}): {self.remedy()}")
 
     def _read_part(
         self, part: np.ndarray, positions: np.ndarray, files: list[np.ndarray] | None, pcm: np.ndarray
@@ -136,15 +146,17 @@ class Shards:
                         os.close(file)
                     opened, file = shard, -1
                     file = os.open(self.paths[shard], os.O_RDONLY)
-                buffers = [pcm[i]]
-                if files is None:
-                    offset = self._s16[position]
+                frame = None if files is None else files[i]
+                if frame is None and not self._as_written[position]:  # the CRC-32 is of frame and sound together
+                    frame = np.empty(size, np.uint8)
+                if frame is None:
+                    buffers, offset = [pcm[i]], self._s16[position]
                 else:
-                    buffers = [files[i], bytearray(int(self._s16[position] - offset - size)), pcm[i]]
+                    buffers = [frame, bytearray(int(self._s16[position] - offset - size)), pcm[i]]
                 if missing := _read_fully(file, buffers, int(offset)):
                     raise InputError(f"{self.name(position)}: the shard ends {missing} bytes early: run prepare again")
-                if files is not None and not self._as_written[position]:
-                    self._as_written[position] = pair_crc(files[i], pcm[i]) == self._crc[position]
+                if not self._as_written[position]:
+                    self._as_written[position] = pair_crc(frame, pcm[i]) == self._crc[position]
         except OSError as error:
             # Only a shard that is gone has to be made again; a disk or a network that fails comes back as it was.
             then = "run prepare again" if error.errno == errno.ENOENT else "mend that, then go on with --resume"

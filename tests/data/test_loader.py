@@ -271,6 +271,42 @@ def test_a_damaged_frame_is_named(folder, tmp_path):
     assert loader._producer is None
 
 
+def test_a_sound_read_by_itself_is_as_it_was_written(folder, tmp_path, monkeypatch):
+    """Each pair is checked once, whichever reads it first; frames are read for that alone."""
+    root, asked, real = copy(folder, tmp_path), [], os.preadv
+    index = read_index(root / "train-00001.idx")
+    with open(root / "train-00001.tar", "r+b") as file:  # a bit of the sound of pairs 20 and 21
+        for at in (4, 5):
+            file.seek(int(index.s16_offset[at]) + 50_000)
+            byte = file.read(1)[0]
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
+
+    def recording(file, buffers, offset):
+        asked.append(len(buffers))
+        return real(file, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", recording)
+    loader = make(Manifest.load(root), ("train", "val"))
+    for reads in ([3, 3, 3], [1, 1, 1]):
+        asked.clear()
+        found = loader.sound_of(np.array([52, 0, 19])).numpy()
+        assert all((pcm == sound(row)).all() for pcm, row in zip(found, (52, 0, 19), strict=True))
+        assert asked == reads
+    with pytest.raises(InputError) as error:
+        loader.sound_of(np.array([19, 20]))
+    told = "pair 'vidéo.2 a_000020' in shard {} cannot be used (its bytes are not those that prepare wrote (CRC-32)): "
+    assert str(error.value).startswith(told.format(root / "train-00001.tar"))
+    assert f"prepare --verify --out {root}" in str(error.value)
+    with make(Manifest.load(root), on_error="skip", max_errors=0.1) as skipping:
+        found = skipping.sound_of(np.array([20, 3, 21])).numpy()  # 22's stands for both
+        assert all((pcm == sound(row)).all() for pcm, row in zip(found, (22, 3, 22), strict=True))
+        list(skipping)
+        asked.clear()
+        skipping.sound_of(np.array([7, 49]))
+        assert asked == [1, 1]
+
+
 def test_a_shard_lost_or_cut_while_running_is_named(folder, tmp_path):
     root = copy(folder, tmp_path)
     loader = make(Manifest.load(root), shuffle=False)
