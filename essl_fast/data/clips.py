@@ -12,7 +12,10 @@ Every picture of a clip decodes, then; the wanted one is the last to be decoded,
 of showing is known without decoding. In the clip the pictures are spaced evenly: only that order counts, so a file's
 gaps, edit lists and missing times stay behind.
 
-    requests ──Probe.place──▶ places ──one pass over the packets──▶ group of pictures ──_Header.clip──▶ Clip
+    requests ──Probe.place──▶ places ──one pass over the packets──▶ group of pictures ──_Header.reel──▶ Clip
+
+A reel is a clip of several frames of one group of pictures, for those who want many frames of a video: they are decoded
+in one go from the key frame on.
 
 The sample description (codec, size, colour, parameter sets) and the display matrix are what FFmpeg's MP4 muxer writes
 for the stream, once a video; the sample table of each clip is written here.
@@ -65,6 +68,16 @@ class Clip:
     quarters: int = 0
 
 
+@dataclass(frozen=True)
+class Reel:
+    """As a Clip, of several frames: `places`, ascending, of the video, are `targets`, ascending, of the MP4 `data`."""
+
+    data: bytes
+    places: tuple[int, ...]
+    targets: tuple[int, ...]
+    quarters: int = 0
+
+
 def can_copy(source: str | Path | Probe) -> str | None:
     """Why no clip can be cut of this video, in words; None if clips can be. MediaError as `media.probe` raises it."""
     found = source if isinstance(source, Probe) else media.probe(source)
@@ -92,16 +105,34 @@ def cut_clips(
     found = found or media.probe(path)
     wanted, errors = media.find_places(found, requests)
     yield from errors
-    left, done = deque(sorted(wanted)), {}
-    for place, clip in _cut(found, list(left)):
-        done[place] = clip  # what is shown before it may come after it in the file
+    for (place,), reel in cut_reels(found, sorted(wanted)):
+        if reel is None:
+            yield from media.lost(found, wanted, place, requests)
+        else:
+            clip = Clip(reel.data, reel.targets[0], reel.quarters) if isinstance(reel, Reel) else reel
+            yield from ((index, clip) for index in wanted[place])
+
+
+def cut_reels(
+    found: Probe, places: Sequence[int], together: int = 1
+) -> Iterator[tuple[tuple[int, ...], Reel | MediaError | None]]:
+    """Cut the reels of the frames at `places` of `found.pts`, which ascend, in one pass over the packets.
+
+    Yields, in the order of showing and each place once, (places, Reel of up to `together` frames), or a place with a
+    MediaError of the reason NO_CLIP, or with None where the file does not give that frame. Memory and what is raised:
+    as `cut_clips`.
+    """
+    left, done = deque(places), {}
+    for some, reel in _cut(found, list(places), together):
+        done[some[0]] = some, reel  # what is shown before it may come after it in the file
         while left and left[0] in done:
-            place = left.popleft()
-            clip = done.pop(place)
-            if clip is None:
-                yield from media.lost(found, wanted, place, requests)
-            else:
-                yield from ((index, clip) for index in wanted[place])
+            some, reel = done.pop(left[0])
+            for _ in some:
+                left.popleft()
+            yield some, reel
+
+
+_Answer = tuple[tuple[int, ...], Reel | MediaError | None]  # places, and what `cut_reels` gives for them
 
 
 class _Packet(NamedTuple):
@@ -117,44 +148,65 @@ class _Group:
     """Places wanted, ascending, that are decoded from the key frame shown at `begin`, and its packets so far."""
 
     begin: int
-    left: dict[int, int] = field(default_factory=dict)  # tick → place
+    left: dict[int, int] = field(default_factory=dict)  # tick → place, of what has no answer yet
     packets: list[_Packet] = field(default_factory=list)
     size: int = 0
+    coming: dict[int, tuple[int, ...]] = field(default_factory=dict)  # tick whose packet is to come → its reel's ticks
 
-    def take(self, packet: _Packet, trouble: str, header: _Header) -> Iterator[tuple[int, Clip | MediaError]]:
+    def want(self, ticks: dict[int, int], together: int) -> None:
+        """`ticks`: tick → place, both ascending; as many of them as `together` make a reel."""
+        self.left = dict(ticks)
+        for first in range(0, len(ticks), together):
+            reel = tuple(ticks)[first : first + together]
+            self.coming |= dict.fromkeys(reel, reel)
+
+    def take(self, packet: _Packet, trouble: str, header: _Header) -> Iterator[_Answer]:
         """What is settled by the next packet. `trouble`: why no clip may hold it."""
         if packet.pts is None or packet.pts < self.begin:
             return  # a leading picture
-        self.packets.append(packet)
-        self.size += len(packet.data)
-        if len(self.packets) > _MOST_PACKETS or self.size > _MOST_BYTES:
-            held = f"{len(self.packets)} packets, {self.size / 2**20:.1f} MB"
+        count, size = len(self.packets) + 1, self.size + len(packet.data)
+        if count > _MOST_PACKETS or size > _MOST_BYTES:
+            held = f"{count} packets, {size / 2**20:.1f} MB"
             trouble = trouble or f"its key frames are too far apart ({held} and more)"
         if trouble:
-            yield from self.end(MediaError(NO_CLIP, f"{header.name}: {trouble}"))
-        elif packet.pts in self.left:
-            yield self.left.pop(packet.pts), header.clip(self.packets)
+            yield from self.end(MediaError(NO_CLIP, f"{header.name}: {trouble}"), header)
+            return
+        self.packets.append(packet)
+        self.size = size
+        reel = self.coming.pop(packet.pts, ())
+        if reel and not any(tick in self.coming for tick in reel):
+            yield from self._answer(reel, header)
 
-    def end(self, clip: MediaError | None) -> Iterator[tuple[int, MediaError | None]]:
-        """The same answer for all that are still wanted."""
+    def end(self, why: MediaError | None, header: _Header) -> Iterator[_Answer]:
+        """`why` for all whose packets are still to come; what is here of unfinished reels makes shorter ones."""
+        for reel in dict.fromkeys(self.coming.values()):
+            yield from self._answer(tuple(tick for tick in reel if tick not in self.coming), header)
         while self.left:
-            yield self.left.popitem()[1], clip
+            yield (self.left.popitem()[1],), why
+
+    def _answer(self, ticks: tuple[int, ...], header: _Header) -> Iterator[_Answer]:
+        if not ticks:
+            return
+        places = tuple(self.left.pop(tick) for tick in ticks)
+        reel = header.reel(self.packets, ticks, places)
+        if isinstance(reel, Reel):
+            yield places, reel
+        else:
+            yield from (((place,), reel) for place in places)
 
 
-def _cut(found: Probe, places: list[int]) -> Iterator[tuple[int, Clip | MediaError | None]]:
-    """(place, its Clip or a MediaError of NO_CLIP, None if it is lost) of each of `places`, which ascend."""
+def _cut(found: Probe, places: list[int], together: int) -> Iterator[_Answer]:
+    """As `cut_reels`, in the order of the file."""
     todo: deque[_Group] = deque()
-    for place in places:
-        begin = int(found.keys[media.key_before(found, place)]) if len(found.keys) else 0
-        if not todo or todo[-1].begin != begin:
-            todo.append(_Group(begin))
-        todo[-1].left[int(found.pts[place])] = place
+    for begin, some in groupby(places, lambda place: _begin(found, place)):
+        todo.append(_Group(begin))
+        todo[-1].want({int(found.pts[place]): place for place in some}, together)
     active, here, sought, changed = [], None, False, ""
     with media.open_file(found.path) as container:
         try:
             header = _Header.of(container, found)
         except MediaError as error:
-            yield from ((place, error) for place in places)
+            yield from (((place,), error) for place in places)
             return
         video = media.video_stream(container, found.path)
         for stream in container.streams:
@@ -175,7 +227,7 @@ def _cut(found: Probe, places: list[int]) -> Iterator[tuple[int, Clip | MediaErr
                 continue
             if packet.is_corrupt:
                 for group in active:
-                    yield from group.end(None)
+                    yield from group.end(None, header)
                 active.clear()
                 continue
             here = here if packet.pts is None else packet.pts
@@ -186,7 +238,7 @@ def _cut(found: Probe, places: list[int]) -> Iterator[tuple[int, Clip | MediaErr
             elif sought and not active and packet.is_keyframe and packet.pts is not None and here > todo[0].begin:
                 # The file's index led past the key frame: look for it from the start.
                 rest = [place for group in todo for place in group.left.values()]
-                yield from _cut(replace(found, seekable=False), rest)
+                yield from _cut(replace(found, seekable=False), rest, together)
                 return
             if not active:
                 continue
@@ -199,7 +251,12 @@ def _cut(found: Probe, places: list[int]) -> Iterator[tuple[int, Clip | MediaErr
                 yield from group.take(held, trouble, header)
             active = [group for group in active if group.left]
     for group in (*active, *todo):
-        yield from group.end(None)
+        yield from group.end(None, header)
+
+
+def _begin(found: Probe, place: int) -> int:
+    """Tick of the key frame from which the frame at `place` is decoded."""
+    return int(found.keys[media.key_before(found, place)]) if len(found.keys) else 0
 
 
 def _frames_between(found: Probe, here: int | None, tick: int) -> int:
@@ -245,15 +302,16 @@ class _Header:
         rate = min(max(rate, Fraction(1, 1000)), Fraction(1000))
         return cls(name, boxes, rate, turns, settings)
 
-    def clip(self, packets: list[_Packet]) -> Clip | MediaError:
-        """The clip whose wanted frame is that of the last packet, MediaError with NO_CLIP if its place is not known."""
-        top = max(packet.layer for packet in packets)
-        kept = [packet for packet in packets[:-1] if packet.needed or packet.layer < top] + packets[-1:]
+    def reel(self, packets: list[_Packet], ticks: Sequence[int], places: Sequence[int]) -> Reel | MediaError:
+        """The reel of the frames shown at `ticks`, which ascend; MediaError with NO_CLIP if their places among those of
+        `packets` are not known."""
+        wanted, top = set(ticks), max(packet.layer for packet in packets)
+        kept = [packet for packet in packets if packet.needed or packet.layer < top or packet.pts in wanted]
         rank = {pts: place for place, pts in enumerate(sorted(packet.pts for packet in kept))}
         if len(rank) < len(kept):
             return MediaError(NO_CLIP, f"{self.name}: it shows two pictures at the same time")
-        shown = [rank[packet.pts] for packet in kept]
-        return Clip(self.write(kept, shown), shown[-1], self.quarters)
+        data = self.write(kept, [rank[packet.pts] for packet in kept])
+        return Reel(data, tuple(places), tuple(rank[tick] for tick in ticks), self.quarters)
 
     def write(self, packets: list[_Packet], shown: list[int]) -> bytes:
         """An MP4 (ISO/IEC 14496-12) of the packets; `shown`: place of each in the order of showing."""

@@ -137,10 +137,56 @@ def test_a_picture_that_a_higher_layer_may_refer_to_stays(tmp_path):
         header = clips._Header.of(file, probe(path))
     packets = [clips._Packet(tick, tick == 0, b"12345", layer, needed)
                for tick, layer, needed in ((0, 0, True), (8, 0, False), (4, 1, False), (6, 1, False))]  # fmt: skip
-    assert header.clip(packets).data.count(b"12345") == 3 and header.clip(packets).target == 1
-    assert header.clip(packets[:2]).data.count(b"12345") == 2
+
+    def reel(packets, *ticks):
+        cut = header.reel(packets, ticks, range(len(ticks)))
+        return cut.data.count(b"12345"), cut.targets
+
+    assert reel(packets, 6) == (3, (1,)) and reel(packets[:2], 8) == (2, (1,))
+    assert reel(packets, 4, 6) == (4, (1, 2)) and reel(packets, 0, 8) == (2, (0, 1))
     flat = [packet._replace(layer=0) for packet in packets]
-    assert header.clip(flat).data.count(b"12345") == 2
+    assert reel(flat, 6) == (2, (1,)) and reel(flat, 4, 6) == (3, (1, 2))
+
+
+@pytest.mark.parametrize("name", ["h264_open_b_pyramid.mkv", "hevc_open.mp4", "vp9.webm", "av1_long.mkv", "mjpeg.mov"])
+@pytest.mark.parametrize("together", [1, 4, 99])
+def test_reels_hold_several_frames(tmp_path, name, together, quiet):
+    path = make_video(tmp_path / name, seconds=4, picture=noisy, sound=None, **STREAMS[name])
+    found, every = probe(path), every_frame(path)
+    begins = [int(np.searchsorted(found.keys, tick, "right")) for tick in found.pts]  # which group each is of
+    for places in (range(len(every)), [0, 1, 5, 6, 7, 8, 30, 39], [11]):
+        got = list(clips.cut_reels(found, list(places), together))
+        assert [place for some, _ in got for place in some] == list(places)
+        for some, reel in got:
+            assert some == reel.places and 1 <= len(some) <= together and len({begins[place] for place in some}) == 1
+            for place, target in zip(some, reel.targets, strict=True):
+                np.testing.assert_array_equal(decode_clip(reel.data, target), every[place])
+        sizes = [sum(begins[place] == group for place in places) for group in sorted({begins[p] for p in places})]
+        assert len(got) == sum(-(-size // together) for size in sizes)
+
+
+def test_of_a_damaged_group_the_reel_holds_what_is_there(tmp_path):
+    path = make_video(tmp_path / "v.mkv", seconds=4, picture=noisy, sound=None, **STREAMS["h264_no_b_frames.mov"])
+    found, whole = probe(path), every_frame(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.75)])
+    got = list(clips.cut_reels(found, list(range(40)), 99))
+    reels = [reel for _, reel in got if reel is not None]
+    there = [place for reel in reels for place in reel.places]
+    assert 15 < len(there) < 35 and there == list(range(len(there))) and len(reels[-1].places) % 12
+    assert [some for some, reel in got if reel is None] == [(place,) for place in range(len(there), 40)]
+    for reel in reels:
+        for place, target in zip(reel.places, reel.targets, strict=True):
+            np.testing.assert_array_equal(decode_clip(reel.data, target), whole[place])
+
+
+def test_a_group_that_is_too_long_is_cut_as_far_as_it_may_be(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "v.mkv", seconds=4, picture=noisy, sound=None, **x264("keyint=40", bf="0"))
+    monkeypatch.setattr(clips, "_MOST_PACKETS", 20)
+    (some, reel), *rest = clips.cut_reels(probe(path), list(range(0, 40, 3)), 99)
+    assert some == reel.places == (0, 3, 6, 9, 12, 15, 18) and [some for some, _ in rest] == [
+        (p,) for p in range(21, 40, 3)
+    ]
+    assert all(error.reason == NO_CLIP and "too far apart" in error.detail for _, error in rest)
 
 
 def test_what_a_clip_holds_depends_on_its_frame_alone(tmp_path):
@@ -381,7 +427,7 @@ def test_two_pictures_at_the_same_time(tmp_path):
     with av.open(str(path)) as file:
         header = clips._Header.of(file, probe(path))
     packet = clips._Packet(0, True, b"12345", 0, True)
-    assert "two pictures at the same time" in header.clip([packet, packet]).detail
+    assert "two pictures at the same time" in header.reel([packet, packet], [0], [0]).detail
 
 
 def test_settings_that_change_on_the_way(tmp_path):
@@ -417,7 +463,7 @@ def test_settings_that_change_on_the_way(tmp_path):
             np.testing.assert_array_equal(shown(clip), every[index])
         else:
             assert clip.reason == NO_CLIP and "settings change" in clip.detail
-    (_, late), = cut_clips(joined, [(33, 0)], found)
+    ((_, late),) = cut_clips(joined, [(33, 0)], found)
     assert late.reason == NO_CLIP
 
 
