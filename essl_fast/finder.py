@@ -86,16 +86,18 @@ class SoundFinder:
         return cls(model.eval(), settings, where, dtype, path)
 
     @torch.inference_mode()
-    def similarity(self, frames: np.ndarray, pcm: np.ndarray) -> np.ndarray:
+    def similarity(self, frames: np.ndarray | torch.Tensor, pcm: np.ndarray) -> np.ndarray:
         """Cosine of each place in each frame with its sound: (B, h, w) float32 in [-1, 1].
 
-        frames (B, 224, 224, 3) uint8, of :func:`stored_frame`; pcm (B, 48000) int16, 3 s at 16 kHz.
+        frames (B, 224, 224, 3) uint8, of :func:`stored_frame`, or a tensor on any device; pcm (B, 48000) int16, 3 s at
+        16 kHz.
         """
-        if frames.dtype != np.uint8 or frames.shape[1:] != (config.SIZE, config.SIZE, 3):
-            raise ValueError(f"frames: expected (B, 224, 224, 3) uint8, got {frames.shape} {frames.dtype}")
+        frames = torch.as_tensor(frames)
+        if frames.dtype != torch.uint8 or frames.shape[1:] != (config.SIZE, config.SIZE, 3):
+            raise ValueError(f"frames: expected (B, 224, 224, 3) uint8, got {tuple(frames.shape)} {frames.dtype}")
         if pcm.dtype != np.int16 or pcm.shape != (len(frames), SAMPLES):
             raise ValueError(f"pcm: expected ({len(frames)}, {SAMPLES}) int16, got {pcm.shape} {pcm.dtype}")
-        views = centre_view(torch.from_numpy(frames).to(self.device), self.dtype)
+        views = centre_view(frames.to(self.device), self.dtype)
         sound = kernels.log_mel(torch.from_numpy(pcm).to(self.device))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.model.attend(views, sound).similarity[0].float().cpu().numpy()

@@ -10,7 +10,8 @@ as for training. Where the track has ended, or holds nothing but one value, noth
 
 The file is decoded twice: once for the moments, which go through the network in batches, and once to draw, when the
 heat of each moment is known and can fade into the next one's. So memory holds a batch of 224 x 224 frames and the few
-frames between decoder and encoder, whatever the length, the resolution and the rate.
+frames between decoder and encoder, whatever the length, the resolution and the rate. On a GPU its video decoder (NVDEC,
+by DALI) decodes the moments, and their frames stay there; what is drawn is needed on the host, and PyAV decodes it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from essl_fast import metrics, rendering, runlog
 from essl_fast.config import SIZE, InputError
-from essl_fast.data import media
+from essl_fast.data import clips, media, nvdec, reels
 from essl_fast.data.annotations import boxes_to_grid
 from essl_fast.data.footage import Footage, Still, Video, is_picture, read_picture
 from essl_fast.data.sound_windows import Window, open_windows, sound_length
@@ -42,11 +43,12 @@ from essl_fast.data.truth import Truth, read_truth
 from essl_fast.data.writing import video_file
 from essl_fast.evaluate import command
 from essl_fast.files import atomic_file
-from essl_fast.finder import SoundFinder, heat_of, resize_map, stored_frame
+from essl_fast.finder import SoundFinder, heat_of, resize_map
 
 PROG = "python -m essl_fast.localize"
 SHEET, COLUMNS, THUMB = 12, 4, 320  # pictures of a contact sheet, in a row, and their width in pixels
 MOST_LINES = 5  # of faults on the terminal
+DECODERS = ("auto", "nvdec", "pyav")
 BLENDERS = 4  # threads that blend, beside the one that decodes and the encoder's own
 LEGEND = "heat: similarity with the sound; white: threshold; green: ground truth"
 
@@ -125,31 +127,36 @@ def localize(
     threshold: float = 0.5,
     batch: int = 0,
     truth: Truth | None = None,
+    dali: bool = False,
     step: Callable[[int], None] = lambda count: None,
 ) -> Localization:
     """Localize the sound of `footage` at `rate` moments a second (at each frame, if that is more than it has).
 
     sound: the file with the track. threshold: of the min-max scaled map. batch: moments a forward pass; 0: 64 on a GPU,
-    8 on a CPU. `step` is called with the number of moments done since its last call. Raises MediaError where nothing
-    can be decoded.
+    8 on a CPU. dali: decode on the finder's device by DALI (`pick_decoder` says whether that is possible). `step` is
+    called with the number of moments done since its last call. Raises MediaError where nothing can be decoded.
     """
     batch = batch or (64 if finder.device.type == "cuda" else 8)
     places = moments_of(footage.times, rate)
     moments = [Moment(place + 1, float(footage.times[place])) for place in places]
     shown = set(np.linspace(0, len(moments) - 1, min(SHEET, len(moments))).round().astype(int).tolist())
     found = Localization(0, 0, moments, [])
-    waiting: list[tuple[Moment, np.ndarray, np.ndarray]] = []
+    waiting: list[tuple[Moment, torch.Tensor, np.ndarray]] = []
+    if dali:
+        pictures = reels.from_dali(footage, places, SIZE, finder.device, found.faults.append)
+    else:
+        pictures = reels.from_pyav(footage, places, SIZE)
 
     def run() -> None:
         kept, frames, pcm = zip(*waiting, strict=True)
-        maps = finder.similarity(np.stack(frames), np.stack(pcm))
+        maps = finder.similarity(torch.stack(frames), np.stack(pcm))
         for moment, similarity in zip(kept, maps, strict=True):
             _conclude(moment, similarity, found, threshold)
         waiting.clear()
 
     broken = None
     with open_windows(sound) as windows:
-        for number, (_, picture) in enumerate(footage.some(places)):
+        for number, (_, picture) in enumerate(pictures):
             moment = moments[number]
             step(1)
             if isinstance(picture, media.MediaError):
@@ -157,15 +164,15 @@ def localize(
                 found.faults.append(f"the frame at {moment.time:.2f} s: {picture}")
                 continue
             if not found.width:
-                found.height, found.width = picture.shape[:2]
+                found.height, found.width = picture.whole().shape[:2]
             if truth is not None:
                 boxes, own = truth.of(moment.frame, moment.time, footage.frame_rate, found.width, found.height)
                 moment.truth = boxes if own else []
             if number in shown or not found.thumbs:
-                found.thumbs.append((moment, rendering.shrink(picture, THUMB)))
+                found.thumbs.append((moment, rendering.shrink(picture.whole(), THUMB)))
             window = windows.around(moment.time)
             if heard := _hear(moment, window):
-                waiting.append((moment, stored_frame(picture), heard.pcm))
+                waiting.append((moment, picture.frame, heard.pcm))
             if len(waiting) == batch:
                 run()
         if waiting:
@@ -174,6 +181,18 @@ def localize(
     if not found.width:
         raise broken or media.MediaError(media.UNREADABLE, "no frame can be decoded")
     return found
+
+
+def pick_decoder(asked: str, footage: Footage, device: torch.device) -> tuple[bool, str]:
+    """(whether DALI decodes the moments on `device`, if not why). asked: one of DECODERS. InputError where that is
+    nvdec and it cannot be."""
+    if asked == "pyav" or isinstance(footage, Still):
+        return False, ""
+    decoders, why = nvdec.detect() if device.type == "cuda" else ({}, f"the network runs on the {device.type}")
+    why = why or nvdec.refusal(decoders, footage.found) or clips.can_copy(footage.found) or ""
+    if why and asked == "nvdec":
+        raise InputError(f"--decoder: nvdec cannot be used, since {why}; take pyav")
+    return not why, why
 
 
 def moments_of(times: np.ndarray, rate: float) -> list[int]:
@@ -376,6 +395,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--no-video", action="store_true", help="write no overlay video: much faster")
     add("--batch", type=int, default=0, help="moments a forward pass (default: 64 on a GPU, 8 on a CPU)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--decoder", default="auto", choices=DECODERS,
+        help="of the moments: nvdec is the GPU's video decoder (default: auto, nvdec where it can)")  # fmt: skip
     add("--precision", default="auto", choices=("auto", "bf16", "fp16", "fp32"), help="default: auto")
     for name in ("vgg16", "vggish"):
         help_ = f"the file of {name}'s published weights, if it has moved"
@@ -411,6 +432,7 @@ def run(options: argparse.Namespace) -> int:
     prepare_folder(options.out)
     weights = {name: file for name in ("vgg16", "vggish") if (file := getattr(options, f"{name}_weights"))}
     finder = SoundFinder.open(options.checkpoint, options.device, options.precision, weights)
+    dali, why = pick_decoder(options.decoder, footage, finder.device)
     look = {"threshold": options.threshold, "opacity": options.opacity}
     with ExitStack() as stack:
         bars = _Bars(runlog.console())
@@ -418,10 +440,11 @@ def run(options: argparse.Namespace) -> int:
         total = len(moments_of(footage.times, options.rate))
         found = localize(
             finder, footage, sound, rate=options.rate, threshold=options.threshold, batch=options.batch, truth=truth,
-            step=bars.over("localizing", total),
+            dali=dali, step=bars.over("localizing", total),
         )  # fmt: skip
         count = sum(moment.similarity is not None for moment in found.moments)
-        bars.line(f"localized {count} of {len(found.moments)} moments on {finder.device}")
+        decoder = "NVDEC" if dali else "PyAV" + (f" ({why})" if why and finder.device.type == "cuda" else "")
+        bars.line(f"localized {count} of {len(found.moments)} moments on {finder.device}, decoded by {decoder}")
         with atomic_file(files["sheet.png"]) as file:
             file.write(sheet(found, **look))
         if options.no_video:

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from essl_fast import checkpoint, config, kernels, localize, models
+from essl_fast.config import InputError
+from essl_fast.data import nvdec
 from essl_fast.data.audio import decode_sound
-from essl_fast.data.footage import Video
+from essl_fast.data.footage import Still, Video
 from essl_fast.data.media import decode_frames, probe
 from essl_fast.evaluate import command
 from essl_fast.finder import SoundFinder, heat_of, stored_frame
@@ -91,7 +93,11 @@ def test_a_video(run, tmp_path, capsys):
     with Image.open(out / "v.sheet.png") as sheet:
         assert sheet.format == "PNG" and sheet.width > 4 * 160
     said = capsys.readouterr().out
-    assert "localized 20 of 20 moments on cpu" in said and "drew 50 frames of 160x90" in said and "\r" not in said
+    assert (
+        "localized 20 of 20 moments on cpu, decoded by PyAV in " in said
+        and "drew 50 frames of 160x90" in said
+        and "\r" not in said
+    )
 
 
 def test_each_moment_is_what_evaluation_makes_of_it(run, tmp_path):
@@ -108,6 +114,75 @@ def test_each_moment_is_what_evaluation_makes_of_it(run, tmp_path):
     rows, columns = np.nonzero(heat >= 0.5)
     boxes = np.array([region.box for region in moment.regions])
     assert boxes[:, 0].min() == columns.min() * 160 // 224 and boxes[:, 3].max() == -(-(rows.max() + 1) * 90 // 224)
+
+
+def test_moments_that_dali_decodes(run, tmp_path):
+    """DALI's decoder for CPUs in NVDEC's place: maps, thumbs and sounds are those of PyAV's frames."""
+    path = make_video(tmp_path / "v.webm", seconds=5, codec="libvpx-vp9", sound=noise(5, 48_000), sound_codec="libopus",
+                      rate=48_000, options={"deadline": "realtime", "cpu-used": "8"})  # fmt: skip
+    finder, video = SoundFinder.open(run, "cpu"), Video(probe(path))
+    ours, theirs = (localize.localize(finder, video, path, rate=7, batch=4, dali=dali) for dali in (True, False))
+    assert (ours.width, ours.height, ours.faults) == (theirs.width, theirs.height, []) == (160, 90, [])
+    assert len(ours.moments) == len(theirs.moments) == 35 and len(ours.thumbs) == 12
+    for mine, other in zip(ours.moments, theirs.moments, strict=True):
+        assert (mine.frame, mine.time, mine.sound) == (other.frame, other.time, other.sound)
+        assert np.abs(mine.similarity - other.similarity).max() < 0.02
+    for (mine, thumb), (other, picture) in zip(ours.thumbs, theirs.thumbs, strict=True):
+        assert mine.frame == other.frame == number_of(thumb) == number_of(picture)
+
+
+def test_frames_that_dali_cannot_decode_are_told(run, tmp_path):
+    path = make_video(tmp_path / "v.mp4", seconds=4, sound=noise(4))
+    finder = SoundFinder.open(run, "cpu")
+    found = localize.localize(finder, Video(probe(path)), path, rate=2, dali=True)
+    assert len(found.faults) == 1 and found.faults[0].startswith("DALI fails, PyAV decodes instead: ")
+    plain = localize.localize(finder, Video(probe(path)), path, rate=2)
+    assert all(np.array_equal(a.similarity, b.similarity) for a, b in zip(found.moments, plain.moments, strict=True))
+
+
+CUDA = torch.device("cuda", 0)
+KNOWN = {"h264": [48, 16, 4096, 4096]}
+
+
+@pytest.mark.parametrize("asked, device, decoders, name, why", [
+    ("auto", CUDA, KNOWN, "v.mp4", ""),
+    ("nvdec", CUDA, KNOWN, "v.mp4", ""),
+    ("pyav", CUDA, KNOWN, "v.mp4", None),
+    ("auto", torch.device("cpu"), KNOWN, "v.mp4", "the network runs on the cpu"),
+    ("auto", CUDA, {}, "v.mp4", "there is no driver"),
+    ("auto", CUDA, {"hevc": KNOWN["h264"]}, "v.mp4", "h264 is not decoded by this machine's GPU"),
+    ("auto", CUDA, {"h264": [48, 16, 128, 128]}, "v.mp4", "160x90 pixels"),
+    ("auto", CUDA, KNOWN, "v.avi", "its times do not tell"),
+])  # fmt: skip
+def test_who_decodes_the_moments(tmp_path, monkeypatch, asked, device, decoders, name, why):
+    monkeypatch.setattr(nvdec, "detect", lambda: (decoders, "" if decoders else "there is no driver"))
+    footage = Video(probe(make_video(tmp_path / name, seconds=0.5, sound=None)))
+    dali, told = localize.pick_decoder(asked, footage, device)
+    assert dali is (why == "") and (why or "") in told
+    if why and asked == "auto":
+        with pytest.raises(InputError, match="--decoder: nvdec cannot be used, since .*; take pyav"):
+            localize.pick_decoder("nvdec", footage, device)
+    assert localize.pick_decoder(asked, Still(np.zeros((4, 4, 3), np.uint8), 1.0), device) == (False, "")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_its_decoder_decodes(run, tmp_path, capsys):
+    path = make_video(tmp_path / "v.mp4", seconds=5, sound=noise(5))
+    told = {}
+    for decoder in ("nvdec", "pyav"):
+        out = tmp_path / decoder
+        assert call(path, "--checkpoint", run, "--out", out, "--device", "cuda", "--decoder", decoder) == 0
+        told[decoder] = json.loads((out / "v.moments.json").read_text())
+        said = capsys.readouterr().out
+        assert (
+            "localized 25 of 25 moments on cuda" in said
+            and "decoded by " + {"nvdec": "NVDEC"}.get(decoder, "PyAV") in said
+        )
+    assert not told["nvdec"]["faults"]
+    for mine, other in zip(told["nvdec"]["moments"], told["pyav"]["moments"], strict=True):
+        assert (mine["frame"], mine["sound"]) == (other["frame"], other["sound"])
+        assert mine["regions"][0]["score"] == pytest.approx(other["regions"][0]["score"], abs=0.03)
 
 
 def test_the_heat_is_the_metrics(run):
@@ -259,6 +334,8 @@ def wrong(kind: str, place, run) -> tuple[list, str]:
             return [video, "--checkpoint", run, "--boxes", place / "none.json"], "no file or folder"
         elif kind == "rate":
             return [video, "--checkpoint", run, "--rate", "0"], "must be from 0.01 to 1000, got 0"
+        elif kind == "decoder":
+            return [video, "--checkpoint", run, "--out", out, "--decoder", "nvdec", "--device", "cpu"], "take pyav"
         elif kind == "sound":
             return [video, "--checkpoint", run, "--sound", run / "best.pt", "--out", out], "unreadable: best.pt"
     return [video, "--checkpoint", checkpoint_, "--out", out], told
@@ -266,7 +343,7 @@ def wrong(kind: str, place, run) -> tuple[list, str]:
 
 WRONG = (
     "no file", "no audio track", "unreadable", "no picture", "nothing", "out is a file", "no checkpoint",
-    "foreign checkpoint", "another architecture", "boxes", "rate", "sound",
+    "foreign checkpoint", "another architecture", "boxes", "rate", "sound", "decoder",
 )  # fmt: skip
 
 

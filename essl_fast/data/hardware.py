@@ -31,11 +31,15 @@ BACKEND = "mixed"  # DALI's name for NVDEC; "cpu" in tests
 BATCH = 16  # clips; 100 MB of decoded 1080p frames
 
 
-def decode_clips(files: DataNode, targets: DataNode, backend: str) -> DataNode:
-    """Of clips (n,) uint8, the frame at the place `targets` (1,) int32: (H, W, 3) uint8 RGB, not turned upright."""
+def decode_reels(files: DataNode, targets: DataNode, backend: str) -> DataNode:
+    """Of clips (n,) uint8, the frames at the places `targets` (F,) int32: (F, H, W, 3) uint8 RGB, not yet upright."""
     # pad_mode: with any other, a frame that is not there comes out black instead of failing.
-    frames = fn.decoders.video(files, device=backend, frames=targets, pad_mode="none")
-    return fn.squeeze(frames, axes=[0])  # one frame each: (1, H, W, 3)
+    return fn.decoders.video(files, device=backend, frames=targets, pad_mode="none")
+
+
+def decode_clips(files: DataNode, targets: DataNode, backend: str) -> DataNode:
+    """As `decode_reels`, of one frame each: (H, W, 3)."""
+    return fn.squeeze(decode_reels(files, targets, backend), axes=[0])
 
 
 def decode_frames(
