@@ -68,8 +68,9 @@ TASKS = (
     benchmark("native", 40, 15, quick=("--batch", "4", "--evaluated", "8", "--seconds", "0.2", *FEW)),
     benchmark("kernels", 60, 15, quick=("--ops", "cosine", *FEW)),
     benchmark("loader", 60, 20, "--rounds", "1", "--seconds", "3", quick=("--videos", "12", "--seconds", "0.5")),
-    benchmark("step", 105, 25, *STEP, *MODES, quick=("--methods", "semipl", "--batch", "4", "--modes", "eager", *FEW)),
-    benchmark("end_to_end", 105, 40, *WHOLE, quick=TINY),
+    benchmark("moments", 20, 10, quick=("--length", "1", "--size", "320x180", "--rates", "5", "--repeats", "1")),
+    benchmark("step", 95, 25, *STEP, *MODES, quick=("--methods", "semipl", "--batch", "4", "--modes", "eager", *FEW)),
+    benchmark("end_to_end", 95, 40, *WHOLE, quick=TINY),
     benchmark("speed_of_light", 70, 20, "--budget", "{limit}", quick=("--batch", "2", *FEW)),
 )
 
