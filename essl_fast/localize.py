@@ -48,6 +48,7 @@ from essl_fast.finder import SoundFinder, heat_of, resize_map
 PROG = "python -m essl_fast.localize"
 SHEET, COLUMNS, THUMB = 12, 4, 320  # pictures of a contact sheet, in a row, and their width in pixels
 MOST_LINES = 5  # of faults on the terminal
+ROUNDED = 6e-4  # seconds: Matroska rounds the time of a frame to a millisecond
 DECODERS = ("auto", "nvdec", "pyav")
 BLENDERS = 4  # threads that blend, beside the one that decodes and the encoder's own
 LEGEND = "heat: similarity with the sound; white: threshold; green: ground truth"
@@ -197,8 +198,8 @@ def pick_decoder(asked: str, footage: Footage, device: torch.device) -> tuple[bo
 
 def moments_of(times: np.ndarray, rate: float) -> list[int]:
     """Places of the frames on screen at 0, 1/rate, 2/rate, ... s, each once; times (n,) seconds, ascending."""
-    asked = np.arange(math.floor(times[-1] * rate + 1e-6) + 1) / rate
-    return np.unique(np.maximum(np.searchsorted(times, asked + 1e-6, "right") - 1, 0)).tolist()
+    asked = np.arange(math.floor((times[-1] + ROUNDED) * rate) + 1) / rate
+    return np.unique(np.maximum(np.searchsorted(times, asked + ROUNDED, "right") - 1, 0)).tolist()
 
 
 def _hear(moment: Moment, window: Window | None) -> Window | None:

@@ -212,6 +212,12 @@ def test_moments_are_frames_on_screen(rate, places):
     assert localize.moments_of(np.zeros(1), rate) == [0]
 
 
+def test_times_that_a_file_rounds_cost_no_moment():
+    times = np.round(np.arange(31) / 30, 3)  # as in WebM and MKV
+    assert localize.moments_of(times, 30) == list(range(31)) == localize.moments_of(times, 1000)
+    assert localize.moments_of(times, 10) == list(range(0, 31, 3)) == localize.moments_of(np.arange(31) / 30, 10)
+
+
 KINDS = {
     "one frame": {"seconds": 0.1, "sound": noise(0.5)},
     "short": {"seconds": 1.0, "sound": noise(1)},
