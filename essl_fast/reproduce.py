@@ -29,12 +29,12 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from essl_fast import checkpoint, config, figures, runlog
+from essl_fast import checkpoint, config, figures, paper, runlog
 from essl_fast.config import InputError, Options
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import command, evaluate, pick_device, pick_precision, restore
 from essl_fast.files import atomic_file
-from essl_fast.reproduce_rows import TABLES, Row, fraction_of, fraction_rows
+from essl_fast.reproduce_rows import TABLES, Row, fraction_of, fraction_rows, read_published
 from essl_fast.stopping import Stopped
 from essl_fast.trainer import forbidden
 
@@ -69,6 +69,7 @@ class Plan:
     reduced: bool = False
     more: list[str] = field(default_factory=list)  # overrides, as on train's command line
     device: str = "auto"
+    published: dict[str, paper.Row] = field(default_factory=dict)  # by row, before what we know of it
 
     def arguments(self, row: Row, seed: int) -> list[str]:
         """train's command line for a row and a seed, but for --out."""
@@ -207,7 +208,7 @@ class Results:
 
     def line(self, row: Row) -> list[str]:
         """Label, published success and AUC, ours, remark."""
-        told = row.published
+        told = self.plan.published.get(row.name, row.published)
         theirs = [share(told.success_at_half), share(told.auc)] if told else ["–", "–"]
         done, wanted = len(self.summaries.get(row.run, {})), len(self.plan.seeds)
         remarks = [told.source] if told else []
@@ -452,6 +453,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--protocol", choices=("clean", "published"), default="clean", help=text)
     parser.add_argument("--reduced", action="store_true", help="small networks and few epochs, for a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    text = "YAML file of published figures that this project does not know, shown beside ours: rows: {lss: {success: "
+    parser.add_argument("--published", type=Path, metavar="FILE", help=text + "31.4, auc: 37.7}}, in per cent")
     options, more = parser.parse_known_args(argv)
     parts = list(PARTS) if options.parts == "all" else [options.parts]
     if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
@@ -459,7 +462,8 @@ def main(argv: list[str] | None = None) -> int:
     data = options.data if options.data == "demo" else str(Path(options.data).resolve())
     if data != "demo" and not (Path(data) / "manifest.json").is_file():
         raise InputError(f"--data: {data} is not a prepared folder (it has no manifest.json); see essl_fast.prepare")
-    plan = Plan(data, options.out, options.seeds, options.protocol, options.reduced, more, options.device)
+    published = read_published(options.published) if options.published else {}
+    plan = Plan(data, options.out, options.seeds, options.protocol, options.reduced, more, options.device, published)
     plan.check(rows_of(parts).values())
     if data != "demo":
         manifest, needed = Manifest.load(Path(data)), {"clean": ("val", "test"), "published": ("test",)}

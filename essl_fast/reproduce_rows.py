@@ -4,12 +4,18 @@
     table 1     how batch size and the head's learning rate change SSPL with PCM
     table 2     LSS, SSPL and SemiPL, with and without PCM
 
-`essl_fast.paper` holds what is published; a row without a figure there has a dash in every table.
+`essl_fast.paper` holds what is published; a row without a figure there has a dash in every table, unless a file of the
+user's gives one (`read_published`).
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
+import yaml
+
 from essl_fast import paper
+from essl_fast.config import InputError
+from essl_fast.yamls import refuse_bombs
 
 _PUBLISHED = {row.name: row for row in paper.ROWS if row.data == "Chaotic World"}
 
@@ -73,3 +79,34 @@ def fraction_rows() -> tuple[Row, ...]:
 def fraction_of(row: Row) -> float | None:
     """The share of labels of a row of :func:`fraction_rows`; None for a row of the paper's."""
     return float(row.name.removeprefix("labels_")) if row.name.startswith("labels_") else None
+
+
+def read_published(path: Path) -> dict[str, paper.Row]:
+    """Published figures that a user has at hand, of rows by their names:
+
+        source: SemiPL, arXiv 2404.19615, table 2      # where they stand; default: the file's name
+        rows:
+          lss: {success: 31.4, auc: 37.7}              # per cent; one of them will do
+
+    InputError if the file is not like that.
+    """
+    try:
+        told = yaml.safe_load(refuse_bombs(path.read_text()))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        what = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"--published: {path} cannot be read ({what})") from error
+    names = {row.name: row.label for _, rows in TABLES.values() for row in rows}
+    if not isinstance(told, dict) or set(told) - {"source", "rows"} or not isinstance(told.get("rows"), dict):
+        raise InputError(f"--published: {path} needs rows: with lines such as lss: {{success: 31.4, auc: 37.7}}")
+    source, found = str(told.get("source", path.name)), {}
+    for name, figures in told["rows"].items():
+        if name not in names:
+            raise InputError(f"--published: {path}: {name} is no row; rows are {', '.join(names)}")
+        if not isinstance(figures, dict) or not figures or set(figures) - {"success", "auc"}:
+            raise InputError(f"--published: {path}: {name} needs success and auc in per cent, got {figures!r}")
+        for key, value in figures.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
+                raise InputError(f"--published: {path}: {key} of {name} must be from 0 to 100 per cent, got {value!r}")
+        success, auc = (None if key not in figures else figures[key] / 100 for key in ("success", "auc"))
+        found[name] = paper.Row(names[name], "Chaotic World", success, auc, source)
+    return found

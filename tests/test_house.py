@@ -40,7 +40,7 @@ MAY = {  # module prefix -> what of ours it may import
     "essl_fast.sspl": ("essl_fast.config", "essl_fast.files"),
     "essl_fast.figures": ("essl_fast.metrics",),
     "essl_fast.reproduce_page": ("essl_fast.report_style",),
-    "essl_fast.reproduce_rows": ("essl_fast.paper",),
+    "essl_fast.reproduce_rows": ("essl_fast.config", "essl_fast.paper", "essl_fast.yamls"),
     "essl_fast.runlog": ("essl_fast.kernels", "essl_fast.files"),
     "essl_fast.prepare": ("essl_fast.data", "essl_fast.config", "essl_fast.files"),
 }

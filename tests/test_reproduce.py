@@ -14,7 +14,7 @@ from essl_fast import checkpoint, config, paper, reproduce, runlog, train
 from essl_fast.config import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.reproduce import Plan, Results, finding, rows_of, say
-from essl_fast.reproduce_rows import TABLES
+from essl_fast.reproduce_rows import TABLES, read_published
 from essl_fast.stopping import Stopped
 
 SMALL = ["--epochs", "1", "--data.batch_size", "5", "--optim.warmup", "0", "--demo.train_videos", "10"]
@@ -86,6 +86,39 @@ def test_a_table_says_what_was_not_run_and_what_failed(tmp_path):
     assert results.line(first)[3:] == ["25.0", "30.0", "failed: [/x] a|b; 1 of 2 seeds"]
     assert "[/x] a\\|b" in reproduce.markdown("", [results.line(first)])
     runlog.console().print(reproduce.console_table("", [results.line(first)]))  # what looks like markup is text
+
+
+def test_figures_that_a_user_has_stand_beside_ours(tmp_path):
+    file = tmp_path / "paper.yaml"
+    file.write_text("source: table 2\nrows:\n  lss: {success: 12.5, auc: 34}\n  sspl_wo_pcm: {success: 1}\n")
+    results = Results(plan_for(tmp_path, published=read_published(file)))
+    lss, semi, plain, pcm, *_ = TABLES["table2"][1]
+    assert results.line(lss) == ["LSS", "12.50", "34.00", "not run", "not run", "table 2; not run"]
+    assert results.line(plain)[1:3] == ["1.00", "–"] and results.line(semi)[1:3] == ["–", "–"]
+    assert results.line(pcm)[1:3] == ["47.70", "44.14"]  # what is known without the file
+    file.write_text("rows: {batch128_lr3e-5: {auc: 100}}")
+    expected = paper.Row("batch 128, head 3e-5", "Chaotic World", None, 1.0, "paper.yaml")
+    assert read_published(file) == {"batch128_lr3e-5": expected}
+
+
+@pytest.mark.parametrize("text, told", [
+    (None, "cannot be read"), ("rows: [", "cannot be read"), ("rows: {lss: &a {success: *a}}", "cannot be read"),
+    ("", "needs rows:"), ("lss: {success: 3}", "needs rows:"), ("rows: 3", "needs rows:"),
+    ("rows: {ssl: {success: 3}}", "ssl is no row; rows are batch128_lr3e-5, "),
+    ("rows: {lss: 0.3}", "lss needs success and auc in per cent, got 0.3"),
+    ("rows: {lss: {}}", "lss needs success"), ("rows: {lss: {ciou: 3}}", "lss needs success"),
+    ("rows: {lss: {success: 130}}", "success of lss must be from 0 to 100 per cent, got 130"),
+    ("rows: {lss: {auc: .nan}}", "must be from 0 to 100"), ("rows: {lss: {auc: high}}", "must be from 0 to 100"),
+    ("rows: {lss: {auc: true}}", "must be from 0 to 100"),
+])  # fmt: skip
+def test_a_file_of_figures_that_is_wrong_is_named(tmp_path, text, told):
+    file = tmp_path / "paper.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError) as error:
+        reproduce.main(["table2", "--published", str(file), "--out", str(tmp_path / "out")])
+    assert str(error.value).startswith(f"--published: {file}") and told in str(error.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
