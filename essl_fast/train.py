@@ -134,6 +134,13 @@ def _without_best(trainer: Trainer, out: Path) -> list[str]:
     return [f"{path} ({wrong}): the best of the epochs from here on will be the run's best"]
 
 
+def _nothing_left(trainer: Trainer) -> list[str]:
+    """A line that says so where a run has all its epochs, or more, behind it."""
+    done, asked = trainer.epoch, trainer.settings.epochs
+    why = f"the run has already trained {done} epochs, so with --epochs {asked} there is nothing to train"
+    return [f"{why}: it is evaluated again"] if done >= asked else []
+
+
 def fit(trainer: Trainer, out: Path, log, console, stopping: Stopping) -> None:
     """Train to the last epoch: evaluate on the selection split, keep the best weights, keep where we stand.
 
@@ -290,15 +297,18 @@ def _run(
     for line in (
         f"{settings.name}: {settings.objective.method}, {trainer.loader.pairs} training pairs, {trained:.1f} M trained "
         f"parameters, {device}, {str(trainer.dtype).removeprefix('torch.')}"
-        + (f", {world.size} processes" if world.size > 1 else "") + f"; run directory {out}",
+        + (f", {world.size} processes" if world.size > 1 else "")
+        + f"; run directory {out}",
         *(f"differs from the checkpoint: {line}" for line in changed),
         *(f"passed over: {line}" for line in passed),
         *([f"goes on from {resume}, step {trainer.step}"] if passed and resume else []),
+        *_nothing_left(trainer),
         *slower_parts(trainer),
         *([f"{trainer.excluded} quarantined pairs are left out"] if trainer.excluded else []),
         *(
             [f"{trainer.labels_dropped} labelled pairs train without their boxes (data.labelled_fraction)"]
-            if trainer.labels_dropped else []
+            if trainer.labels_dropped
+            else []
         ),
     ):
         console.print(line, highlight=False, soft_wrap=True)

@@ -218,6 +218,20 @@ def test_the_data_may_move(finished, tmp_path, capsys):
     assert json.loads((mine / "summary.json").read_text())["test"] == before["test"]
 
 
+def test_a_resume_that_has_nothing_to_train_says_so(finished, tmp_path, capsys):
+    """It is of two epochs: with one, it is evaluated again; with three, it goes on."""
+    mine, line = shutil.copytree(finished[0], tmp_path / "run"), "the run has already trained 2 epochs, so with "
+    results = []
+    for epochs in (2, 1, 3):
+        assert train.main(["--resume", str(mine), "--epochs", str(epochs)]) == 0
+        told = f"{line}--epochs {epochs} there is nothing to train: it is evaluated again"
+        said = capsys.readouterr().out
+        assert (said.count(told), said.count(line)) == ((1, 1) if epochs < 3 else (0, 0))
+        results.append(json.loads((mine / "summary.json").read_text())["test"])
+        assert checkpoint.load(mine / "last.pt")["epoch"] == max(epochs, 2)
+    assert results[0] == results[1] == json.loads((finished[0] / "summary.json").read_text())["test"]
+
+
 def damaged(prepared, place, row):
     """A copy in which the frame of a row is none."""
     copy = Path(shutil.copytree(prepared, place))
