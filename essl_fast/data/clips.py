@@ -154,8 +154,8 @@ class _Group:
     coming: dict[int, tuple[int, ...]] = field(default_factory=dict)  # tick whose packet is to come → its reel's ticks
 
     def want(self, ticks: dict[int, int], together: int) -> None:
-        """`ticks`: tick → place, both ascending; as many of them as `together` make a reel."""
-        self.left = dict(ticks)
+        """`ticks`: tick → place, both ascending and after those before; as many of them as `together` make a reel."""
+        self.left |= ticks
         for first in range(0, len(ticks), together):
             reel = tuple(ticks)[first : first + together]
             self.coming |= dict.fromkeys(reel, reel)
@@ -198,8 +198,14 @@ class _Group:
 def _cut(found: Probe, places: list[int], together: int) -> Iterator[_Answer]:
     """As `cut_reels`, in the order of the file."""
     todo: deque[_Group] = deque()
-    for begin, some in groupby(places, lambda place: _begin(found, place)):
-        todo.append(_Group(begin))
+    twice = set(found.pts[1:][np.diff(found.pts) == 0].tolist())  # packets do not tell which of two pictures is meant
+    for (begin, is_twice), some in groupby(places, lambda at: (_begin(found, at), int(found.pts[at]) in twice)):
+        if is_twice:
+            told = f"{found.path.name}: it shows two pictures at the same time"
+            yield from (((place,), MediaError(NO_CLIP, told)) for place in some)
+            continue
+        if not todo or todo[-1].begin != begin:
+            todo.append(_Group(begin))
         todo[-1].want({int(found.pts[place]): place for place in some}, together)
     active, here, sought, changed = [], None, False, ""
     with media.open_file(found.path) as container:

@@ -3,6 +3,7 @@
 import io
 import struct
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -428,6 +429,21 @@ def test_two_pictures_at_the_same_time(tmp_path):
         header = clips._Header.of(file, probe(path))
     packet = clips._Packet(0, True, b"12345", 0, True)
     assert "two pictures at the same time" in header.reel([packet, packet], [0], [0]).detail
+
+
+def test_each_request_is_answered_where_two_frames_have_one_time(tmp_path):
+    """As in damaged headers; such a frame is nobody's to find by its packet, and those behind it are not lost."""
+    path = make_video(tmp_path / "v.mp4", seconds=2, picture=noisy, sound=None, **STREAMS["h264.mp4"])
+    sound = probe(path)
+    ticks = sound.pts.copy()
+    ticks[5] = ticks[4]
+    found = replace(sound, pts=ticks, constant=True)
+    cut = dict(cut_clips(path, requests_of(sound), found))
+    assert sorted(cut) == list(range(20))
+    assert [index for index, clip in cut.items() if isinstance(clip, MediaError)] == [4, 5]
+    assert cut[4].reason == cut[5].reason == NO_CLIP
+    answers = [some for some, _ in clips.cut_reels(found, list(range(20)), 7)]
+    assert [place for some in answers for place in some] == list(range(20))
 
 
 def test_settings_that_change_on_the_way(tmp_path):
