@@ -24,6 +24,7 @@ from essl_fast.config import InputError
 from essl_fast.data import annotations, clips, jpeg, media, parts, shards, tars
 from essl_fast.data.reading import Shards
 from tests.data.media_tools import clicks, make_video, noisy, row, write_annotations
+from tests.fuzz.target_moments import FIGURES, read_figures, read_moments
 
 Parts = dict[str, bytes]
 
@@ -370,8 +371,13 @@ def _video(place: Path, name: str, data: bytes) -> None:
         task = parts.Task("v", str(path), wanted, clips=copied)
         part = parts.make_part(task, folder)
         held = (folder / "v.part").stat().st_size
-        for key, (offset, frame, sound, *_) in part["members"].items():
-            assert key in {key for key, *_ in wanted} and sound == tars.PCM_BYTES
+        answered = [*part["members"], *(key for key, *_ in part["left_out"] if key)]
+        rest = {key for key, *_ in wanted}.difference(answered)  # of the whole video: "... (2 pairs)"
+        assert len(answered) + len(rest) == len(wanted), "a pair is there twice"
+        whole = [told for key, _, told in part["left_out"] if not key]
+        assert all(f"({len(rest)} pair" in told for told in whole) and len(whole) == bool(rest), (rest, whole)
+        for offset, frame, sound, *_ in part["members"].values():
+            assert sound == tars.PCM_BYTES
             assert 0 <= offset and offset + frame + sound <= held
         reasons = {reason for _, reason, _ in part["left_out"]}
         assert reasons <= {value for value in vars(media).values() if isinstance(value, str)}, reasons
@@ -478,6 +484,8 @@ TARGETS = {
         Target("folder", _folder, _open_folder),
         Target("shard", _shard, _walk_shard),
         Target("verify", _verified, _verify, native=True),
+        Target("moments", _videos, read_moments, allowed=(media.MediaError,), native=True, slow=True),
+        Target("figures", lambda place: FIGURES, read_figures),
         Target("config", _configs, _config, slow=True),
         Target("settings", _settings, _from_dict),
         Target("checkpoint", _checkpoints, _checkpoint),

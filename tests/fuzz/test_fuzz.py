@@ -25,7 +25,8 @@ from tests.fuzz.targets import TARGETS
 
 EXECUTIONS = {  # about a second each; what runs under Python's tracing, to keep inputs that reach new lines, runs less
     "annotations": 60, "lists": 200, "folder": 60, "shard": 150, "verify": 60, "config": 12, "settings": 400,
-    "checkpoint": 40, "jpeg": 1500, "still": 150, "hdf5": 40, "clip": 1500, "video": 60, "dali": 5,
+    "checkpoint": 40, "jpeg": 1500, "still": 150, "hdf5": 40, "clip": 1500, "video": 60, "dali": 5, "moments": 40,
+    "figures": 400,
 }  # fmt: skip
 EXAMPLES = settings(max_examples=150, derandomize=True, database=None, deadline=None)
 
