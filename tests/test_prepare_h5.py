@@ -249,6 +249,9 @@ def test_errors_of_h5(chaotic_h5, tmp_path, capsys):
                                                  "train_audios")  # fmt: skip
     assert "train_audios is no array in this file" in error_of()
     with h5py.File(frames, "w") as file:
+        file["train_frames"] = np.zeros((4, 0, 256, 3), np.float32)
+    assert "float32 (4, 0, 256, 3) instead of float32 (N, height, width, 3)" in error_of()
+    with h5py.File(frames, "w") as file:
         file["pictures"] = np.zeros(3)
     assert "holds pictures instead of train_frames or test_frames" in error_of()
     truncate(frames, 0.3)

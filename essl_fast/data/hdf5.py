@@ -68,7 +68,7 @@ def open_array(path: Path, kind: str):
         if not isinstance(array, h5py.Dataset) or array.is_virtual or array.external:
             raise InputError(f"{path}: {name} is no array in this file: copy its data into it")
         tail = {"frames": (*array.shape[1:3], 3), "audios": (SAMPLES,), "spects": (3, 96, 64)}[kind]
-        if array.shape[1:] != tail or array.dtype.kind not in "fu" or np.prod(tail) > 3 * MOST_PIXELS:
+        if array.shape[1:] != tail or array.dtype.kind not in "fu" or not 0 < np.prod(tail) <= 3 * MOST_PIXELS:
             told = {"frames": "(N, height, width, 3)"}.get(kind, f"(N, {', '.join(map(str, tail))})")
             raise InputError(f"{path}: {name} is {array.dtype} {array.shape} instead of float32 {told}")
         if array.chunks and np.prod(array.chunks) * array.dtype.itemsize > _LARGEST_CHUNK:
