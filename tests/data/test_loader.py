@@ -283,7 +283,8 @@ def test_a_sound_read_by_itself_is_as_it_was_written(folder, tmp_path, monkeypat
             file.write(bytes([byte ^ 1]))
 
     def recording(file, buffers, offset):
-        asked.append(len(buffers))
+        if threading.current_thread() is threading.main_thread():  # others read ahead
+            asked.append(len(buffers))
         return real(file, buffers, offset)
 
     monkeypatch.setattr(os, "preadv", recording)
