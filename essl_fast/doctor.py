@@ -11,6 +11,7 @@ import sys
 import textwrap
 
 from essl_fast import doctor_checks, doctor_room
+from essl_fast.commands import command
 from essl_fast.doctor_checks import NOTE, OK, SLOWER, STOPS, Case, Finding, guarded
 
 PROG = "python -m essl_fast.doctor"
@@ -37,7 +38,9 @@ WIDTH = 110
 
 def options_of(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The doctor's own options, and train's."""
-    own = argparse.ArgumentParser(prog=PROG, add_help=False, allow_abbrev=False)
+    from essl_fast.config import Options
+
+    own = Options(prog=PROG, add_help=False, allow_abbrev=False)
     own.add_argument("--data", default="", metavar="DIR", help="prepared folder, short for --data.root")
     own.add_argument("--json", action="store_true", help="print JSON")
     own.add_argument("--probe", action="store_true", help="measure training itself, for some seconds, on --data")
@@ -96,14 +99,8 @@ def show(findings: list[Finding]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    from essl_fast.config import InputError
-
     options, arguments = options_of(list(sys.argv[1:] if argv is None else argv))
-    try:
-        settings, findings = settings_of(arguments)
-    except InputError as error:
-        print(f"{PROG}: error: {error}", file=sys.stderr)
-        return 2
+    settings, findings = settings_of(arguments)
     findings += examine(settings, options.probe)
     could = all(finding.status != STOPS for finding in findings)
     if options.json:
@@ -114,4 +111,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main, PROG))

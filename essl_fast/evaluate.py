@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from essl_fast import checkpoint, config, distributed, kernels, metrics, models, runlog, sspl
+from essl_fast.commands import command
 from essl_fast.config import InputError, Options
 from essl_fast.data.loader import Loader, RawBatch
 from essl_fast.data.pool import Pools
@@ -18,6 +19,7 @@ from essl_fast.data.shards import BAD, Manifest
 from essl_fast.distributed import ALONE, World
 from essl_fast.hearing import sound_of
 
+PROG = "python -m essl_fast.evaluate"
 FOREIGN = {  # sounds that are not the frame's, in words
     "silent": "silence",
     "mismatched": "another pair's sound",
@@ -314,27 +316,8 @@ def extra_tables(extra: dict) -> list[Table]:
     return tables
 
 
-def command(main, prog: str):
-    """Run a command's main: what the user can mend becomes one line and exit code 2."""
-    try:
-        return main()
-    except (InputError, models.WeightsError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder without the right to write
-        print(f"{prog}: error: cannot write or read {error.filename or 'a file'}: {error.strerror or error}",
-              file=sys.stderr)  # fmt: skip
-        return 2
-    except FloatingPointError as error:  # training went astray: nothing of the user's input is wrong
-        print(f"{prog}: stopped: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:  # or train's Stopped, which knows the signal
-        print(f"{prog}: stopped", file=sys.stderr)
-        return getattr(error, "code", 130)
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = Options(prog="python -m essl_fast.evaluate", description=__doc__)
+    parser = Options(prog=PROG, description=__doc__)
     parser.add_argument("checkpoint", type=Path, nargs="?", help="a run directory (its best.pt), or a checkpoint")
     parser.add_argument(
         "--sspl-checkpoint", type=Path, metavar="DIR",
@@ -414,4 +397,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "essl_fast.evaluate"))
+    sys.exit(command(main, PROG))

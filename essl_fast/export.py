@@ -11,8 +11,11 @@ from pathlib import Path
 import torch
 
 from essl_fast import checkpoint, runlog, sspl
+from essl_fast.commands import command
 from essl_fast.config import InputError, Options
-from essl_fast.evaluate import command, restore
+from essl_fast.evaluate import restore
+
+PROG = "python -m essl_fast.export"
 
 
 def checkpoint_of(given: Path) -> Path:
@@ -26,7 +29,7 @@ def checkpoint_of(given: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     shape = argparse.RawDescriptionHelpFormatter
-    parser = Options(prog="python -m essl_fast.export", description=__doc__, formatter_class=shape)
+    parser = Options(prog=PROG, description=__doc__, formatter_class=shape)
     parser.add_argument("checkpoint", type=Path, help="a run directory, whose best.pt is taken, or a checkpoint")
     parser.add_argument("--to", choices=("sspl",), required=True, help="whose files to write")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write them into")
@@ -47,4 +50,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "essl_fast.export"))
+    sys.exit(command(main, PROG))

@@ -38,6 +38,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from essl_fast.commands import command
 from essl_fast.config import InputError, Options
 from essl_fast.data import annotations as notes
 from essl_fast.data import audio, datasets, hdf5, media, nvdec, published, stills
@@ -48,6 +49,7 @@ from essl_fast.data.shards import BAD, CLIP, QUARANTINE, VERSION, Manifest
 from essl_fast.data.verify import verify
 from essl_fast.files import parse_json
 
+PROG = "python -m essl_fast.prepare"
 PARTS = ".parts"
 VISUALS = ("auto", "clip", "jpeg")
 DECODERS = ("auto", "nvdec", "pyav")
@@ -307,8 +309,7 @@ def print_summary(manifest: Manifest) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns 0, or 1 where --strict finds something left out or --verify something broken, or 2 on an
-    InputError."""
+    """The command. Returns 0, or 1 where --strict finds something left out or --verify something broken. InputError."""
     parser = _parser()
     asked = vars(parser.parse_args(arguments))
     strict, checked = asked.pop("strict", False), asked.pop("verify", False)
@@ -323,11 +324,8 @@ def main(arguments: list[str] | None = None) -> int:
         if making:
             print_summary(manifest)
         found = verify(manifest, how.get("workers"), _reporter(True)) if checked else {}
-    except InputError as error:
-        print(f"essl_fast.prepare: error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        print("essl_fast.prepare: stopped; the same command goes on", file=sys.stderr)
+        print(f"{PROG}: stopped; the same command goes on", file=sys.stderr)
         return 130
     if checked:
         listed = ", ".join(f"{count} {reason}" for reason, count in found.items()) or "nothing"
@@ -335,13 +333,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{len(manifest)} pairs were decoded; wrong with them: {listed}{told}")
     lost = {reason: count for reason, count in manifest.header["left_out"].items() if reason != media.WINDOW}
     if strict and lost:
-        print(f"essl_fast.prepare: strict: {sum(lost.values())} entries were left out", file=sys.stderr)
+        print(f"{PROG}: strict: {sum(lost.values())} entries were left out", file=sys.stderr)
     return int(bool((strict and lost) or BAD & found.keys()))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Options(
-        prog="python -m essl_fast.prepare",
+        prog=PROG,
         description="Read videos once: make the shards that training reads. Interrupted, the same command continues.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -354,7 +352,8 @@ def _parser() -> argparse.ArgumentParser:
         help="chaotic: folder that holds annotation/, train_ssl.txt and test_ssl.txt; flickr: folder of the XML files; "
         "vggss: the JSON file; the latter two are looked for in --data")  # fmt: skip
     add("--data", type=Path, metavar="DIR", nargs="+", **unless,
-        help="flickr, vggss: folders that hold frames/ and audio/, or videos/ (docs/datasets.md shows the layouts)")
+        help="flickr, vggss: folders that hold frames/ and audio/, or videos/ (docs/datasets.md shows the "
+        "layouts)")  # fmt: skip
     for split, what in (("train", "training pairs"), ("val", "labelled pairs to choose the best epoch on"),
                         ("test", "test pairs")):  # fmt: skip
         told = f"flickr, vggss: names of the {what}, one a line"
@@ -397,4 +396,4 @@ def _size(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(main, PROG))

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from essl_fast import checkpoint, config, kernels, runlog
+from essl_fast.commands import command
 from essl_fast.config import InputError, Options
 from essl_fast.data.loader import Loader, RawBatch
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import command, loader_settings, pick_device
+from essl_fast.evaluate import loader_settings, pick_device
 from essl_fast.safety import Fault
 from essl_fast.trainer import Trainer
 

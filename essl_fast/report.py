@@ -7,6 +7,7 @@ command makes it again from the run directory, also of a run that is still going
 import sys
 from pathlib import Path
 
+from essl_fast.commands import command
 from essl_fast.config import InputError, Options
 from essl_fast.files import atomic_file
 from essl_fast.report_page import page
@@ -42,6 +43,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from essl_fast.evaluate import command
-
     sys.exit(command(main, PROG))

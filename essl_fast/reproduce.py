@@ -30,9 +30,10 @@ from pathlib import Path
 from rich.markup import escape
 
 from essl_fast import checkpoint, config, figures, paper, runlog
+from essl_fast.commands import command
 from essl_fast.config import InputError, Options
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import command, evaluate, pick_device, pick_precision, restore
+from essl_fast.evaluate import evaluate, pick_device, pick_precision, restore
 from essl_fast.files import atomic_file
 from essl_fast.reproduce_rows import TABLES, Row, fraction_of, fraction_rows, read_published
 from essl_fast.stopping import Stopped
@@ -310,7 +311,8 @@ def draw(parts: Iterable[str], results: Results, device: str) -> list[tuple[str,
         histories = {
             row.label: history
             for row in TABLES["table1"][1]
-            if row.config.startswith("paper/table1_batch128") and seed in results.summaries.get(row.run, {})
+            if row.config.startswith("paper/table1_batch128")
+            and seed in results.summaries.get(row.run, {})
             and (history := selection(plan.folder(row, seed)))
         }
         if histories:
@@ -482,4 +484,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(command(main, "essl_fast.reproduce"))
+    sys.exit(command(main, PROG))

@@ -29,6 +29,7 @@ import torch
 import yaml
 
 from essl_fast import checkpoint, config, distributed, explain, figures, gallery, runlog, safety, tensorboard_log
+from essl_fast.commands import command
 from essl_fast.compiling import cache_counts, keep_cache, wants_compile
 from essl_fast.config import InputError
 from essl_fast.data.shards import Manifest
@@ -36,7 +37,6 @@ from essl_fast.distributed import ALONE, World
 from essl_fast.evaluate import (
     boxes_prior,
     centre_prior,
-    command,
     consensus_of,
     evaluation_loader,
     pick_device,
@@ -463,7 +463,7 @@ def main(argv: list[str] | None = None) -> int:
                 name, why = error.filename or out, error.strerror or str(error)
                 error = InputError(f"cannot write or read {name}: {why}; {again}")
             if world.size > 1:
-                told = f"{PROG}: rank {world.rank}: {type(error).__name__}: {error}"
+                told = f"{PROG}: error: rank {world.rank}: {type(error).__name__}: {error}"
                 if checkpoint.kept(out / "last.pt"):  # also where the reason is that another rank is gone
                     told += f"; to go on: torchrun --nproc-per-node={world.size} -m essl_fast.train --resume {out}"
                 print(told, file=sys.stderr)

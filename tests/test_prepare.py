@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from essl_fast.commands import command
 from essl_fast.config import InputError
 from essl_fast.data import media
 from essl_fast.data.shards import Manifest, iterate
-from essl_fast.prepare import main, prepare
+from essl_fast.prepare import PROG, main, prepare
 from tests.data.media_tools import clicks, make_video, number_of, row, truncate, write_annotations
 from tests.data.prepare_tools import arguments, hashes, left_out, run, workers_that
 
@@ -273,15 +274,17 @@ def test_prepare_works_in_a_script_without_a_guarded_main(world, tmp_path):
 
 def test_errors_of_the_command(world, tmp_path, capsys):
     out = ["--out", str(tmp_path / "o")]
-    assert main(["--videos", str(tmp_path / "no"), "--annotations", str(world / "notes"), *out]) == 2
+    given = ["--videos", str(tmp_path / "no"), "--annotations", str(world / "notes"), *out]
+    assert command(lambda: main(given), PROG) == 2
     error = capsys.readouterr().err
-    assert error.startswith("essl_fast.prepare: error: ") and error.count("\n") == 1 and "no is not a folder" in error
+    assert error.startswith(f"{PROG}: error: ") and error.count("\n") == 1 and "no is not a folder" in error
     (tmp_path / "notes/annotation/group").mkdir(parents=True)
     (tmp_path / "notes/annotation/group/a.csv").write_text("")
     (tmp_path / "notes/train_ssl.txt").write_text("a\n")
     (tmp_path / "notes/test_ssl.txt").write_text("")
-    assert main(["--videos", str(tmp_path), "--annotations", str(tmp_path / "notes"), *out]) == 2
-    assert "a.csv is empty" in capsys.readouterr().err and not (tmp_path / "o").exists()
+    with pytest.raises(InputError, match="a.csv is empty"):
+        main(["--videos", str(tmp_path), "--annotations", str(tmp_path / "notes"), *out])
+    assert not (tmp_path / "o").exists()
     for settings in ({"workers": 0}, {"pairs_per_shard": 0}):
         with pytest.raises(InputError, match="is 0: give 1 or more"):
             run(world, tmp_path / "o", **settings)

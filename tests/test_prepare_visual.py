@@ -284,18 +284,18 @@ def test_verify_finds_a_shard_that_was_changed_beside_its_pairs(odd, tmp_path):
     assert 6 not in Manifest.load(out).quarantine()
 
 
-def test_verify_of_what_is_no_prepared_folder(odd, tmp_path, capsys):
-    assert main(["--verify", "--out", str(tmp_path)]) == 2
-    assert "manifest.json is not there" in capsys.readouterr().err
+def test_verify_of_what_is_no_prepared_folder(odd, tmp_path):
+    with pytest.raises(InputError, match="manifest.json is not there"):
+        main(["--verify", "--out", str(tmp_path)])
     shutil.copytree(odd, tmp_path / "out")
     tar = tmp_path / "out/train-00000.tar"
     tar.write_bytes(tar.read_bytes()[:-10_240])
-    assert main(["--verify", "--out", str(tmp_path / "out")]) == 2
-    assert "train-00000.tar has" in capsys.readouterr().err
+    with pytest.raises(InputError, match="train-00000.tar has"):
+        main(["--verify", "--out", str(tmp_path / "out")])
     shutil.copytree(odd, tmp_path / "other")
     (tmp_path / "other/train-00000.idx").write_text("v1.2 0\n")
-    assert main(["--verify", "--out", str(tmp_path / "other")]) == 2
-    assert "train-00000.idx does not list the pairs of the manifest" in capsys.readouterr().err
+    with pytest.raises(InputError, match="train-00000.idx does not list the pairs of the manifest"):
+        main(["--verify", "--out", str(tmp_path / "other")])
 
 
 def test_preparing_again_forgets_the_old_list(world, tmp_path):

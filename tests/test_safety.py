@@ -11,9 +11,9 @@ from torch import nn
 
 from essl_fast import checkpoint, config, models, replay, safety, train
 from essl_fast import trainer as trainer_module
+from essl_fast.commands import command
 from essl_fast.config import InputError
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import command
 from essl_fast.models import localizer
 from essl_fast.runlog import EpochBars, console, read_log
 

@@ -15,6 +15,7 @@ import torch
 
 from essl_fast import checkpoint, config, evaluate, models, objectives, runlog, train
 from essl_fast import trainer as trainer_module
+from essl_fast.commands import command
 from essl_fast.config import InputError
 from essl_fast.data.shards import QUARANTINE, Manifest, read_index
 from essl_fast.models import weights
@@ -301,7 +302,7 @@ def test_a_finished_run_is_not_overwritten(finished):
 
 def run_command(capsys, *arguments):
     """Exit code and error line of the command, run in this process."""
-    code = evaluate.command(lambda: train.main(list(map(str, arguments))), train.PROG)
+    code = command(lambda: train.main(list(map(str, arguments))), train.PROG)
     return code, capsys.readouterr().err.strip()
 
 

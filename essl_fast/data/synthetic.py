@@ -45,6 +45,7 @@ from essl_fast.data.synthetic_look import HEIGHT, WIDTH
 from essl_fast.data.synthetic_plan import CLASSES, CODECS, SPLITS, ScenePlan, WorldSettings, plan_world
 from essl_fast.files import atomic_file
 
+PROG = "python -m essl_fast.data.synthetic"
 FORMAT, VERSION = "essl_fast demo world", 1
 
 # codec: (encoders, best first; pixel format; options). Fast presets: a video is small and decoded only a few times.
@@ -338,9 +339,7 @@ def make_world(
 def main(arguments: list[str] | None = None) -> int:
     """The command: makes a world and prints where it is. Returns the exit status, 2 where the input is wrong."""
     default = WorldSettings()
-    parser = Options(
-        prog="python -m essl_fast.data.synthetic", description="Makes the demo world from a seed."
-    )
+    parser = Options(prog=PROG, description="Makes the demo world from a seed.")
     parser.add_argument("--out", type=Path, required=True, help="folder to make it in")
     parser.add_argument("--codec", default=default.codec, choices=CODECS, help="video codec (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything (default: %(default)s)")
@@ -369,7 +368,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         world = make_world(given.out, **options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
     made = "was already there" if world.reused else f"made in {world.seconds:.1f} s"
     print(

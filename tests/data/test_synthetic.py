@@ -186,7 +186,8 @@ def test_wrong_input_is_named(
             make_world(tmp_path / "new", **wrong)
     monkeypatch.setitem(synthetic.ENCODERS, "av1", (("libnone",), "yuv420p", {}))
     assert synthetic.main(["--out", str(tmp_path / "new"), "--codec", "av1"]) == 2
-    assert "no av1 encoder (libnone)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"{synthetic.PROG}: error: ") and "no av1 encoder (libnone)" in error
     assert not (tmp_path / "new").exists()
 
 

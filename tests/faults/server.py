@@ -52,12 +52,10 @@ def be_bound() -> None:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    from essl_fast import evaluate, prepare, replay, train
+    from essl_fast import commands, evaluate, prepare, replay, train
 
-    if command == "prepare":
-        return prepare.main(arguments)
-    module = {"train": train, "evaluate": evaluate, "replay": replay}[command]
-    return evaluate.command(lambda: module.main(arguments), getattr(module, "PROG", "essl_fast.evaluate"))
+    module = {"prepare": prepare, "train": train, "evaluate": evaluate, "replay": replay}[command]
+    return commands.command(lambda: module.main(arguments), module.PROG)
 
 
 def child(asked: dict) -> int:
