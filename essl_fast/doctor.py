@@ -5,6 +5,11 @@ and every other setting. It changes nothing, and fetches nothing. Exit code 1 if
 2 if the options themselves are wrong.
 """
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import argparse
 import json
 import sys

@@ -1,5 +1,10 @@
 """python -m essl_fast.evaluate CHECKPOINT: how well a checkpoint localizes on a split, as a table and JSON."""
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -4,6 +4,11 @@ sspl    the published SSPL code's frame_best.pth, sound_best.pth, ssl_head_best.
         whole state dicts, the frozen networks included, which that code's test.py loads as they are
 """
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import argparse
 import sys
 from pathlib import Path

@@ -22,6 +22,11 @@ here, so damage inside of it goes unnoticed: `--verify` decodes everything once 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import argparse
 import contextlib
 import errno

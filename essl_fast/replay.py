@@ -5,6 +5,11 @@ first value appears that is infinite or not a number: a weight, an input, a modu
 weight is changed. Exit code 0 if the fault shows again, 1 if everything is finite this time.
 """
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import sys
 import typing
 from collections.abc import Iterator

@@ -4,6 +4,11 @@ The page holds everything it shows: no script, no font, no file from elsewhere. 
 command makes it again from the run directory, also of a run that is still going on, or of several.
 """
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import sys
 from pathlib import Path
 

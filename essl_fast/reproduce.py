@@ -13,6 +13,11 @@ rows can be compared with each other, not with the paper's.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import argparse
 import contextlib
 import json

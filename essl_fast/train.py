@@ -14,6 +14,11 @@ run directory   config.yaml     the settings, all of them
                 nonfinite-E-S.pt    a step that was not finite, for `python -m essl_fast.replay`
 """
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import contextlib
 import functools
 import json

@@ -1,7 +1,11 @@
-"""What the commands have in common: one form of errors, and their exit codes."""
+"""What the commands have in common: a quiet end by Ctrl-C from the first import on, one form of errors, exit codes."""
 
 import ast
 import importlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,8 @@ from essl_fast.config import InputError
 
 PACKAGE = Path(commands.__file__).parent
 COMMANDS = ("doctor", "evaluate", "export", "localize", "prepare", "replay", "report", "reproduce", "train")
+SLOW = ("numpy", "torch")  # what takes long to import; each command but doctor begins with one
+QUIET = [name for name in COMMANDS if name != "localize"]  # those that call `begin`
 WRONG = {  # arguments that a command's parser takes, and which are wrong all the same
     "doctor": ["--config", "nonsense"],
     "evaluate": ["--device", "cpu"],
@@ -63,16 +69,67 @@ def test_what_is_nobodys_fault_keeps_its_traceback():
         commands.command(lambda: 1 // 0, "python -m x")
 
 
-def guards(tree: ast.Module) -> list[ast.If]:
-    """A module's `if __name__ == "__main__":`."""
-    conditions = [node for node in tree.body if isinstance(node, ast.If)]
-    return [node for node in conditions if ast.unparse(node.test) == "__name__ == '__main__'"]
+@pytest.mark.parametrize("name", QUIET)
+def test_ctrl_c_while_it_imports_ends_a_command_silently(name, tmp_path):
+    """NumPy and PyTorch are stood in for by a module that is sent the signal while it is imported."""
+    for module in SLOW:
+        text = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+        (tmp_path / f"{module}.py").write_text(text)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{PACKAGE.parent}"}
+    command = [sys.executable, "-m", f"essl_fast.{name}"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=50)
+    if name == "doctor":  # imports them when it looks at them
+        assert (done.returncode, done.stderr) == (130, "python -m essl_fast.doctor: stopped\n")
+    else:
+        assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+    assert done.stdout == ""
+
+
+def test_ctrl_c_is_pythons_again_once_the_command_runs():
+    def main():
+        seen.append(signal.getsignal(signal.SIGINT))
+        return 0
+
+    seen, before = [], signal.getsignal(signal.SIGINT)
+    try:
+        for set_by_the_shell, begun, then in (
+            (signal.default_int_handler, signal.SIG_DFL, signal.default_int_handler),
+            (signal.SIG_IGN, signal.SIG_IGN, signal.SIG_IGN),
+        ):
+            signal.signal(signal.SIGINT, set_by_the_shell)
+            commands.begin()
+            assert signal.getsignal(signal.SIGINT) is begun
+            assert commands.command(main, "python -m x") == 0 and seen.pop() is then
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def guards(name: str) -> list[tuple[int, ast.If]]:
+    """A module's `if __name__ == "__main__":`, and before how many of its statements each stands."""
+    body = ast.parse((PACKAGE / f"{name}.py").read_text()).body
+    conditions = [(at, node) for at, node in enumerate(body) if isinstance(node, ast.If)]
+    return [(at, node) for at, node in conditions if ast.unparse(node.test) == "__name__ == '__main__'"]
 
 
 def test_every_command_is_meant():
-    """Each module that ends in `command` is one of those above."""
-    found = set()
-    for path in PACKAGE.glob("*.py"):
-        last = guards(ast.parse(path.read_text()))[-1:]
-        found |= {path.stem for guard in last if ast.unparse(guard.body[-1]) == "sys.exit(command(main, PROG))"}
-    assert found == set(COMMANDS)
+    """Each module that ends in `command` is one of those above; `begin` stands first in it, where importing it as a
+    library does not meet it, and nowhere else."""
+    ends = {name: guards(name)[-1:] for name in sorted(path.stem for path in PACKAGE.glob("*.py"))}
+    found = [name for name, last in ends.items() for _, node in last
+             if ast.unparse(node.body[-1]) == "sys.exit(command(main, PROG))"]  # fmt: skip
+    assert found == sorted(COMMANDS)
+    for name in QUIET:
+        at, first = guards(name)[0]
+        assert ast.unparse(first.body) == "from essl_fast.commands import begin\nbegin()", name
+        before = ast.parse((PACKAGE / f"{name}.py").read_text()).body[1:at]  # without the docstring
+        assert [ast.unparse(node) for node in before] in ([], ["from __future__ import annotations"]), name
+    callers = [path.stem for path in PACKAGE.rglob("*.py") if "    begin()" in path.read_text()]
+    assert set(callers) - {"commands"} == set(QUIET)
+
+
+def test_importing_a_command_changes_no_signal():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert before[0] is signal.default_int_handler  # also where an earlier test has imported them
+    for name in COMMANDS:
+        importlib.import_module(f"essl_fast.{name}")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
