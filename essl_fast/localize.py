@@ -16,6 +16,11 @@ by DALI) decodes the moments, and their frames stay there; what is drawn is need
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from essl_fast.commands import begin
+
+    begin()
+
 import argparse
 import math
 import os
@@ -34,6 +39,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from essl_fast import metrics, rendering, runlog
+from essl_fast.commands import command
 from essl_fast.config import SIZE, InputError
 from essl_fast.data import clips, media, nvdec, reels
 from essl_fast.data.annotations import boxes_to_grid
@@ -41,7 +47,6 @@ from essl_fast.data.footage import Footage, Still, Video, is_picture, read_pictu
 from essl_fast.data.sound_windows import Window, open_windows, sound_length
 from essl_fast.data.truth import Truth, read_truth
 from essl_fast.data.writing import video_file
-from essl_fast.evaluate import command
 from essl_fast.files import atomic_file
 from essl_fast.finder import SoundFinder, heat_of, resize_map
 

@@ -16,7 +16,6 @@ from essl_fast.config import InputError
 PACKAGE = Path(commands.__file__).parent
 COMMANDS = ("doctor", "evaluate", "export", "localize", "prepare", "replay", "report", "reproduce", "train")
 SLOW = ("numpy", "torch")  # what takes long to import; each command but doctor begins with one
-QUIET = [name for name in COMMANDS if name != "localize"]  # those that call `begin`
 WRONG = {  # arguments that a command's parser takes, and which are wrong all the same
     "doctor": ["--config", "nonsense"],
     "evaluate": ["--device", "cpu"],
@@ -69,7 +68,7 @@ def test_what_is_nobodys_fault_keeps_its_traceback():
         commands.command(lambda: 1 // 0, "python -m x")
 
 
-@pytest.mark.parametrize("name", QUIET)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_ctrl_c_while_it_imports_ends_a_command_silently(name, tmp_path):
     """NumPy and PyTorch are stood in for by a module that is sent the signal while it is imported."""
     for module in SLOW:
@@ -118,13 +117,13 @@ def test_every_command_is_meant():
     found = [name for name, last in ends.items() for _, node in last
              if ast.unparse(node.body[-1]) == "sys.exit(command(main, PROG))"]  # fmt: skip
     assert found == sorted(COMMANDS)
-    for name in QUIET:
+    for name in COMMANDS:
         at, first = guards(name)[0]
         assert ast.unparse(first.body) == "from essl_fast.commands import begin\nbegin()", name
         before = ast.parse((PACKAGE / f"{name}.py").read_text()).body[1:at]  # without the docstring
         assert [ast.unparse(node) for node in before] in ([], ["from __future__ import annotations"]), name
     callers = [path.stem for path in PACKAGE.rglob("*.py") if "    begin()" in path.read_text()]
-    assert set(callers) - {"commands"} == set(QUIET)
+    assert set(callers) - {"commands"} == set(COMMANDS)
 
 
 def test_importing_a_command_changes_no_signal():

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from essl_fast import checkpoint, config, kernels, localize, models
+from essl_fast.commands import command
 from essl_fast.config import InputError
 from essl_fast.data import nvdec
 from essl_fast.data.audio import decode_sound
 from essl_fast.data.footage import Still, Video
 from essl_fast.data.media import decode_frames, probe
-from essl_fast.evaluate import command
 from essl_fast.finder import SoundFinder, heat_of, stored_frame
 from tests.data.media_tools import clicks, make_sound, make_video, number_of, numbered, set_matrix, truncate
 

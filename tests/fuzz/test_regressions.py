@@ -194,7 +194,8 @@ def test_a_sound_of_a_billion_frames_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("text, why", [
-    ("model: &m {x: *m}\n", "contains itself"), ("seed: 1\nseed: 2\n", "there twice"), ("name: " + "[" * 5000, "deep|depth"),
+    ("model: &m {x: *m}\n", "contains itself"), ("seed: 1\nseed: 2\n", "there twice"),
+    ("name: " + "[" * 5000, "deep|depth"),
     ("a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
      "d: [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n", "values"), ("seed: " + "9" * 5000, "settings"), ("model:\n", "model"),
     ("model: {class_path: this.s}\n", "class_path is no setting"), ("config: x.yaml\n", "config is no setting"),
