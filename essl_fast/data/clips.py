@@ -178,15 +178,16 @@ class _Group:
             yield from self._answer(reel, header)
 
     def end(self, why: MediaError | None, header: _Header) -> Iterator[_Answer]:
-        """`why` for all whose packets are still to come; what is here of unfinished reels makes shorter ones."""
+        """`why` for all whose packets are still to come; what is here of unfinished reels makes shorter ones, each of
+        frames that follow each other among those wanted."""
         for reel in dict.fromkeys(self.coming.values()):
-            yield from self._answer(tuple(tick for tick in reel if tick not in self.coming), header)
+            for is_here, some in groupby(reel, lambda tick: tick not in self.coming):
+                if is_here:
+                    yield from self._answer(tuple(some), header)
         while self.left:
             yield (self.left.popitem()[1],), why
 
     def _answer(self, ticks: tuple[int, ...], header: _Header) -> Iterator[_Answer]:
-        if not ticks:
-            return
         places = tuple(self.left.pop(tick) for tick in ticks)
         reel = header.reel(self.packets, ticks, places)
         if isinstance(reel, Reel):
@@ -208,6 +209,12 @@ def _cut(found: Probe, places: list[int], together: int) -> Iterator[_Answer]:
             todo.append(_Group(begin))
         todo[-1].want({int(found.pts[place]): place for place in some}, together)
     active, here, sought, changed = [], None, False, ""
+
+    def from_the_start() -> Iterator[_Answer]:
+        """The rest, where the file's index leads astray."""
+        rest = [place for group in todo for place in group.left.values()]
+        yield from _cut(replace(found, seekable=False), rest, together)
+
     with media.open_file(found.path) as container:
         try:
             header = _Header.of(container, found)
@@ -221,7 +228,11 @@ def _cut(found: Probe, places: list[int], together: int) -> Iterator[_Answer]:
         packets = container.demux(video)
         while todo or active:
             if not active and found.seekable and _frames_between(found, here, todo[0].begin) > _WORTH_A_SEEK:
-                container.seek(todo[0].begin, stream=video, backward=True)
+                try:
+                    container.seek(todo[0].begin, stream=video, backward=True)
+                except av.FFmpegError:
+                    yield from from_the_start()
+                    return
                 packets, sought = container.demux(video), True
             try:
                 packet = next(packets, None)
@@ -242,9 +253,7 @@ def _cut(found: Probe, places: list[int], together: int) -> Iterator[_Answer]:
             if todo and packet.is_keyframe and packet.pts == todo[0].begin:
                 active.append(todo.popleft())
             elif sought and not active and packet.is_keyframe and packet.pts is not None and here > todo[0].begin:
-                # The file's index led past the key frame: look for it from the start.
-                rest = [place for group in todo for place in group.left.values()]
-                yield from _cut(replace(found, seekable=False), rest, together)
+                yield from from_the_start()  # it led past the key frame
                 return
             if not active:
                 continue

@@ -6,6 +6,7 @@
 | a video's length; its frames                            | `SECONDS` 24 h; `FRAMES` 2^24         |
 | a sound's channels; samples a second; samples kept      | `CHANNELS` 64; `RATES`; `SAMPLES` 2^30 |
 | streams in a file                                       | `STREAMS` 100                         |
+| CPU time that reading a file's header takes             | `HEADER_SECONDS` 2                    |
 | memory of a worker of `prepare`, unless it uses a GPU   | `WORKER_MEMORY` 16 GiB                |
 
 A file beyond them is left out by `prepare`, with its reason, and an error in training. They are far above every data
@@ -24,6 +25,7 @@ SIDE, PIXELS = 16_384, 1 << 28
 SECONDS, FRAMES = 24 * 3600, 1 << 24
 CHANNELS, RATES, SAMPLES = 64, (1_000, 768_000), 1 << 30  # 2^30 samples: 6 h at 48 kHz, 4 GiB
 STREAMS = 100
+HEADER_SECONDS = 2.0  # of one core; FFmpeg takes more for some damaged files of 60 KB, and tenths for a day of video
 WORKER_MEMORY = 16 << 30  # bytes of a worker's own; a frame of 2^28 pixels in 4:2:0 takes 0.4 GB, its RGB 0.8 GB
 
 CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg", "wav", "flac", "mp3")
@@ -43,6 +45,13 @@ def length(seconds: float, frames: int = 0) -> str:
     if seconds > SECONDS:
         return f"it says that it lasts {seconds / 3600:,.0f} h: at most {SECONDS // 3600} h are read"
     return f"it has more than {FRAMES:,} frames" if frames > FRAMES else ""
+
+
+def header(seconds: float) -> str:
+    """Why a file whose header took so much CPU time to read is not read further, "" if it is."""
+    if seconds > HEADER_SECONDS:
+        return f"its header takes {seconds:.1f} s of computing to read, at most {HEADER_SECONDS:g}: it is damaged"
+    return ""
 
 
 def sound(rate: int, channels: int, samples: int = 0) -> str:

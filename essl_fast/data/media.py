@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from time import thread_time
 
 import av
 import numpy as np
@@ -290,7 +291,10 @@ def _decode_run(found: Probe, left: list[int], key: int, stop: int | None = None
                 if _first_place(found, later) - place > _WORTH_A_SEEK:
                     key, seek = later, True
             if seek:
-                container.seek(int(found.keys[key]), stream=video, backward=True)
+                try:
+                    container.seek(int(found.keys[key]), stream=video, backward=True)
+                except av.FFmpegError:  # the index is of no use
+                    return (yield from _decode_run(replace(found, seekable=False), left, key, stop))
                 packets, waiting, seek, place = container.demux(video), True, False, _first_place(found, key)
                 held.clear()
             try:
@@ -340,12 +344,17 @@ def _first_place(found: Probe, key: int) -> int:
 
 
 def open_file(path: Path):
+    begin = thread_time()
     try:
         # The protocol is named, or a path such as "concat:a" would name one. A tag in another encoding is nobody's
         # concern here.
-        return av.open(f"file:{path}", metadata_errors="replace", container_options=limits.DEMUXER)
+        container = av.open(f"file:{path}", metadata_errors="replace", container_options=limits.DEMUXER)
     except (av.FFmpegError, OSError) as error:
         raise unreadable(path, error) from error
+    if wrong := limits.header(thread_time() - begin):  # it is opened several times: no more than once for nothing
+        container.close()
+        raise MediaError(LIMIT, f"{path.name}: {wrong}")
+    return container
 
 
 def unreadable(path: Path, error: Exception) -> MediaError:

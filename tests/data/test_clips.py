@@ -22,7 +22,7 @@ from tests.data.media_tools import (
     set_edits,
     set_matrix,
 )
-from tests.data.test_media import Astray
+from tests.data.test_media import Adrift, Astray
 
 
 def x264(params: str = "", **options) -> dict:
@@ -166,6 +166,22 @@ def test_reels_hold_several_frames(tmp_path, name, together, quiet):
         assert len(got) == sum(-(-size // together) for size in sizes)
 
 
+@pytest.mark.parametrize("together", [4, 99])
+@pytest.mark.parametrize("share", [0.85, 0.7, 0.5])
+def test_of_a_damaged_group_with_b_frames_each_frame_is_answered(tmp_path, share, together):
+    path = make_video(tmp_path / "v.mkv", seconds=4, picture=noisy, sound=None, **STREAMS["h264.mp4"])
+    found, whole = probe(path), every_frame(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    got = list(clips.cut_reels(found, list(range(40)), together))
+    assert [place for some, _ in got for place in some] == list(range(40))
+    held = [reel for _, reel in got if reel is not None]
+    assert held and got[-1][1] is None
+    for reel in held:
+        assert reel.places == tuple(range(reel.places[0], reel.places[0] + len(reel.places)))
+        for place, target in zip(reel.places, reel.targets, strict=True):
+            np.testing.assert_array_equal(decode_clip(reel.data, target), whole[place])
+
+
 def test_of_a_damaged_group_the_reel_holds_what_is_there(tmp_path):
     path = make_video(tmp_path / "v.mkv", seconds=4, picture=noisy, sound=None, **STREAMS["h264_no_b_frames.mov"])
     found, whole = probe(path), every_frame(path)
@@ -247,6 +263,14 @@ def test_a_seek_that_leads_past_the_frame_falls_back(tmp_path, monkeypatch):
     path, real, sought = make_video(tmp_path / "v.mkv", seconds=40, **STREAMS["h264.mp4"]), media.open_file, []
     found = probe(path)
     monkeypatch.setattr(media, "open_file", lambda path: Astray(real(path), sought))
+    got = {index: number_of(shown(clip)) for index, clip in cut_clips(path, [(250, 0), (390, 0), (4, 0)], found)}
+    assert got == {0: 250, 1: 390, 2: 4} and len(sought) == 1
+
+
+def test_a_seek_that_fails_falls_back(tmp_path, monkeypatch):
+    path, real, sought = make_video(tmp_path / "v.mkv", seconds=40, **STREAMS["h264.mp4"]), media.open_file, []
+    found = probe(path)
+    monkeypatch.setattr(media, "open_file", lambda path: Adrift(real(path), sought))
     got = {index: number_of(shown(clip)) for index, clip in cut_clips(path, [(250, 0), (390, 0), (4, 0)], found)}
     assert got == {0: 250, 1: 390, 2: 4} and len(sought) == 1
 

@@ -4,6 +4,7 @@ import resource
 import struct
 import subprocess
 import sys
+import time
 
 import av
 import pytest
@@ -20,6 +21,26 @@ def test_the_limits_themselves():
     assert not limits.sound(768_000, 64) and limits.sound(768_001, 1) and limits.sound(999, 1)
     assert limits.sound(8000, 65)
     assert limits.sound(48_000, 1, limits.SAMPLES + 1)
+
+
+def test_a_header_that_takes_long_to_read_is_read_once(tmp_path, monkeypatch):
+    path, real, opened = make_video(tmp_path / "v.mp4", seconds=1), av.open, []
+
+    def slow(*given, **how):
+        opened.append(given)
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end:
+            pass
+        return real(*given, **how)
+
+    monkeypatch.setattr(limits, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(av, "open", slow)
+    for ask in (media.probe, audio.decode_sound, clips.can_copy):
+        with pytest.raises(media.MediaError, match=r"beyond the decoding limits: v.mp4: its header takes 0.\d s"):
+            ask(path)
+    assert len(opened) == 3
+    monkeypatch.setattr(limits, "HEADER_SECONDS", 20.0)
+    assert len(media.probe(path).pts) == 10
 
 
 def bomb(path, width: int, height: int):

@@ -1,5 +1,6 @@
 """Decoding: the right frame, the right sound, and what a bad file costs."""
 
+import av
 import numpy as np
 import pytest
 from av import Packet, VideoFrame
@@ -114,6 +115,21 @@ class Astray:
 def test_a_seek_that_leads_past_the_frame_falls_back(tmp_path, monkeypatch):
     path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), media.open_file, []
     monkeypatch.setattr(media, "open_file", lambda path: Astray(real(path), sought))
+    assert numbers(path, [(100, 0), (130, 0), (4, 0)]) == [100, 130, 4]
+    assert len(sought) == 1
+
+
+class Adrift(Astray):
+    """A container whose index leads nowhere."""
+
+    def seek(self, tick, **how):
+        self.sought.append(tick)
+        raise av.error.PermissionError(1, "Operation not permitted")  # what FFmpeg says of some damaged files
+
+
+def test_a_seek_that_fails_falls_back(tmp_path, monkeypatch):
+    path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), media.open_file, []
+    monkeypatch.setattr(media, "open_file", lambda path: Adrift(real(path), sought))
     assert numbers(path, [(100, 0), (130, 0), (4, 0)]) == [100, 130, 4]
     assert len(sought) == 1
 
