@@ -96,6 +96,7 @@ class Localization:
     height: int
     moments: list[Moment]
     faults: list[str]
+    helped: bool = False  # PyAV decoded what DALI could not
     thumbs: list[tuple[Moment, np.ndarray]] = field(default_factory=list)
 
     def heats(self) -> Callable[[float], np.ndarray | None]:
@@ -148,8 +149,13 @@ def localize(
     shown = set(np.linspace(0, len(moments) - 1, min(SHEET, len(moments))).round().astype(int).tolist())
     found = Localization(0, 0, moments, [])
     waiting: list[tuple[Moment, torch.Tensor, np.ndarray]] = []
+
+    def say(fault: str) -> None:
+        found.faults.append(fault)
+        found.helped = True
+
     if dali:
-        pictures = reels.from_dali(footage, places, SIZE, finder.device, found.faults.append)
+        pictures = reels.from_dali(footage, places, SIZE, finder.device, say)
     else:
         pictures = reels.from_pyav(footage, places, SIZE)
 
@@ -162,8 +168,8 @@ def localize(
 
     broken = None
     with open_windows(sound) as windows:
-        for number, (_, picture) in enumerate(pictures):
-            moment = moments[number]
+        for number, (moment, (place, picture)) in enumerate(zip(moments, pictures, strict=True)):
+            assert place + 1 == moment.frame, (place, moment.frame)
             step(1)
             if isinstance(picture, media.MediaError):
                 moment.why, broken = str(picture), picture
@@ -449,7 +455,8 @@ def run(options: argparse.Namespace) -> int:
             dali=dali, step=bars.over("localizing", total),
         )  # fmt: skip
         count = sum(moment.similarity is not None for moment in found.moments)
-        decoder = "NVDEC" if dali else "PyAV" + (f" ({why})" if why and finder.device.type == "cuda" else "")
+        decoder = "PyAV" if not dali else "NVDEC and PyAV" if found.helped else "NVDEC"
+        decoder += f" ({why})" if why and finder.device.type == "cuda" else ""
         bars.line(f"localized {count} of {len(found.moments)} moments on {finder.device}, decoded by {decoder}")
         with atomic_file(files["sheet.png"]) as file:
             file.write(sheet(found, **look))

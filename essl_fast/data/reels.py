@@ -3,8 +3,8 @@
     places ──cut_reels──▶ reels ──DALI: NVDEC, `REELS` at a time; one bicubic resize──▶ (224, 224, 3) uint8 on the GPU
 
 A reel is one group of pictures with all its moments, so its packets are decoded once for them, and a batch of reels
-keeps all engines of NVDEC at work. The next batch is decoded while the network runs on this one. Neither the frames nor
-what is resized from them leaves the GPU, but where the whole picture is asked for.
+gives each engine of NVDEC one to work on. The next batch is decoded while the network runs on this one. Neither the
+frames nor what is resized from them leaves the GPU, but where the whole picture is asked for.
 
 Memory: `FRAME_BYTES` of decoded frames a reel, at most; long groups become several reels, each decoded from the key
 frame on. What no reel can be cut of, and what NVDEC fails at, comes from PyAV, at its place in the order.
@@ -25,13 +25,16 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from essl_fast.data.clips import Reel, cut_reels
 from essl_fast.data.footage import Footage, Video
-from essl_fast.data.hardware import decode_reels
+from essl_fast.data.hardware import ENGINES, decode_reels, reason
 from essl_fast.data.media import MediaError
 from essl_fast.data.pipeline import resize_dali, resize_host
 
-REELS = 8  # of a batch: the GPUs with the most engines have seven or eight
-FRAME_BYTES = 128 << 20  # 21 frames of 1080p; two batches are on their way
+REELS = ENGINES  # of a batch
+FRAME_BYTES = 64 << 20  # 10 frames of 1080p; at most two batches are on their way beside the one that is looked at
 PATIENCE = 3  # batches that NVDEC may fail at, until PyAV takes the rest
+
+
+HOST = torch.device("cpu")
 
 
 class Shown(NamedTuple):
@@ -42,14 +45,16 @@ class Shown(NamedTuple):
     whole: Callable[[], np.ndarray]
 
 
-def from_pyav(footage: Footage, places: Sequence[int], side: int) -> Iterator[tuple[int, Shown | MediaError]]:
-    """(place, what is shown there on the host, or why there is nothing) of each of ascending places."""
+def from_pyav(
+    footage: Footage, places: Sequence[int], side: int, device: torch.device = HOST
+) -> Iterator[tuple[int, Shown | MediaError]]:
+    """(place, what is shown there, its frame on `device`, or why there is nothing) of each of ascending places."""
     for place, picture in footage.some(places):
         if isinstance(picture, MediaError):
             yield place, picture
         else:
             image = torch.from_numpy(np.require(picture, np.uint8, ["C", "W"]))
-            yield place, Shown(resize_host(image[None], side)[0], image.numpy)
+            yield place, Shown(resize_host(image[None], side)[0].to(device), image.numpy)
 
 
 def from_dali(
@@ -57,7 +62,7 @@ def from_dali(
 ) -> Iterator[tuple[int, Shown | MediaError]]:
     """As `from_pyav`, with frames on `device`, in the order of the CUDA stream that was current at the first `next`.
 
-    `say` is given a line for each batch of reels that DALI could not decode and PyAV did.
+    `say` is given a line for each batch of reels that DALI could not decode and PyAV did, or tried to.
     """
     found = video.found
     together = max(1, FRAME_BYTES // (found.width * found.height * 3))
@@ -86,12 +91,15 @@ def from_dali(
             failed = waiting.popleft() if waiting else []
             again.extendleft(reversed(waiting))
             waiting.clear()
-            say(f"DALI fails, PyAV decodes instead: {' '.join(str(error).split())[:200]}")
-            yield from from_pyav(video, [place for item in failed for place in _places(item)], side)
+            count = sum(len(item.places) for item in failed if isinstance(item, Reel))
+            what = f"{count} frames from {video.times[_places(failed[0])[0]]:.2f} s on" if failed else "all frames"
+            told = f"{found.path.name}: DALI could not decode {what} ({reason(error)}), PyAV decodes them"
+            say(f"{told}; --decoder pyav would not try")
+            yield from from_pyav(video, [place for item in failed for place in _places(item)], side, device)
         else:
             yield from _in_order(video, waiting.popleft(), pictures, frames, side, device, stream)
     rest = [place for batch in (*again, *batches) for item in batch for place in _places(item)]
-    yield from from_pyav(video, rest, side)
+    yield from from_pyav(video, rest, side, device)
 
 
 _Item = Reel | tuple[int, ...]  # places that no reel was cut of
@@ -120,7 +128,7 @@ def _in_order(video, batch, pictures, frames, side, device, stream) -> Iterator[
     number = 0
     for item in batch:
         if not isinstance(item, Reel):
-            yield from from_pyav(video, item, side)
+            yield from from_pyav(video, item, side, device)
             continue
         resized = _tensor(frames[number], device, stream)
         for at, place in enumerate(item.places):
@@ -142,7 +150,7 @@ def _tensor(one, device: torch.device, stream) -> torch.Tensor:
 def _pipeline(source: Callable, side: int, device: torch.device) -> Pipeline:
     gpu = device.type == "cuda"
 
-    @pipeline_def(batch_size=REELS, num_threads=2, device_id=(device.index or 0) if gpu else None,
+    @pipeline_def(batch_size=REELS, num_threads=ENGINES if gpu else 2, device_id=(device.index or 0) if gpu else None,
                   prefetch_queue_depth=2, exec_dynamic=True)  # fmt: skip
     def graph():
         files, targets = fn.external_source(source=source, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1])

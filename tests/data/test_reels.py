@@ -7,7 +7,7 @@ import torch
 from essl_fast.data import clips, reels
 from essl_fast.data.footage import Still, Video
 from essl_fast.data.media import MediaError, probe
-from tests.data.media_tools import make_video, number_of, numbered, set_matrix, truncate
+from tests.data.media_tools import make_video, noisy, number_of, numbered, set_matrix, truncate
 from tests.data.test_hardware import MJPEG, VP9
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_damage_is_told_as_pyav_tells_it(tmp_path, monkeypatch):
 def test_where_the_decoder_fails_pyav_takes_over(tmp_path, monkeypatch, patience):
     """DALI's decoder for CPUs knows no H.264, as an NVDEC may not know what the driver said it does."""
     path = make_video(tmp_path / "v.mp4", seconds=8)
-    said = ["DALI fails, PyAV decodes instead: "] * patience
+    said = ["Failed to create video decoder"] * patience
     check(path, range(80), monkeypatch, said, REELS=2, PATIENCE=patience)
 
 
@@ -119,7 +119,19 @@ def test_one_batch_that_fails_costs_no_other(tmp_path, monkeypatch):
             yield places, clips.Reel(data, reel.places, reel.targets, reel.quarters)
 
     monkeypatch.setattr(reels, "cut_reels", damaged)
-    check(path, range(40), monkeypatch, ["DALI fails, PyAV decodes instead: "], REELS=1)
+    check(path, range(40), monkeypatch, ["DALI could not decode 10 frames from 1.00 s on ("], REELS=1)
+
+
+@pytest.mark.parametrize("share", [0.85, 0.65, 0.5])
+def test_every_moment_of_a_truncated_video_with_b_frames_is_answered(tmp_path, share):
+    """Its reels have holes: a frame is there, and one shown before it is not."""
+    path = make_video(tmp_path / "v.mkv", seconds=4, picture=noisy, sound=None, options={"bf": "3", "b-adapt": "0"})
+    whole = Video(probe(path))
+    truncate(path, share)
+    theirs, ours = (collect(moments) for moments in (
+        reels.from_pyav(whole, range(40), 224), reels.from_dali(whole, range(40), 224, CPU)))  # fmt: skip
+    assert [(one[0], type(one[1])) for one in ours] == [(one[0], type(one[1])) for one in theirs]
+    assert [one[0] for one in ours] == list(range(40)) and isinstance(ours[-1][1], MediaError)
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
@@ -157,3 +169,26 @@ def test_nvdec_gives_pyavs_frames(tmp_path, monkeypatch, codec):
         assert frame.device == device and number_of(picture) == number_of(whole)
         assert np.abs(frame.cpu().numpy().astype(int) - other).mean() <= 2
         assert np.abs(picture.astype(int) - whole).mean() <= 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_pyav_decodes_in_nvdecs_place_lies_on_the_gpu_as_well(tmp_path, monkeypatch):
+    """A reel of bytes that are none, and frames that are in no reel: one batch of the network holds them all."""
+    path = make_video(tmp_path / "v.mp4", seconds=4)
+    cut = reels.cut_reels
+
+    def damaged(*asked):
+        for number, (places, reel) in enumerate(cut(*asked)):
+            if number == 2:
+                yield from (((place,), None) for place in places)
+            else:
+                data = reel.data[:-300] + bytes(300) if number == 1 else reel.data
+                yield places, clips.Reel(data, reel.places, reel.targets, reel.quarters)
+
+    monkeypatch.setattr(reels, "cut_reels", damaged)
+    monkeypatch.setattr(reels, "REELS", 1)
+    video, device = Video(probe(path)), torch.device("cuda", torch.cuda.current_device())
+    shown = list(reels.from_dali(video, range(40), 224, device))
+    assert [place for place, _ in shown] == list(range(40)) and {one.frame.device for _, one in shown} == {device}
+    assert [number_of(one.frame.cpu().numpy()) for _, one in shown] == list(range(1, 41))
