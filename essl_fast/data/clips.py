@@ -303,11 +303,14 @@ class _Header:
             raise MediaError(NO_CLIP, f"{name}: its parameter sets are not stored as in MP4 and Matroska")
         options = {"fflags": "+bitexact", "movflags": "empty_moov", "write_btrt": "0"}
         written = io.BytesIO()
-        with av.open(written, "w", format="mp4", options=options) as file:
-            copy = file.add_stream_from_template(video, opaque=True)
-            if settings:
-                copy.codec_context.extradata = lean_settings(found.codec, settings)
-            file.start_encoding()
+        try:
+            with av.open(written, "w", format="mp4", options=options) as file:
+                copy = file.add_stream_from_template(video, opaque=True)
+                if settings:
+                    copy.codec_context.extradata = lean_settings(found.codec, settings)
+                file.start_encoding()
+        except av.FFmpegError as error:
+            raise MediaError(NO_CLIP, f"{name}: its packets do not go into an MP4 ({media.say(error)})") from error
         boxes = {kind: bytes(box) for kind, box in _header_boxes(written.getvalue()).items()}
         matrix = _matrix(boxes[b"tkhd"])
         turns = quarters(matrix)

@@ -65,7 +65,7 @@ def from_dali(
     `say` is given a line for each batch of reels that DALI could not decode and PyAV did, or tried to.
     """
     found = video.found
-    together = max(1, FRAME_BYTES // (found.width * found.height * 3))
+    together = max(1, FRAME_BYTES // max(1, found.width * found.height * 3))
     batches = _batches(cut_reels(found, places, together))
     waiting: deque[list[_Item]] = deque()  # what the pipeline is at work on
     again = deque([next(batches)])  # what comes before anything new

@@ -447,6 +447,21 @@ def test_packets_that_show_a_picture_again(tmp_path):
     assert {got[index].reason for index in range(15, 20)} == {NO_CLIP} and "again" in got[17].detail
 
 
+def test_a_stream_that_no_mp4_takes(tmp_path, monkeypatch):
+    """A damaged header says 0 x 0 pixels, say, and FFmpeg's muxer refuses."""
+    path, real = make_video(tmp_path / "v.mkv", seconds=1, sound=None, **STREAMS["h264.mp4"]), av.open
+    found = probe(path)
+
+    def refusing(file, mode="r", **how):
+        if mode == "w":
+            raise av.error.ArgumentError(22, "Invalid argument")
+        return real(file, mode, **how)
+
+    monkeypatch.setattr(av, "open", refusing)
+    assert can_copy(found) == "v.mkv: its packets do not go into an MP4 (Invalid argument)"
+    assert [clip.reason for _, clip in cut_clips(path, requests_of(found), found)] == [NO_CLIP] * 10
+
+
 def test_two_pictures_at_the_same_time(tmp_path):
     path = make_video(tmp_path / "v.mp4", sound=None, **STREAMS["h264.mp4"])
     with av.open(str(path)) as file:
