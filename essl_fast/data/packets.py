@@ -103,8 +103,8 @@ def _units(data: bytes, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _sei_number(data: bytes, at: int) -> tuple[int, int]:
-    """(type or size of an SEI message, where the next byte is)."""
+    """(type or size of an SEI message, where the next byte is). What a damaged one lacks at its end counts as 0."""
     total = 0
     while at < len(data) - 1 and data[at] == 255:
         total, at = total + 255, at + 1
-    return total + data[at], at + 1
+    return total + (data[at] if at < len(data) else 0), at + 1

@@ -6,7 +6,7 @@ import pytest
 from av import Packet, VideoFrame
 from av import open as av_open
 
-from essl_fast.data import media
+from essl_fast.data import display, media
 from essl_fast.data.audio import decode_sound
 from essl_fast.data.media import MediaError, decode_frames, find_video, probe
 from tests.data.media_tools import (
@@ -175,6 +175,20 @@ def test_a_turned_video_comes_out_upright(tmp_path, matrix):
     for _, frame in decode_frames(path, [(1, 0), (25, 0)]):
         assert frame.shape == (*shape, 3) and frame[where].min() > 200
         assert (frame > 200).mean() < 0.1
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), *list(CORNERS)[:3]])
+def test_side_data_without_a_name_leaves_a_video_upright(tmp_path, monkeypatch, matrix):
+    """FFmpeg has more kinds than PyAV: those of stereoscopic HEVC, say, or of a damaged frame."""
+    path = set_matrix(make_video(tmp_path / "v.mp4", seconds=1, sound=None), *matrix)
+    ((_, expected),) = decode_frames(path, [(7, 0)])
+
+    def unknown(frame):
+        raise ValueError("30 is not a valid Type")
+
+    monkeypatch.setattr(display, "SideDataContainer", unknown)
+    ((_, frame),) = decode_frames(path, [(7, 0)])
+    np.testing.assert_array_equal(frame, expected)
 
 
 @pytest.mark.parametrize("edits, expected", [

@@ -60,6 +60,13 @@ def test_pictures_from_which_a_decoder_recovers_slowly(sei, gradual):
     assert not is_gradual("hevc", h264(sei, P), HVCC) and not is_gradual("h264", h264(P, IDR), AVCC)
 
 
+def test_a_packet_that_breaks_off_is_not_gradual():
+    """Wherever it does: also in the middle of a message's type or size, which are as many bytes of 255 as it takes."""
+    whole = h264(b"\x06" + b"\xff" * 9, P)
+    for length in range(len(whole) + 1):
+        assert not is_gradual("h264", whole[:length], AVCC)
+
+
 @pytest.mark.parametrize("codec, data, hidden", [
     ("vp8", b"\x10abc", False), ("vp8", b"\x00abc", True),
     ("vp9", b"\x86abc", False), ("vp9", b"\x84abc", True), ("vp9", b"\x88abc", False),  # shown, not, shown again
