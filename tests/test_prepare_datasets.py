@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from essl_fast import config, evaluate, runlog, train
+from essl_fast.commands import command
 from essl_fast.config import InputError
 from essl_fast.data import listed, stills
 from essl_fast.data.shards import SPLITS, Manifest, iterate
 from essl_fast.kernels import reference
-from essl_fast.prepare import PreparedDifferently, main
+from essl_fast.prepare import PROG, PreparedDifferently, main
 from tests.data import dataset_tools as tools
 from tests.data.media_tools import make_video, truncate
 from tests.data.prepare_tools import hashes, left_out, workers_that
@@ -36,7 +37,7 @@ BOXES = {
 
 
 def prepared(*arguments) -> int:
-    return main([*map(str, arguments), *SMALL])
+    return command(lambda: main([*map(str, arguments), *SMALL]), PROG)
 
 
 def pairs_of(manifest: Manifest, split: str) -> list[dict]:

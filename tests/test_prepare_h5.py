@@ -261,7 +261,8 @@ def test_errors_of_h5(chaotic_h5, tmp_path, capsys):
 
 
 def test_without_h5py_the_error_names_it(tmp_path):
-    script = "import sys; sys.modules['h5py'] = None; from essl_fast.prepare import main; sys.exit(main(sys.argv[1:]))"
+    run = "runpy.run_module('essl_fast.prepare', run_name='__main__')"
+    script = f"import runpy, sys; sys.modules['h5py'] = None; {run}"
     command = [sys.executable, "-c", script, "--from-h5", str(tmp_path), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'essl_fast[h5]'" in done.stderr and done.stderr.count("\n") == 1
