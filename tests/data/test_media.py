@@ -179,7 +179,7 @@ def test_a_turned_video_comes_out_upright(tmp_path, matrix):
 
 @pytest.mark.parametrize("matrix", [(1, 0, 0, 1), *list(CORNERS)[:3]])
 def test_side_data_without_a_name_leaves_a_video_upright(tmp_path, monkeypatch, matrix):
-    """FFmpeg has more kinds than PyAV: those of stereoscopic HEVC, say, or of a damaged frame."""
+    """FFmpeg has kinds that PyAV has not; a damaged HEVC file had number 30."""
     path = set_matrix(make_video(tmp_path / "v.mp4", seconds=1, sound=None), *matrix)
     ((_, expected),) = decode_frames(path, [(7, 0)])
 
