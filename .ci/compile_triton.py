@@ -154,9 +154,16 @@ def compile_case(package: str, index: int, arch: int) -> Compiled | str:
     loads, stores, local = traffic(assembly)
     shared = kernel.metadata.shared
     return Compiled(
-        registers, max(spills, 4 * local), stack, shared, resident_warps(arch, registers, shared, case.num_warps),
-        max(loads, default=0), max(stores, default=0), len(loads), len(stores),
-    )  # fmt: skip
+        registers,
+        max(spills, 4 * local),
+        stack,
+        shared,
+        resident_warps(arch, registers, shared, case.num_warps),
+        max(loads, default=0),
+        max(stores, default=0),
+        len(loads),
+        len(stores),
+    )
 
 
 def faults(case: Any, arch: int, found: Compiled, max_registers: float = math.inf) -> list[str]:
@@ -166,11 +173,15 @@ def faults(case: Any, arch: int, found: Compiled, max_registers: float = math.in
         (found.spills or found.stack, f"{found.spills} bytes spilled, {found.stack} bytes of stack"),
         (found.registers > allowed, f"{found.registers} registers, at most {allowed} allowed"),
         (found.shared > BLOCK_SHARED[arch], f"{found.shared} bytes of shared memory, a block has {BLOCK_SHARED[arch]}"),
-        (found.widest_load < case.min_load_bytes,
-         f"the widest global load has {found.widest_load} bytes a thread, {case.min_load_bytes} wanted"),
-        (found.widest_store < case.min_store_bytes,
-         f"the widest global store has {found.widest_store} bytes a thread, {case.min_store_bytes} wanted"),
-    ]  # fmt: skip
+        (
+            found.widest_load < case.min_load_bytes,
+            f"the widest global load has {found.widest_load} bytes a thread, {case.min_load_bytes} wanted",
+        ),
+        (
+            found.widest_store < case.min_store_bytes,
+            f"the widest global store has {found.widest_store} bytes a thread, {case.min_store_bytes} wanted",
+        ),
+    ]
     return [text for wrong, text in checks if wrong]
 
 

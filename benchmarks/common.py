@@ -15,7 +15,8 @@ import torch
 from rich.table import Table
 
 from benchmarks.timing import Times, copy_rate, digits, time_each
-from essl_fast import runlog
+from essl_fast.common import commands, files
+from essl_fast.runtime import provenance
 
 OURS = "ours"
 ROUNDS = 3  # turns
@@ -66,8 +67,10 @@ class Result:
     def record(self) -> dict:
         """Plain values."""
         speedups = {rival: self.speedup(rival) for rival in self.times if rival != OURS}
-        times = {name: {"median_ms": t.median, "low_ms": t.low, "high_ms": t.high, "each_ms": t.all}
-                 for name, t in self.times.items()}  # fmt: skip
+        times = {
+            name: {"median_ms": t.median, "low_ms": t.low, "high_ms": t.high, "each_ms": t.all}
+            for name, t in self.times.items()
+        }
         values = {key: getattr(self, key) for key in ("name", "checked", "items", "goals", "copy_share")}
         return {**values, "speedup": speedups, "times": times}
 
@@ -144,8 +147,8 @@ def measure_all(comparisons: Iterable[Comparison], device: torch.device, repeats
 
 def report(benchmark: str, results: Sequence[Result], options: argparse.Namespace, device: torch.device) -> None:
     """Prints the table and writes the JSON record: headline, environment, options, and every run's time."""
-    console = runlog.console()
-    environment = runlog.environment(device)
+    console = commands.console()
+    environment = provenance.environment(device)
     name = environment["machine"].get("gpu") or environment["machine"]["cpu"]
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     console.print(table_of(results, f"{benchmark}, {name}{threads}"))
@@ -154,5 +157,5 @@ def report(benchmark: str, results: Sequence[Result], options: argparse.Namespac
         headline = ", ".join(f"{r.name} {digits(r.speedup(rival))}x {rival}" for r, rival in rivals)
         given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         record = {"benchmark": benchmark, "headline": headline, "environment": environment, "options": given}
-        runlog.write_json(options.json, {**record, "results": [result.record() for result in results]})
+        files.write_json(options.json, {**record, "results": [result.record() for result in results]})
         console.print(f"written to {options.json}", highlight=False)

@@ -39,15 +39,17 @@ from benchmarks import subjects
 from benchmarks.processes import Neighbours, group_cpu_seconds, run_python
 from benchmarks.stages import StageClock
 from benchmarks.timing import Times, digits
-from essl_fast import config, runlog
-from essl_fast import trainer as trainer_module
-from essl_fast.compiling import keep_cache, wants_compile
+from essl_fast import config
+from essl_fast.common import commands, files
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import pick_device
+from essl_fast.runtime import provenance
+from essl_fast.runtime.compiling import keep_cache, wants_compile
+from essl_fast.runtime.devices import pick_device
+from essl_fast.train import progress
+from essl_fast.train import trainer as trainer_module
 
 SIDES = ("streaming", "resident", "baseline")
-STAGES = ("data", "to device", "views", "log-mel", "forward", "backward", "optimizer", "step", "other",
-          "evaluation")  # fmt: skip
+STAGES = ("data", "to device", "views", "log-mel", "forward", "backward", "optimizer", "step", "other", "evaluation")
 
 
 @dataclass
@@ -118,7 +120,7 @@ def run_ours(side: Side, settings: config.Config, manifest: Manifest, options, d
     how = ", compiled" * trainer.compiled + ", captured" * trainer.stepper.captures
     side.precision = str(trainer.dtype).removeprefix("torch.") + how
     side.test_pairs = manifest.pairs("test")
-    silent = runlog.EpochBars(Console(file=io.StringIO()), settings.epochs, len(trainer.loader))
+    silent = progress.EpochBars(Console(file=io.StringIO()), settings.epochs, len(trainer.loader))
 
     def train() -> None:
         trainer.train_epoch(silent, lambda: None)
@@ -192,7 +194,7 @@ def child(options) -> int:
         run_baseline(side, settings, options, device)
     else:
         run_ours(side, settings, manifest, options, device)
-    runlog.write_json(options.json, asdict(side))
+    files.write_json(options.json, asdict(side))
     return 0
 
 
@@ -262,10 +264,18 @@ def results_table(sides: list[Side], title: str) -> Table:
         shown = [f"{x[name]:.2f}" for name in ("train", "evaluation", "both", "cpu")] if x else [""] * 4
         train, evaluation = Times.of(side.train_seconds), Times.of(side.evaluation_seconds)
         table.add_row(
-            side.method, side.side, train.text(), digits(1.0 * side.pairs / train.median), shown[0],
-            evaluation.text(), shown[1], shown[2], digits(statistics.median(side.cpu_seconds)), shown[3],
+            side.method,
+            side.side,
+            train.text(),
+            digits(1.0 * side.pairs / train.median),
+            shown[0],
+            evaluation.text(),
+            shown[1],
+            shown[2],
+            digits(statistics.median(side.cpu_seconds)),
+            shown[3],
             f"{100 * (side.waiting or 0):.1f}%",
-        )  # fmt: skip
+        )
     return table
 
 
@@ -355,8 +365,8 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(f"--sides: {unknown[0]} is none of {', '.join(SIDES)}")
     from benchmarks.baselines.published_data import export
 
-    console = runlog.console()
-    environment = runlog.environment(device)
+    console = commands.console()
+    environment = provenance.environment(device)
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         manifest = subjects.prepared_world(work, videos, max(2, videos // 5))
@@ -378,7 +388,7 @@ def main(argv: list[str] | None = None) -> int:
         found = {"benchmark": "end_to_end", "headline": headline(sides), "environment": environment}
         found |= {"model": options.model, "workers": options.workers, "extrapolated": longer}
         found["ratios"] = [{"method": m, "side": s, **value} for (m, s), value in ratios(sides).items()]
-        runlog.write_json(options.json, {**found, "sides": [asdict(side) for side in sides]})
+        files.write_json(options.json, {**found, "sides": [asdict(side) for side in sides]})
     return 0 if all(side.train_seconds for side in sides) else 1
 
 

@@ -20,7 +20,8 @@ import torch
 from rich.table import Table
 
 from benchmarks.processes import GRACE, ROOT, run_python
-from essl_fast import runlog
+from essl_fast.common import commands, files
+from essl_fast.runtime import provenance
 
 BUDGET = 520.0  # seconds: a call may take 10 minutes, the machine's start and the transfers not counted
 OK, FAILED, TIMED_OUT, SKIPPED, MISSING = "ok", "failed", "timed out", "skipped", "missing"
@@ -55,9 +56,21 @@ def benchmark(name: str, wants: float, least: float, *more: str, quick: tuple[st
 
 
 TESTS = (
-    "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "benchmarks.deadline", "--deadline", "{limit}",
-    "--junitxml", "{out}/tests.xml", "tests",
-)  # fmt: skip
+    "-m",
+    "pytest",
+    "-q",
+    "-m",
+    "gpu",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "benchmarks.deadline",
+    "--deadline",
+    "{limit}",
+    "--junitxml",
+    "{out}/tests.xml",
+    "tests",
+)
 FEW = ("--repeats", "2")
 TINY = ("--videos", "12", "--epochs", "1", "--methods", "semipl", "--batch", "4", "--workers", "1")
 STEP = ("--budget", "{limit}", "--methods", "semipl,sspl", "--batch", "128", "--baseline")
@@ -133,10 +146,13 @@ def run_suite(tasks: Sequence[Task], out: Path, budget: float, quick: bool, cons
             outcome = Outcome(task.name, MISSING, 0.0, 0.0, f"there is no {task.needs}")
         elif limit < task.least:
             outcome = Outcome(
-                task.name, SKIPPED, 0.0, limit,
+                task.name,
+                SKIPPED,
+                0.0,
+                limit,
                 f"{max(0, remaining):.0f} s of the budget were left, its share {max(0, limit):.0f} s; it needs "
                 f"{task.least:.0f}",
-            )  # fmt: skip
+            )
         else:
             console.rule(f"{task.name}: {limit:.0f} s at most")
             outcome = run_task(task, limit, out, quick)
@@ -177,13 +193,13 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     quick = options.quick or device.type == "cpu"
     options.out.mkdir(parents=True, exist_ok=True)
-    console = runlog.console()
+    console = commands.console()
     begin = time.perf_counter()
-    environment = runlog.environment(device)
-    runlog.write_json(options.out / "environment.json", environment)
+    environment = provenance.environment(device)
+    files.write_json(options.out / "environment.json", environment)
     outcomes = run_suite([t for t in TASKS if t.name in chosen], options.out, options.budget, quick, console)
     seconds = time.perf_counter() - begin
-    runlog.write_json(
+    files.write_json(
         options.out / "suite.json",
         {"seconds": seconds, "budget": options.budget, "quick": quick, "tasks": [vars(each) for each in outcomes]},
     )

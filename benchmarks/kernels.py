@@ -28,12 +28,13 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from benchmarks.timing import Times, copy_rate, digits, time_each
-from essl_fast import runlog
-from essl_fast.evaluate import pick_device
+from essl_fast.common import commands, files
 from essl_fast.kernels import attention, attention_backward, cosine, reference, tuning
 from essl_fast.kernels.pixel_bce import OP as PIXEL_BCE
 from essl_fast.kernels.pixel_bce import candidates as pixel_bce_candidates
 from essl_fast.kernels.pixel_bce import pixel_bce
+from essl_fast.runtime import provenance
+from essl_fast.runtime.devices import pick_device
 
 CANDIDATES = {
     "attention_forward": attention.candidates,
@@ -87,20 +88,32 @@ def attention_subject(batch: int, channels: int, side: int, dtype: torch.dtype, 
     moved = features.nbytes + audio.nbytes + 4 * batch * (channels + 2 * side * side)
     # Backward: features and the small things in once more, gradients of both inputs out.
     return Subject(
-        "attention", f"{batch} x {channels} x {side} x {side} {_short(dtype)}",
-        attention.audio_guided_attention, reference.audio_guided_attention, (features, audio), (0, 1),
-        moved, 2 * moved + features.nbytes + audio.nbytes, 3 * features.nbytes < 30e6,
-    )  # fmt: skip
+        "attention",
+        f"{batch} x {channels} x {side} x {side} {_short(dtype)}",
+        attention.audio_guided_attention,
+        reference.audio_guided_attention,
+        (features, audio),
+        (0, 1),
+        moved,
+        2 * moved + features.nbytes + audio.nbytes,
+        3 * features.nbytes < 30e6,
+    )
 
 
 def cosine_subject(batch: int, width: int, dtype: torch.dtype, device: torch.device) -> Subject:
     inputs = tuple(_normal(batch, width, device=device, dtype=dtype, seed=seed) for seed in range(4))
     moved = sum(x.nbytes for x in inputs)
     return Subject(
-        "cosine", f"{batch} x {width} {_short(dtype)}",
-        cosine.negative_cosine_similarity, reference.negative_cosine_similarity, inputs, (0, 1),
-        moved, moved + inputs[0].nbytes + inputs[1].nbytes, 2 * moved < 30e6,
-    )  # fmt: skip
+        "cosine",
+        f"{batch} x {width} {_short(dtype)}",
+        cosine.negative_cosine_similarity,
+        reference.negative_cosine_similarity,
+        inputs,
+        (0, 1),
+        moved,
+        moved + inputs[0].nbytes + inputs[1].nbytes,
+        2 * moved < 30e6,
+    )
 
 
 def pixel_bce_subject(batch: int, side: int, size: int, device: torch.device) -> Subject:
@@ -266,9 +279,16 @@ def table_of(rows: list[Row], title: str) -> Table:
         times = Times(row.milliseconds, row.low, row.high, [])
         ratio = eager[row.op, row.size, row.what] / row.milliseconds
         table.add_row(
-            row.op, row.size, row.what, row.way, times.text(), digits(row.gigabytes_per_second),
-            f"{100 * row.of_copy:.1f}", f"{ratio:.1f}", row.note,
-        )  # fmt: skip
+            row.op,
+            row.size,
+            row.what,
+            row.way,
+            times.text(),
+            digits(row.gigabytes_per_second),
+            f"{100 * row.of_copy:.1f}",
+            f"{ratio:.1f}",
+            row.note,
+        )
     return table
 
 
@@ -293,8 +313,8 @@ def main(argv: list[str] | None = None) -> int:
     device = pick_device(options.device)
     if (options.tune or options.pin) and device.type != "cuda":
         raise SystemExit("--tune and --pin need a GPU: candidates are measured")
-    console = runlog.console()
-    environment = runlog.environment(device)
+    console = commands.console()
+    environment = provenance.environment(device)
     if unknown := set(options.ops.split(",")) - {"attention", "cosine", "pixel_bce"}:
         raise SystemExit(f"--ops: {', '.join(sorted(unknown))} is none of attention, cosine, pixel_bce")
     tuning.CPU_TOO = tuning.CPU_TOO or (tuning.INTERPRETED and device.type == "cpu")
@@ -318,7 +338,7 @@ def main(argv: list[str] | None = None) -> int:
     console.print(table_of(rows, f"kernels on {name}; copy: {digits(rate / 1e9)} GB/s, read and written"))
     if options.json:
         found = {"benchmark": "kernels", "headline": headline(rows), "environment": environment, "tuned": tuned}
-        runlog.write_json(options.json, {**found, "copy_bytes_per_second": rate, "rows": [asdict(r) for r in rows]})
+        files.write_json(options.json, {**found, "copy_bytes_per_second": rate, "rows": [asdict(r) for r in rows]})
     return 1 if any(row.note.startswith("WRONG") for row in rows) else 0
 
 

@@ -31,12 +31,14 @@ from rich.table import Table
 from benchmarks.engines import EngineSampler
 from benchmarks.processes import run_python
 from benchmarks.timing import Times, digits
-from essl_fast import config, kernels, runlog
-from essl_fast.data.loader import Loader, RawBatch
-from essl_fast.data.pool import Pools
+from essl_fast import config, kernels
+from essl_fast.common import commands, files
+from essl_fast.data.loading.loader import Loader, RawBatch
+from essl_fast.data.loading.pool import Pools
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import pick_device
-from essl_fast.hearing import log_mel
+from essl_fast.models.audio_input import log_mel
+from essl_fast.runtime import provenance
+from essl_fast.runtime.devices import pick_device
 
 WAYS = ("published", "jpeg", "clips", "resident")
 WANTED = {"jpeg": 2.0, "resident": 10.0}  # times the published way's pairs a second, on two cores
@@ -90,8 +92,8 @@ class Way:
 def prepared(work: Path, videos: int, codec: str) -> Folders:
     """The synthetic world, made and prepared in each way unless it is there."""
     from benchmarks.baselines.published_data import export
-    from essl_fast.data.synthetic import make_world
-    from essl_fast.prepare import prepare
+    from essl_fast.data.synthetic.world import make_world
+    from essl_fast.prepare.preparing import prepare
 
     place = Path(work) / f"loader-{codec}-{videos}"
     world = make_world(place / "world", train_videos=videos, test_videos=1, seed=0, codec=codec, progress=False)
@@ -114,9 +116,15 @@ class Ours:
     def __init__(self, root: Path, batch: int, device: torch.device, resident: bool) -> None:
         pools = Pools("always", 0, device) if resident else None
         self.loader = Loader(
-            Manifest.load(root), ["train"], batch_size=batch, side=config.STORED_SIDE, device=device, shuffle=True,
-            pools=pools, sound=log_mel,
-        )  # fmt: skip
+            Manifest.load(root),
+            ["train"],
+            batch_size=batch,
+            side=config.STORED_SIDE,
+            device=device,
+            shuffle=True,
+            pools=pools,
+            sound=log_mel,
+        )
         self.pairs = self.loader.pairs
 
     def epoch(self) -> Iterator[Delivered]:
@@ -164,9 +172,13 @@ def check(folders: Folders, batch: int, device: torch.device) -> str:
 
     def by_row(source: Ours, epochs: int) -> list[dict[int, tuple[torch.Tensor, torch.Tensor]]]:
         found = [
-            {int(row): (part.views[:, i].cpu(), part.sound[i].cpu()) for part in source.epoch()
-             for i, row in enumerate(part.index)} for _ in range(epochs)
-        ]  # fmt: skip
+            {
+                int(row): (part.views[:, i].cpu(), part.sound[i].cpu())
+                for part in source.epoch()
+                for i, row in enumerate(part.index)
+            }
+            for _ in range(epochs)
+        ]
         source.close()
         return found
 
@@ -303,7 +315,7 @@ def child(options: argparse.Namespace) -> int:
     """One way, one round; its result goes to --json."""
     device = pick_device(options.device)
     found = measure(options.way, Folders(*options.folders), options.batch, device, options.seconds)
-    runlog.write_json(options.json, asdict(found))
+    files.write_json(options.json, asdict(found))
     return 0
 
 
@@ -340,8 +352,8 @@ def main(argv: list[str] | None = None) -> int:
     options.device, options.batch = str(device), options.batch or (128 if device.type == "cuda" else 16)
     os.sched_setaffinity(0, cores[: options.cores or None])  # before any process starts, so that all are bound
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    console, ways = runlog.console(), {}
-    environment = runlog.environment(device)
+    console, ways = commands.console(), {}
+    environment = provenance.environment(device)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         folders = prepared(options.work or work, options.videos, options.codec)
@@ -357,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         record = {"benchmark": "loader", "headline": headline(found), "checked": checked, "environment": environment}
         record |= {"codec": options.codec, "batch": options.batch, "ratios": ratios(found)}
-        runlog.write_json(options.json, {**record, "ways": [{**asdict(way), "rate": way.rate} for way in found]})
+        files.write_json(options.json, {**record, "ways": [{**asdict(way), "rate": way.rate} for way in found]})
     return 0 if all(way.seconds for way in found) else 1
 
 

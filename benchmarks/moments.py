@@ -21,10 +21,12 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from essl_fast.data import hardware, media, reels
-from essl_fast.data.footage import Video
-from essl_fast.evaluate import pick_device
-from essl_fast.localize import moments_of
+from essl_fast.data import media
+from essl_fast.data.loading import reels
+from essl_fast.data.media import hardware
+from essl_fast.data.media.footage import Video
+from essl_fast.localize.moments import moments_of
+from essl_fast.runtime.devices import pick_device
 
 SIDE, FPS, GROUP = 224, 30, 60  # GROUP: frames from key frame to key frame
 ALWAYS, ON_A_GPU = {"clips": 1.0}, {"clips": 1.0, "PyAV": 1.0}  # times as fast

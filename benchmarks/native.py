@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import Comparison, close, equal, measure_all, parser, report
-from essl_fast.evaluate import pick_device
 from essl_fast.kernels import native, reference
+from essl_fast.runtime.devices import pick_device
 
 try:
     import cv2

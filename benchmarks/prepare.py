@@ -38,12 +38,13 @@ from benchmarks.baselines import published_prepare
 from benchmarks.common import Mismatch
 from benchmarks.processes import ROOT
 from benchmarks.timing import digits
-from essl_fast import runlog
-from essl_fast.config import InputError
-from essl_fast.data.annotations import read_chaotic_world
-from essl_fast.data.clips import decode_clip
+from essl_fast.common import commands, files
+from essl_fast.common.errors import InputError
+from essl_fast.data.datasets.annotations import read_chaotic_world
+from essl_fast.data.media.clips import decode_clip
 from essl_fast.data.shards import SPLITS, Manifest, iterate
-from essl_fast.data.synthetic import make_world
+from essl_fast.data.synthetic.world import make_world
+from essl_fast.runtime import provenance
 
 try:
     import h5py
@@ -81,8 +82,21 @@ def ours(videos: Path, annotations: Path, visual: str, processes: int) -> Callab
     """The prepare command."""
 
     def run(out: Path) -> None:
-        command = [sys.executable, "-m", "essl_fast.prepare", "--visual", visual, "--workers", str(processes),
-                   "--videos", str(videos), "--annotations", str(annotations), "--out", str(out)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "essl_fast.prepare",
+            "--visual",
+            visual,
+            "--workers",
+            str(processes),
+            "--videos",
+            str(videos),
+            "--annotations",
+            str(annotations),
+            "--out",
+            str(out),
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise InputError(f"prepare --visual {visual} failed: {done.stderr.strip().splitlines()[-1]}")
@@ -162,15 +176,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if (options.videos is None) != (options.annotations is None):
         parser().error("give both --videos and --annotations, or none of them")
-    console, device = runlog.console(), torch.device("cpu")
+    console, device = commands.console(), torch.device("cpu")
     processes = options.processes or len(os.sched_getaffinity(0))
     work = Path(tempfile.mkdtemp(prefix="prepare-", dir=options.work))
     try:
         videos, annotations = options.videos, options.annotations
         if videos is None:
             tests = max(1, options.count // 5)
-            world = make_world(work / "world", train_videos=options.count - tests, test_videos=tests, fps=25,
-                               seconds=options.length, codec=options.codec)  # fmt: skip
+            world = make_world(
+                work / "world",
+                train_videos=options.count - tests,
+                test_videos=tests,
+                fps=25,
+                seconds=options.length,
+                codec=options.codec,
+            )
             videos, annotations = world.videos, world.annotations
         results, checked, frames, pairs = run_all(videos, annotations, work, processes, options.repeats, console)
     finally:
@@ -182,12 +202,20 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"{headline}; {processes} processes each; {with_what}", highlight=False)
     if options.json:
         given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
-        record = {"benchmark": "prepare", "headline": headline, "environment": runlog.environment(device)}
-        runlog.write_json(options.json, record | {
-            "options": given | {"processes": processes}, "baseline": with_what, "frames": frames, "pairs": pairs,
-            "checked": checked, "goals": GOALS,
-            "results": {name: [cost._asdict() for cost in costs] for name, costs in results.items()},
-        })  # fmt: skip
+        record = {"benchmark": "prepare", "headline": headline, "environment": provenance.environment(device)}
+        files.write_json(
+            options.json,
+            record
+            | {
+                "options": given | {"processes": processes},
+                "baseline": with_what,
+                "frames": frames,
+                "pairs": pairs,
+                "checked": checked,
+                "goals": GOALS,
+                "results": {name: [cost._asdict() for cost in costs] for name, costs in results.items()},
+            },
+        )
     return 0
 
 

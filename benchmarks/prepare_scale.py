@@ -23,9 +23,10 @@ import numpy as np
 import torch
 
 from benchmarks.processes import ROOT
-from essl_fast import runlog
-from essl_fast.data.loader import Loader
+from essl_fast.common import commands, files
+from essl_fast.data.loading.loader import Loader
 from essl_fast.data.shards import Manifest
+from essl_fast.runtime import provenance
 
 FPS, SIDE, RATE = 25, 32, 16_000
 MARGIN = 40  # frames at either end whose 3 s of sound leave the track
@@ -130,7 +131,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options, console = parser().parse_args(arguments), runlog.console()
+    options, console = parser().parse_args(arguments), commands.console()
     work = Path(tempfile.mkdtemp(prefix="scale-", dir=options.work))
     try:
         make_world(work, options.pairs, options.videos)
@@ -148,17 +149,32 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json:
         given = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         record = {"benchmark": "prepare_scale", "headline": headline, "options": given, "goals": GOALS}
-        record["environment"] = runlog.environment(torch.device("cpu"))
-        runlog.write_json(options.json, record | {"results": result})
+        record["environment"] = provenance.environment(torch.device("cpu"))
+        files.write_json(options.json, record | {"results": result})
     return int(any(result[name] > goal for name, goal in GOALS.items()))
 
 
 def measure(work: Path, options: argparse.Namespace) -> dict[str, float]:
     out = work / "out"
     workers = ["--workers", str(options.workers)] if options.workers else []
-    command = [sys.executable, "-m", "essl_fast.prepare", "--videos", str(work / "videos"), "--annotations",
-               str(work / "notes"), "--out", str(out), "--frame", "all", "--validation", "0",
-               "--visual", options.visual, *workers]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "essl_fast.prepare",
+        "--videos",
+        str(work / "videos"),
+        "--annotations",
+        str(work / "notes"),
+        "--out",
+        str(out),
+        "--frame",
+        "all",
+        "--validation",
+        "0",
+        "--visual",
+        options.visual,
+        *workers,
+    ]
     begin = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     watch = Watch(process.pid, out)

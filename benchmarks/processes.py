@@ -89,9 +89,13 @@ def run_python(arguments: Sequence[str], limit: float, log: Path) -> Ended:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "132"}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment,
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:

@@ -32,12 +32,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import subjects
 from benchmarks.processes import Neighbours
 from benchmarks.timing import Times, copy_rate, digits, matmul_rate, time_each
-from essl_fast import config, kernels, runlog
-from essl_fast.compiling import keep_cache, wants_compile
+from essl_fast import config, kernels
+from essl_fast.common import commands, files
 from essl_fast.data.shards import SAMPLES
-from essl_fast.evaluate import pick_device
-from essl_fast.stepping import WARMUP
-from essl_fast.trainer import Trainer
+from essl_fast.runtime import provenance
+from essl_fast.runtime.compiling import keep_cache, wants_compile
+from essl_fast.runtime.devices import pick_device
+from essl_fast.train.graphs import WARMUP
+from essl_fast.train.trainer import Trainer
 
 LAYERS, VECTOR = "layers", "vector"  # whose rate bounds the arithmetic: matrix products in the step's dtype, float32
 
@@ -144,9 +146,14 @@ class Bench:
         return inner
 
     def both_ways(
-        self, name: str, function: Callable[..., Tensor], inputs: list[Tensor], module: torch.nn.Module | None,
-        flop: tuple[float | None, float | None] = (None, None), unit: str = LAYERS,
-    ) -> Iterator[Stage]:  # fmt: skip
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        inputs: list[Tensor],
+        module: torch.nn.Module | None,
+        flop: tuple[float | None, float | None] = (None, None),
+        unit: str = LAYERS,
+    ) -> Iterator[Stage]:
         """Forward and backward of ``function(*inputs)``; gradients go to the module and to inputs that require them."""
         forward = self.autocast(function)
         targets = [p for p in (module.parameters() if module is not None else ()) if p.requires_grad]
@@ -161,9 +168,13 @@ class Bench:
         whole = module is None or len(trained) == len(list(module.parameters()))
         moved = size(out, *targets) + self.element * sum(p.numel() for p in trained) + (size(*inputs) if whole else 0)
         yield Stage(
-            f"{name} backward", lambda given: torch.autograd.grad(given, targets, gradient, allow_unused=True), moved,
-            flop[1], unit, prepare=lambda: forward(*inputs),
-        )  # fmt: skip
+            f"{name} backward",
+            lambda given: torch.autograd.grad(given, targets, gradient, allow_unused=True),
+            moved,
+            flop[1],
+            unit,
+            prepare=lambda: forward(*inputs),
+        )
 
     def stages(self) -> Iterator[Stage]:
         """All of a step, in its order; then the counts of an evaluation."""
@@ -208,9 +219,13 @@ class Bench:
         audio = torch.randn(2 * batch, features.shape[1], device=self.device, requires_grad=True)
         places = features.numel()
         yield from self.both_ways(
-            "attention", lambda v, a: kernels.audio_guided_attention(v, a).pooled, [features, audio], None,
-            (6.0 * places, 10.0 * places), VECTOR,
-        )  # fmt: skip
+            "attention",
+            lambda v, a: kernels.audio_guided_attention(v, a).pooled,
+            [features, audio],
+            None,
+            (6.0 * places, 10.0 * places),
+            VECTOR,
+        )
 
         pooled = torch.randn(2, batch, features.shape[1], device=self.device, requires_grad=True)
         yield from self.both_ways("head", lambda x: model.head(x)[0], [pooled], model.head)
@@ -230,9 +245,13 @@ class Bench:
         similarity = torch.rand(batch, 14, 14, device=self.device)
         boxes = trainer.boxes[raw.index]
         yield Stage(
-            "evaluation counts", lambda: kernels.localization_counts(similarity, boxes),
-            size(similarity, boxes) + 16 * batch, count_flop(batch), VECTOR, in_step=False,
-        )  # fmt: skip
+            "evaluation counts",
+            lambda: kernels.localization_counts(similarity, boxes),
+            size(similarity, boxes) + 16 * batch,
+            count_flop(batch),
+            VECTOR,
+            in_step=False,
+        )
 
     def losses(self, generator: torch.Generator) -> Iterator[Stage]:
         """The loss of the method, forward and backward together, from what the networks give."""
@@ -282,9 +301,16 @@ def beside_floor(stage: Stage, flop: float, times: Times, ceilings: dict[str, fl
     by_bytes, by_flop = stage.bytes / ceilings["copy"], flop / ceilings[stage.unit]
     bound = "bytes" if by_bytes > by_flop else "FLOPs"
     return Found(
-        stage.name, stage.bytes, flop, stage.unit, 1e3 * max(by_bytes, by_flop), bound, *times[:3], stage.in_step,
+        stage.name,
+        stage.bytes,
+        flop,
+        stage.unit,
+        1e3 * max(by_bytes, by_flop),
+        bound,
+        *times[:3],
+        stage.in_step,
         times.all,
-    )  # fmt: skip
+    )
 
 
 def whole_step(bench: Bench, options) -> Times:
@@ -311,9 +337,15 @@ def table_of(found: list[Found], step: Times | None, ceilings: dict[str, float],
         notes = ["<-- largest gap"] if each is furthest else []
         notes += [] if each.in_step else ["not in the step"]
         table.add_row(
-            each.name, digits(each.bytes / 1e6), digits(each.flop / 1e9), digits(each.floor_ms), each.bound,
-            Times(each.ms, each.low, each.high, []).text(), f"{100 * each.share:.1f}", " ".join(notes),
-        )  # fmt: skip
+            each.name,
+            digits(each.bytes / 1e6),
+            digits(each.flop / 1e9),
+            digits(each.floor_ms),
+            each.bound,
+            Times(each.ms, each.low, each.high, []).text(),
+            f"{100 * each.share:.1f}",
+            " ".join(notes),
+        )
     if step is not None:
         inside = [each for each in found if each.in_step]
         floor, total = sum(e.floor_ms for e in inside), sum(e.ms for e in inside)
@@ -375,7 +407,7 @@ class Result:
             record = {"benchmark": "speed_of_light", "headline": self.headline(), "environment": self.environment}
             record |= {"title": self.title, "ceilings": self.ceilings, "step": self.step and self.step._asdict()}
             record |= {"stages": [asdict(each) for each in self.found], "others": self.others}
-            runlog.write_json(path, {**record, "complete": self.complete})
+            files.write_json(path, {**record, "complete": self.complete})
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -384,7 +416,7 @@ def main(argv: list[str] | None = None) -> int:
     gpu = device.type == "cuda"
     model = options.model or ("full" if gpu else "small")
     batch = options.batch or (128 if gpu else 8)
-    console, environment = runlog.console(), runlog.environment(device)
+    console, environment = commands.console(), provenance.environment(device)
     begin, neighbours = time.perf_counter(), Neighbours()
     with tempfile.TemporaryDirectory() as temporary:
         manifest = subjects.prepared_world(options.work or Path(temporary), videos=12, test_videos=2)

@@ -32,12 +32,14 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import subjects
 from benchmarks.processes import Neighbours
 from benchmarks.timing import Times, digits, matmul_rate, time_each
-from essl_fast import config, kernels, runlog
-from essl_fast.compiling import keep_cache, wants_compile
+from essl_fast import config, kernels
+from essl_fast.common import commands, files
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import pick_device, pick_precision
-from essl_fast.stepping import WARMUP
-from essl_fast.trainer import Trainer
+from essl_fast.runtime import provenance
+from essl_fast.runtime.compiling import keep_cache, wants_compile
+from essl_fast.runtime.devices import pick_device, pick_precision
+from essl_fast.train.graphs import WARMUP
+from essl_fast.train.trainer import Trainer
 
 BATCHES = 4  # different ones, in turn
 SHOWN = ("kernels", "copies", "graph launches", "operators")  # of the launches, in the table
@@ -190,9 +192,12 @@ def rows_of(options, manifest: Manifest, device: torch.device, console) -> Itera
     rates: dict[tuple[torch.dtype, bool], float] = {}
     modes = [*options.modes, *(["baseline"] if options.baseline else [])]
     plan = [
-        (method, batch, mode) for method in options.methods for batch in options.batch for mode in modes
+        (method, batch, mode)
+        for method in options.methods
+        for batch in options.batch
+        for mode in modes
         if mode != "checkpointed" or subjects.has_pcm(method, options.model)
-    ]  # fmt: skip
+    ]
     checked: dict[str, str] = {}
     for number, (method, batch, mode) in enumerate(plan):
         row = Row(method, mode, batch)
@@ -266,8 +271,21 @@ def compare_first_losses(rows: list[Row]) -> None:
 
 def table_of(rows: list[Row], title: str) -> Table:
     table = Table(title=title, caption="ms: median (10th-90th percentile). MFU: share of the measured matrix product")
-    columns = ("method", "mode", "B", "dtype", "ms", "pairs/s", "TFLOP/s", "MFU, %", "GiB", "launches", "compile s",
-               "warm-up s", "")  # fmt: skip
+    columns = (
+        "method",
+        "mode",
+        "B",
+        "dtype",
+        "ms",
+        "pairs/s",
+        "TFLOP/s",
+        "MFU, %",
+        "GiB",
+        "launches",
+        "compile s",
+        "warm-up s",
+        "",
+    )
     for column in columns:
         left = column in ("method", "mode", "dtype", "")
         table.add_column(column, justify="left" if left else "right", no_wrap=column == "ms")
@@ -280,11 +298,20 @@ def table_of(rows: list[Row], title: str) -> Table:
         warm = sum(row.prepared.values()) - compiling
         launches = " + ".join(f"{n}" for name, n in counts.items() if n and name in SHOWN)
         table.add_row(
-            row.method, row.mode, str(row.batch), row.precision,
-            Times(row.milliseconds, row.low, row.high, []).text(), digits(row.pairs_per_second, 4),
-            digits(row.tflop_per_second), f"{100 * row.mfu:.1f}", memory, launches, f"{compiling:.1f}", f"{warm:.1f}",
+            row.method,
+            row.mode,
+            str(row.batch),
+            row.precision,
+            Times(row.milliseconds, row.low, row.high, []).text(),
+            digits(row.pairs_per_second, 4),
+            digits(row.tflop_per_second),
+            f"{100 * row.mfu:.1f}",
+            memory,
+            launches,
+            f"{compiling:.1f}",
+            f"{warm:.1f}",
             "; ".join(filter(None, (row.note, Neighbours.warning(row.others)))),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -335,8 +362,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.modes != ["eager"] and (gpu or "compiled" in options.modes):
         wants_compile("on", device)  # or an error that says what is missing
         keep_cache("")
-    console = runlog.console()
-    environment = runlog.environment(device)
+    console = commands.console()
+    environment = provenance.environment(device)
     with tempfile.TemporaryDirectory() as temporary:
         manifest = subjects.prepared_world(options.work or Path(temporary), videos=12, test_videos=2)
         rows: list[Row] = []
@@ -347,7 +374,7 @@ def main(argv: list[str] | None = None) -> int:
             if options.json:  # after every row: a limit may end us at any time
                 found = {"benchmark": "step", "headline": headline(rows), "environment": environment}
                 found |= {"model": options.model, "rows": [asdict(row) for row in rows]}
-                runlog.write_json(options.json, found)
+                files.write_json(options.json, found)
     name = environment["machine"].get("gpu") or environment["machine"]["cpu"]
     console.print(table_of(rows, f"training step, {options.model} networks, {name}"))
     failed = [row for row in rows if row.note.startswith(("WRONG", "not timed"))]

@@ -23,7 +23,7 @@ class Times(NamedTuple):
         return cls(statistics.median(ordered), ordered[tenth], ordered[-1 - tenth], milliseconds)
 
     def text(self) -> str:
-        """"12.3 (12.1-12.6)"."""
+        """ "12.3 (12.1-12.6)"."""
         return f"{digits(self.median)} ({digits(self.low)}-{digits(self.high)})"
 
 

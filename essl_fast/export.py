@@ -5,7 +5,7 @@ sspl    the published SSPL code's frame_best.pth, sound_best.pth, ssl_head_best.
 """
 
 if __name__ == "__main__":
-    from essl_fast.commands import begin
+    from essl_fast.common.commands import begin
 
     begin()
 
@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 
-from essl_fast import checkpoint, runlog, sspl
-from essl_fast.commands import command
-from essl_fast.config import InputError, Options
-from essl_fast.evaluate import restore
+from essl_fast import checkpoints
+from essl_fast.checkpoints import sspl
+from essl_fast.checkpoints.restoring import restore
+from essl_fast.common import commands
+from essl_fast.common.commands import Options, command
+from essl_fast.common.errors import InputError
 
 PROG = "python -m essl_fast.export"
 
@@ -43,14 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.add_argument(f"--model.{name}_weights", dest=f"{name}_weights", default="", metavar="PATH", help=text)
     options = parser.parse_args(argv)
     path = checkpoint_of(options.checkpoint)
-    state = checkpoint.load(path)
+    state = checkpoints.load(path)
     for name in ("vgg16_weights", "vggish_weights"):
         if given := getattr(options, name):
             state["config"]["model"][name] = given
     model, _ = restore(state, torch.device("cpu"))
     written = sspl.write_files(options.out, sspl.sspl_parts(model))
     lines = [f"{path} as {file}, {file.stat().st_size / 1e6:.1f} MB" for file in written]
-    runlog.console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    commands.console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

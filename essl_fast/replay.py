@@ -6,7 +6,7 @@ weight is changed. Exit code 0 if the fault shows again, 1 if everything is fini
 """
 
 if __name__ == "__main__":
-    from essl_fast.commands import begin
+    from essl_fast.common.commands import begin
 
     begin()
 
@@ -19,14 +19,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from essl_fast import checkpoint, config, kernels, runlog
-from essl_fast.commands import command
-from essl_fast.config import InputError, Options
-from essl_fast.data.loader import Loader, RawBatch
+from essl_fast import checkpoints, config, kernels
+from essl_fast.common import commands
+from essl_fast.common.commands import Options, command
+from essl_fast.common.errors import InputError
+from essl_fast.data.loading.loader import Loader, RawBatch
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import loader_settings, pick_device
-from essl_fast.safety import Fault
-from essl_fast.trainer import Trainer
+from essl_fast.evaluate.loaders import loader_settings
+from essl_fast.runtime.devices import pick_device
+from essl_fast.train.faults import Fault
+from essl_fast.train.trainer import Trainer
 
 PROG = "python -m essl_fast.replay"
 
@@ -110,14 +112,24 @@ def batch_of(trainer: Trainer, fault: Fault) -> RawBatch:
     settings, found = trainer.settings, []
     for rank in range(fault.ranks):
         with Loader(
-            trainer.manifest, trainer.train_splits, batch_size=settings.data.batch_size, side=config.STORED_SIDE,
-            device=trainer.device, shuffle=True, last_batch=settings.data.last_batch, epochs=fault.epoch + 1,
-            rank=rank, world_size=fault.ranks, **loader_settings(settings, trainer.model, trainer.dtype),
-        ) as loader:  # fmt: skip
+            trainer.manifest,
+            trainer.train_splits,
+            batch_size=settings.data.batch_size,
+            side=config.STORED_SIDE,
+            device=trainer.device,
+            shuffle=True,
+            last_batch=settings.data.last_batch,
+            epochs=fault.epoch + 1,
+            rank=rank,
+            world_size=fault.ranks,
+            **loader_settings(settings, trainer.model, trainer.dtype),
+        ) as loader:
             loader.seek(fault.epoch, fault.step)
             found.append(next(iter(loader)))
-    frames, sound, index = (torch.cat([getattr(raw, name)[raw.rows] if name == "frames" else getattr(raw, name)
-                                       for raw in found]) for name in ("frames", "sound", "index"))  # fmt: skip
+    frames, sound, index = (
+        torch.cat([getattr(raw, name)[raw.rows] if name == "frames" else getattr(raw, name) for raw in found])
+        for name in ("frames", "sound", "index")
+    )
     if index.tolist() != fault.rows:
         raise InputError(f"{trainer.manifest.root} does not give the pairs that the step had: is it the same data?")
     return RawBatch(frames, torch.arange(len(index), device=trainer.device), sound, index)
@@ -133,7 +145,7 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
         raise InputError(f"{root} is not the data set that the step was of; give its folder with --data")
     trainer = Trainer(settings, manifest, device)
     trainer.loader.close()
-    checkpoint.load_trained(trainer.model, state["model"])
+    checkpoints.load_trained(trainer.model, state["model"])
     fault = Fault(**state["fault"])
     model, raw = trainer.model.train(), batch_of(trainer, fault)
     with torch.no_grad():
@@ -151,8 +163,11 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
                 forward = model(views, raw.sound)
                 losses = trainer.objective(forward, boxes, trainer.labelled[raw.index])
             places += watch.outputs
-            places += [Place("output", name, found) for name, value in zip(forward._fields, forward, strict=True)
-                       if (found := amiss(value))]  # fmt: skip
+            places += [
+                Place("output", name, found)
+                for name, value in zip(forward._fields, forward, strict=True)
+                if (found := amiss(value))
+            ]
             values = {name: value.item() for name, value in losses.items()}
             parts = reversed(losses.items())  # before their sum
             places += [Place("loss", name, found) for name, value in parts if (found := amiss(value))]
@@ -203,14 +218,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="", choices=kinds, help="default: the run's")
     options = parser.parse_args(argv)
     device = pick_device(options.device)
-    state = checkpoint.load(options.file)
+    state = checkpoints.load(options.file)
     if state.get("kind") != "nonfinite":
         raise InputError(f"{options.file} is no step to replay: give a nonfinite-EPOCH-STEP.pt of a run directory")
     root = Path(options.data or state["data_root"])
     if not root.is_dir():
         raise InputError(f"there is no folder {root}, which {options.file} was trained on; give it with --data DIR")
     report = replay(state, root, device, options.precision)
-    console = runlog.console()
+    console = commands.console()
     for line in tell(report):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return 0 if report.places or report.operation else 1

@@ -4,10 +4,10 @@ import sys
 
 from PIL import Image
 
-from essl_fast.data.audio import decode_sound
-from essl_fast.data.footage import read_picture
-from essl_fast.finder import SoundFinder
-from essl_fast.rendering import Overlay
+from essl_fast.data.media.audio import decode_sound
+from essl_fast.data.media.footage import read_picture
+from essl_fast.localize.drawing import Overlay
+from essl_fast.localize.finder import SoundFinder
 
 run, image, sound, out = sys.argv[1:]
 picture, track = read_picture(image), decode_sound(sound)

@@ -16,8 +16,8 @@ if not torch.cuda.is_available():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A small demo world, made and prepared: (world, prepared folder)."""
-    from essl_fast.data.synthetic import make_world
-    from essl_fast.prepare import prepare
+    from essl_fast.data.synthetic.world import make_world
+    from essl_fast.prepare.preparing import prepare
 
     place = tmp_path_factory.mktemp("tiny")
     world = make_world(place / "world", train_videos=14, test_videos=5, seed=3, progress=False)
@@ -28,7 +28,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """Real videos with annotations (see `make_world`); tests may touch a file's time, nothing else."""
-    from tests.data.prepare_tools import make_world
+    from tests.tools.prepare import make_world
 
     return make_world(tmp_path_factory.mktemp("world"))
 
@@ -36,7 +36,7 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="session")
 def reference(world, tmp_path_factory):
     """`world` prepared in one go, by one process: 12 training pairs in 3 shards, 3 for validation in one, 6 in 2."""
-    from tests.data.prepare_tools import run
+    from tests.tools.prepare import run
 
     out = tmp_path_factory.mktemp("reference") / "out"
     run(world, out)

@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import importlib
 import re
 import shlex
 import shutil
@@ -13,13 +12,16 @@ import pytest
 
 from essl_fast import config
 from essl_fast.data import media
+from tests import ROOT
+from tests.tools.doors import door
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
 # What makes a command small, appended to it: the demo's networks in place of VGG-16, one epoch, a CPU.
-SHORT = ("--model.trunk small --model.audio small --model.pcm false --model.out_dim 128 --data.batch_size 6 --epochs 1 "
-         "--data.last_batch keep --overlays 2 --device cpu --checkpoint_keep 1").split()  # fmt: skip
+SHORT = (
+    "--model.trunk small --model.audio small --model.pcm false --model.out_dim 128 --data.batch_size 6 --epochs 1 "
+    "--data.last_batch keep --overlays 2 --device cpu --checkpoint_keep 1"
+).split()
 
 # In this order, since one needs what another made. What stands for the user's own is in capitals in the pages.
 RUN = {
@@ -93,7 +95,7 @@ def module_and_arguments(command: str) -> tuple[str, list[str]]:
 @pytest.fixture(scope="module")
 def place(tiny, tmp_path_factory):
     """A folder with what the pages suppose: videos and annotations, the other data sets, an empty run directory."""
-    from tests.data import dataset_tools
+    from tests.tools import datasets as dataset_tools
 
     where = tmp_path_factory.mktemp("docs")
     world, prepared = tiny
@@ -132,7 +134,7 @@ def test_a_command_is_understood(command, place, monkeypatch, capsys):
         return
     monkeypatch.setattr(config, "parse", parsed(config.parse))
     with pytest.raises(SystemExit if arguments == ["--help"] else Parsed):
-        main = importlib.import_module(module).main
+        main = door(module).main
         main() if module.startswith("tests.") else main(arguments)
 
 
@@ -144,7 +146,7 @@ def test_the_commands_in_the_pages_run(place, monkeypatch, capsys):
     for command, more in RUN.items():
         module, arguments = module_and_arguments(command)
         arguments = [str(video) if word == "VIDEO" else word for word in arguments]
-        assert importlib.import_module(module).main([*arguments, *more]) in (0, None), command
+        assert door(module).main([*arguments, *more]) in (0, None), command
     for made in ("chaotic/manifest.json", "runs/semipl/summary.json", "semipl.json", "flickr10k/manifest.json"):
         assert (place / made).is_file(), made
     assert list((place / "localized").glob("*.mp4"))

@@ -5,51 +5,86 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import ROOT
+
 FILES = sorted((ROOT / "essl_fast").rglob("*.py"))
 MAY = {  # module prefix -> what of ours it may import
     "essl_fast.kernels": ("essl_fast.kernels",),
     "essl_fast.models": ("essl_fast.models", "essl_fast.kernels"),
-    "essl_fast.data": ("essl_fast.data", "essl_fast.config", "essl_fast.files", "essl_fast.kernels.native"),
-    "essl_fast.objectives": ("essl_fast.kernels",),
-    "essl_fast.metrics": ("essl_fast.kernels",),
-    "essl_fast.hearing": ("essl_fast.config", "essl_fast.kernels", "essl_fast.models"),
-    "essl_fast.config": ("essl_fast.yamls",),
-    "essl_fast.commands": ("essl_fast.config",),
-    "essl_fast.yamls": (),
-    "essl_fast.files": (),
-    "essl_fast.distributed": ("essl_fast.config",),
-    "essl_fast.compiling": ("essl_fast.config",),
-    "essl_fast.stepping": ("essl_fast.config",),
-    "essl_fast.profiling": (),
-    "essl_fast.rendering": (),
-    "essl_fast.safety": ("essl_fast.config",),
-    "essl_fast.stopping": ("essl_fast.distributed",),
-    "essl_fast.tensorboard_log": ("essl_fast.config",),
-    "essl_fast.gallery": ("essl_fast.config", "essl_fast.files"),
-    "essl_fast.paper": (),
-    "essl_fast.gaps": (),
-    "essl_fast.explain": ("essl_fast.floors", "essl_fast.gaps", "essl_fast.hearing", "essl_fast.runlog"),
-    "essl_fast.floors": ("essl_fast.config", "essl_fast.models", "essl_fast.objectives"),
-    "essl_fast.report_charts": (),
-    "essl_fast.report_style": (),
-    "essl_fast.report_gallery": ("essl_fast.config", "essl_fast.gallery"),
-    "essl_fast.report_runs": ("essl_fast.config", "essl_fast.gallery", "essl_fast.runlog"),
-    "essl_fast.report_page": ("essl_fast.metrics", "essl_fast.paper", "essl_fast.report_charts",
-                              "essl_fast.report_gallery", "essl_fast.report_runs", "essl_fast.report_style"),
-    "essl_fast.checkpoint": ("essl_fast.config", "essl_fast.files", "essl_fast.sspl"),
-    "essl_fast.sspl": ("essl_fast.config", "essl_fast.files"),
-    "essl_fast.figures": ("essl_fast.metrics",),
-    "essl_fast.reproduce_page": ("essl_fast.report_style",),
-    "essl_fast.reproduce_rows": ("essl_fast.config", "essl_fast.paper", "essl_fast.yamls"),
-    "essl_fast.runlog": ("essl_fast.kernels", "essl_fast.files"),
-    "essl_fast.prepare": ("essl_fast.commands", "essl_fast.config", "essl_fast.data", "essl_fast.files"),
-}  # fmt: skip
+    "essl_fast.data": (
+        "essl_fast.data",
+        "essl_fast.config.settings",
+        "essl_fast.common.files",
+        "essl_fast.kernels.native",
+    ),
+    "essl_fast.models.objectives": ("essl_fast.kernels",),
+    "essl_fast.evaluate.metrics": ("essl_fast.kernels",),
+    "essl_fast.models.audio_input": ("essl_fast.config.settings", "essl_fast.kernels", "essl_fast.models"),
+    "essl_fast.config.settings": ("essl_fast.config.yamls",),
+    "essl_fast.common.commands": ("essl_fast.config.settings",),
+    "essl_fast.config.yamls": (),
+    "essl_fast.common.files": (),
+    "essl_fast.runtime.distributed": ("essl_fast.config.settings",),
+    "essl_fast.runtime.compiling": ("essl_fast.config.settings",),
+    "essl_fast.train.graphs": ("essl_fast.config.settings",),
+    "essl_fast.profiling.profile": (),
+    "essl_fast.localize.drawing": (),
+    "essl_fast.train.faults": ("essl_fast.config.settings",),
+    "essl_fast.runtime.stopping": ("essl_fast.runtime.distributed",),
+    "essl_fast.train.tensorboard": ("essl_fast.config.settings",),
+    "essl_fast.report.gallery": ("essl_fast.config.settings", "essl_fast.common.files"),
+    "essl_fast.report.paper": (),
+    "essl_fast.profiling.gaps": (),
+    "essl_fast.profiling.explain": (
+        "essl_fast.profiling.floors",
+        "essl_fast.profiling.gaps",
+        "essl_fast.models.audio_input",
+        "essl_fast.runtime.runlog",
+    ),
+    "essl_fast.profiling.floors": ("essl_fast.config.settings", "essl_fast.models", "essl_fast.models.objectives"),
+    "essl_fast.report.charts": (),
+    "essl_fast.report.style": (),
+    "essl_fast.report.gallery_section": ("essl_fast.config.settings", "essl_fast.report.gallery"),
+    "essl_fast.report.runs": ("essl_fast.config.settings", "essl_fast.report.gallery", "essl_fast.runtime.runlog"),
+    "essl_fast.report.page": (
+        "essl_fast.evaluate.metrics",
+        "essl_fast.report.paper",
+        "essl_fast.report.charts",
+        "essl_fast.report.gallery_section",
+        "essl_fast.report.runs",
+        "essl_fast.report.style",
+    ),
+    "essl_fast.checkpoints.saving": (
+        "essl_fast.config.settings",
+        "essl_fast.common.files",
+        "essl_fast.checkpoints.sspl",
+    ),
+    "essl_fast.checkpoints.sspl": ("essl_fast.config.settings", "essl_fast.common.files"),
+    "essl_fast.report.figures": ("essl_fast.evaluate.metrics",),
+    "essl_fast.reproduce.page": ("essl_fast.report.style",),
+    "essl_fast.reproduce.rows": ("essl_fast.config.settings", "essl_fast.report.paper", "essl_fast.config.yamls"),
+    "essl_fast.runtime.runlog": ("essl_fast.kernels", "essl_fast.common.files"),
+    "essl_fast.prepare": (
+        "essl_fast.common.commands",
+        "essl_fast.config.settings",
+        "essl_fast.data",
+        "essl_fast.common.files",
+    ),
+}
 COMMANDS = (
-    "essl_fast.doctor", "essl_fast.doctor_checks", "essl_fast.doctor_room", "essl_fast.evaluate",
-    "essl_fast.export", "essl_fast.finder", "essl_fast.localize", "essl_fast.replay", "essl_fast.report",
-    "essl_fast.reproduce", "essl_fast.train", "essl_fast.trainer",
-)  # fmt: skip
+    "essl_fast.doctor",
+    "essl_fast.doctor.checks",
+    "essl_fast.doctor.room",
+    "essl_fast.evaluate",
+    "essl_fast.export",
+    "essl_fast.localize.finder",
+    "essl_fast.localize",
+    "essl_fast.replay",
+    "essl_fast.report",
+    "essl_fast.reproduce",
+    "essl_fast.train",
+    "essl_fast.train.trainer",
+)
 
 
 def module_of(file: Path) -> str:
@@ -88,13 +123,14 @@ def test_imports_keep_the_direction(file):
 
 
 def test_the_rule_bites():
-    assert imports_of(ROOT / "essl_fast/trainer.py") >= {"essl_fast.data.loader", "essl_fast.models"}
+    assert imports_of(ROOT / "essl_fast/trainer.py") >= {"essl_fast.data.loading.loader", "essl_fast.models"}
 
 
 def test_files_stay_readable():
     tracked = [f for folder in ("essl_fast", "csrc", "tests", "benchmarks") for f in (ROOT / folder).rglob("*")]
     long = [
-        f"{f.relative_to(ROOT)}: {n}" for f in tracked
+        f"{f.relative_to(ROOT)}: {n}"
+        for f in tracked
         if f.suffix in (".py", ".cu", ".cuh", ".cpp", ".h") and (n := len(f.read_text().splitlines())) > 500
-    ]  # fmt: skip
+    ]
     assert not long

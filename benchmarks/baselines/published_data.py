@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from essl_fast import kernels
-from essl_fast.config import SIZE, STORED_SIDE
-from essl_fast.data.loader import Loader
+from essl_fast.config.settings import SIZE, STORED_SIDE
+from essl_fast.data.loading.loader import Loader
 from essl_fast.data.shards import Manifest
 from essl_fast.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 
@@ -143,6 +143,11 @@ def data_loader(dataset: PublishedSet, batch_size: int, workers: int, keep_last:
     """As the published code has it: shuffled for training, pinned for a GPU; workers stay for the next epoch."""
     train = dataset.split == "train"
     return DataLoader(
-        dataset, batch_size, shuffle=train, num_workers=workers, pin_memory=pin, drop_last=train and not keep_last,
+        dataset,
+        batch_size,
+        shuffle=train,
+        num_workers=workers,
+        pin_memory=pin,
+        drop_last=train and not keep_last,
         persistent_workers=workers > 0,
-    )  # fmt: skip
+    )

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from essl_fast import checkpoint, config, models
+from essl_fast import checkpoints, config, models
 
 
 def conv_stack(widths: tuple, channels: int, last_pool: bool) -> nn.Sequential:
@@ -44,9 +44,13 @@ class SoundNet(nn.Module):
         super().__init__()
         self.features = conv_stack((64, 0, 128, 0, 256, 256, 0, 512, 512, 0), 1, last_pool=True)
         self.embeddings = nn.Sequential(
-            nn.Linear(512 * 24, 4096), nn.ReLU(True), nn.Linear(4096, 4096), nn.ReLU(True),
-            nn.Linear(4096, 128), nn.ReLU(True),
-        )  # fmt: skip
+            nn.Linear(512 * 24, 4096),
+            nn.ReLU(True),
+            nn.Linear(4096, 4096),
+            nn.ReLU(True),
+            nn.Linear(4096, 128),
+            nn.ReLU(True),
+        )
         self.requires_grad_(False)
         self.fc = nn.Sequential(nn.Linear(128, 512), nn.ReLU(True), nn.Linear(512, out_dim))
 
@@ -246,7 +250,7 @@ class NetWrapper(nn.Module):
         parts += [("pcm", self.net_pc, model.pcm)] if model.pcm is not None else []
         for part, theirs, ours in [*parts, ("ssl_head", self.net_ssl_head, model.head)]:
             state, small = ours.state_dict(), isinstance(theirs, SmallFrameNet | SmallSoundNet)
-            names = {name: name if small else checkpoint.from_sspl_name(part, name) for name in theirs.state_dict()}
+            names = {name: name if small else checkpoints.from_sspl_name(part, name) for name in theirs.state_dict()}
             if missing := [name for name, own in names.items() if own not in state]:
                 raise RuntimeError(f"the baseline's {part} has {missing[0]}, which essl_fast does not name")
             theirs.load_state_dict({name: state[own] for name, own in names.items()})

@@ -24,8 +24,9 @@ from torch import Tensor
 from benchmarks.baselines.published_data import target_map
 from benchmarks.baselines.published_nets import NetWrapper, pixel_loss, similarity_loss
 from benchmarks.stages import StageClock
-from essl_fast import config, models, objectives
-from essl_fast.config import SIZE
+from essl_fast import config, models
+from essl_fast.config.settings import SIZE
+from essl_fast.models import objectives
 
 try:
     import cv2
@@ -194,9 +195,7 @@ def check(settings: config.Config, device: torch.device, batch: int = 6, seed: i
     baseline = PublishedStyle(settings, device, ours)
     objective = objectives.build(settings.objective)
     with pytorch_defaults(tf32=False):
-        expected = objective(
-            ours(views.to(device), log_mel.to(device)), boxes.to(device), labelled.to(device)
-        )["loss"]  # fmt: skip
+        expected = objective(ours(views.to(device), log_mel.to(device)), boxes.to(device), labelled.to(device))["loss"]
         expected.backward()
         sample = {"view1": views[0], "view2": views[1], "spect": log_mel[:, :, None], "labelled": labelled}
         sample |= {f"target{v + 1}": box_targets(boxes[v], settings.objective.consensus or 1) for v in range(2)}

@@ -208,9 +208,17 @@ def forward(
         parts = tuple(tiles.empty((batch, tiling.splits, *last), features) for last in ((channels,), (channels,), ()))
     weights = attention if tiling.splits == 1 else None
     _forward[batch, tiling.splits](
-        features, audio, similarity, weights, *parts, *tiles.steps_of(features), tiling,
-        num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=tiles.registers(config.num_warps),
-    )  # fmt: skip
+        features,
+        audio,
+        similarity,
+        weights,
+        *parts,
+        *tiles.steps_of(features),
+        tiling,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        maxnreg=tiles.registers(config.num_warps),
+    )
     if tiling.splits > 1:
         block = tiles.join_block(tiling)
         _join[batch, triton.cdiv(channels, block)](
@@ -252,9 +260,18 @@ def _attend_backward(
 ) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(features):
         gradients = attention_backward.backward(
-            features, audio, similarity, pooled, sums, extremes, grad_pooled, grad_similarity, grad_attention,
-            to_features, to_audio,
-        )  # fmt: skip
+            features,
+            audio,
+            similarity,
+            pooled,
+            sums,
+            extremes,
+            grad_pooled,
+            grad_similarity,
+            grad_attention,
+            to_features,
+            to_audio,
+        )
     return tuple(features.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 

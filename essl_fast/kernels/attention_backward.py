@@ -251,9 +251,22 @@ def backward(
     small = (g if g is None else g.contiguous() for g in (grad_pooled, grad_similarity, grad_attention))
     steps = tiles.steps_of(features) + (tiles.steps_of(grad_features) if to_features else (0, 0, 0))
     _backward[batch, tiling.splits](
-        features, audio, similarity, pooled, sums, extremes, *small, grad_features, towards, residues, *steps, tiling,
-        num_warps=config.num_warps, num_stages=config.num_stages, maxnreg=tiles.registers(config.num_warps),
-    )  # fmt: skip
+        features,
+        audio,
+        similarity,
+        pooled,
+        sums,
+        extremes,
+        *small,
+        grad_features,
+        towards,
+        residues,
+        *steps,
+        tiling,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        maxnreg=tiles.registers(config.num_warps),
+    )
     if residues is not None:
         block = tiles.join_block(tiling)
         _join[batch, triton.cdiv(channels, block)](

@@ -168,10 +168,25 @@ def _launch(
     parts, loss = (_empty(*shape, dtype=torch.float32, device=device) for shape in ((2 * batch,), ()))
     counter = torch.zeros((), dtype=torch.int32, device=device)
     _cosine_kernel[(triton.cdiv(batch, config.blocks["ROWS"]), 2)](
-        p1, p2, z1, z2, unit1, unit2, parts, loss, counter,
-        p1.stride(0), p2.stride(0), z1.stride(0), z2.stride(0), batch,
-        D=width, WIDTH=triton.next_power_of_2(width), GRADIENT=gradient, **config.arguments(),
-    )  # fmt: skip
+        p1,
+        p2,
+        z1,
+        z2,
+        unit1,
+        unit2,
+        parts,
+        loss,
+        counter,
+        p1.stride(0),
+        p2.stride(0),
+        z1.stride(0),
+        z2.stride(0),
+        batch,
+        D=width,
+        WIDTH=triton.next_power_of_2(width),
+        GRADIENT=gradient,
+        **config.arguments(),
+    )
     return loss, unit1, unit2
 
 
@@ -274,9 +289,16 @@ def _case(width: int, kind: str, gradient: bool, registers: int) -> AotCase:
     config = candidates(shape_class(width, bits))[0]
     unit = "bf16" if kind == "bf16" else "fp32"
     pointers = {
-        "p1": kind, "p2": kind, "z1": kind, "z2": kind, "unit1": unit, "unit2": unit, "parts": "fp32", "loss": "fp32",
+        "p1": kind,
+        "p2": kind,
+        "z1": kind,
+        "z2": kind,
+        "unit1": unit,
+        "unit2": unit,
+        "parts": "fp32",
+        "loss": "fp32",
         "counter": "i32",
-    }  # fmt: skip
+    }
     strides = ("stride_p1", "stride_p2", "stride_z1", "stride_z2")
     constexprs = {"D": width, "WIDTH": triton.next_power_of_2(width), "GRADIENT": gradient, **config.blocks}
     return AotCase(
@@ -298,8 +320,14 @@ def aot_cases() -> list[AotCase]:
         AotCase(
             f"{unit} to {kind}",
             _scale_kernel,
-            {"unit1": f"*{unit}", "unit2": f"*{unit}", "grad1": f"*{kind}", "grad2": f"*{kind}", "upstream": "*fp32",
-             "N": "i32"},
+            {
+                "unit1": f"*{unit}",
+                "unit2": f"*{unit}",
+                "grad1": f"*{kind}",
+                "grad2": f"*{kind}",
+                "upstream": "*fp32",
+                "N": "i32",
+            },
             {"BLOCK": 2048},
             multiples_of_16=("N",),
             max_registers=40,
@@ -307,7 +335,7 @@ def aot_cases() -> list[AotCase]:
             min_store_bytes=16 if unit == kind else 8,
         )
         for unit, kind in (("bf16", "bf16"), ("fp32", "fp16"), ("fp32", "fp32"))
-    ]  # fmt: skip
+    ]
     return [
         _case(2048, "bf16", True, 64),
         _case(2048, "fp16", True, 64),

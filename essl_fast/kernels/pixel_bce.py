@@ -326,8 +326,17 @@ def geometry(h: int, w: int, size: int, consensus: int) -> dict[str, int]:
     """The kernels' constants."""
     (tiles_y, tile_y, whole_y), (tiles_x, tile_x, whole_x) = tiling(h, size), tiling(w, size)
     whole = whole_y and whole_x
-    return {"H": h, "W": w, "SIZE": size, "CONSENSUS": consensus, "TILES_Y": tiles_y, "TILES_X": tiles_x,
-            "TILE_Y": tile_y, "TILE_X": tile_x, "WHOLE": whole}  # fmt: skip
+    return {
+        "H": h,
+        "W": w,
+        "SIZE": size,
+        "CONSENSUS": consensus,
+        "TILES_Y": tiles_y,
+        "TILES_X": tiles_x,
+        "TILE_Y": tile_y,
+        "TILE_X": tile_x,
+        "WHOLE": whole,
+    }
 
 
 def shape_class(h: int, w: int, size: int, consensus: int) -> str:
@@ -364,15 +373,35 @@ def _launch(
     parts = _empty(batch, 4, lanes, device=device) if gradient else losses  # not touched without a gradient
     unit = _empty(batch, h, w, device=device) if gradient else _empty(0, device=device)
     _tiles_kernel[(batch, programs)](
-        attention, boxes, labelled, losses, parts, boxes.shape[1], *attention.stride(),
-        GRADIENT=gradient, **constants, **config.arguments(),
-    )  # fmt: skip
+        attention,
+        boxes,
+        labelled,
+        losses,
+        parts,
+        boxes.shape[1],
+        *attention.stride(),
+        GRADIENT=gradient,
+        **constants,
+        **config.arguments(),
+    )
     nodes = min(triton.next_power_of_2(h * w), 256)
     pieces = batch * triton.cdiv(h * w, nodes) if gradient else 0
     _finish_kernel[(1 + pieces,)](
-        losses, parts, labelled, loss, unit, batch, losses.numel(),
-        H=h, W=w, SIZE=size, CONSENSUS=consensus, TILES_Y=constants["TILES_Y"], NODES=nodes, num_warps=4,
-    )  # fmt: skip
+        losses,
+        parts,
+        labelled,
+        loss,
+        unit,
+        batch,
+        losses.numel(),
+        H=h,
+        W=w,
+        SIZE=size,
+        CONSENSUS=consensus,
+        TILES_Y=constants["TILES_Y"],
+        NODES=nodes,
+        num_warps=4,
+    )
     return loss, unit
 
 
@@ -483,12 +512,19 @@ def aot_cases() -> list[AotCase]:
     finish = AotCase(
         "14x14",
         _finish_kernel,
-        {"losses": "*fp32", "parts": "*fp32", "labelled": "*i1", "loss": "*fp32", "unit": "*fp32", "B": "i32",
-         "PARTS": "i32"},
+        {
+            "losses": "*fp32",
+            "parts": "*fp32",
+            "labelled": "*i1",
+            "loss": "*fp32",
+            "unit": "*fp32",
+            "B": "i32",
+            "PARTS": "i32",
+        },
         {"H": 14, "W": 14, "SIZE": 224, "CONSENSUS": 1, "TILES_Y": 1, "NODES": 256},
         multiples_of_16=("B", "PARTS"),
         max_registers=64,
-    )  # fmt: skip
+    )
     return [
         _case(14, 14, 224, 1, "i32", 48),
         _case(14, 14, 224, 1, "i32", 48, K=1),

@@ -44,7 +44,7 @@ def runs_here(tensor: Tensor) -> bool:
 
 @functools.lru_cache
 def chip_of(device: torch.device) -> str:
-    """"sm_90" and the like; "cpu" for the interpreter."""
+    """ "sm_90" and the like; "cpu" for the interpreter."""
     if device.type != "cuda":
         return "cpu"
     major, minor = torch.cuda.get_device_capability(device)

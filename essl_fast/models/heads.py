@@ -21,14 +21,21 @@ class SimSiamHead(nn.Module):
     def __init__(self, in_dim: int = 512, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__()
         self.projector = nn.Sequential(
-            nn.Linear(in_dim, dim, bias=False), ViewBatchNorm(dim), nn.ReLU(inplace=True),
-            nn.Linear(dim, dim, bias=False), ViewBatchNorm(dim), nn.ReLU(inplace=True),
-            nn.Linear(dim, dim, bias=False), ViewBatchNorm(dim, affine=False),
-        )  # fmt: skip
+            nn.Linear(in_dim, dim, bias=False),
+            ViewBatchNorm(dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim, bias=False),
+            ViewBatchNorm(dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(dim, dim, bias=False),
+            ViewBatchNorm(dim, affine=False),
+        )
         self.predictor = nn.Sequential(
-            nn.Linear(dim, hidden, bias=False), ViewBatchNorm(hidden), nn.ReLU(inplace=True),
+            nn.Linear(dim, hidden, bias=False),
+            ViewBatchNorm(hidden),
+            nn.ReLU(inplace=True),
             nn.Linear(hidden, dim),
-        )  # fmt: skip
+        )
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         views = len(pooled)

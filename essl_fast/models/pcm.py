@@ -100,9 +100,11 @@ class PCM(nn.Module):
 
         again = self.checkpoint and torch.is_grad_enabled()
         for cycle in range(self.cycles):
-            r = self._checkpointed(cycle, visual, audio, views, r) if again else self._cycle(
-                cycle, visual, audio, views, *r
-            )  # fmt: skip
+            r = (
+                self._checkpointed(cycle, visual, audio, views, r)
+                if again
+                else self._cycle(cycle, visual, audio, views, *r)
+            )
         return self.correct[3](r[2])
 
     def _cycle(self, cycle: int, visual: Tensor, audio: Tensor, views: int, *r: Tensor) -> list[Tensor]:
@@ -122,9 +124,9 @@ class PCM(nn.Module):
 
         Running statistics move once. The compiler sees to that itself, since a graph holds their update apart.
         """
-        contexts = {} if torch.compiler.is_compiling() else {
-            "context_fn": lambda: (contextlib.nullcontext(), untracked(self))
-        }  # fmt: skip
+        contexts = (
+            {} if torch.compiler.is_compiling() else {"context_fn": lambda: (contextlib.nullcontext(), untracked(self))}
+        )
         return run_checkpointed(
             self._cycle, cycle, visual, audio, views, *r, use_reentrant=False, preserve_rng_state=False, **contexts
         )

@@ -29,10 +29,13 @@ class VGGish(nn.Module):
                 width = entry
         self.features = nn.Sequential(*layers)
         self.embeddings = nn.Sequential(
-            nn.Linear(512 * 6 * 4, 4096), nn.ReLU(inplace=True),
-            nn.Linear(4096, 4096), nn.ReLU(inplace=True),
-            nn.Linear(4096, self.embedding_dim), nn.ReLU(inplace=True),
-        )  # fmt: skip
+            nn.Linear(512 * 6 * 4, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, 4096),
+            nn.ReLU(inplace=True),
+            nn.Linear(4096, self.embedding_dim),
+            nn.ReLU(inplace=True),
+        )
         self.fc = nn.Sequential(nn.Linear(self.embedding_dim, 512), nn.ReLU(inplace=True), nn.Linear(512, out_dim))
         self.features.requires_grad_(False)
         self.embeddings.requires_grad_(False)

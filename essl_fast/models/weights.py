@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from essl_fast.common.errors import InputError
+
 # file name -> address; the eight digits in the name begin the file's SHA-256, by torch.hub's convention.
 SOURCES = {
     "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
@@ -18,7 +20,7 @@ SOURCES = {
 }
 
 
-class WeightsError(RuntimeError):
+class WeightsError(InputError):
     """A weight file is missing or is not what it should be; the message says which file to put where."""
 
 

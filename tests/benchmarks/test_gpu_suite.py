@@ -10,14 +10,14 @@ import torch
 
 from benchmarks import gpu_suite
 from benchmarks.gpu_suite import FAILED, MISSING, OK, SKIPPED, TASKS, TIMED_OUT, Task, run_suite, share_of
-from essl_fast import runlog
+from essl_fast.common import commands
 
 GOOD = "import json, sys; json.dump({'headline': 'quick'}, open(sys.argv[1], 'w')); print('fine')"
 BAD = "import sys; print('first'); print('the reason'); sys.exit(3)"
 SLOW = "import subprocess, time; print(subprocess.Popen(['sleep', '60']).pid, flush=True); time.sleep(60)"
 JUNIT = (  # of pytest: 5 tests
     "import sys; open(sys.argv[1] + '/tests.xml', 'w').write("
-    "'<testsuites><testsuite tests=\"5\" failures=\"0\" errors=\"0\" skipped=\"{0}\"/></testsuites>')"
+    '\'<testsuites><testsuite tests="5" failures="0" errors="0" skipped="{0}"/></testsuites>\')'
 )
 
 
@@ -26,7 +26,7 @@ def python(name, code, wants=10.0, least=1.0, argument="{json}", **more):
 
 
 def run(tasks, tmp_path, budget=60.0, quick=False):
-    return {each.name: each for each in run_suite(tasks, tmp_path, budget, quick, runlog.console())}
+    return {each.name: each for each in run_suite(tasks, tmp_path, budget, quick, commands.console())}
 
 
 def gone(pid):
@@ -40,9 +40,12 @@ def gone(pid):
 def test_one_that_fails_or_hangs_does_not_stop_the_others(tmp_path, capsys):
     begin = time.perf_counter()
     tasks = [
-        python("bad", BAD), python("slow", SLOW, wants=1.0, least=0.1), python("gone", GOOD, needs="benchmarks/no.py"),
-        python("silent", "pass"), python("good", GOOD),
-    ]  # fmt: skip
+        python("bad", BAD),
+        python("slow", SLOW, wants=1.0, least=0.1),
+        python("gone", GOOD, needs="benchmarks/no.py"),
+        python("silent", "pass"),
+        python("good", GOOD),
+    ]
     found = run(tasks, tmp_path, budget=33.0)
     assert time.perf_counter() - begin < 20
     assert [each.state for each in found.values()] == [FAILED, TIMED_OUT, MISSING, FAILED, OK]

@@ -16,7 +16,7 @@ from benchmarks import loader as benchmark  # noqa: E402
 from benchmarks.baselines.published_data import export  # noqa: E402
 from benchmarks.engines import EngineSampler  # noqa: E402
 from essl_fast.data.shards import Manifest  # noqa: E402
-from essl_fast.prepare import prepare  # noqa: E402
+from essl_fast.prepare.preparing import prepare  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -60,9 +60,11 @@ def test_a_way_is_timed(folders, way):
 
 def test_ratios_and_table():
     ways = [
-        benchmark.Way("published", 100, [2.0, 1.0, 4.0], 7.0, 860.0), benchmark.Way("jpeg", 100, [0.5], 0.5, 150.0),
-        benchmark.Way("clips", note="failed: why"), benchmark.Way("resident", 100, [0.1, 0.1], 0.2, 150.0),
-    ]  # fmt: skip
+        benchmark.Way("published", 100, [2.0, 1.0, 4.0], 7.0, 860.0),
+        benchmark.Way("jpeg", 100, [0.5], 0.5, 150.0),
+        benchmark.Way("clips", note="failed: why"),
+        benchmark.Way("resident", 100, [0.1, 0.1], 0.2, 150.0),
+    ]
     assert benchmark.ratios(ways) == {"jpeg": 4.0, "resident": pytest.approx(20.0)}
     assert ways[0].cpu_per_pair == pytest.approx(1e3 * 7 / 300)
     assert benchmark.headline(ways) == "jpeg 4.0x (wanted 2x), resident 20.0x (wanted 10x)"
@@ -116,9 +118,11 @@ def test_engines_are_sampled_or_the_reason_is_told(monkeypatch):
         return 0
 
     nvml = types.SimpleNamespace(
-        nvmlInit_v2=lambda: 0, nvmlDeviceGetHandleByUUID=lambda uuid, handle: 0 if uuid.value == b"GPU-abc" else 6,
-        nvmlDeviceGetUtilizationRates=utilization, nvmlDeviceGetDecoderUtilization=decoder,
-    )  # fmt: skip
+        nvmlInit_v2=lambda: 0,
+        nvmlDeviceGetHandleByUUID=lambda uuid, handle: 0 if uuid.value == b"GPU-abc" else 6,
+        nvmlDeviceGetUtilizationRates=utilization,
+        nvmlDeviceGetDecoderUtilization=decoder,
+    )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: types.SimpleNamespace(uuid="abc"))
     with EngineSampler(torch.device("cuda"), every=0.01, library=nvml) as engines:
         pass

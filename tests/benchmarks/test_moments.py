@@ -7,9 +7,11 @@ import torch
 
 from benchmarks import moments
 from benchmarks.common import Mismatch
-from essl_fast.data import hardware, media, reels
-from essl_fast.data.footage import Video
-from tests.data.media_tools import make_video
+from essl_fast.data import media
+from essl_fast.data.loading import reels
+from essl_fast.data.media import hardware
+from essl_fast.data.media.footage import Video
+from tests.tools.media import make_video
 
 SMALL = ["--device", "cpu", "--length", "1", "--size", "160x96", "--rates", "5,30", "--repeats", "1", "--seconds", "1"]
 

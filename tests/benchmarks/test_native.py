@@ -25,8 +25,12 @@ def test_it_runs_and_records(tmp_path):
     shown, found = done.stdout, json.loads((tmp_path / "native.json").read_text())
     names = [result["name"] for result in found["results"]]
     assert [name.split(",")[0] for name in names] == [
-        "two_views", "random_views", "view_params + view_boxes", "log_mel", *["localization_counts"] * 2,
-    ]  # fmt: skip
+        "two_views",
+        "random_views",
+        "view_params + view_boxes",
+        "log_mel",
+        *["localization_counts"] * 2,
+    ]
     for result in found["results"]:
         assert result["name"] in shown and result["checked"]
         assert len(result["times"]) > 1 and all(x > 0 for x in result["speedup"].values())

@@ -9,9 +9,9 @@ h5py = pytest.importorskip("h5py")
 
 from benchmarks import prepare  # noqa: E402
 from benchmarks.baselines import published_prepare  # noqa: E402
-from essl_fast.data import audio  # noqa: E402
+from essl_fast.data.media import audio  # noqa: E402
 from essl_fast.data.shards import Manifest  # noqa: E402
-from tests.data.media_tools import clicks, make_video, row, write_annotations  # noqa: E402
+from tests.tools.media import clicks, make_video, row, write_annotations  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,11 @@ def test_everything_is_measured(world, tmp_path, capsys):
     assert prepare.main([*places, "--processes", "1", "--repeats", "1", "--json", str(path)]) == 0
     told = json.loads(path.read_text())
     assert told["pairs"] == 2 and told["frames"] == 80 and set(told["results"]) == {"clip", "jpeg", "published"}
-    assert all(cost["seconds"] > 0 and cost["cpu_seconds"] > 0 and cost["bytes"] > 0
-               for costs in told["results"].values() for cost in costs)  # fmt: skip
+    assert all(
+        cost["seconds"] > 0 and cost["cpu_seconds"] > 0 and cost["bytes"] > 0
+        for costs in told["results"].values()
+        for cost in costs
+    )
     assert told["checked"]["clip"].startswith("2 pairs, frames within 0 grey levels")
     bytes_of = {name: costs[0]["bytes"] for name, costs in told["results"].items()}
     assert bytes_of["published"] > 5 * bytes_of["clip"]  # 80 PNG files and 2 MB of HDF5, for so small a world
@@ -63,8 +66,12 @@ def test_the_baseline_extracts_what_the_decoder_gives(world, tmp_path):
     video = world / "videos/a.mp4"
     published_prepare.extract(video, tmp_path / "frames", tmp_path / "sound/a.wav")
     assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == [f"{n:06d}.png" for n in range(1, 41)]
-    kept = published_prepare.select([("x", 20, 2.0), ("y", 3, 0.2), ("z", 40, 3.9)], tmp_path / "frames",
-                                    tmp_path / "sound/a.wav", tmp_path / "pairs")  # fmt: skip
+    kept = published_prepare.select(
+        [("x", 20, 2.0), ("y", 3, 0.2), ("z", 40, 3.9)],
+        tmp_path / "frames",
+        tmp_path / "sound/a.wav",
+        tmp_path / "pairs",
+    )
     assert kept == ["x"]
     frame, sound = published_prepare.read_pair(tmp_path / "pairs", "x")
     assert frame.shape == (256, 256, 3) and sound.shape == (48_000,) and sound.min() == -1

@@ -14,8 +14,9 @@ from benchmarks.baselines import published_nets as nets  # noqa: E402
 from benchmarks.baselines import published_style as published  # noqa: E402
 from benchmarks.baselines.published_data import PublishedSet, data_loader, export, files_of, target_map  # noqa: E402
 from benchmarks.stages import StageClock  # noqa: E402
-from essl_fast import config, kernels, metrics, models  # noqa: E402
+from essl_fast import config, kernels, models
 from essl_fast.data.shards import Manifest  # noqa: E402
+from essl_fast.evaluate import metrics  # noqa: E402
 from tests.golden.store import golden, recipe_state, rel_l2, x_max  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -168,7 +169,7 @@ def test_an_epoch_and_an_evaluation_run(exported):
 
 
 def test_evaluation_agrees_with_ours_from_the_same_weights(exported):
-    from essl_fast.evaluate import evaluate
+    from essl_fast.evaluate.evaluation import evaluate
 
     manifest, root = exported
     settings = config.load("demo")

@@ -94,8 +94,11 @@ def test_modes_and_their_settings(tiny_world):
         return settings.compile, settings.cuda_graphs, settings.model.pcm_checkpoint
 
     assert [chosen(mode, "cuda") for mode in step.MODES[:4]] == [
-        ("off", "off", False), ("on", "off", False), ("on", "on", False), ("on", "on", True),
-    ]  # fmt: skip
+        ("off", "off", False),
+        ("on", "off", False),
+        ("on", "on", False),
+        ("on", "on", True),
+    ]
     assert chosen("checkpointed", "cpu") == ("off", "off", True)
     assert subjects.has_pcm("semipl", "full") and not subjects.has_pcm("sspl", "full")
     with pytest.raises(SystemExit, match="captured needs a GPU"):
@@ -181,8 +184,9 @@ def test_ratios_rounds_and_extrapolation():
 
 def test_a_slower_side_is_called_slower():
     assert end_to_end.notes_on(sides_of([9.0], [2.0])) == [
-        "sspl_pcm streaming: SLOWER than the baseline", "sspl_pcm baseline: ",
-    ]  # fmt: skip
+        "sspl_pcm streaming: SLOWER than the baseline",
+        "sspl_pcm baseline: ",
+    ]
     assert "SLOWER" not in str(end_to_end.notes_on(sides_of([2.0], [9.0])))
 
 
@@ -199,10 +203,20 @@ def test_speed_of_light_covers_the_step(tiny_world, tmp_path, capsys):
     found = json.loads(out.read_text())
     names = [stage["name"] for stage in found["stages"]]
     assert names == [
-        "two_views", "log_mel", "trunk forward", "trunk backward", "audio network forward", "audio network backward",
-        "attention forward", "attention backward", "head forward", "head backward", "losses, both ways", "optimizer",
+        "two_views",
+        "log_mel",
+        "trunk forward",
+        "trunk backward",
+        "audio network forward",
+        "audio network backward",
+        "attention forward",
+        "attention backward",
+        "head forward",
+        "head backward",
+        "losses, both ways",
+        "optimizer",
         "evaluation counts",
-    ]  # fmt: skip
+    ]
     for stage in found["stages"]:
         assert stage["bytes"] > 0 and stage["flop"] > 0 and stage["floor_ms"] > 0 and stage["ms"] > 0
     by_name = {stage["name"]: stage for stage in found["stages"]}
@@ -227,8 +241,10 @@ def test_floors_are_the_larger_of_two_times():
         found = speed_of_light.beside_floor(stage, flop, Times.of([200.0, 300.0]), ceilings)
         assert found.floor_ms == pytest.approx(expected) and found.bound == bound
         assert found.share == pytest.approx(expected / 250) and found.gap == pytest.approx(250 - expected)
-    slow = [Found(n, 1, 1, VECTOR, floor, "bytes", ms, ms, ms, inside) for n, floor, ms, inside in (
-        ("a", 9, 10, True), ("b", 1, 5, True), ("c", 1, 100, False))]  # fmt: skip
+    slow = [
+        Found(n, 1, 1, VECTOR, floor, "bytes", ms, ms, ms, inside)
+        for n, floor, ms, inside in (("a", 9, 10, True), ("b", 1, 5, True), ("c", 1, 100, False))
+    ]
     assert speed_of_light.widest(slow).name == "b"
 
 

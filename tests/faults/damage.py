@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from essl_fast import checkpoint
+from essl_fast import checkpoints
 from essl_fast.data.shards import Manifest, read_index
 from tests.faults import worlds
 from tests.faults.acts import begun, case, evaluated, interrupted, prepared_again, resumed, succeeds, told, until
@@ -44,8 +44,10 @@ def _damage_checkpoint(fault: str, damage: Callable[[Path], None]) -> None:
         damage(out / "best.pt")
         told(
             bench.server.start("evaluate", out / "best.pt", "--device", "cpu"),
-            out / "best.pt", "is not a readable checkpoint", f"{out / 'last.pt'} is whole",
-        )  # fmt: skip
+            out / "best.pt",
+            "is not a readable checkpoint",
+            f"{out / 'last.pt'} is whole",
+        )
 
 
 _damage_checkpoint("checkpoint half written", cut)
@@ -153,8 +155,8 @@ def _(bench: Bench) -> None:
 @case("manifest of another data set", "evaluation")
 def _(bench: Bench) -> None:
     data, out = bench.copy(bench.prepared, "data"), bench.copy(bench.reference, "run")
-    state = checkpoint.load(out / "best.pt")
-    checkpoint.save(out / "best.pt", {**state, "data_root": str(data)})
+    state = checkpoints.load(out / "best.pt")
+    checkpoints.save(out / "best.pt", {**state, "data_root": str(data)})
     shutil.rmtree(data)
     shutil.copytree(another(bench), data)
     told(bench.server.start("evaluate", out / "best.pt", "--device", "cpu"), data, "no longer the data set", "--data")

@@ -27,13 +27,15 @@ SMALL = 64  # width of the head: the checkpoints of a run are then some 100 KB a
 
 def shrink() -> None:
     """Models get a small head, and nobody draws pictures: the same code, less to compute and to write."""
-    from essl_fast import figures, models, train
+    from essl_fast import models
     from essl_fast.models import localizer
+    from essl_fast.report import figures
+    from essl_fast.train import running
 
     head = localizer.SimSiamHead
     localizer.SimSiamHead = lambda channels: head(channels, SMALL, SMALL // 4)
     assert models.build is localizer.build
-    for module, names in ((figures, ("curves", "overlays")), (train, ("write_report",))):
+    for module, names in ((figures, ("curves", "overlays")), (running, ("write_report",))):
         for name in names:
             assert callable(getattr(module, name))
             setattr(module, name, lambda *_, **__: None)
@@ -52,9 +54,10 @@ def be_bound() -> None:
 
 
 def run(command: str, arguments: list[str]) -> int:
-    from essl_fast import commands, evaluate, prepare, replay, train
+    from essl_fast.common import commands
+    from tests.tools.doors import door
 
-    module = {"prepare": prepare, "train": train, "evaluate": evaluate, "replay": replay}[command]
+    module = door(f"essl_fast.{command}")
     return commands.command(lambda: module.main(arguments), module.PROG)
 
 
@@ -90,7 +93,7 @@ def serve() -> None:
     import torch
     import torch._dynamo  # which an optimizer imports
 
-    for name in ("evaluate", "prepare", "replay", "train", "data.pipeline"):
+    for name in ("evaluate.__main__", "prepare.__main__", "replay", "train.__main__", "data.loading.pipeline"):
         importlib.import_module(f"essl_fast.{name}")
     torch.set_num_threads(1)
     shrink()
@@ -170,9 +173,13 @@ class Server:
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
         environment = {**os.environ, **threads, "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=ROOT, env=environment,
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.faults.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
         assert "ready" in self._answer()
 
     def _answer(self) -> dict:
@@ -188,8 +195,15 @@ class Server:
     def start(self, command: str, *arguments: object, bound: bool = False, **variables: object) -> Child:
         self._count += 1
         said = self.scratch / f"said-{self._count}.txt"
-        started = self.ask({"start": [command, *map(str, arguments)], "said": str(said), "bound": bound,
-                            "cwd": str(self.scratch), "set": {k: str(v) for k, v in variables.items()}})  # fmt: skip
+        started = self.ask(
+            {
+                "start": [command, *map(str, arguments)],
+                "said": str(said),
+                "bound": bound,
+                "cwd": str(self.scratch),
+                "set": {k: str(v) for k, v in variables.items()},
+            }
+        )
         return Child(self, started["pid"], said)
 
     def run(self, command: str, *arguments: object, bound: bool = False) -> tuple[int, str]:

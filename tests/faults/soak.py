@@ -24,8 +24,9 @@ from pathlib import Path
 
 import torch
 
-from essl_fast import runlog
+from essl_fast.common import files
 from essl_fast.data.shards import QUARANTINE, Manifest
+from essl_fast.runtime import provenance, runlog
 from tests.faults import server, worlds
 
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
@@ -82,18 +83,21 @@ def training(bench: worlds.Bench, rounds: int, seed: int, say) -> dict:
         if (number + 1) % 10 == 0 or found:
             say(f"training: {number + 1} of {rounds} rounds, {sum(kills.values())} kills, {len(differ)} differ")
     return {
-        "rounds": rounds, "kills": dict(kills), "undisturbed_seconds": usual, "differ": differ,
+        "rounds": rounds,
+        "kills": dict(kills),
+        "undisturbed_seconds": usual,
+        "differ": differ,
         "killed_after_step": {str(step): count for step, count in sorted(steps.items())},
         "seconds": time.perf_counter() - begin,
-    }  # fmt: skip
+    }
 
 
 def reached(out: Path) -> int:
     """The step of a run's newest checkpoint, -1 if there is none."""
-    from essl_fast import checkpoint
+    from essl_fast import checkpoints
 
-    files = checkpoint.kept(out / "last.pt")
-    return checkpoint.newest(files[0])[1]["step"] if files else -1
+    files = checkpoints.kept(out / "last.pt")
+    return checkpoints.newest(files[0])[1]["step"] if files else -1
 
 
 def preparing(bench: worlds.Bench, rounds: int, seed: int, say) -> dict:
@@ -123,10 +127,13 @@ def preparing(bench: worlds.Bench, rounds: int, seed: int, say) -> dict:
         if (number + 1) % 10 == 0 or found:
             say(f"prepare: {number + 1} of {rounds} rounds, {sum(kills.values())} kills, {len(differ)} differ")
     return {
-        "rounds": rounds, "kills": dict(kills), "undisturbed_seconds": usual, "differ": differ,
+        "rounds": rounds,
+        "kills": dict(kills),
+        "undisturbed_seconds": usual,
+        "differ": differ,
         "parts_and_shards_when_killed": {str(count): times for count, times in sorted(parts.items())},
         "seconds": time.perf_counter() - begin,
-    }  # fmt: skip
+    }
 
 
 class Gauge:
@@ -147,10 +154,14 @@ class Gauge:
         parts = [self.samples[at : at + size] for at in range(0, size * 10, size)]
         clocks = [[b[0] - a[0] for a, b in zip(part, part[1:], strict=False)] for part in parts]
         table = [
-            {"epoch_ms": 1000 * statistics.median(clock), "resident_mib": statistics.median(s[1] for s in part) / 1024,
-             "handles": statistics.median(s[2] for s in part), "threads": statistics.median(s[3] for s in part)}
+            {
+                "epoch_ms": 1000 * statistics.median(clock),
+                "resident_mib": statistics.median(s[1] for s in part) / 1024,
+                "handles": statistics.median(s[2] for s in part),
+                "threads": statistics.median(s[3] for s in part),
+            }
             for part, clock in zip(parts, clocks, strict=True)
-        ]  # fmt: skip
+        ]
         second, last = table[1], table[-1]
         growth = last["resident_mib"] - second["resident_mib"]
         flat = {
@@ -159,14 +170,19 @@ class Gauge:
             "threads": last["threads"] == second["threads"],
             "clock": last["epoch_ms"] < 1.25 * min(part["epoch_ms"] for part in table[1:4]),
         }
-        return {"epochs": len(self.samples), "loaders_made_anew_every": every, "parts": table,
-                "memory_growth_mib": growth, "flat": flat}  # fmt: skip
+        return {
+            "epochs": len(self.samples),
+            "loaders_made_anew_every": every,
+            "parts": table,
+            "memory_growth_mib": growth,
+            "flat": flat,
+        }
 
 
 def enduring(bench: worlds.Bench, epochs: int, say) -> dict:
     """One run on four pairs in this process, streaming: every frame is decoded in every epoch, and in every tenth epoch
     a further loader is made and closed by an evaluation, and a checkpoint written."""
-    from essl_fast import train
+    from essl_fast.train import __main__ as train_door
 
     server.shrink()
     gauge, write, every = Gauge(), runlog.RunLog.write, 10
@@ -185,12 +201,19 @@ def enduring(bench: worlds.Bench, epochs: int, say) -> dict:
 
     runlog.RunLog.write = watched
     begin = time.perf_counter()
-    given = {"epochs": epochs, "checkpoint_steps": 0, "checkpoint_epochs": every, "eval_every": every,
-             "data.resident": "never", "baselines": "false", "data.batch_size": 2,
-             "data.exclude_quarantined": "bad"}  # fmt: skip
+    given = {
+        "epochs": epochs,
+        "checkpoint_steps": 0,
+        "checkpoint_epochs": every,
+        "eval_every": every,
+        "data.resident": "never",
+        "baselines": "false",
+        "data.batch_size": 2,
+        "data.exclude_quarantined": "bad",
+    }
     more = [part for name, value in given.items() for part in (f"--{name}", value)]
     try:
-        assert train.main(bench.train(bench.new("long"), *more, data=data)) == 0
+        assert train_door.main(bench.train(bench.new("long"), *more, data=data)) == 0
     finally:
         runlog.RunLog.write = write
         gc.collect()
@@ -223,10 +246,10 @@ def main() -> int:
                 found["epochs"] = enduring(bench, asked.epochs, say)
         finally:
             bench.close()
-    result = {"seed": asked.seed, **found, "environment": runlog.environment(torch.device("cpu"))}
+    result = {"seed": asked.seed, **found, "environment": provenance.environment(torch.device("cpu"))}
     print(json.dumps(found, indent=1))
     if asked.json:
-        runlog.write_json(asked.json, result)
+        files.write_json(asked.json, result)
     differ = [entry for name in ("training", "prepare") for entry in found.get(name, {}).get("differ", [])]
     return int(bool(differ) or not all(found.get("epochs", {}).get("flat", {}).values()))
 

@@ -7,12 +7,30 @@ from pathlib import Path
 
 import torch
 
-from essl_fast import checkpoint
-from tests.data.prepare_tools import hashes, make_world
+from essl_fast import checkpoints
 from tests.faults.server import Server
+from tests.tools.prepare import hashes, make_world
 
-TRAIN = ["--config", "demo", "--device", "cpu", "--epochs", "2", "--data.batch_size", "4", "--checkpoint_steps", "1",
-         "--overlays", "0", "--optim.warmup", "0.5", "--data.threads", "1", "--checkpoint_keep", "2"]  # fmt: skip
+TRAIN = [
+    "--config",
+    "demo",
+    "--device",
+    "cpu",
+    "--epochs",
+    "2",
+    "--data.batch_size",
+    "4",
+    "--checkpoint_steps",
+    "1",
+    "--overlays",
+    "0",
+    "--optim.warmup",
+    "0.5",
+    "--data.threads",
+    "1",
+    "--checkpoint_keep",
+    "2",
+]
 PREPARE = ["--validation", "0.25", "--pairs-per-shard", "5", "--visual", "jpeg"]
 RUNNING = ("seconds", "epoch_seconds", "elapsed", "untimed", "config", "data_root")  # of a clock, or of a place
 
@@ -75,7 +93,7 @@ def run_differs(out: Path, reference: Path) -> str | None:
     """What of a finished run is not as in the reference, None if nothing: weights, moments, history, results."""
     for name in ("last.pt", "best.pt"):
         mine, theirs = (
-            {key: value for key, value in checkpoint.load(folder / name).items() if key not in RUNNING}
+            {key: value for key, value in checkpoints.load(folder / name).items() if key not in RUNNING}
             for folder in (out, reference)
         )
         for state in (mine, theirs):

@@ -52,13 +52,23 @@ class Child:
         self.restarts += 1
         self.place.mkdir(parents=True, exist_ok=True)
         self._log = self.place / "child.log"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1",
-                       "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(self.place)}  # fmt: skip
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "TRITON_INTERPRET": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "TMPDIR": str(self.place),
+        }
         with open(self._log, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *SERVE, str(self.place), *self.targets], cwd=ROOT, env=environment,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
+                [sys.executable, *SERVE, str(self.place), *self.targets],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
         if self._line(_START) != b"ready\n":
             self.close()
             raise RuntimeError(f"the fuzzer's child did not start:\n{self._log.read_text(errors='replace')[-4000:]}")

@@ -14,20 +14,108 @@ import zipfile
 import zlib
 from pathlib import PurePath
 
-NUMBERS = (0, 1, 2, 7, 127, 128, 255, 256, 32767, 65500, 65535, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1,
-           1 << 40, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)  # fmt: skip
+NUMBERS = (
+    0,
+    1,
+    2,
+    7,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    65500,
+    65535,
+    1 << 20,
+    (1 << 31) - 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 40,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+)
 WORDS = (
-    b"", b"0", b"-1", b"1e999", b"-1e308", b"nan", b"NaN", b"Infinity", b"1e-320", b"99999999999999999999", b"0x10",
-    b"1_000", b"\xd9\xa3", b"true", b"null", b"[]", b"{}", b'"', b"'", b",", b"\n", b"\r\n", b"\0", b"\xff\xfe",
-    b"\xe2\x80\xa8", b"..", b"../../x", b"/etc/hostname", b"C:\\x", b"a/b", b"[[1,2,3,4]]", b"(1, 2, 3, 4)", b"[" * 99,
-    b"-" * 999, b"9" * 4999, b"[/x]", b"%2e%2e%2f", b"!!python/object/apply:os.system", b"&a [*a]", b"<<: *a",
-    b"class_path: os.system", b"__import__('os')",
-)  # fmt: skip
+    b"",
+    b"0",
+    b"-1",
+    b"1e999",
+    b"-1e308",
+    b"nan",
+    b"NaN",
+    b"Infinity",
+    b"1e-320",
+    b"99999999999999999999",
+    b"0x10",
+    b"1_000",
+    b"\xd9\xa3",
+    b"true",
+    b"null",
+    b"[]",
+    b"{}",
+    b'"',
+    b"'",
+    b",",
+    b"\n",
+    b"\r\n",
+    b"\0",
+    b"\xff\xfe",
+    b"\xe2\x80\xa8",
+    b"..",
+    b"../../x",
+    b"/etc/hostname",
+    b"C:\\x",
+    b"a/b",
+    b"[[1,2,3,4]]",
+    b"(1, 2, 3, 4)",
+    b"[" * 99,
+    b"-" * 999,
+    b"9" * 4999,
+    b"[/x]",
+    b"%2e%2e%2f",
+    b"!!python/object/apply:os.system",
+    b"&a [*a]",
+    b"<<: *a",
+    b"class_path: os.system",
+    b"__import__('os')",
+)
 VALUES = (
-    None, True, False, 0, -1, 1, 0.5, 3, 255, 2**31, -(2**31) - 1, 2**63, 2**64, 10**30, 1e308, float("nan"),
-    float("inf"), float("-inf"), "", "a", "..", "../x", "/etc/hostname", "a\0b", "[/x]", "\ud800", "x" * 5000, [], {},
-    [None], [[]], {"a": 1}, [1, 2, 3, 4], "manifest.json", "train-00000.tar",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    0.5,
+    3,
+    255,
+    2**31,
+    -(2**31) - 1,
+    2**63,
+    2**64,
+    10**30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    "",
+    "a",
+    "..",
+    "../x",
+    "/etc/hostname",
+    "a\0b",
+    "[/x]",
+    "\ud800",
+    "x" * 5000,
+    [],
+    {},
+    [None],
+    [[]],
+    {"a": 1},
+    [1, 2, 3, 4],
+    "manifest.json",
+    "train-00000.tar",
+)
 
 
 def mutate(rng: random.Random, name: str, data: bytes, others: list[bytes]) -> bytes:
@@ -157,13 +245,27 @@ def _npy(rng: random.Random, data: bytes) -> bytes:
     """The description in a NumPy file's header, at the same length as a rule."""
     size = int.from_bytes(data[8:10], "little")
     text = data[10 : 10 + size]
-    old, new = rng.choice((
-        (b"'<", b"'>"), (b"'<i4'", b"'|O'"), (b"'<i4'", b"'<f8'"), (b"'|u1'", b"'|O'"), (b"'|S", b"'|S9999999"),
-        (b"False", b"True"), (b"(", b"(-"), (b"(", b"(999999999999, "), (b"(", b"(9" + b"9" * 30),
-        (b",)", b", 1 << 60)"),
-        (b"{", b"{{"), (b"'shape'", b"'x'"), (b"'<f8'", b"[('a', '<f8')]"), (b"'<u4'", b"('<u4', (1 << 20,))"),
-        (b"(", b"(0, "), (b"'", b"__import__('os')"), (b"}", b", 'x': " + b"[" * 90 + b"}"),
-    ))  # fmt: skip
+    old, new = rng.choice(
+        (
+            (b"'<", b"'>"),
+            (b"'<i4'", b"'|O'"),
+            (b"'<i4'", b"'<f8'"),
+            (b"'|u1'", b"'|O'"),
+            (b"'|S", b"'|S9999999"),
+            (b"False", b"True"),
+            (b"(", b"(-"),
+            (b"(", b"(999999999999, "),
+            (b"(", b"(9" + b"9" * 30),
+            (b",)", b", 1 << 60)"),
+            (b"{", b"{{"),
+            (b"'shape'", b"'x'"),
+            (b"'<f8'", b"[('a', '<f8')]"),
+            (b"'<u4'", b"('<u4', (1 << 20,))"),
+            (b"(", b"(0, "),
+            (b"'", b"__import__('os')"),
+            (b"}", b", 'x': " + b"[" * 90 + b"}"),
+        )
+    )
     changed = text.replace(old, new, 1)
     changed = changed.rstrip().ljust(size - 1)[: size - 1] + b"\n" if rng.random() < 0.7 else changed
     return data[:8] + struct.pack("<H", len(changed) & 65535) + changed + data[10 + size :]
@@ -187,11 +289,19 @@ def _checkpoint(rng: random.Random, data: bytes) -> bytes:
 
 
 def seal(body: bytes) -> bytes:
-    """A checkpoint's body with its length and CRC-32 behind it, as `essl_fast.checkpoint` writes them."""
+    """A checkpoint's body with its length and CRC-32 behind it, as `essl_fast.checkpoints.saving` writes them."""
     return body + struct.pack("<8sQI", b"ESSLCRC1", len(body), zlib.crc32(body))
 
 
 _KINDS = {
-    ".json": _json, ".jsonl": _lines, ".tar": _tar, ".npy": _npy, ".pt": _checkpoint, ".csv": _words, ".txt": _words,
-    ".idx": _words, ".yaml": _words, ".xml": _words,
-}  # fmt: skip
+    ".json": _json,
+    ".jsonl": _lines,
+    ".tar": _tar,
+    ".npy": _npy,
+    ".pt": _checkpoint,
+    ".csv": _words,
+    ".txt": _words,
+    ".idx": _words,
+    ".yaml": _words,
+    ".xml": _words,
+}

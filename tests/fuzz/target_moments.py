@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from essl_fast.data import clips, media
-from essl_fast.data.footage import Video
-from essl_fast.data.sound_windows import open_windows
-from essl_fast.reproduce_rows import read_published
+from essl_fast.data import media
+from essl_fast.data.media import clips
+from essl_fast.data.media.footage import Video
+from essl_fast.data.media.sound_windows import open_windows
+from essl_fast.reproduce.rows import read_published
 
 TOGETHER = 4  # frames of a reel, of five in a group of pictures
 FIGURES = {
     "figures.yaml": b"source: table 2\nrows:\n  lss: {success: 31.4, auc: 37}\n  semipl_w_pcm: {auc: 1e1}\n",
-}  # fmt: skip
+}
 
 
 def read_moments(place: Path, name: str, data: bytes) -> None:

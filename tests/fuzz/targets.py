@@ -20,11 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from essl_fast import config
-from essl_fast.config import InputError
-from essl_fast.data import annotations, clips, jpeg, media, parts, shards, tars
-from essl_fast.data.reading import Shards
-from tests.data.media_tools import clicks, make_video, noisy, row, write_annotations
+from essl_fast.common.errors import InputError
+from essl_fast.data import media, shards
+from essl_fast.data.datasets import annotations
+from essl_fast.data.media import clips, jpeg
+from essl_fast.data.shards import tars
+from essl_fast.data.shards.reading import Shards
+from essl_fast.prepare import parts
 from tests.fuzz.target_moments import FIGURES, read_figures, read_moments
+from tests.tools.media import clicks, make_video, noisy, row, write_annotations
 
 Parts = dict[str, bytes]
 
@@ -82,13 +86,18 @@ _XML = """<?xml version="1.0"?><annotation><annotator><bbox><type/><xmin>10</xmi
 <ymax>120</ymax></bbox><bbox><type>x</type><xmin>-3</xmin><ymin>2.5</ymin><xmax>1e2</xmax><ymax>256</ymax></bbox>
 </annotator><annotator/></annotation>"""
 _LISTS = {
-    "flickr.xml": _XML.encode(), "flickr.csv": b"12,a\n/mnt/x/34.mp4\n5,b,c\n",
-    "vggss.json": json.dumps([{"file": "v_000030", "class": "horn", "bbox": [[0.1, 0.2, 0.5, 0.9], [0, 0, 1, 1]]},
-                              {"file": "w", "class": "dog", "bbox": [0.1, 0.2, 0.3, 0.4]}]).encode(),
+    "flickr.xml": _XML.encode(),
+    "flickr.csv": b"12,a\n/mnt/x/34.mp4\n5,b,c\n",
+    "vggss.json": json.dumps(
+        [
+            {"file": "v_000030", "class": "horn", "bbox": [[0.1, 0.2, 0.5, 0.9], [0, 0, 1, 1]]},
+            {"file": "w", "class": "dog", "bbox": [0.1, 0.2, 0.3, 0.4]},
+        ]
+    ).encode(),
     "truth.csv": b'fid,bbox\n3,"[[1, 2, 30, 40]]"\n5,[]\n',
     "spans.csv": b'start_fid,end_fid,bbox\n3,5,"[[1, 2, 30, 40]]"\n',
     "truth.json": json.dumps([{"fid": 3, "boxes": [[1, 2, 30, 40]]}, {"time": 0.5, "boxes": []}]).encode(),
-}  # fmt: skip
+}
 
 
 def _lists(place: Path) -> Parts:
@@ -96,7 +105,7 @@ def _lists(place: Path) -> Parts:
 
 
 def _read_list(place: Path, name: str, data: bytes) -> None:
-    from essl_fast.data import flickr, listed, truth, vggss
+    from essl_fast.data.datasets import flickr, listed, truth, vggss
 
     path = place / name
     path.write_bytes(data)
@@ -119,6 +128,7 @@ def _read_list(place: Path, name: str, data: bytes) -> None:
 
 
 # ---------------------------------------------------------------- a prepared folder
+
 
 @cache
 def _prepared(place: Path) -> Path:
@@ -144,14 +154,27 @@ def _prepared(place: Path) -> Path:
             splits[split] = {"pairs": 3, "videos": 1, "shards": writer.close()}
     visual, target = np.array(kinds).T
     shards.write_manifest(
-        root, keys=[f"{split}.v_{n:06d}" for split in tars.SPLITS for n in range(3)], split=np.repeat(range(3), 3),
-        class_id=np.zeros(row), labelled=np.ones(row, bool), boxes=np.tile(np.int32([1, 2, 30, 40]), (row, 1, 1)),
-        time=np.full(row, 1.6), visual=visual, target=target, quarters=np.zeros(row), crc=np.array(crc, np.uint32),
-        classes=["horn"], splits=splits, settings={"visual": "clip", "seed": 0}, more={"jpeg_instead": {}},
+        root,
+        keys=[f"{split}.v_{n:06d}" for split in tars.SPLITS for n in range(3)],
+        split=np.repeat(range(3), 3),
+        class_id=np.zeros(row),
+        labelled=np.ones(row, bool),
+        boxes=np.tile(np.int32([1, 2, 30, 40]), (row, 1, 1)),
+        time=np.full(row, 1.6),
+        visual=visual,
+        target=target,
+        quarters=np.zeros(row),
+        crc=np.array(crc, np.uint32),
+        classes=["horn"],
+        splits=splits,
+        settings={"visual": "clip", "seed": 0},
+        more={"jpeg_instead": {}},
         left_out=[{"video": "v", "key": None, "reason": media.WINDOW, "detail": "v.mp4: 3 s around 0 s"}],
-    )  # fmt: skip
-    entries = [{"row": 0, "key": "train.v_000000", "reason": "black", "detail": "x"},
-               {"row": None, "key": None, "reason": "corrupt", "detail": "x"}]  # fmt: skip
+    )
+    entries = [
+        {"row": 0, "key": "train.v_000000", "reason": "black", "detail": "x"},
+        {"row": None, "key": None, "reason": "corrupt", "detail": "x"},
+    ]
     (root / shards.QUARANTINE).write_bytes(b"".join(map(tars.json_bytes, entries)))
     return root
 
@@ -164,18 +187,18 @@ def _folder(place: Path) -> Parts:
 
 
 def _open_folder(place: Path, name: str, data: bytes) -> None:
-    from essl_fast import prepare
+    from essl_fast.prepare import preparing, reporting
 
     root = _prepared(place)
     with _changed(root / name, data), contextlib.redirect_stdout(io.StringIO()):
         with contextlib.suppress(InputError):
-            prepare._finished(root, {"visual": "clip", "seed": 0}, prepare.Reporter())
+            preparing._finished(root, {"visual": "clip", "seed": 0}, preparing.Reporter())
         manifest = shards.Manifest.load(root)
         assert all(0 <= number < len(manifest.classes) for number in manifest.class_id)
         assert not len(manifest) or (manifest.boxes.min() >= 0 and manifest.boxes.max() <= 224)
         assert np.isfinite(manifest.time).all()
         manifest.quarantine()
-        prepare.print_summary(manifest)
+        reporting.print_summary(manifest)
         _read_pairs(manifest)
 
 
@@ -209,7 +232,7 @@ def _verified(place: Path) -> Parts:
 
 
 def _verify(place: Path, name: str, data: bytes) -> None:
-    from essl_fast.data.verify import verify
+    from essl_fast.prepare.verify import verify
 
     root = _prepared(place)
     with _changed(root / name, data), _changed(root / shards.QUARANTINE):
@@ -218,13 +241,17 @@ def _verify(place: Path, name: str, data: bytes) -> None:
 
 # ---------------------------------------------------------------- pictures, clips and videos
 
+
 def _jpegs(place: Path) -> Parts:
     frame = noisy(3)
     found = {}
     for name, options in {
-        "baseline": {}, "subsampled": {"subsampling": 2}, "progressive": {"progressive": True},
-        "restart": {"restart_marker_blocks": 4}, "exif": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"},
-    }.items():  # fmt: skip
+        "baseline": {},
+        "subsampled": {"subsampling": 2},
+        "progressive": {"progressive": True},
+        "restart": {"restart_marker_blocks": 4},
+        "exif": {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"},
+    }.items():
         for mode in ("RGB", "L"):
             out = io.BytesIO()
             parts.Image.fromarray(frame).convert(mode).save(out, "JPEG", quality=60, **options)
@@ -233,7 +260,7 @@ def _jpegs(place: Path) -> Parts:
 
 
 def _jpeg(place: Path, name: str, data: bytes) -> None:
-    from essl_fast.data import verify
+    from essl_fast.prepare import verify
 
     try:
         width, height = jpeg.jpeg_size(np.frombuffer(data, np.uint8))
@@ -253,8 +280,8 @@ def _for_dali(place: Path) -> Parts:
 def _dali(place: Path, name: str, data: bytes) -> None:
     import torch
 
-    from essl_fast.data.pipeline import DecodeError, FrameDecoder
-    from essl_fast.data.reading import Picture
+    from essl_fast.data.loading.pipeline import DecodeError, FrameDecoder
+    from essl_fast.data.shards.reading import Picture
 
     sound, bad = (np.frombuffer(some, np.uint8) for some in (_jpegs(place)["baseline-RGB.jpg"], data))
     batch = [Picture(sound), Picture(bad)]
@@ -281,7 +308,7 @@ def _stills(place: Path) -> Parts:
 
 
 def _still(place: Path, name: str, data: bytes) -> None:
-    from essl_fast.data import stills
+    from essl_fast.data.media import stills
 
     path = place / name
     path.write_bytes(data)
@@ -304,7 +331,7 @@ def _arrays(place: Path) -> Parts:
 
 
 def _array(place: Path, name: str, data: bytes) -> None:
-    from essl_fast.data import hdf5
+    from essl_fast.data.datasets import hdf5
 
     root = place / "h5"
     root.mkdir(exist_ok=True)
@@ -348,11 +375,14 @@ def _clip(place: Path, name: str, data: bytes) -> None:
 
 def _videos(place: Path) -> Parts:
     made = {
-        "h264.mp4": {**_CODECS["h264"]}, "front.mp4": {**_CODECS["h264"], "container": {"movflags": "faststart"}},
-        "hevc.mkv": {**_CODECS["hevc"], "sound_codec": "flac"}, "vp9.webm": {**_CODECS["vp9"], "sound_codec": "libopus",
-        "rate": 48_000}, "mjpeg.avi": {**_CODECS["mjpeg"], "sound_codec": "pcm_s16le"}, "av1.mp4": _CODECS["av1"],
+        "h264.mp4": {**_CODECS["h264"]},
+        "front.mp4": {**_CODECS["h264"], "container": {"movflags": "faststart"}},
+        "hevc.mkv": {**_CODECS["hevc"], "sound_codec": "flac"},
+        "vp9.webm": {**_CODECS["vp9"], "sound_codec": "libopus", "rate": 48_000},
+        "mjpeg.avi": {**_CODECS["mjpeg"], "sound_codec": "pcm_s16le"},
+        "av1.mp4": _CODECS["av1"],
         "fragments.mp4": {**_CODECS["h264"], "container": {"movflags": "frag_keyframe+empty_moov"}},
-    }  # fmt: skip
+    }
     found = {}
     for name, how in made.items():
         rate = how.get("rate", 16_000)
@@ -385,6 +415,7 @@ def _video(place: Path, name: str, data: bytes) -> None:
 
 
 # ---------------------------------------------------------------- settings and checkpoints
+
 
 def _configs(place: Path) -> Parts:
     return {path.name: path.read_bytes() for path in sorted(config.configs_folder().glob("*.yaml"))}
@@ -425,12 +456,18 @@ def _network():
 
 
 def _checkpoints(place: Path) -> Parts:
-    from essl_fast import checkpoint
+    from essl_fast import checkpoints
 
     network = _network()
-    state = {"config": config.to_dict(config.load("demo")), "model": checkpoint.trained_state(network), "epoch": 3,
-             "data_root": "x", "best": 0.5, "history": [{"epoch": 1, "loss": 0.1}]}  # fmt: skip
-    checkpoint.save(place / "seed.pt", state)
+    state = {
+        "config": config.to_dict(config.load("demo")),
+        "model": checkpoints.trained_state(network),
+        "epoch": 3,
+        "data_root": "x",
+        "best": 0.5,
+        "history": [{"epoch": 1, "loss": 0.1}],
+    }
+    checkpoints.save(place / "seed.pt", state)
     shapes = {key: {"shape": list(value.shape)} for key, value in state["model"].items()}
     return {"seed.pt": (place / "seed.pt").read_bytes(), "state.json": json.dumps(state | {"model": shapes}).encode()}
 
@@ -445,25 +482,26 @@ def _tensors(values):
 
 
 def _checkpoint(place: Path, name: str, data: bytes) -> None:
-    from essl_fast import checkpoint
+    from essl_fast import checkpoints
 
     path = place / "last.pt"
     path.write_bytes(data)
     if name == "state.json":  # its values are what is damaged; the file is sound
         try:
-            checkpoint.save(path, _tensors(json.loads(data)))
+            checkpoints.save(path, _tensors(json.loads(data)))
         except (ValueError, TypeError, RecursionError, RuntimeError, OverflowError):
             return
-    state = checkpoint.load(path)
-    checkpoint.settings_of(state)
+    state = checkpoints.load(path)
+    checkpoints.settings_of(state)
     before = {key: value.clone() for key, value in _network().state_dict().items()}
     try:
-        checkpoint.load_trained(_network(), state["model"])
+        checkpoints.load_trained(_network(), state["model"])
     finally:
         _network().load_state_dict(before)
 
 
 # ----------------------------------------------------------------
+
 
 @contextlib.contextmanager
 def _changed(path: Path, data: bytes | None = None):

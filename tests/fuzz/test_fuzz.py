@@ -14,20 +14,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from essl_fast.config import InputError
-from essl_fast.data import parts, tars
-from essl_fast.data.clips import _header_boxes
-from essl_fast.data.tables import Table
-from essl_fast.files import parse_json, sealed, unsealed
-from essl_fast.yamls import refuse_bombs
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import parse_json, sealed, unsealed
+from essl_fast.config.yamls import refuse_bombs
+from essl_fast.data.datasets.tables import Table
+from essl_fast.data.media.clips import _header_boxes
+from essl_fast.data.shards import tars
+from essl_fast.prepare import parts
 from tests.fuzz.engine import Child, fuzz
 from tests.fuzz.targets import TARGETS
 
 EXECUTIONS = {  # about a second each; what runs under Python's tracing, to keep inputs that reach new lines, runs less
-    "annotations": 60, "lists": 200, "folder": 60, "shard": 150, "verify": 60, "config": 12, "settings": 400,
-    "checkpoint": 40, "jpeg": 1500, "still": 150, "hdf5": 40, "clip": 1500, "video": 60, "dali": 5, "moments": 40,
+    "annotations": 60,
+    "lists": 200,
+    "folder": 60,
+    "shard": 150,
+    "verify": 60,
+    "config": 12,
+    "settings": 400,
+    "checkpoint": 40,
+    "jpeg": 1500,
+    "still": 150,
+    "hdf5": 40,
+    "clip": 1500,
+    "video": 60,
+    "dali": 5,
+    "moments": 40,
     "figures": 400,
-}  # fmt: skip
+}
 EXAMPLES = settings(max_examples=150, derandomize=True, database=None, deadline=None)
 
 
@@ -110,8 +124,12 @@ def table(path, cell: str):
 @EXAMPLES
 @given(value=boxes, style=st.sampled_from(["json", "python", "tuples", "commas"]))
 def test_lists_of_boxes_are_read_however_they_are_written(tmp_path_factory, value, style):
-    text = {"json": json.dumps, "python": repr, "tuples": lambda v: repr(tuple(map(tuple, v))),
-            "commas": lambda v: repr(v).replace("]", " , ]")}[style](value)  # fmt: skip
+    text = {
+        "json": json.dumps,
+        "python": repr,
+        "tuples": lambda v: repr(tuple(map(tuple, v))),
+        "commas": lambda v: repr(v).replace("]", " , ]"),
+    }[style](value)
     assert table(tmp_path_factory.getbasetemp() / "boxes.csv", text) == value
 
 
@@ -193,5 +211,3 @@ def test_boxes_of_any_size_end(boxes):
         assert all(isinstance(kind, bytes) for kind in _header_boxes(data))
     except ValueError:
         return
-
-

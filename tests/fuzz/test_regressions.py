@@ -11,16 +11,20 @@ import zipfile
 import numpy as np
 import pytest
 
-from essl_fast import checkpoint, config, evaluate
-from essl_fast.config import InputError
-from essl_fast.data import annotations, clips, jpeg, media, shards, tars, truth
-from essl_fast.data.limits import DEMUXER
-from essl_fast.data.reading import Shards
-from essl_fast.files import parse_json
-from essl_fast.prepare import print_summary
-from tests.data.media_tools import make_video, row, write_annotations
+from essl_fast import checkpoints, config
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import parse_json
+from essl_fast.data import media, shards
+from essl_fast.data.datasets import annotations, truth
+from essl_fast.data.media import clips, jpeg
+from essl_fast.data.media.limits import DEMUXER
+from essl_fast.data.shards import tars
+from essl_fast.data.shards.reading import Shards
+from essl_fast.evaluate import tables
+from essl_fast.prepare.reporting import print_summary
 from tests.fuzz.mutate import seal
 from tests.fuzz.targets import _clips, _jpegs, _prepared
+from tests.tools.media import make_video, row, write_annotations
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +47,23 @@ def put(path, array) -> None:
     np.save(path, array)
 
 
-@pytest.mark.parametrize("change", [
-    lambda h: h.update(pairs=float("inf")), lambda h: h.update(pairs=10**13), lambda h: h.update(classes=[["x"]]),
-    lambda h: h["splits"]["train"].update(pairs=3.0), lambda h: h["splits"]["train"]["shards"][0].update(file=5),
-    lambda h: h["splits"]["train"]["shards"][0].update(file="..", bytes=None), lambda h: h.update(left_out=[]),
-    lambda h: h["splits"]["train"]["shards"][0].update(index="train-00000.tar"), lambda h: h.update(settings=None),
-    lambda h: h.update(jpeg_instead={"x": 1}), lambda h: h.update(classes=[]), lambda h: h.update(consensus=True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h: h.update(pairs=float("inf")),
+        lambda h: h.update(pairs=10**13),
+        lambda h: h.update(classes=[["x"]]),
+        lambda h: h["splits"]["train"].update(pairs=3.0),
+        lambda h: h["splits"]["train"]["shards"][0].update(file=5),
+        lambda h: h["splits"]["train"]["shards"][0].update(file="..", bytes=None),
+        lambda h: h.update(left_out=[]),
+        lambda h: h["splits"]["train"]["shards"][0].update(index="train-00000.tar"),
+        lambda h: h.update(settings=None),
+        lambda h: h.update(jpeg_instead={"x": 1}),
+        lambda h: h.update(classes=[]),
+        lambda h: h.update(consensus=True),
+    ],
+)
 def test_a_manifests_header_is_checked_before_it_is_trusted(root, change):
     edit(root, change)
     with pytest.raises(InputError, match="prepare"):
@@ -81,22 +95,35 @@ def zipped() -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("data", [
-    pickled(np.array([{}] * 9, object)), zipped(),
-    header("{'descr': '<f8', 'fortran_order': False, 'shape': (1 << 60,), }"),
-    header("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999,), }"), header("{{'"), b"", b"\x93NUMPY",
-    header("{'descr': '<f8', 'fortran_order': False, 'shape': __import__('os').getpid(), }"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        pickled(np.array([{}] * 9, object)),
+        zipped(),
+        header("{'descr': '<f8', 'fortran_order': False, 'shape': (1 << 60,), }"),
+        header("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999,), }"),
+        header("{{'"),
+        b"",
+        b"\x93NUMPY",
+        header("{'descr': '<f8', 'fortran_order': False, 'shape': __import__('os').getpid(), }"),
+    ],
+)
 def test_a_column_is_plain_numbers_of_the_files_size(root, data):
     (root / "pairs" / "time.npy").write_bytes(data)
     with pytest.raises(InputError, match="time.npy"):
         shards.Manifest.load(root)
 
 
-@pytest.mark.parametrize("name, array", [
-    ("class_id", np.full(9, 1, np.int32)), ("class_id", np.full(9, -1, np.int32)), ("time", np.full(9, np.nan)),
-    ("boxes", np.full((9, 1, 4), 225, np.int32)), ("boxes", np.full((9, 1, 4), -1, np.int32)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, array",
+    [
+        ("class_id", np.full(9, 1, np.int32)),
+        ("class_id", np.full(9, -1, np.int32)),
+        ("time", np.full(9, np.nan)),
+        ("boxes", np.full((9, 1, 4), 225, np.int32)),
+        ("boxes", np.full((9, 1, 4), -1, np.int32)),
+    ],
+)
 def test_a_columns_values_are_in_range(root, name, array):
     put(root / "pairs" / f"{name}.npy", array)
     with pytest.raises(InputError, match=name):
@@ -111,9 +138,15 @@ def test_a_key_that_is_no_text_is_an_error(root):
         Shards(shards.Manifest.load(root), ["train"])
 
 
-@pytest.mark.parametrize("entry", [
-    '{"row": 0.5, "key": "x", "reason": "black"}', '{"row": true, "key": "x", "reason": "black"}', "[" * 100_000, "3",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"row": 0.5, "key": "x", "reason": "black"}',
+        '{"row": true, "key": "x", "reason": "black"}',
+        "[" * 100_000,
+        "3",
+    ],
+)
 def test_a_quarantine_of_something_else_is_an_error(root, entry):
     (root / shards.QUARANTINE).write_text(entry)
     with pytest.raises(InputError, match="prepare --verify"):
@@ -127,9 +160,16 @@ def test_a_list_of_what_was_left_out_that_is_none_is_an_error(root, line):
         print_summary(shards.Manifest.load(root))
 
 
-@pytest.mark.parametrize("words", [
-    (1, "99999999999999999999"), (1, "-512"), (2, "4611686018427387904"), (5, "0"), (5, "9999999999"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        (1, "99999999999999999999"),
+        (1, "-512"),
+        (2, "4611686018427387904"),
+        (5, "0"),
+        (5, "9999999999"),
+    ],
+)
 def test_an_index_file_cannot_ask_for_what_the_shard_does_not_hold(root, words):
     path = root / "train-00001.idx"
     first, line, *rest = path.read_text().splitlines()
@@ -159,13 +199,21 @@ def test_a_shard_of_one_pair_is_read(tmp_path):
     assert pair["key"] == "a" and pair["row"] == 0 and len(pair["s16"]) == tars.PCM_BYTES
 
 
-@pytest.mark.parametrize("change", [
-    lambda name, info: setattr(info, "size", 1 << 40), lambda name, info: setattr(info, "type", tarfile.SYMTYPE),
-    lambda name, info: setattr(info, "type", tarfile.GNUTYPE_SPARSE), lambda name, info: setattr(info, "type", b"x"),
-    lambda name, info: setattr(info, "type", tarfile.LNKTYPE), lambda name, info: setattr(info, "name", "../" + name),
-    lambda name, info: setattr(info, "name", "/" + name), lambda name, info: setattr(info, "name", "a.jpg"),
-    lambda name, info: setattr(info, "name", "%ff" + name[1:]), lambda name, info: setattr(info, "type", b"L"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda name, info: setattr(info, "size", 1 << 40),
+        lambda name, info: setattr(info, "type", tarfile.SYMTYPE),
+        lambda name, info: setattr(info, "type", tarfile.GNUTYPE_SPARSE),
+        lambda name, info: setattr(info, "type", b"x"),
+        lambda name, info: setattr(info, "type", tarfile.LNKTYPE),
+        lambda name, info: setattr(info, "name", "../" + name),
+        lambda name, info: setattr(info, "name", "/" + name),
+        lambda name, info: setattr(info, "name", "a.jpg"),
+        lambda name, info: setattr(info, "name", "%ff" + name[1:]),
+        lambda name, info: setattr(info, "type", b"L"),
+    ],
+)
 def test_a_tars_members_are_what_the_writer_writes(tmp_path, change):
     with pytest.raises(InputError, match="cannot be read"):
         list(tars.iterate(tar_of(tmp_path / "a.tar", change)))
@@ -193,14 +241,26 @@ def test_a_sound_of_a_billion_frames_is_an_error(tmp_path):
         truth.read_truth(tmp_path, "v")
 
 
-@pytest.mark.parametrize("text, why", [
-    ("model: &m {x: *m}\n", "contains itself"), ("seed: 1\nseed: 2\n", "there twice"),
-    ("name: " + "[" * 5000, "deep|depth"),
-    ("a: &a [x,x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
-     "d: [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n", "values"), ("seed: " + "9" * 5000, "settings"), ("model:\n", "model"),
-    ("model: {class_path: this.s}\n", "class_path is no setting"), ("config: x.yaml\n", "config is no setting"),
-    ("out: !!python/object/apply:os.system [true]\n", "constructor"), ("name: \xff\n", "c.yaml|utf-8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, why",
+    [
+        ("model: &m {x: *m}\n", "contains itself"),
+        ("seed: 1\nseed: 2\n", "there twice"),
+        ("name: " + "[" * 5000, "deep|depth"),
+        (
+            "a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+            "b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\n"
+            "d: [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n",
+            "values",
+        ),
+        ("seed: " + "9" * 5000, "settings"),
+        ("model:\n", "model"),
+        ("model: {class_path: this.s}\n", "class_path is no setting"),
+        ("config: x.yaml\n", "config is no setting"),
+        ("out: !!python/object/apply:os.system [true]\n", "constructor"),
+        ("name: \xff\n", "c.yaml|utf-8"),
+    ],
+)
 def test_a_config_cannot_hang_or_import(tmp_path, text, why):
     (tmp_path / "c.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=why):
@@ -208,10 +268,19 @@ def test_a_config_cannot_hang_or_import(tmp_path, text, why):
     assert "this" not in sys.modules
 
 
-@pytest.mark.parametrize("values", [
-    3, {"model": 3}, {"seed": "1"}, {"seed": 1.5}, {"model": {"trunk": "evil"}}, {"device": 3}, {"baselines": 1},
-    {3: 4},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values",
+    [
+        3,
+        {"model": 3},
+        {"seed": "1"},
+        {"seed": 1.5},
+        {"model": {"trunk": "evil"}},
+        {"device": 3},
+        {"baselines": 1},
+        {3: 4},
+    ],
+)
 def test_settings_of_a_checkpoint_are_of_their_kinds(values):
     with pytest.raises(InputError):
         config.from_dict(values)
@@ -219,16 +288,16 @@ def test_settings_of_a_checkpoint_are_of_their_kinds(values):
 
 def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
     state = {"config": config.to_dict(config.Config()), "model": {}}
-    checkpoint.save(tmp_path / "a.pt", state)
+    checkpoints.save(tmp_path / "a.pt", state)
     out = io.BytesIO()
     with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as packed:
         for name in whole.namelist():
             packed.writestr(name, whole.read(name))
     (tmp_path / "b.pt").write_bytes(seal(out.getvalue()))
     with pytest.raises(InputError, match="packed"):
-        checkpoint.load(tmp_path / "b.pt")
+        checkpoints.load(tmp_path / "b.pt")
     with pytest.raises(InputError, match="no model"):
-        checkpoint.settings_of({"config": {}})
+        checkpoints.settings_of({"config": {}})
 
 
 @pytest.mark.parametrize("kind, begin", [(b"ctts", 0xFFFFFFF0)])
@@ -268,5 +337,5 @@ def test_a_class_may_look_like_markup(capsys):
     from rich.console import Console
 
     result = {"pairs": 1, "success_at_half": 1.0, "auc": 1.0}
-    Console().print(evaluate.table("t", {"[/x] horn": result}))
+    Console().print(tables.table("t", {"[/x] horn": result}))
     assert "[/x] horn" in capsys.readouterr().out

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PLACES = (ROOT.parent / "shared" / "golden", ROOT / "tests" / "data" / "golden")
+from tests import ROOT
+
+PLACES = (ROOT.parent / "shared" / "golden", ROOT / "tests" / "golden" / "data")
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
-    """All arrays of ``name``.npz from $ESSL_GOLDEN, ../shared/golden or tests/data/golden; else the test is skipped."""
+    """All arrays of ``name``.npz from $ESSL_GOLDEN, ../shared/golden or tests/golden/data; else the test is skipped."""
     places = (Path(os.environ["ESSL_GOLDEN"]), *PLACES) if os.environ.get("ESSL_GOLDEN") else PLACES
     for place in places:
         file = place / f"{name}.npz"

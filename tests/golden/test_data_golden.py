@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from essl_fast.data import audio, media
-from essl_fast.data.annotations import boxes_to_grid, read_chaotic_world
+from essl_fast.data import media
+from essl_fast.data.datasets.annotations import boxes_to_grid, read_chaotic_world
+from essl_fast.data.media import audio
 from essl_fast.data.shards import iterate
-from essl_fast.prepare import prepare
-from tests.data.media_tools import make_video, write_annotations
+from essl_fast.prepare.preparing import prepare
 from tests.golden.store import golden
+from tests.tools.media import make_video, write_annotations
 
 
 def box_map(boxes):
@@ -91,9 +92,16 @@ def published(tmp_path_factory):
         assert wave.sum(dtype=np.float64) == pytest.approx(float(data["wave_sum"][index]), abs=1e-2)
         waves[video] = wave, rate
         make_video(
-            root / "videos" / f"{video}.mkv", codec="ffv1", pix_fmt="bgr0", fps=30, seconds=shape[1] / rate, sound=wave,
-            sound_codec="pcm_f32le", rate=rate, picture=lambda n: picture(n) if n in wanted else blank,
-        )  # fmt: skip
+            root / "videos" / f"{video}.mkv",
+            codec="ffv1",
+            pix_fmt="bgr0",
+            fps=30,
+            seconds=shape[1] / rate,
+            sound=wave,
+            sound_codec="pcm_f32le",
+            rate=rate,
+            picture=lambda n: picture(n) if n in wanted else blank,
+        )
     rows: dict[str, list[str]] = {str(video): [] for video in data["videos"]}
     for video, fid, time, boxes, label in zip(
         *(data[f"row_{name}"] for name in ("video", "start_fid", "start_time", "bbox", "ssl")), strict=True

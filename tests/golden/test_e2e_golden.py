@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from essl_fast import config, models, objectives
-from essl_fast.checkpoint import from_sspl_name, load_sspl
-from essl_fast.trainer import build_optimizer
+from essl_fast import config, models
+from essl_fast.checkpoints.sspl import from_sspl_name, load_sspl
+from essl_fast.models import objectives
+from essl_fast.train.trainer import build_optimizer
 from tests.golden.store import golden, recipe_state
 
 PARTS = {"frame": "frame", "sound": "sound", "pcm": "pcm", "head": "ssl_head"}  # golden's prefix -> part

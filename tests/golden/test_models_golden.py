@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from essl_fast.checkpoint import from_sspl_name, load_sspl_part
+from essl_fast.checkpoints.sspl import from_sspl_name, load_sspl_part
 from essl_fast.models import PCM, SimSiamHead, VGG16Trunk, VGGish
 from tests.golden.store import golden, recipe_state, rel_l2, x_max
 
@@ -39,8 +39,11 @@ def test_vggish_frozen_part_gets_no_gradient():
     embedding, projection = net(torch.randn(2, 3, 96, 64))
     projection.sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is not None] == [
-        "fc.0.weight", "fc.0.bias", "fc.2.weight", "fc.2.bias",
-    ]  # fmt: skip
+        "fc.0.weight",
+        "fc.0.bias",
+        "fc.2.weight",
+        "fc.2.bias",
+    ]
     assert not embedding.requires_grad
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from essl_fast import kernels, metrics
-from essl_fast.data.annotations import boxes_to_grid
-from essl_fast.data.pipeline import resize_host
-from essl_fast.evaluate import centre_view
+from essl_fast import kernels
+from essl_fast.data.datasets.annotations import boxes_to_grid
+from essl_fast.data.loading.pipeline import resize_host
+from essl_fast.evaluate import metrics
+from essl_fast.evaluate.evaluation import centre_view
 from essl_fast.kernels import reference
 from tests.golden.store import golden, x_max
 

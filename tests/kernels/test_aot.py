@@ -6,13 +6,12 @@ import re
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
 from essl_fast.kernels.tuning import AotCase
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / ".ci" / "compile_triton.py"
 
 

@@ -187,12 +187,33 @@ def test_types_of_their_own(device, kind, audio_kind):
 
 
 @pytest.mark.parametrize("kind", [F32, BF16], ids=str)
-@pytest.mark.parametrize("view", [
-    lambda x: x[::2], lambda x: x[:, 4:20], lambda x: x[:, 1:18], lambda x: x[:, ::2], lambda x: x[:, :, 1:, :3],
-    lambda x: x.permute(0, 2, 3, 1), lambda x: x.permute(0, 2, 1, 3), lambda x: x[:, :, :1, :1].expand(-1, -1, 3, 4),
-    lambda x: x[:1].expand(3, -1, -1, -1), lambda x: x[:, :1].expand(-1, 5, -1, -1),
-], ids=["batch", "channels", "odd channels", "other channels", "crop", "rotated", "mixed", "one position", "one sample",
-        "one channel"])  # fmt: skip
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[::2],
+        lambda x: x[:, 4:20],
+        lambda x: x[:, 1:18],
+        lambda x: x[:, ::2],
+        lambda x: x[:, :, 1:, :3],
+        lambda x: x.permute(0, 2, 3, 1),
+        lambda x: x.permute(0, 2, 1, 3),
+        lambda x: x[:, :, :1, :1].expand(-1, -1, 3, 4),
+        lambda x: x[:1].expand(3, -1, -1, -1),
+        lambda x: x[:, :1].expand(-1, 5, -1, -1),
+    ],
+    ids=[
+        "batch",
+        "channels",
+        "odd channels",
+        "other channels",
+        "crop",
+        "rotated",
+        "mixed",
+        "one position",
+        "one sample",
+        "one channel",
+    ],
+)
 @pytest.mark.parametrize("layout", [LAST, FIRST], ids=["last", "first"])
 def test_strides(device, layout, view, kind):
     features, _ = inputs_of((4, 24, 4, 6), kind, layout, device=device)

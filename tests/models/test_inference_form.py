@@ -75,8 +75,10 @@ def test_cudnns_fused_convolution(dtype, monkeypatch):
     x, weight, bias = (torch.randn(shape, device=device, dtype=torch.float64) for shape in shapes)
     weight = weight / 24
     expected = kernels.reference.conv_relu(*(t.to(dtype).double() for t in (x, weight, bias)))
-    given = [t.to(dtype).contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.to(dtype)
-             for t in (x, weight, bias)]  # fmt: skip
+    given = [
+        t.to(dtype).contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.to(dtype)
+        for t in (x, weight, bias)
+    ]
     if not kernels.conv_relu_fuses(torch.device("cuda", 0), dtype):
         pytest.skip("cuDNN has no fused engine here that computes what it should: PyTorch's two passes run")
     own = (kernels.conv_relu(*given, fused=False).double() - expected).abs().max().item()

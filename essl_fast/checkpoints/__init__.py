@@ -1,0 +1,29 @@
+"""Checkpoints: ours, and those of the published SSPL code; a localizer out of either."""
+
+from essl_fast.common.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "FORMAT": "saving",
+        "UNSEALED": "saving",
+        "VERSION": "saving",
+        "fault": "saving",
+        "forerunners": "saving",
+        "from_sspl_name": "sspl",
+        "kept": "saving",
+        "load": "saving",
+        "load_sspl": "sspl",
+        "load_sspl_part": "sspl",
+        "load_trained": "saving",
+        "newest": "saving",
+        "numbered": "saving",
+        "restore": "restoring",
+        "restoring": "",
+        "save": "saving",
+        "saving": "",
+        "settings_of": "saving",
+        "sspl": "",
+        "trained_state": "saving",
+    },
+)

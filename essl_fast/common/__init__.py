@@ -1,0 +1,13 @@
+"""What every room may use: errors, files that are whole or not there, and how commands begin and end."""
+
+from essl_fast.common.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "commands": "",
+        "errors": "",
+        "files": "",
+        "lazy": "",
+    },
+)

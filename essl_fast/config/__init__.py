@@ -1,0 +1,29 @@
+"""The settings: dataclasses, YAML files and command lines."""
+
+from essl_fast.common.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "Config": "settings",
+        "DataConfig": "settings",
+        "DemoConfig": "settings",
+        "LSS": "settings",
+        "ModelConfig": "settings",
+        "ObjectiveConfig": "settings",
+        "OptimConfig": "settings",
+        "SIZE": "settings",
+        "STORED_SIDE": "settings",
+        "check": "settings",
+        "check_device": "settings",
+        "configs_folder": "parsing",
+        "difference": "settings",
+        "find_file": "parsing",
+        "from_dict": "settings",
+        "load": "parsing",
+        "parse": "parsing",
+        "parser": "parsing",
+        "to_dict": "settings",
+        "yamls": "",
+    },
+)

@@ -1,0 +1,89 @@
+"""Settings from YAML files and command lines."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import PACKAGE
+from essl_fast.config.settings import Config, check
+
+
+def configs_folder() -> Path:
+    """Where the shipped YAML files are: in the installed package, or beside it in a clone."""
+    here = PACKAGE
+    for place in (here / "configs", here.parent / "configs"):
+        if (place / "demo.yaml").is_file():
+            return place
+    raise InputError(f"the shipped configs are not beside {here}; install essl_fast again")
+
+
+def find_file(name: str) -> Path:
+    """A config by path, or by the name of a shipped one ("semipl", "paper/row1")."""
+    if Path(name).is_file():
+        return Path(name)
+    folder = configs_folder()
+    shipped = folder / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")))
+    raise InputError(f"config {name!r} is neither a file nor one of the shipped configs: {names}")
+
+
+def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The config of a file or shipped name, with ``overrides`` like ["--data.batch_size", "64"] or "epochs=3"."""
+    arguments = [o if o.startswith("-") or "=" not in o else f"--{o}" for o in overrides]
+    return parse(["--config", name, *arguments], prog="essl_fast.config.settings")[0]
+
+
+def parser(prog: str, description: str = ""):
+    """The argument parser of Config, with --config; commands add their own options to it."""
+    import jsonargparse
+    import yaml
+
+    from essl_fast.config.yamls import refuse_bombs
+
+    class Parser(jsonargparse.ArgumentParser):
+        def error(self, message, ex=None):
+            text = " ".join(str(message).split())
+            if 'Parser key "data": Unable to load config' in text:  # doctor, evaluate and reproduce have that option
+                text = "--data: is a file of settings here; the prepared folder is --data.root DIR"
+            if text == "Unexpected config:":
+                text = "--config: the file has no settings in it"
+            raise InputError(text if len(text) <= 1000 else f"{text[:1000]} ...")
+
+    plain = jsonargparse.get_loader("yaml")
+    jsonargparse.set_loader("settings", lambda text: plain(refuse_bombs(text)), (yaml.YAMLError,))
+    parser = Parser(prog=prog, description=description, exit_on_error=True, parser_mode="settings")
+    parser.add_argument(
+        "--config", action="config", help="YAML file, or the name of a shipped config; before overrides"
+    )
+    parser.add_class_arguments(Config, nested_key=None, fail_untyped=True)
+    return parser
+
+
+def parse(
+    argv: list[str], prog: str, description: str = "", extra=None, default: str = "demo"
+) -> tuple[Config, object]:
+    """Config, and the namespace with the ``extra(parser)`` options, from a command line without the program's name."""
+    own = parser(prog, description)
+    if extra:
+        extra(own)
+    argv = list(argv)
+    named = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
+    for i in named:
+        if argv[i] == "--config" and i + 1 < len(argv):
+            argv[i + 1] = str(find_file(argv[i + 1]))
+        elif argv[i] != "--config":
+            argv[i] = f"--config={find_file(argv[i].split('=', 1)[1])}"
+    if not named:
+        argv = ["--config", str(find_file(default)), *argv]
+    try:
+        space = own.parse_args(argv)
+        ready = own.instantiate(space)
+    except InputError:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        # Of text that is no UTF-8, numbers of any length, and a group without anything in it.
+        raise InputError(f"{' '.join(argv)}: not a file or value of settings ({error})") from error
+    values = {f.name: getattr(ready, f.name) for f in fields(Config)}
+    return check(Config(**values)), ready

@@ -1,0 +1,338 @@
+"""Settings of the training and evaluation commands: one dataclass a topic, YAML files, and ``--a.b value`` overrides.
+
+A YAML file (a name from configs/ or a path) is read over the defaults below, the command line over the file. An
+unknown key or an impossible value is an error that names it.
+"""
+
+import math
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
+
+from essl_fast.common.errors import InputError
+
+SIZE = 224  # side of a view and of the grid that boxes live on
+STORED_SIDE = int(SIZE * 1.1)  # side of a stored training frame, from which views are cropped
+LSS = ("lss", "lss_semi")  # the objective.methods that model.head lss is for
+
+
+@dataclass
+class ModelConfig:
+    """The network.
+
+    Args:
+        trunk: visual trunk; vgg16 is the paper's (frozen, 512 channels), small is trained from scratch.
+        audio: audio network; vggish is the paper's (frozen up to its projection), small is trained from scratch.
+        pcm: put the predictive coding module between trunk and attention.
+        pcm_cycles: cycles of the predictive coding module.
+        pcm_checkpoint: keep no activations of the PCM's cycles for the backward pass, but compute each cycle again
+            there: less memory for more time, the same gradients.
+        trunk_fp8: an experiment, not proven to be faster: the frozen VGG-16 computes in 8 bits (e4m3). On a GPU it
+            needs sm_89 or later and precision bf16; a CPU emulates the rounding.
+        out_dim: channels that attention and head see (512 with vgg16).
+        head: simsiam for sspl, semipl and supervised; lss for lss and lss_semi. It decides the attention, too: min-max
+            scaled for simsiam, softmax for lss.
+        vgg16_weights: auto (torch.hub's cache, else a download), none (random, with a warning), or a file.
+        vggish_weights: the same for VGGish.
+    """
+
+    trunk: Literal["vgg16", "small"] = "vgg16"
+    audio: Literal["vggish", "small"] = "vggish"
+    pcm: bool = False
+    pcm_cycles: int = 4
+    pcm_checkpoint: bool = False
+    trunk_fp8: bool = False
+    out_dim: int = 512
+    head: Literal["simsiam", "lss"] = "simsiam"
+    vgg16_weights: str = "auto"
+    vggish_weights: str = "auto"
+
+
+@dataclass
+class ObjectiveConfig:
+    """What training minimises.
+
+    Args:
+        method: sspl (L_U), semipl (L_U + supervised_weight * L_S) or supervised (L_S alone: with every pair labelled,
+            the fully supervised setting; all boxes of a frame count); lss (triplet loss) or lss_semi (triplet loss +
+            supervised_weight * cross-entropy of the attention with the boxes), which need model.head lss.
+        supervised_weight: the paper's lambda.
+        supervised_map: what L_S of semipl and supervised compares with the boxes: minmax, the attention map, or
+            sigmoid, 1 / (1 + exp(-supervised_scale * similarity)), which says "nowhere", too.
+        supervised_scale: that scale; the similarity is a cosine, from -1 to 1.
+        consensus: annotators that must agree for a pixel to count fully; 0 is the data set's own number (1 Chaotic
+            World, VGG-SS; 2 Flickr-SoundNet).
+    """
+
+    method: Literal["sspl", "semipl", "supervised", "lss", "lss_semi"] = "semipl"
+    supervised_weight: float = 1.0
+    supervised_map: Literal["minmax", "sigmoid"] = "minmax"
+    supervised_scale: float = 10.0
+    consensus: int = 0
+
+
+@dataclass
+class OptimConfig:
+    """AdamW (betas 0.9, 0.999, eps 1e-8).
+
+    Args:
+        lr_sound: learning rate of the audio network's trained part.
+        lr_pcm: learning rate of the predictive coding module.
+        lr_head: learning rate of projector and predictor.
+        lr_trunk: learning rate of a trained trunk (small).
+        weight_decay: decoupled decay of everything but the PCM's step sizes.
+        schedule: constant (the recipe) or cosine (up over the warm-up, then down to 0).
+        warmup: epochs over which cosine's rates rise.
+        clip_norm: largest gradient norm; 0 does not clip (the recipe).
+    """
+
+    lr_sound: float = 5e-4
+    lr_pcm: float = 2e-5
+    lr_head: float = 2e-3
+    lr_trunk: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: float = 1.0
+    clip_norm: float = 0.0
+
+
+@dataclass
+class DataConfig:
+    """Where pairs come from and how they are batched.
+
+    Args:
+        root: folder that `python -m essl_fast.prepare` wrote, or demo: the synthetic world is made and prepared.
+        batch_size: pairs a step, on each GPU.
+        last_batch: keep the smaller last batch of an epoch, or drop it as the published code does.
+        threads: decoding threads of the loader; 0 is all cores, shared by the processes on a host, 8 at most.
+        prefetch: batches decoded ahead; 0 is as many as hold 256 pairs, 2 to 4.
+        resident: keep decoded pairs in memory (the GPU's, or a CPU's own), so that each is decoded once: auto does so
+            where they fit the budget, always insists, never streams. Batches are the same either way.
+        resident_shared: on several processes, keep a share of the pairs in each, and exchange rows in every step: auto
+            does so where the whole does not fit each of them. Batches are the same either way.
+        embeddings: keep the frozen audio network's embeddings of each pair in place of its spectrogram, so that they
+            are computed once: auto does so with model.audio vggish, on insists, off computes them in every step.
+        resident_budget_gb: memory for that, in 10^9 bytes; 0 is 60% of what is free on the GPU, or half of the host's.
+        on_error: a frame that does not decode: stop, or skip its pair, which is logged.
+        max_errors: share of the pairs that on_error skip may lose before it stops all the same.
+        exclude_quarantined: of the pairs that `prepare --verify` listed, leave out none, bad ones (corrupt, truncated,
+            without sound), or all (black and silent ones, too).
+        labelled_fraction: share of each class's labelled training pairs that keep their boxes; the others are trained
+            on without. Which ones is a function of their keys alone, and those of a smaller share are among those of
+            a larger one. What is evaluated keeps its boxes.
+    """
+
+    root: str = "demo"
+    batch_size: int = 128
+    last_batch: Literal["keep", "drop"] = "drop"
+    threads: int = 0
+    prefetch: int = 0
+    resident: Literal["auto", "always", "never"] = "auto"
+    resident_shared: Literal["auto", "always", "never"] = "auto"
+    embeddings: Literal["auto", "on", "off"] = "auto"
+    resident_budget_gb: float = 0.0
+    on_error: Literal["stop", "skip"] = "stop"
+    max_errors: float = 0.01
+    exclude_quarantined: Literal["none", "bad", "all"] = "none"
+    labelled_fraction: float = 1.0
+
+
+@dataclass
+class DemoConfig:
+    """The synthetic world that `data.root: demo` stands for.
+
+    Args:
+        cache: folder that keeps the world between runs; empty means essl_fast/ in the user's cache folder.
+        train_videos: training videos, of which a tenth validates.
+        test_videos: test videos.
+        codec: video codec: h264, hevc, vp9, av1 or mjpeg.
+        seed: seed of the world.
+    """
+
+    cache: str = ""
+    train_videos: int = 320
+    test_videos: int = 80
+    codec: str = "h264"
+    seed: int = 0
+
+
+@dataclass
+class Config:
+    """Everything a training run needs.
+
+    Args:
+        out: run directory; empty means runs/NAME-DATE-TIME under the current folder.
+        name: name of the run, used in its directory.
+        epochs: passes over the training pairs.
+        seed: seed of weights, order, and views.
+        device: auto (a GPU where there is one), cuda, cuda:N or cpu.
+        precision: auto (bf16 on a GPU, fp32 on a CPU), bf16, fp16, fp32, or tf32, which is fp32 but for products, whose
+            factors a GPU rounds to 10 bits.
+        compile: torch.compile: auto (on a GPU), on or off.
+        compile_cache: folder that keeps what is compiled for the next run; empty means essl_fast/compile in the user's
+            cache folder, off PyTorch's own temporary one. TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it.
+        cuda_graphs: replay the step as one CUDA graph: auto (on one GPU, but in fp16), on or off.
+        eval_every: epochs between evaluations on the selection split; 0 evaluates at the end alone.
+        checkpoint_epochs: epochs between writes of last.pt; the last epoch always writes one.
+        checkpoint_steps: steps between further writes within an epoch; 0 for none.
+        checkpoint_keep: how many last checkpoints to keep: last.pt and, before it, last-1.pt and so on.
+        select_on: split that picks best.pt: val (a tenth of the training videos), or test (the published protocol:
+            it then trains on all training videos, and says so in its results).
+        baselines: also evaluate the untrained model and the priors (centre; largest object in the demo).
+        overlays: heatmap overlays to draw from the test split.
+        deterministic: deterministic algorithms, for bit-equal reruns.
+        tensorboard: also write the epochs for TensorBoard, into the run directory (needs the package tensorboard).
+        on_nonfinite: a step whose loss or gradient is infinite or not a number: stop, or skip it, which is counted.
+            Either way it changes no weight, and is kept for `python -m essl_fast.replay`.
+        max_nonfinite: share of an epoch's steps that on_nonfinite skip may pass over, one at least, before it stops.
+    """
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    demo: DemoConfig = field(default_factory=DemoConfig)
+    out: str = ""
+    name: str = "run"
+    epochs: int = 40
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32", "tf32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    compile_cache: str = ""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    eval_every: int = 1
+    checkpoint_epochs: int = 1
+    checkpoint_steps: int = 0
+    checkpoint_keep: int = 2
+    select_on: Literal["val", "test"] = "val"
+    baselines: bool = True
+    overlays: int = 16
+    deterministic: bool = False
+    tensorboard: bool = False
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    max_nonfinite: float = 0.01
+
+
+def _at_least(least: float):
+    return lambda value: None if least <= value < math.inf else f"must be at least {least}, and finite"
+
+
+def _share(value: float) -> str | None:
+    return None if 0 <= value <= 1 else "must be from 0 to 1"
+
+
+_CHECKS = {
+    "model.pcm_cycles": _at_least(0),
+    "model.out_dim": _at_least(1),
+    "objective.supervised_weight": _at_least(0),
+    "objective.supervised_scale": lambda value: None if 0 < value < math.inf else "must be above 0, and finite",
+    "objective.consensus": lambda value: None if 0 <= value <= 1024 else "must be from 0 to 1024",  # what kernels take
+    "optim.lr_sound": _at_least(0),
+    "optim.lr_pcm": _at_least(0),
+    "optim.lr_head": _at_least(0),
+    "optim.lr_trunk": _at_least(0),
+    "optim.weight_decay": _at_least(0),
+    "optim.warmup": _at_least(0),
+    "optim.clip_norm": _at_least(0),
+    "data.batch_size": _at_least(2),  # batch norm needs two
+    "data.threads": _at_least(0),
+    "data.prefetch": _at_least(0),
+    "data.resident_budget_gb": _at_least(0),
+    "data.max_errors": _share,
+    "data.labelled_fraction": _share,
+    "demo.train_videos": _at_least(10),
+    "demo.test_videos": _at_least(1),
+    "demo.seed": _at_least(0),
+    "epochs": _at_least(1),
+    "seed": _at_least(0),
+    "eval_every": _at_least(0),
+    "checkpoint_epochs": _at_least(1),
+    "checkpoint_steps": _at_least(0),
+    "checkpoint_keep": _at_least(1),
+    "max_nonfinite": _share,
+    "overlays": _at_least(0),
+}
+
+
+def check(config: Config) -> Config:
+    """The config itself if its values are possible together; else InputError that names the setting."""
+    for name, fault in _CHECKS.items():
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if message := fault(value):
+            raise InputError(f"{name}: {message}, got {value}")
+    model = config.model
+    if model.trunk_fp8 and model.trunk != "vgg16":
+        raise InputError(f"model.trunk_fp8: needs the frozen trunk vgg16, got {model.trunk}")
+    if model.trunk == "vgg16" and not model.pcm and model.out_dim != 512:
+        raise InputError(f"model.out_dim: vgg16 has 512 channels, got {model.out_dim}")
+    method = config.objective.method
+    if (model.head == "lss") != (method in LSS):
+        raise InputError(
+            f"model.head: {model.head} does not go with objective.method {method}; give "
+            f"--model.head {'lss' if method in LSS else 'simsiam'}, or another method"
+        )
+    if config.objective.supervised_map != "minmax" and method not in ("semipl", "supervised"):
+        raise InputError(f"objective.supervised_map: is for semipl and supervised, got it with method {method}")
+    if config.data.embeddings == "on" and model.audio != "vggish":
+        raise InputError(f"data.embeddings: on needs a frozen audio network, model.audio vggish, not {model.audio}")
+    check_device(config.device)
+    return config
+
+
+def check_device(name: str) -> None:
+    """InputError if a device is named in a way that no command knows."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
+
+
+def to_dict(config: Config) -> dict:
+    """Plain nested dict, as written into checkpoints and logs."""
+    return asdict(config)
+
+
+def from_dict(values: dict) -> Config:
+    """The Config of :func:`to_dict`'s dict; InputError for a key this version does not know, or a value of another
+    kind than the setting's."""
+
+    def fill(kind, values, prefix=""):
+        if not isinstance(values, dict):
+            raise InputError(f"{prefix.rstrip('.') or 'the settings'}: {values!r} is no group of settings")
+        known = {f.name: f for f in fields(kind)}
+        hints = get_type_hints(kind)
+        for key in values:
+            if key not in known:
+                raise InputError(f"unknown setting {prefix}{key}; it was written by another version of essl_fast")
+        nested = {
+            k: f.default_factory
+            for k, f in known.items()
+            if callable(f.default_factory) and is_dataclass(f.default_factory)
+        }
+        for key in values.keys() - nested.keys():
+            if not _is_of(values[key], hints[key]):
+                of = getattr(hints[key], "__name__", "") + str(get_args(hints[key]) or "")
+                raise InputError(f"{prefix}{key}: {values[key]!r} is not of its kind, {of}")
+        return kind(**{k: fill(nested[k], v, f"{prefix}{k}.") if k in nested else v for k, v in values.items()})
+
+    return check(fill(Config, values))
+
+
+def _is_of(value: object, kind: object) -> bool:
+    """Whether a setting of this type hint, one of those above, may have the value."""
+    if get_origin(kind) is Literal:
+        return any(value == known and type(value) is type(known) for known in get_args(kind))
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
+def difference(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Settings that differ between two dicts, as "a.b: old -> new"."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += difference(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a} -> {b}")
+    return lines

@@ -1,0 +1,182 @@
+"""CSV files that people and pandas wrote: columns by header, and errors that name file, line and column."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from essl_fast.common.errors import InputError, short
+
+LARGEST_TEXT = 1 << 28  # bytes of a file of annotations
+_NUMBERS, _BRACKETS = re.compile(r"[\s\d.,eE+()\[\]-]*"), str.maketrans("()", "[]")
+_LONGEST_BBOX = 1_000_000  # characters of one bbox cell; bounds what the parser may be asked to build
+
+
+class Row:
+    """One record of a table, with typed access that reports file, line and column."""
+
+    def __init__(self, table: Table, line: int, cells: list[str]):
+        self.table, self.line, self.cells = table, line, cells
+        self.where = f"{table.path.name} line {line}"
+
+    def error(self, column, problem: str, remedy: str) -> InputError:
+        return InputError(f"{self.table.path} line {self.line}, column {self.table.title(column)}: {problem}; {remedy}")
+
+    def has(self, column) -> bool:
+        at = self.table.columns.get(column)
+        return at is not None and bool(self.cells[at].strip())
+
+    def text(self, column) -> str:
+        return self.cells[self.table.columns[column]].strip()
+
+    def label(self, column) -> str:
+        text = self.text(column)
+        if not text:
+            raise self.error(column, "the class is empty", "write the sound's class")
+        return text
+
+    def number(self, column) -> float:
+        text = self.text(column)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not abs(value) < 1e12:  # nan included
+            raise self.error(column, f"{short(text)} is not a number", "write a decimal number")
+        return value
+
+    def integer(self, column) -> int:
+        value = self.number(column)  # "60.0" is how a table that went through pandas writes 60
+        if value != int(value) or abs(value) >= 2**31:
+            raise self.error(column, f"{short(self.text(column))} is not a frame's number", "write a whole number")
+        return int(value)
+
+    def boxes(self, column) -> list[list[float]]:
+        """The cell's boxes; a single bare box counts as a list of one."""
+        text = self.text(column)
+        remedy = "write a list of boxes such as [[12, 30, 100, 150]], or [] for none"
+        if len(text) > _LONGEST_BBOX:
+            raise self.error(column, f"{len(text):,} characters, more than {_LONGEST_BBOX:,}", remedy)
+        try:
+            value = json.loads(text)  # ten times as fast, and most tables are written so
+        except (ValueError, RecursionError):
+            try:
+                value = _python_lists(text)
+            except (ValueError, RecursionError):
+                wrong = f"cannot read {short(text)} as boxes"
+                more = ": it is not a list of boxes of four finite numbers" if text else ""
+                raise self.error(column, wrong + more, remedy) from None
+        if isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_number, value)):
+            value = [value]
+        if not isinstance(value, (list, tuple)) or not all(_is_box(box) for box in value):
+            raise self.error(column, f"{short(text)} is not a list of boxes of four finite numbers", remedy)
+        return [list(box) for box in value]
+
+
+class Table:
+    """A CSV file with a header. `wanted`: column, or the names it may go by, → is it required; `needs_end`: who it is
+    that requires end_fid."""
+
+    def __init__(self, path: Path, wanted: dict, needs_end: str = ""):
+        self.path = path
+        text = read_text(path)
+        if not text.strip():
+            raise InputError(f"{path} is empty: write its header and rows, or take the video out of the lists")
+        csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_BBOX + 64))
+        self._reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        _, self.header = next(self._records(), (1, [""]))
+        names = [name.strip().lower() for name in self.header]
+        self.columns: dict = {}
+        for column, required in wanted.items():
+            spellings = (column,) if isinstance(column, str) else column
+            at = next((names.index(name) for name in spellings if name in names), None)
+            if at is not None:
+                self.columns[column] = at
+            elif required:
+                found = ", ".join(name.strip() for name in self.header)
+                why = f" ({needs_end} needs it)" if column == "end_fid" and needs_end else ""
+                raise InputError(
+                    f"{path} line 1: no column {self.title(column)}{why}; its columns are {short(found)}; "
+                    "add the column or fix its name"
+                )
+        used = {names[at] for at in self.columns.values()}
+        for name, count in Counter(names).items():
+            if count > 1 and name in used:
+                raise InputError(f"{path} line 1: column {name} is there {count} times; keep one of them")
+
+    def title(self, column) -> str:
+        if isinstance(column, str):
+            return column
+        at = self.columns.get(column)
+        return "|".join(column) if at is None else self.header[at].strip()
+
+    def rows(self) -> Iterator[Row]:
+        for line, cells in self._records():
+            if len(cells) != len(self.header):
+                raise InputError(
+                    f"{self.path} line {line}: {len(cells)} cells under {len(self.header)} columns; "
+                    "put a bbox in double quotes and complete the row"
+                )
+            yield Row(self, line, cells)
+
+    def _records(self) -> Iterator[tuple[int, list[str]]]:
+        """(first line, cells) of each record that is not blank."""
+        while True:
+            line = self._reader.line_num + 1
+            try:
+                cells = next(self._reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(f"{self.path} line {line}: {error}; check the double quotes of this row") from None
+            if any(cell.strip() for cell in cells):
+                yield line, cells
+
+
+def read_text(path: Path) -> str:
+    """The file as UTF-8, with or without a byte order mark."""
+    try:
+        if (size := path.stat().st_size) > LARGEST_TEXT:
+            raise InputError(f"{path} has {size:,} bytes, more than {LARGEST_TEXT:,}: is it a list of annotations?")
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): check the file and its permissions") from None
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        at = error.start
+        line = data.count(b"\n", 0, at) + 1
+        column = at - (data.rfind(b"\n", 0, at) + 1) + 1
+        raise InputError(
+            f"{path} line {line}, column {column} (byte): 0x{data[at]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
+
+
+def _python_lists(text: str) -> object:
+    """Python's lists and tuples of numbers. ValueError for anything else. Not `ast.literal_eval`: it builds a tree of
+    200 times the text's size, and nested far enough ends the interpreter."""
+    if not _NUMBERS.fullmatch(text):
+        raise ValueError("not only numbers and brackets")
+    text = re.sub(r",(\s*(?:\]|$))", r"\1", text.translate(_BRACKETS))  # a comma may come before the end
+    text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)  # and a number begin or end with its point
+    text = re.sub(r"(?<=\d)\.(?!\d)", ".0", text)
+    try:
+        return json.loads(text)
+    except ValueError:
+        if not text.strip():
+            raise
+        return json.loads(f"[{text}]")  # a tuple may do without its brackets
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9  # false for inf and nan
+
+
+def _is_box(box) -> bool:
+    return isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_number, box))

@@ -1,0 +1,132 @@
+"""Ground-truth boxes to draw on a video: a file of them, or Chaotic World's annotations.
+
+    FILE.json    [{"time": seconds or "fid": frame counted from 1, "boxes": [[x1, y1, x2, y2], ...]}, ...]
+    FILE.csv     the same in columns: time or fid, and bbox
+    FOLDER       Chaotic World's tree: annotation/frame/<video>.csv, or without it annotation/group/<video>.csv
+
+Boxes are xyxy, in pixels of the video as it is shown; a folder's are in those of the annotated 320x180 frames.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from essl_fast.common.errors import InputError, short
+from essl_fast.common.files import parse_json
+from essl_fast.data.datasets.tables import Table, read_text
+
+ANNOTATED = (320, 180)  # width and height of Chaotic World's annotated frames, pixels
+_LONGEST_SPAN = 1 << 20  # frames of a sound, 10 h
+_HELD = 0.5  # seconds that a box stays on screen where frames behind it have none of their own
+_FRAME, _TIME = ("fid", "frame", "frame_id"), ("time", "timestamp")
+_SPAN = {"start_fid": True, "end_fid": True, "bbox": True}
+
+Box = tuple[float, float, float, float]
+_EXAMPLE = '{"time": 1.5, "boxes": [[12, 30, 100, 150]]}'
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Boxes by frame, or by time where `by_frame` is False. size: of the frames that they refer to; None: the video."""
+
+    at: list[float]  # ascending: frames counted from 1, or seconds
+    boxes: list[list[Box]]
+    by_frame: bool
+    size: tuple[int, int] | None
+
+    def of(self, fid: int, time: float, rate: float, width: int, height: int) -> tuple[list[Box], bool]:
+        """The boxes to draw on a frame, in pixels of a width x height video, and whether they are that frame's own.
+
+        fid: the frame, counted from 1; time: when it is shown, seconds; rate: frames a second.
+        """
+        # Times are written rounded, so that they may lie a little behind their frame's.
+        here, unit = (fid, 1 / rate) if self.by_frame else (time + 0.5 / rate, 1.0)
+        number = bisect_right(self.at, here) - 1
+        if number < 0 or (here - self.at[number]) * unit > _HELD:
+            return [], False
+        own = here - self.at[number] < (1 if self.by_frame else 1 / rate)
+        x, y = (width / self.size[0], height / self.size[1]) if self.size else (1.0, 1.0)
+        return [(x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in self.boxes[number]], own
+
+
+def read_truth(path: str | Path, video: str, size: tuple[int, int] | None = None) -> Truth:
+    """The boxes of a file, or those of `video` in a folder. size: what they refer to, if not as above. InputError."""
+    path = Path(path)
+    if path.is_dir():
+        table = next(
+            (file for kind in ("frame", "group") if (file := path / "annotation" / kind / f"{video}.csv").is_file()),
+            None,
+        )
+        if table is None:
+            raise InputError(
+                f"{path} has neither annotation/frame/{video}.csv nor annotation/group/{video}.csv; name the folder "
+                "that holds annotation/, or give a JSON or CSV file of boxes"
+            )
+        rows = _spans(table) if table.parent.name == "group" else _rows(table)
+        return _truth(rows, size or ANNOTATED, table)
+    if not path.is_file():
+        raise InputError(f"there is no file or folder {path} with boxes")
+    return _truth(_entries(path) if path.suffix.lower() == ".json" else _rows(path), size, path)
+
+
+def _truth(rows: Iterable[tuple[bool, float, list]], size: tuple[int, int] | None, path: Path) -> Truth:
+    """rows: (by frame, when, boxes); those of one moment are put together."""
+    found: dict[float, list[Box]] = {}
+    kinds = set()
+    for by_frame, at, boxes in rows:
+        kinds.add(by_frame)
+        found.setdefault(at, []).extend(tuple(map(float, box)) for box in boxes)
+    if len(kinds) != 1:
+        raise InputError(f"{path} has no boxes" if not kinds else f"{path} counts frames here and seconds there")
+    moments = sorted(found)
+    return Truth(moments, [found[at] for at in moments], kinds.pop(), size)
+
+
+def _rows(path: Path) -> Iterable[tuple[bool, float, list]]:
+    table = Table(path, {_FRAME: False, _TIME: False, "bbox": True})
+    if not {_FRAME, _TIME} & set(table.columns):
+        raise InputError(f"{path} line 1: there is neither a column fid nor a column time; add one")
+    by_frame = _FRAME in table.columns
+    for row in table.rows():
+        yield by_frame, row.integer(_FRAME) if by_frame else row.number(_TIME), row.boxes("bbox")
+
+
+def _spans(path: Path) -> Iterable[tuple[bool, float, list]]:
+    """A group table: a box for each frame of a sound, or the boxes of all of them."""
+    for row in Table(path, _SPAN).rows():
+        first, last, boxes = row.integer("start_fid"), row.integer("end_fid"), row.boxes("bbox")
+        if last - first >= _LONGEST_SPAN:
+            raise row.error("end_fid", f"the sound lasts {last - first + 1:,} frames", "correct it")
+        for fid in range(first, last + 1):
+            yield True, fid, [boxes[fid - first]] if len(boxes) == last - first + 1 else boxes
+
+
+def _entries(path: Path) -> Iterable[tuple[bool, float, list]]:
+    try:
+        entries = parse_json(read_text(path))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); write a list of entries such as {_EXAMPLE}") from None
+    if not isinstance(entries, list):
+        raise InputError(f"{path}: expected a list of entries such as {_EXAMPLE}")
+    for number, entry in enumerate(entries):
+        by_frame = isinstance(entry, dict) and "fid" in entry
+        at = entry.get("fid", entry.get("time")) if isinstance(entry, dict) else None
+        boxes = entry.get("boxes") if isinstance(entry, dict) else None
+        if not _number(at) or not isinstance(boxes, list) or not all(_box(box) for box in boxes):
+            raise InputError(f"{path}: entry {number} is {short(json.dumps(entry))}; write it as {_EXAMPLE}")
+        yield by_frame, at, boxes
+
+
+def _number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _box(value) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_number, value))

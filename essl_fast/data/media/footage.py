@@ -1,0 +1,117 @@
+"""What is shown, frame by frame: a video file, or a still picture for as long as a sound lasts.
+
+A frame is known by its place, 0 the first. `times`: float64 (n,), seconds when each is shown, from 0 on and ascending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from essl_fast.common.errors import InputError
+from essl_fast.data.media import limits
+from essl_fast.data.media.video import MediaError, Probe, decode_all, decode_frames
+
+STILL_RATE = 10  # frames a second that a still picture is shown at
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """The frames of a video file; `found` is its probe."""
+
+    found: Probe
+
+    @cached_property
+    def times(self) -> np.ndarray:
+        return (self.found.pts - self.found.start) * float(self.found.time_base)
+
+    @property
+    def ticks(self) -> np.ndarray:
+        """int64 (n,) when each frame is shown, in `time_base` seconds."""
+        return self.found.pts - self.found.start
+
+    @property
+    def time_base(self) -> Fraction:
+        return self.found.time_base
+
+    @property
+    def frame_rate(self) -> float:
+        """Mean frames a second; of a single frame, 1."""
+        return self.found.frame_rate or 1.0
+
+    @property
+    def faults(self) -> list[str]:
+        """What is missing of the file, in words."""
+        return [self.found.truncated] if self.found.truncated else []
+
+    def some(self, places: Sequence[int]) -> Iterator[tuple[int, np.ndarray | MediaError]]:
+        """(place, RGB uint8 (H, W, 3), upright, or why there is none) of each of ascending places."""
+        requests = [(place + 1, float(self.times[place])) for place in places]
+        for index, picture in decode_frames(self.found.path, requests, self.found):
+            yield places[index], picture
+
+    def all(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(place, RGB uint8 (H, W, 3), upright) of every frame that can be decoded."""
+        return decode_all(self.found)
+
+
+@dataclass(frozen=True, eq=False)
+class Still:
+    """A picture, RGB uint8 (H, W, 3), shown for some seconds."""
+
+    picture: np.ndarray
+    seconds: float
+
+    @cached_property
+    def times(self) -> np.ndarray:
+        return self.ticks / STILL_RATE
+
+    @property
+    def ticks(self) -> np.ndarray:
+        return np.arange(max(1, round(self.seconds * STILL_RATE)))
+
+    @property
+    def time_base(self) -> Fraction:
+        return Fraction(1, STILL_RATE)
+
+    @property
+    def frame_rate(self) -> float:
+        return float(STILL_RATE)
+
+    @property
+    def faults(self) -> list[str]:
+        return []
+
+    def some(self, places: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        return ((place, self.picture) for place in places)
+
+    def all(self) -> Iterator[tuple[int, np.ndarray]]:
+        return self.some(range(len(self.times)))
+
+
+Footage = Video | Still
+
+
+def is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture file as RGB uint8 (H, W, 3), turned as its Exif data asks. InputError if it is none."""
+    try:
+        with Image.open(path, formats=_FORMATS) as picture:  # Pillow reads some others by other programs
+            if wrong := limits.picture(picture.width, picture.height):
+                raise InputError(f"{path}: {wrong}; scale it down")
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a picture that Pillow reads ({error}); give a JPEG or PNG file") from error

@@ -1,0 +1,95 @@
+"""Whole files → one pair each: a picture file and a sound file, or the middle of a short video.
+
+The sound is the 3 s in the middle of the file, as in the published code of SSPL: the file is resampled to 16 kHz, one
+that is shorter is repeated, and its middle 48,000 samples are taken.
+
+A JPEG file goes into the shard byte for byte if a decoder shows it as it is meant: 8 bits, grey or YCbCr, not turned by
+its Exif orientation. Everything else (PNG, WebP, BMP, ...; CMYK or RGB inside a JPEG; 16 bits; a photograph to be
+turned) is decoded, put upright, and stored as JPEG of quality 95, 4:4:4, as frames of videos are. Every picture is
+decoded once here, so that a damaged one is left out now and does not stop training.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from essl_fast.data.media import audio
+from essl_fast.data.media.jpeg import MOST_PIXELS, jpeg_size
+from essl_fast.data.media.video import MISSING, SOUND_TRUNCATED, MediaError, Probe
+
+JPEG = {"quality": 95, "subsampling": 0}  # 4:4:4: chroma is kept at full resolution
+BAD_PICTURE = "picture unreadable"
+_ORIENTATION = 0x0112  # the tag of Exif
+_LARGEST = 64 << 20  # bytes of a picture file
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # whatever a file's name says: Pillow reads some others by other programs
+
+
+def picture_file(path: Path) -> bytes:
+    """The picture as a JPEG file that every decoder shows upright, in RGB. MediaError where it cannot be decoded."""
+    try:
+        if (size := path.stat().st_size) > _LARGEST:
+            raise MediaError(BAD_PICTURE, f"{path.name}: {size / 1e6:.0f} MB; pictures may have 67")
+        data = path.read_bytes()
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise MediaError(BAD_PICTURE, f"{path.name}: {image.width} x {image.height} pixels are too many")
+            image.load()  # all of it: a file that breaks off raises OSError
+            if _as_it_is(image, data):
+                return data
+            shown = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+    except FileNotFoundError:
+        raise MediaError(MISSING, f"{path.name} is gone") from None
+    except UnidentifiedImageError:  # which says where in memory the file is
+        raise MediaError(BAD_PICTURE, f"{path.name}: no kind of picture that is known") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        if isinstance(error, MediaError):
+            raise
+        what = str(error).replace(str(path), path.name)
+        raise MediaError(BAD_PICTURE, f"{path.name}: {what or type(error).__name__}") from error
+    stored = io.BytesIO()
+    shown.save(stored, "JPEG", **JPEG)
+    return stored.getvalue()
+
+
+def _as_it_is(image: Image.Image, data: bytes) -> bool:
+    """Whether the file `data`, opened as `image`, can be stored as it is."""
+    if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+        return False
+    named = bytes(layer[0] for layer in image.layer) == b"RGB"  # how libjpeg tells, where there is no Adobe segment
+    if image.mode == "RGB" and (image.info.get("adobe_transform") == 0 or named):
+        return False  # RGB without a transform: some decoders take it for YCbCr
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        return False
+    try:
+        jpeg_size(np.frombuffer(data, np.uint8))
+    except ValueError:
+        return False  # a kind of JPEG that Pillow reads and the loader does not
+    return True
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of 16 bits, which Pillow would clip, with its upper 8; another as it is."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return image
+
+
+def middle_sound(path: Path, alone: bool = True) -> np.ndarray:
+    """The 3 s in the middle of a file's sound, (48000,) float32 at 16 kHz; a shorter one is repeated. `alone`: as in
+    `audio.decode_sound`. MediaError, also for a track that is damaged anywhere: nobody knows where its middle is."""
+    sound = audio.decode_sound(path, alone=alone)
+    if sound.damage or sound.holes:
+        begin = sound.holes[0][0] / sound.rate if sound.holes else 0
+        why = sound.damage or f"{path.name}: the sound from {begin:.2f} s on cannot be decoded"
+        raise MediaError(SOUND_TRUNCATED, why)
+    return audio.to_stored(sound.mono, sound.rate)
+
+
+def middle_frame(found: Probe) -> tuple[int, float]:
+    """(frame, counted from 1, and its time in seconds) in the middle of a video."""
+    place = len(found.pts) // 2
+    return place + 1, float((int(found.pts[place]) - found.start) * found.time_base)

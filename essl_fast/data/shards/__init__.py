@@ -1,0 +1,42 @@
+"""Prepared data on disk: tar files, their index, the manifest, and how they are read."""
+
+from essl_fast.common.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "BAD": "manifest",
+        "BLACK": "manifest",
+        "CLIP": "tars",
+        "CORRUPT": "manifest",
+        "EXTENSIONS": "tars",
+        "FORMAT": "manifest",
+        "INDEX_VERSION": "tars",
+        "JPEG": "tars",
+        "LARGEST_FRAME": "tars",
+        "Manifest": "manifest",
+        "NO_AUDIO": "manifest",
+        "PCM_BYTES": "tars",
+        "PNG": "tars",
+        "QUARANTINE": "manifest",
+        "REASONS": "manifest",
+        "SAMPLES": "tars",
+        "SILENT": "manifest",
+        "SOUNDS": "tars",
+        "SPLITS": "tars",
+        "ShardIndex": "tars",
+        "ShardWriter": "tars",
+        "TRUNCATED": "manifest",
+        "VERSION": "manifest",
+        "decode_key": "tars",
+        "encode_key": "tars",
+        "iterate": "tars",
+        "json_bytes": "tars",
+        "manifest": "",
+        "pair_crc": "tars",
+        "read_index": "tars",
+        "reading": "",
+        "tars": "",
+        "write_manifest": "manifest",
+    },
+)

@@ -1,0 +1,25 @@
+"""What answers that look at nothing score."""
+
+import numpy as np
+import torch
+
+from essl_fast import config, kernels
+from essl_fast.data.shards import Manifest
+from essl_fast.evaluate import metrics
+from essl_fast.evaluate.evaluation import Evaluation
+
+
+def centre_prior(manifest: Manifest, rows: np.ndarray, consensus: int) -> dict:
+    """What always answering "the middle" scores on some rows: a box of half the frame's width and height."""
+    quarter = config.SIZE // 4
+    middle = [quarter, quarter, config.SIZE - quarter, config.SIZE - quarter]
+    return boxes_prior(manifest, rows, consensus, {manifest.key(row): middle for row in rows})
+
+
+def boxes_prior(manifest: Manifest, rows: np.ndarray, consensus: int, guesses: dict[str, list[int]]) -> dict:
+    """What answering with one given box a pair scores; ``guesses`` maps each key to xyxy on the 224 grid."""
+    guess = torch.tensor([guesses[manifest.key(row)] for row in rows], dtype=torch.int32)[:, None]
+    boxes = torch.from_numpy(np.array(manifest.boxes[rows]))
+    chunks = zip(guess.split(64), boxes.split(64), strict=True)
+    scores = [metrics.ciou(kernels.box_weights(g, config.SIZE), b, consensus) for g, b in chunks]
+    return Evaluation(rows, torch.cat(scores).numpy(), np.empty(0), []).result(manifest)

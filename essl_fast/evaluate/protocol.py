@@ -1,0 +1,17 @@
+"""By which rule boxes of several annotators are counted."""
+
+from essl_fast import config
+from essl_fast.data.shards import Manifest
+
+
+def consensus_of(settings: config.Config, manifest: Manifest) -> int:
+    """How many annotators must agree: what the settings say or, where that is 0, what the data set says."""
+    return settings.objective.consensus or manifest.consensus
+
+
+def warn_of_consensus(settings: config.Config, manifest: Manifest, console) -> None:
+    """Say so where the settings override what the data set says."""
+    asked = consensus_of(settings, manifest)
+    if asked != manifest.consensus:
+        told = f"objective.consensus {asked} overrides the {manifest.consensus} of {manifest.root}"
+        console.print(f"warning: {told}: results are not those of its protocol", soft_wrap=True, markup=False)

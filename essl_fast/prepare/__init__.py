@@ -1,0 +1,12 @@
+"""From videos and annotations to shards: every file is read once."""
+
+from essl_fast.common.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(
+    __name__,
+    {
+        "PreparedDifferently": "preparing",
+        "prepare": "preparing",
+        "prepare_dataset": "preparing",
+    },
+)

@@ -1,0 +1,156 @@
+"""Decode everything of a prepared folder once, and list what is wrong with it in `quarantine.jsonl`.
+
+    {"row": 17, "key": "V_000123", "reason": "black", "detail": "no pixel is brighter than 3 of 255"}
+
+An object a line, shard by shard; a pair may have several; `row` and `key` are null for a fault of a shard that none of
+its pairs has. Reasons:
+
+    corrupt        the frame cannot be decoded, or frame or sound are not the bytes that `prepare` wrote (CRC-32)
+    truncated      the frame's picture or clip ends too early
+    missing audio  the sound is not 48,000 samples
+    black          no pixel brighter than BLACK_UP_TO: a video that has not begun, as a rule
+    silent         no sample louder than SILENT_UP_TO, that is -60 dB
+
+The first three are faults: nothing can be trained on such a pair. The last two are warnings.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import mmap
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import atomic_file
+from essl_fast.data import media, shards
+from essl_fast.data.media.clips import decode_clip
+from essl_fast.data.media.jpeg import picture_size
+from essl_fast.data.shards import json_bytes
+from essl_fast.prepare.reporting import Reporter
+
+BLACK_UP_TO = 15  # of 255; video's black is 0, and compression leaves a few levels of noise on it
+SILENT_UP_TO = 32  # of 32767
+_TOGETHER = 32  # pairs that a thread takes at a time
+
+
+def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter | None = None) -> dict[str, int]:
+    """Check every pair with `workers` threads (default: one a core this process may use) and write the list.
+
+    Returns how often each reason was found, the worst first; empty where all is well, and then the list is empty, too.
+    InputError where a shard or its index cannot be read at all, or the list not be written.
+    """
+    say = say or Reporter()
+    found: Counter[str] = Counter()
+    workers = workers or len(os.sched_getaffinity(0))
+    try:
+        with (
+            ThreadPoolExecutor(workers) as pool,
+            atomic_file(manifest.root / shards.QUARANTINE) as file,
+            say.bar("pairs verified", len(manifest)) as step,
+        ):
+            row = 0
+            for split in shards.SPLITS:
+                for entry in manifest.header["splits"][split]["shards"]:
+                    for fault in _shard(manifest, entry, row, pool, workers, step):
+                        file.write(json_bytes(fault))
+                        found[fault["reason"]] += 1
+                    row += entry["pairs"]
+    except OSError as error:
+        raise InputError(f"{manifest.root} cannot be verified ({error}): mend that, then run --verify again") from error
+    return {reason: found[reason] for reason in shards.REASONS if found[reason]}
+
+
+def _shard(
+    manifest: shards.Manifest, entry: dict, first: int, pool: ThreadPoolExecutor, workers: int, step
+) -> Iterator[dict]:
+    """The faults of a shard whose first pair is in row `first`."""
+    tar, index = manifest.root / entry["file"], shards.read_index(manifest.root / entry["index"])
+    keys = [manifest.key(first + at) for at in range(entry["pairs"])]
+    if index.stems != tuple(map(shards.encode_key, keys)):
+        again = f"run `python -m essl_fast.prepare ... --out {manifest.root}` again"
+        raise InputError(f"{manifest.root / entry['index']} does not list the pairs of the manifest: {again}")
+    digest, broken = pool.submit(_sha256, tar), False
+    if not keys or not tar.stat().st_size:
+        raise InputError(f"{tar} is empty: run prepare again")  # nor can it be mapped to memory
+    with open(tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        look = functools.partial(_pairs, manifest, data, index, first)
+        everything = [range(len(keys))[at : at + _TOGETHER] for at in range(0, len(keys), _TOGETHER)]
+        for at in range(0, len(everything), workers):  # so many at once: an interrupt ends the run soon
+            some = everything[at : at + workers]
+            for part, told in zip(some, pool.map(look, some), strict=True):
+                for place, reason, detail in told:
+                    broken = broken or reason in shards.BAD
+                    yield {"row": first + place, "key": keys[place], "reason": reason, "detail": detail}
+                step(len(part))
+    if digest.result() != entry["sha256"] and not broken:
+        what = f"{tar.name} was changed (its SHA-256 differs), outside of its frames and sounds"
+        yield {"row": None, "key": None, "reason": shards.CORRUPT, "detail": what}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _pairs(
+    manifest: shards.Manifest, data: mmap.mmap, index: shards.ShardIndex, first: int, part: range
+) -> list[tuple[int, str, str]]:
+    """(place in the shard, reason, detail) of each fault of the pairs at the places `part`."""
+    faults = []
+    for at in part:
+        row = first + at
+        begin, sound_at = int(index.visual_offset[at]), int(index.s16_offset[at])
+        frame, sound = data[begin : begin + index.visual_size[at]], data[sound_at : sound_at + index.s16_size[at]]
+        if len(sound) != (size := shards.SAMPLES * manifest.sound.itemsize):
+            faults.append((at, shards.NO_AUDIO, f"{len(sound)} bytes of sound instead of {size}"))
+        elif shards.pair_crc(frame, sound) != manifest.crc[row]:
+            faults.append((at, shards.CORRUPT, "frame or sound were changed (their CRC-32 differs)"))
+        elif (loudest := _loudest(sound, manifest.sound)) is None:
+            faults.append((at, shards.CORRUPT, "a sample of the sound is no number"))
+        elif loudest <= SILENT_UP_TO:
+            faults.append((at, shards.SILENT, f"no sample is above {loudest} of 32767"))
+        try:
+            rgb = _decode(frame, int(index.visual[at]), int(manifest.target[row]))
+        except (media.MediaError, ValueError, OSError) as error:
+            reason = shards.TRUNCATED if _cut_off(error) else shards.CORRUPT
+            faults.append((at, reason, f"the frame cannot be decoded: {error}"))
+            continue
+        if (brightest := int(rgb.max())) <= BLACK_UP_TO:
+            faults.append((at, shards.BLACK, f"no pixel is brighter than {brightest} of 255"))
+    return faults
+
+
+def _decode(frame: bytes, visual: int, target: int) -> np.ndarray:
+    if visual == shards.CLIP:
+        return decode_clip(frame, target)
+    picture_size(np.frombuffer(frame, np.uint8))  # Pillow would find out what it is by itself, and read two dozen kinds
+    try:
+        with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError:  # which says where in memory the file is
+        raise ValueError("Pillow does not know it as a JPEG or PNG file") from None
+    except (SyntaxError, EOFError, struct.error, LookupError, TypeError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error)) from error  # what else Pillow raises for damaged files
+
+
+def _cut_off(error: Exception) -> bool:
+    return getattr(error, "reason", "") == media.TRUNCATED or "truncated" in str(error)
+
+
+def _loudest(sound: bytes, kind: np.dtype) -> int | None:
+    """The largest sample, of 32767; None if one is no number."""
+    samples = np.frombuffer(sound, kind)
+    if not np.isfinite(samples).all():
+        return None
+    full = 1 if kind.kind == "i" else 32768
+    return max(int(samples.max() * full), -int(samples.min() * full))

@@ -1,0 +1,144 @@
+"""Pictures of a run: curves by epoch, success against threshold, heatmap overlays."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from essl_fast.evaluate.metrics import THRESHOLDS
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
+    """Loss and validation figures by epoch, and the success curves (21,) of ``results`` by name, into a PNG."""
+    plt = _pyplot()
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    epochs = [entry["epoch"] for entry in history]
+    for part in history[-1]["losses"] if history else ():
+        left.plot(epochs, [entry["losses"][part] for entry in history], label=part)
+    left.set(xlabel="epoch", title="training loss")
+    evaluated = [entry for entry in history if "selection" in entry]
+    for key, label in (("success_at_half", "success at cIoU 0.5"), ("auc", "AUC")):
+        middle.plot(
+            [e["epoch"] for e in evaluated], [100 * e["selection"][key] for e in evaluated], "o-", ms=3, label=label
+        )
+    middle.set(xlabel="epoch", ylabel="%", ylim=(0, 100), title="selection split")
+    for name, result in results.items():
+        right.plot(THRESHOLDS, 100 * np.asarray(result["curve"]), label=f"{name} ({100 * result['auc']:.1f})")
+    right.set(
+        xlabel="cIoU threshold", ylabel="pairs, %", xlim=(0, 1), ylim=(0, 100), title="success against threshold (AUC)"
+    )
+    for axis in (left, middle, right):
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def overlay(frame: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A frame (S, S, 3) uint8 under its heat, and the heat (S, S) in [0, 1] from a similarity map (h, w)."""
+    heat = F.interpolate(torch.from_numpy(similarity)[None, None].double(), frame.shape[:2], mode="bilinear")[
+        0, 0
+    ].numpy()
+    heat = (heat - heat.min()) / max(heat.max() - heat.min(), 1e-12)
+    plt = _pyplot()
+    colour = plt.get_cmap("jet")(heat)[..., :3] * 255
+    return (0.55 * frame + 0.45 * colour).astype(np.uint8), heat
+
+
+def overlays(path: Path, samples: list[dict], columns: int = 4) -> None:
+    """A contact sheet. Each sample: frame (S, S, 3) uint8, similarity (h, w), boxes (K, 4), title."""
+    if not samples:
+        return
+    plt = _pyplot()
+    rows = -(-len(samples) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.2 * rows), layout="constrained", squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, sample in zip(axes.flat, samples, strict=False):
+        picture, heat = overlay(sample["frame"], sample["similarity"])
+        axis.imshow(picture)
+        if heat.max() > 0:
+            axis.contour(heat, levels=[0.5], colors="white", linewidths=1)
+        for x1, y1, x2, y2 in sample["boxes"]:
+            if x2 > x1 and y2 > y1:
+                axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="lime", lw=2))
+        axis.set_title(sample["title"], fontsize=9)
+    figure.suptitle("heat: similarity with the sound; white: threshold 0.5; green: ground truth")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def side_by_side(path: Path, samples: dict[str, list[dict]]) -> None:
+    """The same frames under several methods: a column a frame, a row a method, the frame itself above.
+
+    ``samples``: by method, dicts as in :func:`overlays` with "ciou", the same frames in the same order for all.
+    """
+    plt = _pyplot()
+    shown = next(iter(samples.values()))
+    count = len(shown)
+    figure, axes = plt.subplots(
+        len(samples) + 1, count, figsize=(2 * count + 1, 2 * len(samples) + 2.4), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for axis, sample in zip(axes[0], shown, strict=True):
+        axis.imshow(sample["frame"])
+        axis.set_title(sample["key"], fontsize=6)
+    axes[0, 0].set_ylabel("frame", fontsize=8)
+    for line, (label, found) in zip(axes[1:], samples.items(), strict=True):
+        line[0].set_ylabel(label, fontsize=8)
+        for axis, sample in zip(line, found, strict=True):
+            picture, heat = overlay(sample["frame"], sample["similarity"])
+            axis.imshow(picture)
+            if heat.max() > 0:
+                axis.contour(heat, levels=[0.5], colors="white", linewidths=0.8)
+            axis.set_xlabel(f"cIoU {sample['ciou']:.2f}", fontsize=7)
+    for line in axes:
+        for axis, sample in zip(line, shown, strict=True):
+            for x1, y1, x2, y2 in sample["boxes"]:
+                if x2 > x1 and y2 > y1:
+                    axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="lime", lw=1.2))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def success_by_epoch(path: Path, histories: dict[str, list[tuple[int, float]]], split: str) -> None:
+    """Success at cIoU 0.5 on a split by epoch, a line for each of ``histories``: (epoch, share of pairs)."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    for label, points in histories.items():
+        axis.plot([epoch for epoch, _ in points], [100 * share for _, share in points], "o-", ms=3, label=label)
+    axis.set(xlabel="epoch", ylabel="success at cIoU 0.5, %", title=f"{split} split")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def success_by_labels(path: Path, points: list[tuple[float, float, float | None]]) -> None:
+    """Success by the share of labels: (share, mean in per cent, standard deviation or None of a single seed)."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    axis.errorbar(
+        [100 * share for share, _, _ in points],
+        [middle for _, middle, _ in points],
+        yerr=[spread or 0.0 for *_, spread in points],
+        fmt="o-",
+        capsize=4,
+    )
+    axis.set(xlabel="labels used, %", ylabel="success at cIoU 0.5, %", ylim=(0, 100))
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,137 @@
+"""What a run keeps of its test pairs, so that a report can be made later from the run directory alone.
+
+test_pairs.jsonl    {"key", "class", "ciou"} a line, for every pair; cIoU null where map and boxes are both empty
+gallery.npz         the pairs that localized best, in the middle, and worst: frame (JPEG), similarity map, boxes
+"""
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import atomic_file
+
+GROUPS = ("best", "median", "worst")
+QUALITY = 85  # of the JPEG: about 10 KB a frame of 224 x 224
+PAIRS, GALLERY = "test_pairs.jsonl", "gallery.npz"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A pair of the gallery."""
+
+    group: str  # of GROUPS
+    key: str
+    class_name: str
+    ciou: float  # NaN: neither the map nor the boxes cover anything
+    jpeg: bytes  # (224, 224) pixels
+    similarity: np.ndarray  # (h, w) float32
+    boxes: np.ndarray  # (K, 4) int32 xyxy on the 224 grid; padding has no area
+
+
+def pick(ciou: np.ndarray, each: int) -> dict[str, np.ndarray]:
+    """Places in ciou (N,) float64 of the best, middle and worst ``each``, no place twice, the better ones first.
+
+    NaN counts as the lowest score. Ties go to the earlier place. Of few pairs all are chosen, in the groups' order.
+    """
+    order = np.argsort(-np.nan_to_num(ciou, nan=-1.0), kind="stable")
+    each = min(each, -(-len(order) // 3))
+    best, rest = order[:each], order[each:]
+    worst = rest[len(rest) - min(each, len(rest)) :]
+    between = rest[: len(rest) - len(worst)]
+    first = max(0, min(len(order) // 2 - each // 2 - len(best), len(between) - each))
+    return dict(zip(GROUPS, (best, between[first : first + each], worst), strict=True))
+
+
+def frames_of(loader: Iterable, rows: Iterable[int]) -> dict[int, np.ndarray]:
+    """Frames (S, S, 3) uint8 of rows of the manifest, by row, out of a loader's epoch, read until all are there.
+
+    Which pairs are wanted is known only when all are scored. Where the split is resident, this decodes nothing.
+    """
+    wanted, found = {int(row) for row in rows}, {}
+    for raw in loader if wanted else ():
+        for at, row in enumerate(raw.index.tolist()):
+            if row in wanted:
+                found[row] = raw.frames[raw.rows[at]].cpu().numpy()
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def save(path: Path, pictures: list[Picture]) -> None:
+    """Write a gallery; ``path`` is at every moment the old file or the new one. ValueError if there is no picture."""
+    if not pictures:
+        raise ValueError("a gallery needs a picture")
+    jpegs = [np.frombuffer(picture.jpeg, np.uint8) for picture in pictures]
+    with atomic_file(path) as file:
+        np.savez(
+            file,
+            group=np.array([picture.group for picture in pictures]),
+            key=np.array([picture.key for picture in pictures]),
+            class_name=np.array([picture.class_name for picture in pictures]),
+            ciou=np.array([picture.ciou for picture in pictures], np.float64),
+            similarity=np.stack([picture.similarity for picture in pictures]).astype(np.float32),
+            boxes=np.stack([picture.boxes for picture in pictures]).astype(np.int32),
+            jpeg=np.concatenate(jpegs),
+            jpeg_end=np.cumsum([len(jpeg) for jpeg in jpegs]),
+        )
+
+
+def load(path: Path) -> list[Picture]:
+    """The pictures of :func:`save`; InputError if the file is none of its."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            held = {name: file[name] for name in file.files}
+        jpegs = np.split(held["jpeg"], held["jpeg_end"][:-1])
+        columns = (held[name] for name in ("group", "key", "class_name", "ciou", "similarity", "boxes"))
+        return [
+            Picture(str(group), str(key), str(name), float(ciou), jpeg.tobytes(), similarity, boxes)
+            for group, key, name, ciou, similarity, boxes, jpeg in zip(*columns, jpegs, strict=True)
+        ]
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise InputError(f"{path} is not what train wrote ({error}): delete it, the report does without") from error
+
+
+def encode(frame: np.ndarray) -> bytes:
+    """A frame (S, S, 3) uint8 as a JPEG."""
+    out = io.BytesIO()
+    Image.fromarray(frame).save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()
+
+
+def write(out: Path, manifest, found, loader: Iterable, each: int) -> None:
+    """Both files, of an evaluate.Evaluation; ``each``: pictures a group.
+
+    ``loader`` gives the frames. ``each`` 0 writes no gallery, and removes that of an earlier end of the run.
+    """
+    rows, ciou = found.rows, found.ciou
+    names = [manifest.classes[number] for number in manifest.class_id[rows]]
+    keys = [manifest.key(row) for row in rows]
+    with atomic_file(out / PAIRS) as file:
+        for key, name, score in zip(keys, names, ciou.tolist(), strict=True):
+            entry = {"key": key, "class": name, "ciou": None if np.isnan(score) else score}
+            file.write(json.dumps(entry).encode() + b"\n")
+    chosen = [(group, at) for group, places in pick(ciou, each).items() for at in places.tolist()]
+    frames = frames_of(loader, (rows[at] for _, at in chosen))
+    pictures = [
+        Picture(
+            group,
+            keys[at],
+            names[at],
+            float(ciou[at]),
+            encode(frames[int(rows[at])]),
+            found.similarity[at],
+            np.asarray(manifest.boxes[rows[at]]),
+        )
+        for group, at in chosen
+        if int(rows[at]) in frames
+    ]
+    if pictures:
+        save(out / GALLERY, pictures)
+    else:
+        (out / GALLERY).unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+"""The gallery of a report: frames under their heat, with the outline at the threshold and the ground truth.
+
+Everything is inline: a JPEG, a small transparent PNG that the browser enlarges, and vector lines over them.
+"""
+
+import base64
+import io
+from html import escape
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from essl_fast.config.settings import SIZE
+from essl_fast.report.gallery import GROUPS, Picture
+
+HEAT_SIDE = 56  # pixels of the PNG; enlarged smoothly, finer ones look the same
+THRESHOLD = 0.5  # of the scaled map, as in metrics.ciou
+_WORDS = {"best": "Best", "median": "In the middle", "worst": "Worst"}
+
+
+def heat_of(similarity: np.ndarray, side: int = SIZE) -> np.ndarray:
+    """A similarity map (h, w) as the metric sees it: (side, side) float64 in [0, 1]; zeros if it is constant."""
+    wide = F.interpolate(torch.from_numpy(np.asarray(similarity))[None, None].double(), (side, side), mode="bilinear")
+    heat = wide[0, 0].numpy()
+    span = heat.max() - heat.min()
+    return (heat - heat.min()) / span if span > 0 else np.zeros_like(heat)
+
+
+def heat_png(heat: np.ndarray) -> bytes:
+    """Heat (S, S) in [0, 1] as a PNG: the hotter, the more opaque."""
+    from matplotlib import colormaps
+
+    pixels = (colormaps["inferno"](0.15 + 0.85 * heat) * 255).astype(np.uint8)
+    pixels[..., 3] = (np.clip(heat * 1.15 - 0.1, 0, 0.78) * 255).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def outline(heat: np.ndarray, threshold: float = THRESHOLD) -> str:
+    """The SVG path of the lines at which heat (S, S) crosses the threshold, in pixels; "" if it does not."""
+    from contourpy import contour_generator
+
+    centres = np.arange(heat.shape[0]) + 0.5
+    # A rim below every threshold closes the lines at the frame's edge.
+    rim = np.pad(heat, 1, constant_values=-1.0)
+    ends = np.concatenate([[0.0], centres, [float(heat.shape[0])]])
+    path = []
+    for line in contour_generator(ends, ends, rim).lines(threshold):
+        points = " ".join(f"{x:.1f} {y:.1f}" for x, y in line[::2] if np.isfinite([x, y]).all())
+        path.append(f"M{points}Z")
+    return "".join(path)
+
+
+def figure(picture: Picture) -> str:
+    """One picture with its caption."""
+    heat = heat_of(picture.similarity)
+    boxes = "".join(
+        f'<rect class="truth" x="{x1}" y="{y1}" width="{x2 - x1}" height="{y2 - y1}"/>'
+        for x1, y1, x2, y2 in picture.boxes.tolist()
+        if x2 > x1 and y2 > y1
+    )
+    edge = outline(heat)
+    lines = f'<path class="under" d="{edge}"/><path class="edge" d="{edge}"/>' if edge else ""
+    score = "–" if np.isnan(picture.ciou) else f"{picture.ciou:.2f}"
+    words = f"{picture.class_name}, cIoU {score}: {picture.key}"
+    return (
+        f'<figure class="shot"><svg viewBox="0 0 {SIZE} {SIZE}" role="img" aria-label="{escape(words, quote=True)}">'
+        f'<image width="{SIZE}" height="{SIZE}" href="{uri("image/jpeg", picture.jpeg)}"/>'
+        f'<image class="heat" width="{SIZE}" height="{SIZE}" href="'
+        f'{uri("image/png", heat_png(heat_of(picture.similarity, HEAT_SIDE)))}"/>'
+        f'<g class="outline">{lines}</g><g class="boxes">{boxes}</g></svg>'
+        f"<figcaption><b>{score}</b> {escape(picture.class_name)}<small>{escape(picture.key)}</small></figcaption>"
+        "</figure>"
+    )
+
+
+def section(pictures: list[Picture], number: int) -> str:
+    """All groups, with switches for heat, outline and ground truth; ``number`` tells several galleries apart."""
+    switches = "".join(
+        f'<input class="switch {kind}-on" type="checkbox" id="{kind}{number}" checked>'
+        for kind in ("heat", "edge", "truth")
+    )
+    words = (("heat", "heat"), ("edge", f"outline at {THRESHOLD}"), ("truth", "ground truth"))
+    labels = "".join(f'<label class="for-{kind}" for="{kind}{number}">{text}</label>' for kind, text in words)
+    groups = []
+    for group in GROUPS:
+        chosen = [picture for picture in pictures if picture.group == group]
+        if chosen:
+            shots = "".join(figure(picture) for picture in chosen)
+            groups.append(f'<h3>{_WORDS[group]}</h3><div class="gallery">{shots}</div>')
+    return f'<div>{switches}<div class="switches">{labels}</div><div class="groups">{"".join(groups)}</div></div>'
+
+
+def uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

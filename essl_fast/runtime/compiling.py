@@ -1,0 +1,75 @@
+"""torch.compile: whether the step is compiled, and where what it makes is kept for the next run.
+
+A step with the predictive coding module takes Inductor a minute or so; the same step of a later run is read from the
+cache instead. The cache is keyed by the code, the versions and the chip, so that it never has to be emptied.
+"""
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from essl_fast.common.errors import InputError
+
+INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+
+
+def wants_compile(setting: str, device: torch.device) -> bool:
+    """Whether the step is compiled; InputError if that is asked for and cannot be done."""
+    headers = Path(sysconfig.get_paths()["include"], "Python.h")
+    has_compiler = any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang"))
+    if setting == "off" or (setting == "auto" and device.type != "cuda"):
+        return False
+    if has_compiler and (device.type != "cuda" or headers.is_file()):
+        return True
+    missing = f"{headers} is missing" if has_compiler else "there is no C compiler"
+    if setting == "on":
+        raise InputError(f"compile: {missing}, and torch.compile needs it; install gcc and python3-dev, or use off")
+    return False
+
+
+def keep_cache(setting: str) -> Path | None:
+    """Make Inductor and Triton keep what they compile; the folder, None where nothing is set.
+
+    setting: a folder; "" for essl_fast/compile in the user's cache; "off" for PyTorch's own, a temporary folder that
+    may not outlive a reboot. TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it, each where the user has set it.
+    InputError for a folder that cannot be written.
+    """
+    if setting == "off" or (INDUCTOR in os.environ and TRITON in os.environ):
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "essl_fast" / "compile"
+    folder = Path(setting).expanduser().resolve() if setting else home
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        if setting:
+            raise InputError(f"compile_cache: {folder} cannot be written; give another folder, or off")
+        return None  # nobody asked for it: a home that is read-only must not stop a run
+    os.environ.setdefault(INDUCTOR, str(folder / "inductor"))
+    os.environ.setdefault(TRITON, str(folder / "triton"))
+    return folder
+
+
+def compile_training(module: nn.Module) -> None:
+    """Compile a module's forward pass as one graph, for training alone: evaluation comes in other batch sizes."""
+    plain = module.forward
+    compiled = torch.compile(plain, fullgraph=True, dynamic=False)
+    module.forward = lambda *inputs: (compiled if module.training else plain)(*inputs)
+
+
+def cache_counts() -> dict[str, int]:
+    """Graphs that this process has compiled so far: "hits" came from the cache, "misses" were made."""
+    from torch._dynamo.utils import counters
+
+    whole, inductor = counters["aot_autograd"], counters["inductor"]
+    # AOTAutograd's cache holds forward and backward together; where it hits, Inductor's is not asked.
+    return {
+        "hits": whole["autograd_cache_hit"] + inductor["fxgraph_cache_hit"],
+        "misses": inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"],
+    }

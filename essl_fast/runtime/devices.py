@@ -1,0 +1,36 @@
+"""Which device and which precision a setting means."""
+
+import torch
+
+from essl_fast import config
+from essl_fast.common.errors import InputError
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of a setting; InputError if it is none, or asks for a GPU that is not there."""
+    config.check_device(name)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    if name.startswith("cuda") and not count:
+        raise InputError(
+            f"device: {name} was asked for, but PyTorch sees no GPU; use --device cpu, or check the driver"
+        )
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"device: {name} was asked for, but there are {count} GPUs, counted from 0")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast: bf16 on a GPU and float32 on a CPU for "auto".
+
+    Also tells PyTorch whether float32 products may round their factors to TF32: for "tf32" alone. Its own default lets
+    convolutions do so.
+    """
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise InputError("precision: fp16 needs a GPU; use fp32 or bf16 on a CPU")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)

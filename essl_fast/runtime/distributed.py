@@ -1,0 +1,150 @@
+"""Several processes that train one model, one a GPU: torchrun starts them, this joins them.
+
+    torchrun --nproc-per-node=8 -m essl_fast.train --config full --out runs/full
+
+Every rank computes the same plan and the same results, so no rank tells another what to do: batches are a function of
+(seed, epoch, rank, number of ranks), gradients are averaged by DDP, batch statistics are taken over all ranks, and
+evaluation results are gathered on all of them. Rank 0 alone prints and writes.
+"""
+
+import contextlib
+import datetime
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from essl_fast.common.errors import InputError
+
+
+class World(NamedTuple):
+    """This process among those that train together."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among those of this machine: the number of its GPU
+    restarts: int = 0  # how often torchrun has started this group again
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that prints and writes."""
+        return self.rank == 0
+
+
+ALONE = World()
+
+
+def world_of(environment: dict[str, str] | None = None) -> World:
+    """The world that torchrun's environment variables describe. InputError if they are not torchrun's."""
+    environment = os.environ if environment is None else environment
+    if int(environment.get("WORLD_SIZE", "1")) < 2:
+        return ALONE
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if missing := [name for name in names if name not in environment]:
+        raise InputError(
+            f"WORLD_SIZE is set but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not: start several "
+            "processes with torchrun --nproc-per-node=N -m essl_fast.train ..., or unset WORLD_SIZE"
+        )
+    rank, size, local = (int(environment[name]) for name in names[:3])
+    return World(rank, size, local, int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")))
+
+
+def own_device(name: str, world: World) -> str:
+    """The device setting of this rank: "cuda" means the GPU of its number, where there are several processes."""
+    if world.size == 1 or name.startswith("cpu"):
+        return name
+    if ":" in name:
+        raise InputError(f"device: {name} names one GPU for {world.size} processes: use cuda, and each takes its own")
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    count = torch.cuda.device_count()
+    if world.local_rank >= count:
+        raise InputError(
+            f"process {world.local_rank} of this machine has no GPU of its own, there are {count}: "
+            f"use --nproc-per-node={count or 1}" + ("" if count else " or --device cpu")
+        )
+    return f"cuda:{world.local_rank}"
+
+
+@contextlib.contextmanager
+def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[None]:
+    """The processes of ``world`` as one group, NCCL on GPUs and gloo on CPUs, for the time of the context.
+
+    A rank that waits longer than ``minutes`` for the others gives up with an error: none waits for ever for a dead one.
+    After an error the group is not taken apart: NCCL would wait for ranks that wait for this one. The process is to
+    end, see :func:`give_up`.
+    """
+    if world.size == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=datetime.timedelta(minutes=minutes),
+        device_id=device if device.type == "cuda" else None,
+    )
+    yield
+    dist.destroy_process_group()
+
+
+def give_up(world: World, device: torch.device, code: int) -> None:
+    """End this process at once after an error on a GPU, if others train with it: torchrun then ends those.
+
+    The interpreter's own way out runs NCCL's destructors, which may wait for the other ranks until their timeout.
+    """
+    if world.size > 1 and device.type == "cuda":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def leader_first(world: World) -> contextlib.AbstractContextManager[None]:
+    """Rank 0 runs the context's body before the others, which then find what it made. Its error ends all of them."""
+    return _leader_first(world) if world.size > 1 else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _leader_first(world: World) -> Iterator[None]:
+    if not world.leads:
+        if (told := share(None, world)) is not None:
+            raise InputError(f"rank 0 stopped: {told}")
+        yield
+        return
+    try:
+        yield
+    except BaseException as error:
+        share(str(error) or type(error).__name__, world)
+        raise
+    share(None, world)
+
+
+def share(value: Any, world: World) -> Any:
+    """Rank 0's value on every rank; plain Python values, through the CPU."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def gather(value: Any, world: World) -> list[Any]:
+    """Every rank's value, in the ranks' order, on every rank."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def total(values: torch.Tensor, world: World) -> torch.Tensor:
+    """The ranks' tensors, summed; on the device, without waiting for it."""
+    if world.size > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values

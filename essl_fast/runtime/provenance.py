@@ -1,0 +1,66 @@
+"""What a run ran on: versions, machine, source."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from essl_fast.common.files import PACKAGE
+
+PACKAGES = ("torch", "torchaudio", "triton", "nvidia-dali-cuda130", "numpy", "av", "soxr")
+
+
+def source_revision() -> dict:
+    """Git commit of the source ("-dirty" where it differs), if it is a clone, and a digest of the package's files."""
+    package = PACKAGE
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    commit = None
+    if (package.parent / ".git").exists():
+        command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+            commit = done.stdout.strip() or None
+        except (OSError, subprocess.TimeoutExpired):
+            commit = None  # no git on this machine: the digest still names the source
+    return {"commit": commit, "sha256": digest.hexdigest()}
+
+
+def environment(device: torch.device) -> dict:
+    """Versions, machine and source, as plain values."""
+    from essl_fast.kernels import native
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    machine = {"system": platform.platform(), "cpu": _cpu_name(), "cores": len(os.sched_getaffinity(0))}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        machine |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "csrc": native.build_info() if native.available() else {"missing": native.why_unavailable()},
+        "machine": machine,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "source": source_revision(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor()

@@ -1,0 +1,68 @@
+"""Ctrl-C, and SIGTERM from whoever runs the machine: training ends after a step, with everything saved.
+
+    with Stopping() as stopping:
+        for step, batch in ...:
+            ...
+            if signum := stopping.agreed(world):      # every rank gets the same answer
+                save(); raise Stopped(signum)
+
+The first signal only leaves a note, which training looks at between two steps. The second ends the process at once.
+"""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+
+import torch
+
+from essl_fast.runtime import distributed
+from essl_fast.runtime.distributed import ALONE, World
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NOTICE = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
+
+
+class Stopped(KeyboardInterrupt):
+    """Training ended because a signal asked it to; `code` is the exit status by which a shell tells that."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.code = 128 + signum
+
+
+class Stopping:
+    """While the context lasts, a first SIGINT or SIGTERM is noted, and a second one raises :class:`Stopped` wherever
+    the main thread is. In another thread than the main one nothing is changed: signals cannot be caught there."""
+
+    def __init__(self) -> None:
+        self.signum = 0  # of the first signal; 0: there was none
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                before = signal.getsignal(signum)
+                if before not in (signal.SIG_IGN, None):  # ignored is what a shell wants of jobs in its background
+                    self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum:
+            raise Stopped(signum)
+        self.signum = signum
+        os.write(2, _NOTICE)  # not print: the signal may have come in the midst of one
+
+    def agreed(self, world: World = ALONE) -> int:
+        """The signal that any rank was sent, the same on all of them; 0 if none. Every rank has to ask.
+
+        The ranks tell each other through the CPU, so that no GPU is waited for.
+        """
+        if world.size == 1:
+            return self.signum
+        asked = distributed.total(torch.tensor([int(self.signum == signum) for signum in SIGNALS]), world).tolist()
+        return next((signum for signum, ranks in zip(SIGNALS, asked, strict=True) if ranks), 0)

@@ -1,0 +1,56 @@
+"""Whether the projections of SSPL and SemiPL have collapsed."""
+
+import torch
+from torch import Tensor
+
+COMPARING = ("sspl", "semipl")  # methods that compare the views' projections, which may collapse
+COLLAPSED_BELOW = 0.1  # of projection_std; a healthy run is near 1
+RANK_BELOW, RANKED_FROM = 1.5, 8  # of projection_rank, in steps of so many pairs
+SPREAD = ("projection_std", "projection_rank")  # of :func:`projection_spread`
+
+
+def projection_spread(z: Tensor) -> dict[str, Tensor]:
+    """How far apart the pairs' projections are; z (V, B, D), as the projector's last batch norm, not affine, leaves it.
+
+    projection_std: the standard deviation over the batch, averaged over channels and views (Chen & He, Exploring Simple
+    Siamese Representation Learning, 2021, section 4.1, watch the same of z / |z|). The head's three batch norms amplify
+    a small difference up to 316 times each (eps is 1e-5), so this stays near 1 until the features are equal to one part
+    in 10^7, and is 0 where they are the same.
+
+    projection_rank: in how many directions they differ, (tr K)^2 / tr(K^2) with K the (B, B) products of the centred
+    projections: 1 where they lie on one line, B - 1 where all directions are alike. Averaged over views.
+
+    Both 0-d float32, without gradient.
+    """
+    centred = z.detach().float()
+    centred = centred - centred.mean(dim=1, keepdim=True)
+    with torch.autocast(z.device.type, enabled=False):
+        gram = centred @ centred.mT
+    total, square = gram.diagonal(dim1=1, dim2=2).sum(dim=1), gram.square().sum(dim=(1, 2))
+    return {
+        "projection_std": centred.square().mean(dim=1).sqrt().mean(),
+        "projection_rank": (total.square() / square.clamp(min=torch.finfo(torch.float32).tiny)).mean(),
+    }
+
+
+def _collapsed(entry: dict, batch: int) -> str | None:
+    """How an epoch's projections have collapsed, in words."""
+    if not entry.get("projection_std", 1.0) >= COLLAPSED_BELOW:
+        return f"their spread, projection_std, is {entry['projection_std']:.3f} where a healthy run has about 1"
+    if batch >= RANKED_FROM and not entry.get("projection_rank", RANK_BELOW) >= RANK_BELOW:
+        return f"they lie on a line: projection_rank is {entry['projection_rank']:.2f}"
+    return None
+
+
+def collapse(history: list[dict], batch: int) -> str | None:
+    """A warning for the first epoch of the history's end in which the projections have collapsed; else None.
+
+    batch: pairs a step. A few pairs lie in few directions whatever they are, so that rank is judged from 8 pairs on.
+    """
+    found = [_collapsed(entry, batch) for entry in history[-2:]]
+    if not found or found[-1] is None or (len(found) == 2 and found[0] is not None):
+        return None
+    return (
+        f"the projections have collapsed, {found[-1]}: pairs look alike to L_U, which then teaches little. Lower "
+        "optim.lr_head and optim.lr_sound, use a larger data.batch_size, or start anew with another seed"
+    )

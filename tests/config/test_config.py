@@ -1,0 +1,102 @@
+"""Settings: files, overrides, and errors that name the setting."""
+
+import pytest
+
+from essl_fast import config
+from essl_fast.common import commands
+from essl_fast.common.errors import InputError
+
+
+@pytest.mark.parametrize("name", ["demo", "sspl", "sspl_pcm", "semipl", "full", "lss", "lss_semi"])
+def test_shipped_configs_load(name):
+    settings = config.load(name)
+    assert settings.name == name
+    assert config.from_dict(config.to_dict(settings)) == settings
+
+
+def test_the_recipe():
+    with_pcm, without = config.load("sspl_pcm"), config.load("sspl")
+    assert (with_pcm.optim.lr_sound, with_pcm.optim.lr_pcm, with_pcm.optim.lr_head) == (2e-5, 2e-5, 5e-5)
+    assert (with_pcm.epochs, with_pcm.data.batch_size, with_pcm.model.pcm) == (350, 64, True)
+    assert (without.optim.lr_sound, without.optim.lr_head) == (5e-4, 2e-3)
+    assert (without.epochs, without.data.batch_size, without.model.pcm) == (40, 128, False)
+    assert {with_pcm.optim.weight_decay, without.optim.weight_decay} == {1e-4}
+
+
+def test_overrides_win():
+    settings = config.load("demo", ["--data.batch_size", "7", "epochs=3", "--model.pcm_cycles=2"])
+    assert (settings.data.batch_size, settings.epochs, settings.model.pcm_cycles) == (7, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--data.batchsize", "3"], "--data.batchsize"),
+        (["--data.batch_size", "1"], "data.batch_size: must be at least 2"),
+        (["--data.batch_size", "many"], "data.batch_size"),
+        (["--model.trunk", "resnet"], "model.trunk"),
+        (["--model.trunk", "vgg16"], "model.out_dim: vgg16 has 512 channels, got 128"),
+        (["--optim.lr_head", ".nan"], "optim.lr_head: must be at least 0"),
+        (["--optim.lr_head", ".inf"], "optim.lr_head: must be at least 0, and finite"),
+        (["--objective.consensus", "1025"], "objective.consensus: must be from 0 to 1024"),
+        (["--data.max_errors", "1.5"], "data.max_errors: must be from 0 to 1"),
+        (["--data.resident_budget_gb", "-1"], "data.resident_budget_gb: must be at least 0"),
+        (["--data.resident", "sometimes"], "data.resident"),
+        (["--device", "gpu"], "device: must be"),
+        (["--device", "cudafoo"], "device: must be"),
+        (["--epochs", "0"], "epochs: must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_named(arguments, named):
+    with pytest.raises(InputError, match=named):
+        config.load("demo", arguments)
+
+
+def test_a_wrong_key_in_a_file_is_named(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {bach_size: 3}\n")
+    with pytest.raises(InputError, match="bach_size"):
+        config.load(str(file))
+
+
+def test_an_unknown_config_lists_the_shipped_ones():
+    with pytest.raises(InputError, match="demo, full, lss, lss_semi, .*semipl, sspl, sspl_pcm"):
+        config.load("imagenet")
+
+
+def test_difference_names_what_differs():
+    a = config.to_dict(config.load("demo"))
+    b = config.to_dict(config.load("demo", ["--epochs", "2", "--optim.lr_head", "0.5"]))
+    lines = config.difference(a, b)
+    assert len(lines) == 2 and lines[0].startswith("epochs: ") and lines[1].endswith("-> 0.5")
+
+
+def test_a_setting_of_another_version_is_refused():
+    values = config.to_dict(config.load("demo"))
+    values["data"]["teleport"] = 1
+    with pytest.raises(InputError, match="data.teleport"):
+        config.from_dict(values)
+
+
+def test_a_folder_for_data_and_a_file_without_settings_are_explained(tmp_path):
+    with pytest.raises(InputError, match="the prepared folder is --data.root DIR"):
+        config.parse(["--data", str(tmp_path)], "train")
+    (tmp_path / "empty.yaml").touch()
+    with pytest.raises(InputError, match="the file has no settings in it"):
+        config.parse(["--config", str(tmp_path / "empty.yaml")], "train")
+
+
+def test_a_wrong_option_is_one_line(capsys):
+    options = commands.Options(prog="program")
+    options.add_argument("--number", type=int)
+    with pytest.raises(SystemExit) as ended:
+        options.parse_args(["--number", "x"])
+    assert ended.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cudafoo", ""])
+def test_a_device_that_is_none_is_named(name):
+    from essl_fast.runtime.devices import pick_device
+
+    with pytest.raises(InputError, match="device: must be auto, cpu, cuda or cuda:N"):
+        pick_device(name)

@@ -1,0 +1,136 @@
+"""Frames by way of clips and DALI, as on NVDEC: played by DALI's decoder for CPUs, which knows VP9 and MJPEG."""
+
+import numpy as np
+import pytest
+
+from essl_fast.common.errors import InputError
+from essl_fast.data import media
+from essl_fast.data.media import hardware, nvdec
+from essl_fast.data.shards import Manifest, iterate
+from essl_fast.prepare import parts
+from essl_fast.prepare.preparing import prepare
+from tests.tools.media import clicks, make_video, number_of, row, set_matrix, truncate, write_annotations
+from tests.tools.prepare import hashes, left_out, workers_that
+
+VP9 = {
+    "codec": "libvpx-vp9",
+    "sound_codec": "libopus",
+    "rate": 48_000,
+    "options": {"deadline": "realtime", "cpu-used": "8"},
+}
+MJPEG = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
+KNOWN = {"vp9": [16, 16, 4096, 4096]}
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setattr(hardware, "BACKEND", "cpu")
+    yield
+    hardware._pipeline.cache_clear()
+
+
+def by_request(decode, path, requests):
+    found = {}
+    for index, frame in decode(path, requests):
+        assert index not in found
+        found[index] = frame
+    return [found[index] for index in range(len(requests))]
+
+
+@pytest.mark.parametrize("name, how", [("v.webm", VP9), ("v.mov", MJPEG)])
+def test_the_frames_are_pyavs(tmp_path, name, how):
+    path = make_video(tmp_path / name, seconds=4, **how)
+    requests = [(fid, -1.0) for fid in [31, 1, *range(2, 30, 2), 40, 41, 12, 11, 31]]  # more than a batch
+    theirs, ours = (by_request(decode, path, requests) for decode in (media.decode_frames, hardware.decode_frames))
+    for (fid, _), mine, other in zip(requests, ours, theirs, strict=True):
+        if fid == 41:
+            assert mine.reason == other.reason == media.PAST_END
+        else:
+            assert number_of(mine) == fid and mine.shape == other.shape and mine.dtype == np.uint8
+            assert np.abs(mine.astype(int) - other).mean() < 2
+
+
+def test_a_turned_video_comes_out_upright(tmp_path):
+    path = make_video(tmp_path / "v.mp4", seconds=1, **MJPEG)
+    set_matrix(path, 0, 1, -1, 0)
+    (mine,), (other,) = (by_request(decode, path, [(7, 0)]) for decode in (hardware.decode_frames, media.decode_frames))
+    assert mine.shape == other.shape == (160, 90, 3) and np.abs(mine.astype(int) - other).mean() < 2
+
+
+def test_what_no_clip_can_be_of_is_pyavs(tmp_path):
+    path = make_video(tmp_path / "v.avi", seconds=2, sound_codec="pcm_s16le", **MJPEG)  # its packets have no times
+    requests = [(3, 0.0), (9, 0.0), (99, 0.0)]
+    theirs, ours = (by_request(decode, path, requests) for decode in (media.decode_frames, hardware.decode_frames))
+    np.testing.assert_array_equal(ours[:2], theirs[:2])
+    assert ours[2].reason == theirs[2].reason == media.PAST_END
+
+
+def test_a_decoder_that_fails_is_named_and_costs_no_other_video(tmp_path):
+    """DALI's decoder for CPUs knows no H.264, as an NVDEC may not know what the driver said it does."""
+    good, bad = make_video(tmp_path / "a.webm", seconds=1, **VP9), make_video(tmp_path / "b.mp4", seconds=1)
+    ours = by_request(hardware.decode_frames, bad, [(1, 0), (5, 0)])
+    assert [frame.reason for frame in ours] == [nvdec.FAILED] * 2
+    assert ours[0].detail.startswith("b.mp4: ") and ours[0].detail.endswith("--decoder pyav, which decodes it")
+    assert number_of(by_request(hardware.decode_frames, good, [(5, 0)])[0]) == 5
+
+
+def test_damage_is_told_as_pyav_tells_it(tmp_path):
+    path = make_video(tmp_path / "v.mkv", seconds=4, sound=None, **MJPEG)
+    truncate(path, 0.5)
+    requests = [(3, 0.0), (39, 0.0)]
+    theirs, ours = (by_request(decode, path, requests) for decode in (media.decode_frames, hardware.decode_frames))
+    assert number_of(ours[0]) == 3 and str(ours[1]) == str(theirs[1]) and ours[1].reason == media.TRUNCATED
+
+
+def test_prepare_with_a_gpus_decoder(tmp_path, monkeypatch, capsys):
+    """VP9 is NVDEC's, MJPEG is PyAV's; the folder says so, and goes on like that on a machine without a GPU."""
+    for name, how in (("a.webm", VP9), ("b.mov", MJPEG), ("t.webm", VP9)):
+        make_video(tmp_path / "videos" / name, **({"sound": clicks(4, how.get("rate", 16_000), at=(2.0,))} | how))
+    rows = [row(20, 2.0), row(22, 2.2)]
+    write_annotations(tmp_path / "notes", {"a": rows, "b": rows}, {"t": rows})
+
+    def make(out, **settings):
+        asked = {"visual": "jpeg", "decoder": "nvdec", "workers": 1, "validation": 0, **settings}
+        return prepare(tmp_path / "videos", tmp_path / "notes", tmp_path / out, **asked)
+
+    def frames(manifest: Manifest):
+        return {
+            pair["key"]: pair["jpg"]
+            for split in ("train", "test")
+            for tar, _ in manifest.shards([split])
+            for pair in iterate(tar)
+        }
+
+    monkeypatch.setattr(nvdec, "detect", lambda: ({}, "there is none"))
+    with pytest.raises(InputError, match="decoder: nvdec cannot be used, since there is none; take pyav"):
+        make("none")
+    with pytest.raises(InputError, match="decoder nvdec is for visual jpeg"):
+        make("none", visual="clip")
+    plain = make("plain", decoder="auto")
+    assert plain.header["settings"]["decoder"] == "auto" and plain.header["settings"]["decoders"] == {}
+    monkeypatch.setattr(nvdec, "detect", lambda: (KNOWN, ""))
+    calls = tmp_path / "calls"
+    workers_that(
+        monkeypatch,
+        f"""
+from essl_fast.data import hardware
+hardware.BACKEND, decode = "cpu", hardware.decode_frames
+def told(path, *more):
+    open({str(calls)!r}, "a").write(Path(path).name + " ")
+    return decode(path, *more)
+hardware.decode_frames = told""",
+    )
+    manifest = make("out")
+    assert sorted(calls.read_text().split()) == ["a.webm", "t.webm"]
+    assert manifest.header["settings"]["decoders"] == KNOWN and not left_out(tmp_path / "out")
+    ours, theirs = frames(manifest), frames(plain)
+    assert ours.keys() == theirs.keys() and len(ours) == 6
+    assert {key for key in ours if ours[key] != theirs[key]} <= {key for key in ours if key[0] in "at"}
+    make("again", workers=2)
+    assert hashes(tmp_path / "again") == hashes(tmp_path / "out")
+    capsys.readouterr()
+    monkeypatch.setattr(nvdec, "detect", lambda: pytest.fail("a folder that is begun does not ask again"))
+    (tmp_path / "out/train-00000.tar").unlink()
+    make("out")
+    assert hashes(tmp_path / "again") == hashes(tmp_path / "out")
+    assert parts.Task("v", "v", (), False, KNOWN) != parts.Task("v", "v", ())

@@ -1,0 +1,102 @@
+"""The further metrics of evaluate: silence and other pairs' sounds, with nothing decoded twice; the command."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from essl_fast import checkpoints, config, kernels, models
+from essl_fast.data.shards import Manifest
+from essl_fast.data.shards.reading import Shards
+from essl_fast.evaluate import __main__ as evaluate_door
+from essl_fast.evaluate import evaluation, loaders, metrics, tables
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def untrained(tiny):
+    """A small model as it begins, the tiny world's manifest, and settings."""
+    settings = config.load("demo", ["--data.root", str(tiny[1]), "--data.threads", "1"])
+    torch.manual_seed(0)
+    return models.build(settings.model).eval(), Manifest.load(tiny[1]), settings
+
+
+@pytest.mark.parametrize("batch_size", [3, 64])
+def test_foreign_sounds_against_each_pair_by_itself(untrained, monkeypatch, batch_size):
+    """Whatever the batches, a frame meets the sound of the pair half the split further on; frames are read once."""
+    model, manifest, settings = untrained
+    settings.data.batch_size = batch_size
+    read, decoded = Shards.read, []
+
+    def recording(self, positions, *rest):
+        decoded.extend(positions.tolist())
+        return read(self, positions, *rest)
+
+    monkeypatch.setattr(Shards, "read", recording)
+    found = evaluation.evaluate(model, manifest, "train", settings, CPU, torch.float32, foreign=True)
+    count = manifest.pairs("train")
+    assert sorted(decoded) == list(range(count)) and count > 7
+    plain = evaluation.evaluate(model, manifest, "train", settings, CPU, torch.float32)
+    np.testing.assert_array_equal(plain.similarity, found.similarity)
+    assert plain.foreign == {} and set(found.foreign) == {"silent", "mismatched"}
+
+    loader = loaders.evaluation_loader(manifest, "train", settings, model, CPU, torch.float32)
+    with loader, torch.inference_mode():
+        views, sounds = [], []
+        for raw in loader:
+            views += evaluation.centre_view(raw.frames, torch.float32, raw.rows).transpose(0, 1)
+            sounds += list(raw.sound)
+        silence = kernels.log_mel(torch.zeros(1, 48000, dtype=torch.int16))
+        for at in range(0, count, 3):
+            other = sounds[(at + count // 2) % count][None]
+            for kind, sound in (("silent", silence), ("mismatched", other)):
+                expected = model.attend(views[at][:, None], sound).similarity.max().item()
+                assert found.foreign[kind][at] == pytest.approx(expected, abs=1e-5), kind
+    assert not np.allclose(found.foreign["mismatched"], found.similarity.max(axis=(1, 2)), atol=1e-5)
+
+
+def test_what_they_add_to_a_result(untrained):
+    model, manifest, settings = untrained
+    found = evaluation.evaluate(model, manifest, "test", settings, CPU, torch.float32, foreign=True)
+    extra = found.extra(manifest, 1)
+    maps, boxes = torch.from_numpy(found.similarity), torch.from_numpy(np.array(manifest.boxes[found.rows]))
+    summary = metrics.summarize(metrics.ciou_adaptive(maps, boxes))
+    assert extra["ciou_adaptive"] == {
+        "pairs": len(maps),
+        "success_at_half": summary.success_at_half,
+        "auc": summary.auc,
+    }
+    assert sum(entry["pairs"] for entry in extra["per_size"].values()) == len(maps)
+    for kind, negative in found.foreign.items():
+        assert (
+            extra["foreign"][kind]
+            == metrics.detection(found.similarity.max(axis=(1, 2)), found.ciou >= 0.5, negative)._asdict()
+        )
+    gone = found._replace(
+        ciou=np.full_like(found.ciou, np.nan),
+        similarity=np.full_like(found.similarity, np.nan),
+        foreign={kind: np.full_like(one, np.nan) for kind, one in found.foreign.items()},
+    ).extra(manifest, 1)
+    json.dumps(gone, allow_nan=False)  # of a model that diverged: no threshold, but a result
+    assert gone["foreign"]["silent"] == {"average_precision": 0, "max_f1": 0, "threshold": None}
+    assert len(tables.extra_tables(gone)) == 2
+    alone = evaluation.Evaluation(found.rows[:1], found.ciou[:1], found.similarity[:1], []).extra(manifest, 1)
+    assert alone["foreign"] == {} and len(tables.extra_tables(alone)) == 1
+
+
+def test_the_command(untrained, tmp_path, capsys):
+    model, manifest, settings = untrained
+    state = {"config": config.to_dict(settings), "data_root": str(manifest.root), "data": manifest.header}
+    state["model"] = model.state_dict()
+    checkpoints.save(tmp_path / "best.pt", state)
+    arguments = [str(tmp_path / "best.pt"), "--device", "cpu", "--json", str(tmp_path / "result.json")]
+    assert evaluate_door.main(arguments) == 0
+    assert "extra" not in json.loads((tmp_path / "result.json").read_text())
+    assert "does it listen?" not in capsys.readouterr().out
+    assert evaluate_door.main([*arguments, "--extra"]) == 0
+    extra = json.loads((tmp_path / "result.json").read_text())["extra"]
+    assert set(extra) == {"ciou_adaptive", "per_size", "foreign"} and set(extra["foreign"]) == {"silent", "mismatched"}
+    said = capsys.readouterr().out
+    assert "area of the boxes as threshold" in said and "another pair's sound" in said and "max-F1" in said

@@ -1,0 +1,83 @@
+"""What is compiled is kept for the next process; the settings of the compiler."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from essl_fast.common.errors import InputError
+from essl_fast.runtime import compiling
+
+COMPILE = """
+import json, sys, torch
+from essl_fast import compiling
+folder = compiling.keep_cache(sys.argv[1])
+step = torch.compile(lambda x: x @ x.T, fullgraph=True)  # nothing that a C++ compiler would have to see
+x = torch.randn(8, 8, requires_grad=True)
+step(x).backward(torch.ones(8, 8))
+print(json.dumps({"folder": str(folder), **compiling.cache_counts()}))
+"""
+
+
+def test_a_second_process_finds_what_the_first_one_compiled(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k not in (compiling.INDUCTOR, compiling.TRITON)}
+    environment |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    found = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE, ""], capture_output=True, text=True, env=environment, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    assert found[0]["folder"] == str(tmp_path / "essl_fast/compile")
+    assert found[0]["hits"] == 0 and found[0]["misses"] > 0
+    assert found[1]["hits"] > 0 and found[1]["misses"] == 0
+    assert any((tmp_path / "essl_fast/compile/inductor").iterdir())
+
+
+def test_what_the_user_has_set_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv(compiling.INDUCTOR, "/theirs")
+    monkeypatch.delenv(compiling.TRITON, raising=False)
+    assert compiling.keep_cache(str(tmp_path / "ours")) == tmp_path / "ours"
+    assert os.environ[compiling.INDUCTOR] == "/theirs"
+    assert os.environ[compiling.TRITON] == str(tmp_path / "ours/triton")
+    assert compiling.keep_cache(str(tmp_path / "others")) is None  # both are set by now
+    monkeypatch.delenv(compiling.TRITON)
+    assert compiling.keep_cache("off") is None and compiling.TRITON not in os.environ
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    for name in (compiling.INDUCTOR, compiling.TRITON):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="compile_cache: .*file/cache cannot be written; give another folder, or off"):
+        compiling.keep_cache(str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert compiling.keep_cache("") is None and compiling.INDUCTOR not in os.environ  # a run goes on without
+
+
+def test_compiled_for_training_alone():
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+    seen = []
+    compile_it = torch.compile
+
+    def watched(function, **options):
+        assert options == {"fullgraph": True, "dynamic": False}
+
+        def counted(*inputs):
+            seen.append(len(inputs[0]))
+            return compiled(*inputs)
+
+        compiled = compile_it(function, backend="eager", **options)
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", watched)
+        compiling.compile_training(module)
+    x = torch.randn(5, 3)
+    trained = module.train()(x)
+    assert torch.equal(module.eval()(x), trained) and seen == [5]

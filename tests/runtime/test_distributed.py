@@ -1,0 +1,99 @@
+"""Several processes: joining, sharing, and batch norm over all ranks."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from essl_fast.common.errors import InputError
+from essl_fast.models.norm import ViewBatchNorm
+from essl_fast.runtime import distributed
+from tests.tools.ranks import run_ranks
+
+SIZES = (3, 5)  # samples of each view on rank 0 and 1: statistics weigh samples, not ranks
+
+
+def test_the_world_is_torchruns():
+    assert distributed.world_of({}) == distributed.ALONE and distributed.ALONE.leads
+    environment = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    world = distributed.world_of(environment)
+    assert world == (3, 4, 1, 0) and not world.leads
+    with pytest.raises(InputError, match="MASTER_PORT is not: start several processes with torchrun"):
+        distributed.world_of({k: v for k, v in environment.items() if k != "MASTER_PORT"})
+    assert distributed.own_device("cpu", world) == "cpu"
+    with pytest.raises(InputError, match="cuda:0 names one GPU for 4 processes"):
+        distributed.own_device("cuda:0", world)
+    if torch.cuda.device_count() == 0:
+        assert distributed.own_device("auto", world) == "cpu"
+        with pytest.raises(InputError, match="process 1 of this machine has no GPU of its own"):
+            distributed.own_device("cuda", world)
+
+
+def test_a_rank_that_fails_on_a_gpu_ends_at_once_and_nothing_else_does():
+    code = "import sys, torch\nfrom essl_fast import distributed as d\nworld = d.World(0, int(sys.argv[1]))\n"
+    code += "import atexit\natexit.register(print, 'orderly')\nd.give_up(world, torch.device(sys.argv[2]), 3)\n"
+    cases = ("2", "cuda", 3, ""), ("1", "cuda", 0, "orderly\n"), ("2", "cpu", 0, "orderly\n")
+    for size, device, code_of_exit, said in cases:
+        done = subprocess.run([sys.executable, "-c", code, size, device], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == (code_of_exit, said), done.stderr
+
+
+def talk(world):
+    order = []
+    with distributed.leader_first(world):
+        order.append(world.rank)
+    summed = distributed.total(torch.full((3,), float(world.rank + 1)), world)
+    try:
+        with distributed.leader_first(world):
+            if world.leads:
+                raise InputError("the disk is full")
+        error = ""
+    except InputError as caught:
+        error = str(caught)
+    return distributed.share({"from": world.rank}, world), distributed.gather(world.rank * 10, world), summed, error
+
+
+def test_ranks_share_gather_and_sum():
+    for rank, (shared, gathered, summed, error) in enumerate(run_ranks(2, talk)):
+        assert shared == {"from": 0} and gathered == [0, 10] and summed.tolist() == [3, 3, 3]
+        assert error == ("the disk is full" if rank == 0 else "rank 0 stopped: the disk is full")
+
+
+def norm_inputs(shape):
+    """Two views of 8 samples and the gradient of the output, as one process sees them."""
+    torch.manual_seed(0)
+    x = torch.randn(2, sum(SIZES), *shape) * 2 + torch.arange(2.0).view(2, *[1] * (1 + len(shape)))
+    return x, torch.randn_like(x)
+
+
+def synced_norm(world, shape, compiled):
+    norm = ViewBatchNorm(shape[0])
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, shape[0]))
+    norm.synced = world.size > 1
+    run = torch.compile(norm, fullgraph=True, backend="aot_eager", dynamic=False) if compiled else norm
+    x, weights = norm_inputs(shape)
+    if world.size > 1:
+        mine = slice(0, SIZES[0]) if world.rank == 0 else slice(SIZES[0], None)
+        x, weights = x[:, mine], weights[:, mine]
+    x = x.flatten(0, 1).requires_grad_()
+    out = run(x, 2)
+    (out * weights.flatten(0, 1)).sum().backward()
+    parameters = distributed.total(torch.stack([norm.weight.grad, norm.bias.grad]), world)
+    return [t.detach().numpy() for t in (out, x.grad, parameters, norm.running_mean, norm.running_var)]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("shape", [(6,), (4, 3, 2)], ids=str)
+def test_batch_norm_over_two_ranks_equals_one_rank_with_all(shape, compiled):
+    want = synced_norm(distributed.ALONE, shape, False)
+    both = run_ranks(2, synced_norm, shape, compiled)
+    for position in (0, 1):  # outputs and gradients of the samples
+        whole = want[position].reshape(2, sum(SIZES), *shape)
+        parts = [ranks[position].reshape(2, count, *shape) for ranks, count in zip(both, SIZES, strict=True)]
+        np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-5)
+    for have in both:
+        for mine, expected in zip(have[2:], want[2:], strict=True):
+            np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5)

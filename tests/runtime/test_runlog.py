@@ -1,0 +1,41 @@
+"""The log survives crashes, and JSON files are whole or not there."""
+
+import json
+
+import pytest
+import torch
+
+from essl_fast.common import files
+from essl_fast.runtime import provenance, runlog
+
+
+def test_a_line_cut_short_is_removed_before_the_next(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = runlog.RunLog(path)
+    log.write("start", step=0)
+    log.close()
+    with path.open("a") as file:
+        file.write('{"event": "epo')  # killed while writing
+    assert [entry["event"] for entry in runlog.read_log(path)] == ["start"]
+    log = runlog.RunLog(path)
+    log.write("resume", step=3)
+    log.close()
+    entries = runlog.read_log(path)
+    assert [(entry["event"], entry["step"]) for entry in entries] == [("start", 0), ("resume", 3)]
+    assert all(entry["time"] > 1e9 for entry in entries)
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "summary.json"
+    files.write_json(path, {"auc": 0.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(path, {"auc": float("nan")})
+    assert json.loads(path.read_text()) == {"auc": 0.5}
+    assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_environment_names_versions_and_source():
+    found = provenance.environment(torch.device("cpu"))
+    assert found["packages"]["torch"].startswith("2.11.") and found["machine"]["cores"] >= 1
+    assert len(found["source"]["sha256"]) == 64
+    json.dumps(found, allow_nan=False)

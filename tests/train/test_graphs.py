@@ -1,0 +1,354 @@
+"""The step over static memory: replays equal plain steps to the bit, and know nothing but what tensors hold."""
+
+import functools
+import time
+import types
+
+import pytest
+import torch
+
+from essl_fast import config, kernels
+from essl_fast.common import commands
+from essl_fast.common.errors import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.kernels import fp8
+from essl_fast.models import localizer
+from essl_fast.runtime.devices import pick_precision
+from essl_fast.train import graphs, progress
+from essl_fast.train.graphs import WARMUP, Inputs, Stepper, wants_capture
+from essl_fast.train.rates import Rates, optimizer_state
+from essl_fast.train.trainer import Trainer
+from tests.tools.recording import RecordedStep, Recorder
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+SCHEDULE = ["--optim.schedule", "cosine", "--optim.warmup", "0.5", "--optim.clip_norm", "1.0"]
+
+
+@pytest.fixture(autouse=True)
+def quick_and_in_order(monkeypatch):
+    """One thread, so that sums are the same; a narrow head, whose 9 M parameters would be most of the time here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    narrow = functools.partial(localizer.SimSiamHead, dim=64, hidden=32)
+    monkeypatch.setattr(localizer, "SimSiamHead", narrow)
+    yield
+    torch.set_num_threads(before)
+
+
+def trainer_of(prepared, captured, *overrides, batch=4):
+    settings = config.load(
+        "demo",
+        [
+            "--data.root",
+            str(prepared),
+            "--data.batch_size",
+            str(batch),
+            "--data.threads",
+            "1",
+            "--epochs",
+            "3",
+            "--data.last_batch",
+            "keep",
+            *SCHEDULE,
+            *overrides,
+        ],
+    )
+    trainer = Trainer(settings, Manifest.load(prepared), CPU)
+    if captured:
+        own = trainer.stepper
+
+        def state():
+            moments = [t for s in trainer.optimizer.state.values() for t in s.values()]
+            guard = [trainer.guard.flag, trainer.guard.gate]
+            return [*trainer.model.parameters(), *trainer.model.buffers(), *moments, *guard]
+
+        trainer.stepper = Stepper(own._body, trainer.optimizer, batch, RecordedStep(state), held=own._held, must=True)
+    trainer.model.train()
+    return trainer
+
+
+def run(trainer, epochs):
+    """Losses of every step until the end of ``epochs`` epochs."""
+    found = []
+    while trainer.epoch < epochs:
+        for raw in trainer.loader:
+            losses = trainer.train_step(raw)
+            found.append({name: value.item() for name, value in losses.items()})
+            trainer.step += 1
+        trainer.epoch += 1
+    return found
+
+
+def same_weights(one, other):
+    theirs = other.model.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.model.state_dict().items())
+
+
+@pytest.mark.parametrize("resident", ["always", "never"])
+def test_replays_equal_plain_steps(tiny, resident):
+    """Two epochs with a schedule, gradient clipping and a smaller last batch: every loss, weight and moment."""
+    plain, captured = (trainer_of(tiny[1], c, "--data.resident", resident) for c in (False, True))
+    expected = run(plain, 2)
+    assert run(captured, 2) == expected
+    assert same_weights(captured, plain)
+    for mine, theirs in zip(captured.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    pool = captured.loader.pool
+    assert (captured.stepper._inputs.frames is (pool and pool.frames)) == (resident == "always")  # not a copy of it
+    pairs, steps = plain.loader.pairs, len(plain.loader)
+    assert pairs % 4 and captured.stepper.captured
+    full = 2 * (pairs // 4)
+    assert captured.stepper.counts == {"plain": 2 * steps - full + WARMUP, "replayed": full - WARMUP}
+    assert plain.stepper.counts == {"plain": 2 * steps, "replayed": 0} and not plain.stepper.prepared
+    phases = [(done.phase, done.batch) for done in captured.stepper.prepared]
+    assert phases == [("warm-up", 4)] * WARMUP + [("capture", 4)]
+    assert len({loss["loss"] for loss in expected}) == len(expected)  # each step saw something else
+
+
+def test_the_recorder_sees_a_step_that_depends_on_the_host():
+    """Were the rates plain numbers, or a loss read by the host, these tests would fail: they can."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    given = Inputs(*(torch.arange(2) for _ in Inputs._fields))
+
+    def body(_):
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    def state():
+        return [weight, *(t for s in optimizer.state.values() for t in s.values())]
+
+    stepper, moved = Stepper(body, optimizer, 2, RecordedStep(state)), []
+    for step in range(WARMUP + 3):
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        before = weight.detach().clone()
+        stepper(given)
+        moved.append((weight.detach() - before).abs().max().item())
+    assert moved[-1] > 0.9 * moved[WARMUP]  # baked in: it does not fall, as the schedule has it
+
+    stepper = Stepper(lambda _: {"loss": torch.ones(()) * weight.sum().item()}, optimizer, 2, RecordedStep(state))
+    for _ in range(WARMUP):
+        stepper(given)
+    stepper(given)
+    assert "not permitted while capturing" in stepper.note and not stepper.captured
+
+
+def test_without_the_compiled_module_a_step_can_be_captured_too(tiny, monkeypatch):
+    """PyTorch alone then makes the views, and must not send the GPU numbers for that."""
+    monkeypatch.setattr(kernels, "_compiled", lambda tensor: False)
+    captured, plain = (trainer_of(tiny[1], c) for c in (True, False))
+    assert run(captured, 1) == run(plain, 1)
+    assert captured.stepper.captured and captured.stepper.counts["replayed"] > 0
+    with pytest.raises(RuntimeError, match="not permitted while capturing"), Recorder():
+        torch.tensor([1.0, 2.0])
+
+
+def test_a_capture_that_fails_leaves_plain_steps_and_says_so(tiny):
+    plain, captured = (trainer_of(tiny[1], c) for c in (False, True))
+
+    class Refuses(RecordedStep):
+        def record(self, work):
+            raise RuntimeError("CUDA error: operation failed\nlong explanation")
+
+    own = captured.stepper
+    captured.stepper = Stepper(own._body, captured.optimizer, 4, Refuses(None), held=own._held)
+    assert run(captured, 1) == run(plain, 1) and same_weights(captured, plain)
+    assert captured.stepper.note == "the step runs uncaptured, more slowly: CUDA error: operation failed"
+    assert captured.stepper.counts["replayed"] == 0
+    must = Stepper(own._body, captured.optimizer, 4, Refuses(None), held=own._held, must=True)
+    captured.stepper = must
+    with pytest.raises(RuntimeError, match="cuda_graphs: on, but the step could not be captured: CUDA error"):
+        run(captured, 2)
+
+
+def test_a_capture_that_became_invalid_gives_back_stream_and_allocator(tiny, monkeypatch):
+    """What CUDA and PyTorch do then: the context raises at its end, and does not put the stream back."""
+    done, before = [], types.SimpleNamespace(device_index=3)
+
+    class Invalid:
+        def __init__(self, graph, pool, stream, mode):
+            assert (pool, mode) == ((0, 7), "thread_local")
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *error):
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    cuda = {
+        "graph": Invalid,
+        "CUDAGraph": object,
+        "graph_pool_handle": lambda: (0, 7),
+        "Stream": lambda device: None,
+        "current_stream": lambda device: before,
+        "set_stream": lambda stream: done.append(stream),
+    }
+    for name, value in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    end = lambda device, pool: done.append((device, pool))  # noqa: E731
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+
+    def body(inputs):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nlong explanation")
+
+    trainer = trainer_of(tiny[1], False)
+    stepper = Stepper(body, trainer.optimizer, 4, graphs.CudaCapture(CPU))
+    assert not stepper._record()
+    assert done == [before, (3, (0, 7))]
+    assert stepper.note.endswith("more slowly: CUDA error: operation not permitted when stream is capturing")
+
+
+def test_a_resumed_run_goes_on_with_the_same_bits(tiny):
+    """Between captured and plain runs, either way, in mid-epoch and with a schedule."""
+    whole = trainer_of(tiny[1], False)
+    expected = run(whole, 2)
+    for first, second in ((True, False), (False, True)):
+        begun = trainer_of(tiny[1], first)
+        found, stop = [], WARMUP + 2
+        while len(found) < stop:
+            for raw in begun.loader:
+                found.append({name: value.item() for name, value in begun.train_step(raw).items()})
+                begun.step += 1
+                if len(found) == stop:
+                    break
+            else:
+                begun.epoch += 1
+        assert begun.stepper.captured == first
+        state = begun.state()
+        assert all(isinstance(group["lr"], float) for group in state["optimizer"]["param_groups"])
+        later = trainer_of(tiny[1], second)
+        later.resume(state)
+        found += run(later, 2)
+        assert found == expected and same_weights(later, whole)
+
+
+def test_a_step_that_is_not_finite_is_caught_in_a_replay(tiny):
+    """The flag that keeps it from the weights is on the device, so a capture holds it."""
+    trainer = trainer_of(tiny[1], True, "--on_nonfinite", "skip", "--data.resident", "never")
+    batches = [raw for raw in trainer.loader if len(raw.index) == 4]
+    for raw in (batches * WARMUP)[: WARMUP + 1]:
+        trainer.train_step(raw)
+    assert trainer.stepper.captured
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    bad = batches[0]._replace(sound=torch.full_like(batches[0].sound, float("nan")))
+    assert trainer.train_step(bad)["non_finite"].item() == 1
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+    assert trainer.train_step(batches[1])["non_finite"].item() == 0
+    assert not all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_rates_follow_the_schedule_without_another_tensor():
+    weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    groups = [{"params": [w], "lr": lr} for w, lr in zip(weights, (0.1, 3e-5), strict=True)]
+    optimizer = torch.optim.AdamW(groups, fused=True)
+    rates = Rates(optimizer, CPU)
+    places = [group["lr"].data_ptr() for group in optimizer.param_groups]
+    rates.scale(0.3)
+    assert [group["lr"].item() for group in optimizer.param_groups] == [0.1 * 0.3, 3e-5 * 0.3]
+    rates.scale(1.0)
+    assert [group["lr"].item() for group in optimizer.param_groups] == [0.1, 3e-5]
+    optimizer.load_state_dict(optimizer_state(optimizer))
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    rates.attach(optimizer)
+    assert [group["lr"].data_ptr() for group in optimizer.param_groups] == places
+
+
+def test_where_the_step_is_captured():
+    auto, on, off = (config.load("demo", ["--cuda_graphs", name]) for name in ("auto", "on", "off"))
+    for dtype in (torch.bfloat16, torch.float32):
+        assert wants_capture(auto, GPU, dtype, 1) and wants_capture(on, GPU, dtype, 1)
+        assert not wants_capture(off, GPU, dtype, 1)
+    for case, reason in (
+        ((CPU, torch.float32, 1), "there is no GPU"),
+        ((GPU, torch.float16, 1), "fp16"),
+        ((GPU, torch.bfloat16, 2), "several processes"),
+    ):
+        assert not wants_capture(auto, *case)
+        with pytest.raises(InputError, match=f"cuda_graphs: on, but .*{reason}"):
+            wants_capture(on, *case)
+
+
+def test_float32_is_whole_unless_tf32_is_asked_for():
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for name, wanted in (("tf32", True), ("fp32", False), ("tf32", True), ("bf16", False)):
+            dtype = pick_precision(name, CPU)
+            assert dtype == (torch.bfloat16 if name == "bf16" else torch.float32)
+            assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == wanted
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+
+
+def test_8_bits_are_for_the_frozen_trunk_and_chips_that_have_them():
+    with pytest.raises(InputError, match="model.trunk_fp8: needs the frozen trunk vgg16, got small"):
+        config.load("demo", ["--model.trunk_fp8", "true"])
+    assert config.load("sspl", ["--model.trunk_fp8", "true"]).model.trunk_fp8
+    assert fp8.runs(CPU, torch.float32)
+
+
+def test_the_compilers_time_is_not_in_the_rate(tiny):
+    trainer, told = trainer_of(tiny[1], False), []
+    sizes = set()
+
+    def body(inputs):
+        if len(inputs.index) not in sizes:
+            sizes.add(len(inputs.index))
+            time.sleep(0.4)  # the compiler
+        return {"loss": torch.ones(()), "non_finite": torch.zeros(())}
+
+    trainer.stepper = Stepper(body, trainer.optimizer, 4, compiled=True)
+    trainer.on_prepared = told.append
+    entry = trainer.train_epoch(progress.EpochBars(commands.console(quiet=True), 1, 1), lambda: None)
+    last = trainer.loader.pairs % 4
+    assert [(done.phase, done.batch) for done in told] == [("compile", 4), ("compile", last)]
+    assert trainer.seconds["compile"] == sum(done.seconds for done in told) >= 0.8
+    assert trainer.untimed == {"run": 4 + last, "epoch": 0}
+    timed = trainer.loader.pairs - 4 - last
+    assert entry["pairs_per_second"] == pytest.approx(timed / trainer.seconds["train"])
+    assert trainer.mean_rate() == entry["pairs_per_second"]
+    assert trainer._rate(8, 8, {"train": 0.5, "compile": 5.5}) == 8 / 6  # there is nothing else to go by
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("compiled", ["off", "on"])
+@pytest.mark.parametrize("resident", ["always", "never"])
+def test_a_cuda_graph_trains_as_plain_steps_do(tiny, resident, compiled):
+    """In float32 on a real GPU: losses and weights of two epochs, within what atomics may reorder."""
+    found = {}
+    for mode in ("off", "on"):
+        settings = config.load(
+            "demo",
+            [
+                "--data.root",
+                str(tiny[1]),
+                "--data.batch_size",
+                "4",
+                "--data.last_batch",
+                "keep",
+                "--device",
+                "cuda",
+                "--precision",
+                "fp32",
+                "--compile",
+                compiled,
+                "--cuda_graphs",
+                mode,
+                "--data.resident",
+                resident,
+                *SCHEDULE,
+            ],
+        )
+        trainer = Trainer(settings, Manifest.load(tiny[1]), GPU)
+        trainer.model.train()
+        losses = run(trainer, 2)
+        assert trainer.stepper.captured == (mode == "on") and not trainer.stepper.note
+        found[mode] = losses, {name: value.cpu() for name, value in trainer.model.state_dict().items()}
+        trainer.loader.close()
+    for mine, theirs in zip(found["on"][0], found["off"][0], strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
+    for name, value in found["off"][1].items():
+        torch.testing.assert_close(found["on"][1][name], value, rtol=1e-2, atol=1e-3, msg=name)

@@ -1,0 +1,127 @@
+"""Two processes train as one: the same losses and weights as one process with the whole batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from essl_fast import config, models
+from essl_fast.common.errors import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.runtime import distributed
+from essl_fast.train.running import find_run
+from essl_fast.train.trainer import Trainer
+from tests.tools.ranks import run_ranks
+
+
+def settings_of(prepared, batch, method):
+    return config.load(
+        "demo",
+        [
+            "--data.root",
+            str(prepared),
+            "--data.batch_size",
+            str(batch),
+            "--data.threads",
+            "1",
+            "--objective.method",
+            method,
+            "--data.last_batch",
+            "keep",
+        ],
+    )
+
+
+def three_steps(world, prepared, batch, method):
+    """In float64: losses of three steps, the weights and buffers after them; and what an evaluation saw."""
+    build = models.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", lambda settings: build(settings).double())
+        manifest = Manifest.load(prepared)
+        trainer = Trainer(settings_of(prepared, batch, method), manifest, torch.device("cpu"), world)
+    wider = trainer.model.register_forward_pre_hook(lambda _, inputs: tuple(x.double() for x in inputs))
+    trainer.model.train()
+    losses = []
+    with trainer.loader as loader:
+        for raw in loader:
+            trainer.unread.append((raw.index, trainer.train_step(raw), trainer.step))
+            losses.append(trainer.read_losses())
+            trainer.step += 1
+            if trainer.step == 3:
+                break
+    state = {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()}
+    wider.remove()
+    trainer.model.float()
+    found = trainer.evaluate("test", show=2)
+    return losses, state, found.rows, found.ciou, found.similarity, len(found.samples)
+
+
+@pytest.mark.parametrize("method", ["semipl", "supervised"])
+def test_two_ranks_equal_one_with_the_whole_batch(tiny, method):
+    _, prepared = tiny
+    losses, state, rows, ciou, similarity, shown = three_steps(distributed.ALONE, prepared, 8, method)
+    both = run_ranks(2, three_steps, prepared, 4, method)
+    for their_losses, their_state, their_rows, their_ciou, their_similarity, their_shown in both:
+        np.testing.assert_allclose(their_losses, losses, rtol=1e-7)
+        for name, value in state.items():
+            np.testing.assert_allclose(their_state[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_array_equal(their_rows, rows)
+        np.testing.assert_allclose(their_similarity, similarity, atol=1e-4)
+        assert their_shown == shown and their_ciou.shape == ciou.shape
+    for name, value in both[0][1].items():  # the ranks agree to the bit
+        np.testing.assert_array_equal(value, both[1][1][name])
+
+
+def test_torchrun_trains_and_evaluates(tiny, tmp_path):
+    """The command as users start it: rank 0 alone writes and prints."""
+    _, prepared = tiny
+    out = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "-m",
+        "essl_fast.train",
+        "--config",
+        "demo",
+        "--data.root",
+        str(prepared),
+        "--data.batch_size",
+        "2",
+        "--out",
+        str(out),
+        "--epochs",
+        "2",
+        "--overlays",
+        "2",
+        "--device",
+        "cpu",
+        "--data.resident_shared",
+        "always",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("epoch   2") == 1 and "2 processes" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["test"]["pairs"] == Manifest.load(prepared).pairs("test")
+    events = [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert events.count("start") == 1 and events.count("epoch") == 2
+
+
+def test_a_restart_by_torchrun_goes_on_with_the_run_in_out(tmp_path):
+    settings = config.load("demo", ["--out", str(tmp_path)])
+    again = distributed.World(0, 1, 0, restarts=1)
+    assert find_run(settings, "", again) == (tmp_path, None)  # it ended before its first checkpoint
+    (tmp_path / "last.pt").touch()
+    assert find_run(settings, "", again) == (tmp_path, tmp_path / "last.pt")
+    with pytest.raises(InputError, match="holds a run already"):
+        find_run(settings, "", distributed.ALONE)
+    with pytest.raises(InputError, match="give --out DIR"):
+        find_run(config.load("demo"), "", again)
