@@ -5,7 +5,22 @@ The commands are `python -m essl_fast.train`, `.prepare`, `.evaluate`, `.localiz
 `essl_fast.prepare.prepare`, `essl_fast.train.fit`, `essl_fast.evaluate.evaluate`.
 """
 
+from typing import TYPE_CHECKING
+
 from essl_fast.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from essl_fast import kernels as kernels
+    from essl_fast import models as models
+    from essl_fast.checkpoints.restoring import load_checkpoint as load_checkpoint
+    from essl_fast.data.datasets.registry import register_dataset as register_dataset
+    from essl_fast.data.loading.loader import Loader as Loader
+    from essl_fast.data.shards.manifest import Manifest as Manifest
+    from essl_fast.localize.finder import SoundFinder as SoundFinder
+    from essl_fast.models.registry import register_audio as register_audio
+    from essl_fast.models.registry import register_objective as register_objective
+    from essl_fast.models.registry import register_trunk as register_trunk
+    from essl_fast.train.observers import register_logger as register_logger
 
 __version__ = "0.1.0"
 
@@ -16,6 +31,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Manifest": "data.shards.manifest",
         "SoundFinder": "localize.finder",
         "kernels": "",
+        "load_checkpoint": "checkpoints.restoring",
         "models": "",
+        "register_audio": "models.registry",
+        "register_dataset": "data.datasets.registry",
+        "register_logger": "train.observers",
+        "register_objective": "models.registry",
+        "register_trunk": "models.registry",
     },
 )

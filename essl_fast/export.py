@@ -13,25 +13,10 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from essl_fast import checkpoints
-from essl_fast.checkpoints import sspl
-from essl_fast.checkpoints.restoring import restore
-from essl_fast.common import commands
-from essl_fast.common.commands import Options, command
-from essl_fast.common.errors import InputError
+from essl_fast.common.commands import Options, command, console, say_imports
+from essl_fast.common.registry import import_modules
 
 PROG = "python -m essl_fast.export"
-
-
-def checkpoint_of(given: Path) -> Path:
-    """A checkpoint file, or the best.pt of a run directory. InputError if it is not there."""
-    if not given.exists():
-        raise InputError(f"there is no {given}; give a run directory, or one of its checkpoints")
-    if given.is_dir() and not (given / "best.pt").is_file():
-        raise InputError(f"{given} has no best.pt; wait for the run's first evaluation, or give {given / 'last.pt'}")
-    return given / "best.pt" if given.is_dir() else given
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,19 +25,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="a run directory, whose best.pt is taken, or a checkpoint")
     parser.add_argument("--to", choices=("sspl",), required=True, help="whose files to write")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write them into")
-    for name in ("vgg16", "vggish"):
-        text = f"the file of {name}'s published weights, if it has moved"
-        parser.add_argument(f"--model.{name}_weights", dest=f"{name}_weights", default="", metavar="PATH", help=text)
+    parser.add_weights()
+    parser.add_imports()
     options = parser.parse_args(argv)
-    path = checkpoint_of(options.checkpoint)
-    state = checkpoints.load(path)
-    for name in ("vgg16_weights", "vggish_weights"):
-        if given := getattr(options, name):
-            state["config"]["model"][name] = given
-    model, _ = restore(state, torch.device("cpu"))
+
+    import torch
+
+    from essl_fast import checkpoints
+    from essl_fast.checkpoints import sspl
+
+    import_modules(options.imports)
+    path = checkpoints.checkpoint_of(options.checkpoint)
+    model, settings = checkpoints.restore(checkpoints.load(path), torch.device("cpu"), options.weights)
+    out = console()
+    say_imports(out, settings.imports)
     written = sspl.write_files(options.out, sspl.sspl_parts(model))
     lines = [f"{path} as {file}, {file.stat().st_size / 1e6:.1f} MB" for file in written]
-    commands.console().print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+    out.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
     return 0
 
 

@@ -1,29 +1,71 @@
 """A localizer out of a checkpoint, ours or the published code's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from essl_fast import config, models
 from essl_fast.checkpoints import sspl
-from essl_fast.checkpoints.saving import load_trained, settings_of
+from essl_fast.checkpoints.saving import checkpoint_of, load, load_trained, settings_of
+from essl_fast.runtime.devices import pick_device
+
+PUBLISHED_FILES = ("vgg16", "vggish")  # the frozen networks whose weights a checkpoint does not hold
 
 
-def restore(state: dict, device: torch.device) -> tuple[models.Localizer, config.Config]:
-    """The localizer of a checkpoint's dict, and the config that it was trained with."""
+def load_checkpoint(
+    path: str | Path, device: str | torch.device = "auto", weights: Mapping[str, str] | None = None
+) -> tuple[models.Localizer, config.Config]:
+    """The trained localizer of a run, in training mode as PyTorch builds it, and the settings that it was trained with.
+
+    Args:
+        path: a run directory, whose best.pt is taken, or a checkpoint file.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", or a torch device.
+        weights: {"vgg16": path, "vggish": path} where the published files have moved since.
+
+    Raises:
+        InputError: the checkpoint cannot be used, or there is no such device.
+        WeightsError: a published weight file is missing or damaged.
+    """
+    where = device if isinstance(device, torch.device) else pick_device(device)
+    return restore(load(checkpoint_of(Path(path))), where, weights)
+
+
+def restore(
+    state: dict, device: torch.device, weights: Mapping[str, str] | None = None
+) -> tuple[models.Localizer, config.Config]:
+    """The localizer of a checkpoint's dict, and the settings that it was trained with.
+
+    Args:
+        state: what :func:`essl_fast.checkpoints.load` gave. The modules that its settings name in ``imports`` are
+            imported first.
+        device: where the localizer is put.
+        weights: as in :func:`load_checkpoint`; empty paths are ignored.
+
+    Raises:
+        InputError: the dict is of no localizer that this version, with these modules, can build.
+        WeightsError: a published weight file is missing or damaged.
+    """
     settings = settings_of(state)
+    for name, file in (weights or {}).items():
+        if file:
+            setattr(settings.model, f"{name}_weights", str(file))
     model = models.build(settings.model)
     models.load_pretrained(model, settings.model)
     load_trained(model, state["model"])
     return model.to(device, memory_format=torch.channels_last), settings
 
 
-def published(folder: Path, device: torch.device) -> tuple[models.Localizer, config.Config]:
-    """The localizer of a folder of the published SSPL code's files, and a config of its architecture. InputError."""
+def restore_published(folder: Path, device: torch.device) -> tuple[models.Localizer, config.Config]:
+    """The localizer of a folder of the published SSPL code's files, and settings of its architecture.
+
+    Raises:
+        InputError: a file is missing, damaged, or of another architecture.
+    """
     parts = sspl.read_files(folder)
     shape = sspl.shape_of(parts)
     model = config.ModelConfig(trunk="vgg16", audio="vggish", vgg16_weights="none", vggish_weights="none", **shape)
-    settings = config.check(config.Config(model=model))
+    settings = models.check(config.check(config.Config(model=model)))
     localizer = models.build(model)
     sspl.load_sspl(localizer, parts)  # the frozen networks, too
     return localizer.to(device, memory_format=torch.channels_last), settings

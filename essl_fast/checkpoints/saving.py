@@ -15,6 +15,7 @@ from typing import BinaryIO
 import torch
 from torch import nn
 
+from essl_fast import models
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, refuse_packed, sync_folder
 from essl_fast.config.settings import Config, from_dict
@@ -77,6 +78,20 @@ def _pass_on(path: Path, keep: int) -> None:
         os.replace(path, numbered(path, 1))
     else:
         os.replace(link, numbered(path, 1))
+
+
+def checkpoint_of(given: Path) -> Path:
+    """The checkpoint that a path stands for: the file itself, or the best.pt of a run directory.
+
+    Raises:
+        InputError: there is nothing, or the directory has no best.pt.
+    """
+    given = Path(given)
+    if not given.exists():
+        raise InputError(f"there is no checkpoint {given}; train writes last.pt and best.pt into its run directory")
+    if given.is_dir() and not (given / "best.pt").is_file():
+        raise InputError(f"{given} has no best.pt; wait for the run's first evaluation, or give {given / 'last.pt'}")
+    return given / "best.pt" if given.is_dir() else given
 
 
 def fault(path: Path) -> str | None:
@@ -191,10 +206,16 @@ def trained_state(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, torch
 
 
 def settings_of(state: dict) -> Config:
-    """The settings that a checkpoint was trained with. InputError if it has none, or no model to them."""
+    """The settings that a checkpoint was trained with.
+
+    The modules that registered its parts, ``imports`` of the settings, are imported.
+
+    Raises:
+        InputError: there are no settings or no model, a module cannot be imported, or a part is unknown.
+    """
     if missing := [name for name in ("config", "model") if name not in state]:
         raise InputError(f"the checkpoint has no {missing[0]}; give last.pt or best.pt of a run directory")
-    return from_dict(state["config"])
+    return models.check(from_dict(state["config"]))
 
 
 def load_trained(model: nn.Module, state: dict[str, torch.Tensor]) -> None:

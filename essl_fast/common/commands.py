@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
+from essl_fast import __version__
 from essl_fast.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,10 +62,51 @@ def command(main: Callable[[], int], prog: str) -> int:
 
 
 class Options(argparse.ArgumentParser):
-    """A command's options, of which a wrong one is an error of one line, without the list of all."""
+    """A command's options, and --version. A wrong option is an error of one line, without the list of all options."""
+
+    def __init__(self, *arguments, **named) -> None:
+        super().__init__(*arguments, **named)
+        self.add_argument("--version", action="version", version=f"essl_fast {__version__}", help="print the version")
+
+    def add_imports(self) -> None:
+        """Add --import MODULE, which may be repeated; the names are in ``imports``."""
+        self.add_argument(
+            "--import",
+            dest="imports",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="import a module of your own first, in which a part that the checkpoint names is registered",
+        )
+
+    def add_weights(self) -> None:
+        """Add --model.vgg16_weights and --model.vggish_weights; the given paths are in ``weights``, by name."""
+        self.set_defaults(weights={})
+        for name in ("vgg16", "vggish"):
+            self.add_argument(
+                f"--model.{name}_weights",
+                action=_Weights,
+                dest="weights",
+                const=name,
+                metavar="PATH",
+                help=f"the file of {name}'s published weights, if it has moved",
+            )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help explains the options\n")
+
+
+class _Weights(argparse.Action):
+    """Keeps a path under the option's name, in a dict that options share."""
+
+    def __call__(self, parser, options, value, flag=None) -> None:
+        options.weights = {**options.weights, self.const: value}
+
+
+def say_imports(console: Console, names: list[str]) -> None:
+    """Tell the user which modules a checkpoint named, as their code has run."""
+    if names:
+        console.print(f"the checkpoint uses {', '.join(names)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def console(quiet: bool = False) -> Console:

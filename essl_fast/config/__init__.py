@@ -8,7 +8,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Config": "settings",
         "DataConfig": "settings",
         "DemoConfig": "settings",
-        "LSS": "settings",
         "ModelConfig": "settings",
         "ObjectiveConfig": "settings",
         "OptimConfig": "settings",

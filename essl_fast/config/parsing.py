@@ -3,6 +3,7 @@
 from dataclasses import fields
 from pathlib import Path
 
+from essl_fast import __version__
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import PACKAGE
 from essl_fast.config.settings import Config, check
@@ -36,7 +37,7 @@ def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Con
 
 
 def parser(prog: str, description: str = ""):
-    """The argument parser of Config, with --config; commands add their own options to it."""
+    """The argument parser of Config, with --config, --import and --version; commands add their own options to it."""
     import jsonargparse
     import yaml
 
@@ -57,6 +58,14 @@ def parser(prog: str, description: str = ""):
     parser.add_argument(
         "--config", action="config", help="YAML file, or the name of a shipped config; before overrides"
     )
+    parser.add_argument(
+        "--import",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module of your own first, which registers networks, objectives or loggers; may be repeated",
+    )
+    parser.add_argument("--version", action="version", version=f"essl_fast {__version__}", help="print the version")
     parser.add_class_arguments(Config, nested_key=None, fail_untyped=True)
     return parser
 
@@ -86,4 +95,6 @@ def parse(
         # Of text that is no UTF-8, numbers of any length, and a group without anything in it.
         raise InputError(f"{' '.join(argv)}: not a file or value of settings ({error})") from error
     values = {f.name: getattr(ready, f.name) for f in fields(Config)}
+    added = [name for name in getattr(ready, "import") if name not in values["imports"]]
+    values["imports"] = [*values["imports"], *dict.fromkeys(added)]
     return check(Config(**values)), ready

@@ -13,7 +13,6 @@ from essl_fast.common.errors import InputError
 
 SIZE = 224  # side of a view and of the grid that boxes live on
 STORED_SIDE = int(SIZE * 1.1)  # side of a stored training frame, from which views are cropped
-LSS = ("lss", "lss_semi")  # the objective.methods that model.head lss is for
 
 
 @dataclass
@@ -36,14 +35,14 @@ class ModelConfig:
         vggish_weights: the same for VGGish.
     """
 
-    trunk: Literal["vgg16", "small"] = "vgg16"
-    audio: Literal["vggish", "small"] = "vggish"
+    trunk: str = "vgg16"
+    audio: str = "vggish"
     pcm: bool = False
     pcm_cycles: int = 4
     pcm_checkpoint: bool = False
     trunk_fp8: bool = False
     out_dim: int = 512
-    head: Literal["simsiam", "lss"] = "simsiam"
+    head: str = "simsiam"
     vgg16_weights: str = "auto"
     vggish_weights: str = "auto"
 
@@ -64,7 +63,7 @@ class ObjectiveConfig:
             World, VGG-SS; 2 Flickr-SoundNet).
     """
 
-    method: Literal["sspl", "semipl", "supervised", "lss", "lss_semi"] = "semipl"
+    method: str = "semipl"
     supervised_weight: float = 1.0
     supervised_map: Literal["minmax", "sigmoid"] = "minmax"
     supervised_scale: float = 10.0
@@ -182,6 +181,9 @@ class Config:
         overlays: heatmap overlays to draw from the test split.
         deterministic: deterministic algorithms, for bit-equal reruns.
         tensorboard: also write the epochs for TensorBoard, into the run directory (needs the package tensorboard).
+        loggers: further loggers by name, which modules of imports register; tensorboard true is short for tensorboard.
+        imports: modules to import first, from the current folder or installed, which register networks, objectives,
+            data sets or loggers of your own. `--import MODULE` adds one.
         on_nonfinite: a step whose loss or gradient is infinite or not a number: stop, or skip it, which is counted.
             Either way it changes no weight, and is kept for `python -m essl_fast.replay`.
         max_nonfinite: share of an epoch's steps that on_nonfinite skip may pass over, one at least, before it stops.
@@ -210,6 +212,8 @@ class Config:
     overlays: int = 16
     deterministic: bool = False
     tensorboard: bool = False
+    loggers: list[str] = field(default_factory=list)
+    imports: list[str] = field(default_factory=list)
     on_nonfinite: Literal["stop", "skip"] = "stop"
     max_nonfinite: float = 0.01
 
@@ -256,28 +260,16 @@ _CHECKS = {
 
 
 def check(config: Config) -> Config:
-    """The config itself if its values are possible together; else InputError that names the setting."""
+    """The config itself if its values are possible; else InputError that names the setting.
+
+    Whether the networks and the method that it names exist and go together: :func:`essl_fast.models.check`.
+    """
     for name, fault in _CHECKS.items():
         value = config
         for part in name.split("."):
             value = getattr(value, part)
         if message := fault(value):
             raise InputError(f"{name}: {message}, got {value}")
-    model = config.model
-    if model.trunk_fp8 and model.trunk != "vgg16":
-        raise InputError(f"model.trunk_fp8: needs the frozen trunk vgg16, got {model.trunk}")
-    if model.trunk == "vgg16" and not model.pcm and model.out_dim != 512:
-        raise InputError(f"model.out_dim: vgg16 has 512 channels, got {model.out_dim}")
-    method = config.objective.method
-    if (model.head == "lss") != (method in LSS):
-        raise InputError(
-            f"model.head: {model.head} does not go with objective.method {method}; give "
-            f"--model.head {'lss' if method in LSS else 'simsiam'}, or another method"
-        )
-    if config.objective.supervised_map != "minmax" and method not in ("semipl", "supervised"):
-        raise InputError(f"objective.supervised_map: is for semipl and supervised, got it with method {method}")
-    if config.data.embeddings == "on" and model.audio != "vggish":
-        raise InputError(f"data.embeddings: on needs a frozen audio network, model.audio vggish, not {model.audio}")
     check_device(config.device)
     return config
 
@@ -321,6 +313,8 @@ def from_dict(values: dict) -> Config:
 
 def _is_of(value: object, kind: object) -> bool:
     """Whether a setting of this type hint, one of those above, may have the value."""
+    if get_origin(kind) is list:
+        return type(value) is list and all(_is_of(each, get_args(kind)[0]) for each in value)
     if get_origin(kind) is Literal:
         return any(value == known and type(value) is type(known) for known in get_args(kind))
     return type(value) is kind or (kind is float and type(value) is int)

@@ -12,7 +12,7 @@ import numpy as np
 
 from essl_fast import checkpoints
 from essl_fast.checkpoints import sspl
-from essl_fast.checkpoints.restoring import published, restore
+from essl_fast.checkpoints import restore, restore_published
 from essl_fast.common import commands, files
 from essl_fast.common.commands import Options, command
 from essl_fast.common.errors import InputError
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.sspl_checkpoint:
         if not options.data:
             raise InputError("--sspl-checkpoint: say on which prepared folder to evaluate it, with --data DIR")
-        model, settings = published(options.sspl_checkpoint, device)
+        model, settings = restore_published(options.sspl_checkpoint, device)
         manifest = Manifest.load(Path(options.data))
     else:
         if options.checkpoint.is_dir():

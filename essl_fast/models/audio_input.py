@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from essl_fast import config, kernels, models
+from essl_fast import config, kernels
+from essl_fast.models.localizer import Localizer
 
 CHUNK = 32  # pairs at a time on a GPU: 96 images of 96 x 64, 75 MB of bf16 after the first convolution
 
@@ -37,7 +38,7 @@ class Embeddings:
     either, but its place in a chunk may change the rounding.
     """
 
-    network: models.VGGish
+    network: nn.Module
     dtype: torch.dtype
 
     @torch.no_grad()
@@ -52,9 +53,8 @@ class Embeddings:
         return torch.cat(found)
 
 
-def sound_of(settings: config.Config, model: models.Localizer, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+def sound_of(settings: config.Config, model: Localizer, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """What the loaders of a run make of the samples: what `data.embeddings` and the model come to."""
-    frozen = isinstance(model.audio, models.VGGish)
-    if settings.data.embeddings == "off" or not frozen:
+    if settings.data.embeddings == "off" or not hasattr(model.audio, "embed"):
         return log_mel
     return Embeddings(model.audio, dtype)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from essl_fast.models.norm import ViewBatchNorm
+from essl_fast.models.registry import register_head
 
 
 def _run(layers: nn.Sequential, x: Tensor, views: int) -> Tensor:
@@ -17,6 +18,8 @@ class SimSiamHead(nn.Module):
     forward: pooled features (V, B, in_dim) -> p, z (V, B, 2048). In training each view is normalised by its own
     batch statistics, and the running statistics are updated view by view. z carries no gradient.
     """
+
+    attention = "minmax"
 
     def __init__(self, in_dim: int = 512, dim: int = 2048, hidden: int = 512) -> None:
         super().__init__()
@@ -43,6 +46,10 @@ class SimSiamHead(nn.Module):
         p = _run(self.predictor, z, views)
         return p.unflatten(0, (views, -1)), z.detach().unflatten(0, (views, -1))
 
+    def compare(self, pooled: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Predictions p and projections z (V, B, 2048) of the pooled features; the sound's embedding is not used."""
+        return self(pooled)
+
 
 class LSSHead(nn.Module):
     """From what the attention pooled to the space of the sound's embedding (Senocak et al., CVPR 2018).
@@ -51,9 +58,25 @@ class LSSHead(nn.Module):
     It treats every sample by itself.
     """
 
+    attention = "softmax"
+
     def __init__(self, in_dim: int = 512, out_dim: int = 128, hidden: int = 512) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(in_dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_dim))
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.layers(pooled)
+
+    def compare(self, pooled: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (V, B, out_dim) of what the attention pooled, and of the sound (B, out_dim), the same per view."""
+        return self(pooled), embedding.expand(len(pooled), -1, -1)
+
+
+@register_head("simsiam")
+def _simsiam(config, channels: int, embedding_dim: int) -> SimSiamHead:
+    return SimSiamHead(channels)
+
+
+@register_head("lss")
+def _lss(config, channels: int, embedding_dim: int) -> LSSHead:
+    return LSSHead(channels, embedding_dim)

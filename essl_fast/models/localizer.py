@@ -6,10 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from essl_fast import kernels
-from essl_fast.models.heads import LSSHead, SimSiamHead
 from essl_fast.models.pcm import PCM
-from essl_fast.models.trunks import SmallTrunk, VGG16Trunk
-from essl_fast.models.vggish import SmallAudioNet, VGGish
+from essl_fast.models.registry import AUDIO, HEADS, TRUNKS, trunk_facts
 
 
 class Forward(NamedTuple):
@@ -31,7 +29,7 @@ class Localizer(nn.Module):
     """
 
     def __init__(
-        self, trunk: nn.Module, audio: nn.Module, pcm: PCM | None, head: SimSiamHead | LSSHead, freeze_trunk: bool
+        self, trunk: nn.Module, audio: nn.Module, pcm: PCM | None, head: nn.Module, freeze_trunk: bool
     ) -> None:
         super().__init__()
         self.trunk, self.audio, self.pcm, self.head = trunk, audio, pcm, head
@@ -41,7 +39,7 @@ class Localizer(nn.Module):
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Bring a frozen trunk into its form for inference of views of ``dtype``, or that up to date."""
-        if self.freeze_trunk:
+        if self.freeze_trunk and hasattr(self.trunk, "prepare"):
             self.trunk.prepare(dtype)
 
     def see(self, views: Tensor) -> Tensor:
@@ -58,9 +56,9 @@ class Localizer(nn.Module):
         count = len(maps) // batch
         if self.pcm is not None:
             maps = self.pcm(maps, embedding.repeat(count, 1), count)
-        if isinstance(self.head, LSSHead):
+        if self.head.attention == "softmax":
             # Rectified first, as LSS's features are (VGG-16 here ends before its last ReLU): no cosine is negative.
-            # Of a map that is negative everywhere relu(s) is 0, its softmax uniform: nothing can be learnt from it.
+            # Without that, a map could be negative everywhere: its relu(s) is 0, its softmax uniform, its gradient 0.
             attention = kernels.softmax_attention(maps.relu(), projection.relu().repeat(count, 1))
         else:
             attention = kernels.audio_guided_attention(maps, projection.repeat(count, 1))
@@ -72,10 +70,7 @@ class Localizer(nn.Module):
 
     def forward(self, views: Tensor, log_mel: Tensor) -> Forward:
         attention, embedding = self.meet(self.see(views), log_mel)
-        if isinstance(self.head, LSSHead):
-            p, z = self.head(attention.pooled), embedding.expand(len(views), -1, -1)
-        else:
-            p, z = self.head(attention.pooled)
+        p, z = self.head.compare(attention.pooled, embedding)
         return Forward(p, z, attention.similarity, attention.attention)
 
     def parameter_groups(self, optim) -> list[dict]:
@@ -104,14 +99,11 @@ def build(config) -> Localizer:
 
     Pretrained VGG-16 and VGGish come from :func:`essl_fast.models.weights.load_pretrained`.
     """
-    if config.trunk == "vgg16":
-        trunk = VGG16Trunk(config.trunk_fp8)
-    else:
-        trunk = SmallTrunk(config.out_dim)
+    trunk = TRUNKS.get(config.trunk)(config)
     channels = config.out_dim if config.pcm else trunk.channels
-    audio = VGGish(channels) if config.audio == "vggish" else SmallAudioNet(channels)
+    audio = AUDIO.get(config.audio)(config, channels)
     pcm = None
     if config.pcm:
         pcm = PCM(config.pcm_cycles, audio.embedding_dim, channels, trunk.channels, config.pcm_checkpoint)
-    head = LSSHead(channels, audio.embedding_dim) if config.head == "lss" else SimSiamHead(channels)
-    return Localizer(trunk, audio, pcm, head, freeze_trunk=config.trunk == "vgg16")
+    head = HEADS.get(config.head)(config, channels, audio.embedding_dim)
+    return Localizer(trunk, audio, pcm, head, freeze_trunk=trunk_facts(config.trunk).frozen)

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from essl_fast import kernels
+from essl_fast.models.registry import OBJECTIVES, ObjectiveFacts, objective_facts, register_objective
 
 Objective = Callable[..., dict[str, Tensor]]
 
@@ -114,34 +115,80 @@ def _of_views(forward, boxes: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]
     return boxes.flatten(0, 1), labelled.repeat(views)
 
 
-def build(config) -> Objective:
-    """The objective that ``config`` (an ObjectiveConfig) names; it knows no data set, so a consensus of 0 is 1 here."""
-    consensus = getattr(config, "consensus", 0) or 1
-
-    def sspl(forward, boxes, labelled, shares=WHOLE):
+@register_objective("sspl", compares_views=True)
+def _sspl(config) -> Objective:
+    def objective(forward, boxes, labelled, shares=WHOLE):
         return {"loss": unsupervised(forward) * shares.unsupervised}
 
-    def l_s(forward, boxes, labelled, shares):
-        scale = config.supervised_scale if config.supervised_map == "sigmoid" else None
-        return supervised(forward, boxes, labelled, consensus, scale) * shares.supervised
+    return objective
 
-    def semipl(forward, boxes, labelled, shares=WHOLE):
-        return _both(unsupervised(forward) * shares.unsupervised, l_s(forward, boxes, labelled, shares))
 
-    def supervised_only(forward, boxes, labelled, shares=WHOLE):
-        return {"loss": l_s(forward, boxes, labelled, shares)}
+@register_objective("semipl", compares_views=True, uses_boxes=True, supervised_map=True)
+def _semipl(config) -> Objective:
+    from_boxes = _supervised_part(config)
 
-    def lss(forward, boxes, labelled, shares=WHOLE):
+    def objective(forward, boxes, labelled, shares=WHOLE):
+        return _sum(config, unsupervised(forward) * shares.unsupervised, from_boxes(forward, boxes, labelled, shares))
+
+    return objective
+
+
+@register_objective("supervised", trains_head=False, needs_labels=True, uses_boxes=True, supervised_map=True)
+def _supervised(config) -> Objective:
+    from_boxes = _supervised_part(config)
+
+    def objective(forward, boxes, labelled, shares=WHOLE):
+        return {"loss": from_boxes(forward, boxes, labelled, shares)}
+
+    return objective
+
+
+@register_objective("lss", head="lss")
+def _lss(config) -> Objective:
+    def objective(forward, boxes, labelled, shares=WHOLE):
         return {"loss": triplet(forward) * shares.unsupervised}
 
-    def lss_semi(forward, boxes, labelled, shares=WHOLE):
+    return objective
+
+
+@register_objective("lss_semi", head="lss", uses_boxes=True)
+def _lss_semi(config) -> Objective:
+    consensus = _consensus(config)
+
+    def objective(forward, boxes, labelled, shares=WHOLE):
         l_a = attention_cross_entropy(forward, boxes, labelled, consensus) * shares.supervised
-        return _both(triplet(forward) * shares.unsupervised, l_a)
+        return _sum(config, triplet(forward) * shares.unsupervised, l_a)
 
-    def _both(l_u: Tensor, of_boxes: Tensor) -> dict[str, Tensor]:
-        return {"loss": l_u + config.supervised_weight * of_boxes, "unsupervised": l_u, "supervised": of_boxes}
+    return objective
 
-    methods = {"sspl": sspl, "semipl": semipl, "supervised": supervised_only, "lss": lss, "lss_semi": lss_semi}
-    if config.method not in methods:
-        raise ValueError(f"objective.method: {config.method!r} is none of {', '.join(methods)}")
-    return methods[config.method]
+
+def _consensus(config) -> int:
+    """Objectives know no data set, so a consensus of 0 is 1 here."""
+    return getattr(config, "consensus", 0) or 1
+
+
+def _supervised_part(config) -> Callable[..., Tensor]:
+    """L_S as the settings want it, scaled by the rank's share."""
+    scale = config.supervised_scale if config.supervised_map == "sigmoid" else None
+    consensus = _consensus(config)
+
+    def part(forward, boxes, labelled, shares):
+        return supervised(forward, boxes, labelled, consensus, scale) * shares.supervised
+
+    return part
+
+
+def _sum(config, without_boxes: Tensor, from_boxes: Tensor) -> dict[str, Tensor]:
+    """The loss of two parts, and both of them to log."""
+    loss = without_boxes + config.supervised_weight * from_boxes
+    return {"loss": loss, "unsupervised": without_boxes, "supervised": from_boxes}
+
+
+def build(config) -> Objective:
+    """The objective that ``config`` (an ObjectiveConfig) names. InputError if nothing is registered under the name."""
+    return OBJECTIVES.get(config.method)(config)
+
+
+def facts(method: str) -> ObjectiveFacts:
+    """What is known of an objective: its head, whether it compares views, needs labels and so on. InputError."""
+    return objective_facts(method)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from essl_fast import kernels
 from essl_fast.kernels import fp8 as e4m3
 from essl_fast.models.norm import ViewBatchNorm
+from essl_fast.models.registry import register_trunk
 
 VGG16_WIDTHS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512)
 
@@ -144,3 +145,13 @@ class SmallTrunk(nn.Module):
         for conv, norm in self.stages:
             images = F.relu(norm(conv(images), views), inplace=True)
         return self.out(images)
+
+
+@register_trunk("vgg16", frozen=True, channels=VGG16Trunk.channels, fp8=True, weights="vgg16")
+def _vgg16(config) -> VGG16Trunk:
+    return VGG16Trunk(config.trunk_fp8)
+
+
+@register_trunk("small")
+def _small(config) -> SmallTrunk:
+    return SmallTrunk(config.out_dim)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from essl_fast.models.norm import ViewBatchNorm
+from essl_fast.models.registry import register_audio
 
 
 class VGGish(nn.Module):
@@ -76,3 +77,13 @@ class SmallAudioNet(nn.Module):
         maps = self.features(log_mel.flatten(0, 1)[:, None])  # (B E, 64, 12, 8)
         examples = F.relu(self.embedding(maps.mean(dim=2).flatten(1))).unflatten(0, log_mel.shape[:2])
         return F.normalize(examples.mean(dim=1), dim=1), self.fc(examples).mean(dim=1)
+
+
+@register_audio("vggish", frozen_front=True, weights="vggish")
+def _vggish(config, channels: int) -> VGGish:
+    return VGGish(channels)
+
+
+@register_audio("small")
+def _small(config, channels: int) -> SmallAudioNet:
+    return SmallAudioNet(channels)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from essl_fast.common.errors import InputError
+from essl_fast.models.registry import audio_facts, trunk_facts
 
 # file name -> address; the eight digits in the name begin the file's SHA-256, by torch.hub's convention.
 SOURCES = {
@@ -97,11 +98,11 @@ def load_pretrained(model: nn.Module, config) -> list[str]:
     "none" leaves the frozen part at its random start, with a warning: fine for a test, not for a result.
     """
     done = []
-    for name, module, on in (
-        ("vgg16", model.trunk, config.trunk == "vgg16"),
-        ("vggish", model.audio, config.audio == "vggish"),
+    for module, name in (
+        (model.trunk, trunk_facts(config.trunk).weights),
+        (model.audio, audio_facts(config.audio).weights),
     ):
-        if not on:
+        if not name:
             continue
         path = find(name, getattr(config, f"{name}_weights"))
         if path is None:

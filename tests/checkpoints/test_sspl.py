@@ -30,7 +30,7 @@ def published(tmp_path_factory):
         sd = recipe_state(data, PREFIX[part], seed, gains[part])
         parts[part] = {wrapped + name: value for name, value in sd.items()}
         torch.save(parts[part], folder / f"{part}_best.pth")
-    model, settings = restoring.published(folder, CPU)
+    model, settings = restoring.restore_published(folder, CPU)
     assert settings.model.pcm and settings.model.pcm_cycles == 4 and settings.model.out_dim == 512
     return parts, folder, data, model
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+import essl_fast
 from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
@@ -34,8 +35,6 @@ def test_overrides_win():
         (["--data.batchsize", "3"], "--data.batchsize"),
         (["--data.batch_size", "1"], "data.batch_size: must be at least 2"),
         (["--data.batch_size", "many"], "data.batch_size"),
-        (["--model.trunk", "resnet"], "model.trunk"),
-        (["--model.trunk", "vgg16"], "model.out_dim: vgg16 has 512 channels, got 128"),
         (["--optim.lr_head", ".nan"], "optim.lr_head: must be at least 0"),
         (["--optim.lr_head", ".inf"], "optim.lr_head: must be at least 0, and finite"),
         (["--objective.consensus", "1025"], "objective.consensus: must be from 0 to 1024"),
@@ -100,3 +99,32 @@ def test_a_device_that_is_none_is_named(name):
 
     with pytest.raises(InputError, match="device: must be auto, cpu, cuda or cuda:N"):
         pick_device(name)
+
+
+def test_import_may_stand_anywhere_and_be_repeated(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("imports: [first]\nloggers: [mine]\n")
+    for arguments in (
+        ["--import", "second", "--config", str(file), "--import=third", "--import", "first"],
+        ["--config", str(file), "--import", "second", "--import", "third"],
+    ):
+        settings = config.parse(arguments, "train")[0]
+        assert settings.imports == ["first", "second", "third"] and settings.loggers == ["mine"]
+    assert config.from_dict(config.to_dict(settings)) == settings
+
+
+def test_settings_from_before_imports_and_loggers_have_their_defaults():
+    before = config.to_dict(config.load("demo"))
+    del before["imports"], before["loggers"]
+    settings = config.from_dict(before)
+    assert settings.imports == [] and config.difference(config.to_dict(settings), config.to_dict(config.load())) == []
+    for wrong in ("my_module", [3], {"a": 1}):
+        with pytest.raises(InputError, match="imports: .* is not of its kind"):
+            config.from_dict(before | {"imports": wrong})
+
+
+def test_the_version_is_printed(capsys):
+    for main in (lambda: config.parse(["--version"], "train"), lambda: commands.Options().parse_args(["--version"])):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0 and capsys.readouterr().out == f"essl_fast {essl_fast.__version__}\n"

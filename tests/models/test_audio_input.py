@@ -131,7 +131,7 @@ def test_the_setting(network):
     settings.data.embeddings = "off"
     assert sound_of(settings, large, torch.float32) is log_mel
     with pytest.raises(InputError, match="data.embeddings: on needs a frozen audio network"):
-        config.load("demo", ["--data.embeddings", "on"])
+        models.check(config.load("demo", ["--data.embeddings", "on"]))
     assert bytes_per_pair(246, made) == 246 * 246 * 3 + 1536
 
 

@@ -164,11 +164,11 @@ def test_the_kernels_cosines_serve_it(triton_on_cpu):
 
 def test_method_and_head_go_together():
     with pytest.raises(InputError, match="model.head: simsiam does not go with objective.method lss; give"):
-        config.load("demo", ["--objective.method", "lss"])
+        models.check(config.load("demo", ["--objective.method", "lss"]))
     with pytest.raises(InputError, match="model.head: lss does not go with objective.method semipl"):
-        config.load("demo", ["--model.head", "lss"])
+        models.check(config.load("demo", ["--model.head", "lss"]))
     with pytest.raises(InputError, match="objective.supervised_map"):
-        config.load("lss_semi", ["--objective.supervised_map", "sigmoid"])
+        models.check(config.load("lss_semi", ["--objective.supervised_map", "sigmoid"]))
 
 
 @pytest.mark.parametrize("name", ["lss", "lss_semi"])

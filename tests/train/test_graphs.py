@@ -7,7 +7,7 @@ import types
 import pytest
 import torch
 
-from essl_fast import config, kernels
+from essl_fast import config, kernels, models
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
@@ -284,7 +284,7 @@ def test_float32_is_whole_unless_tf32_is_asked_for():
 
 def test_8_bits_are_for_the_frozen_trunk_and_chips_that_have_them():
     with pytest.raises(InputError, match="model.trunk_fp8: needs the frozen trunk vgg16, got small"):
-        config.load("demo", ["--model.trunk_fp8", "true"])
+        models.check(config.load("demo", ["--model.trunk_fp8", "true"]))
     assert config.load("sspl", ["--model.trunk_fp8", "true"]).model.trunk_fp8
     assert fp8.runs(CPU, torch.float32)
 
