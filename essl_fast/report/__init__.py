@@ -1,16 +1,15 @@
-"""A run, or several, as one HTML page: charts, galleries, figures."""
+"""One or several runs as an HTML page of charts, galleries and tables; figures as PNG files."""
 
 from essl_fast.common.lazy import lazy_exports
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
+        "CSS": "style",
+        "RESULTS": "runs",
         "figures": "",
         "gallery": "",
         "paper": "",
-        "runs": "",
-        "style": "",
         "write_report": "writing",
-        "writing": "",
     },
 )

@@ -1,7 +1,7 @@
 """python -m essl_fast.report RUN [RUN ...]: one HTML page of a run, or of several side by side.
 
-The page holds everything it shows: no script, no font, no file from elsewhere. Training writes one at its end; this
-command makes it again from the run directory, also of a run that is still going on, or of several.
+The page contains everything that it shows: no script, no font, no file from elsewhere. Training writes one at its end;
+this command makes it again from the run directory. The run may still be going on, and there may be several.
 """
 
 if __name__ == "__main__":
@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from essl_fast.common.commands import Options, command
-from essl_fast.report.writing import write_report
 
 PROG = "python -m essl_fast.report"
 
@@ -25,8 +24,9 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, help="the page (default: report.html in RUN; of several: report.html in this folder)"
     )
     options = parser.parse_args(argv)
-    out = options.out or (options.runs[0] / "report.html" if len(options.runs) == 1 else Path("report.html"))
-    size = write_report(options.runs, out)
+    from essl_fast.report.writing import write_report
+
+    out, size = write_report(options.runs, options.out)
     print(f"{out}: {size / 1e6:.1f} MB; open it in a browser")
     return 0
 

@@ -1,43 +1,42 @@
-"""Charts as inline SVG: no script, no font, no file. Colours are CSS variables, so that they follow light and dark.
+"""Charts as inline SVG: no script, no font, no file. Colours are CSS variables, so they follow light and dark.
 
-A chart is drawn for about 380 pixels of width, so that its text is as readable on a phone as on a desk.
+A chart is drawn for a width of about 380 pixels, so that its text is readable on a phone and on a desk.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 380, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 36
-COLOURS = 8  # --c0 ... --c7 in the page's style
+from essl_fast.report.formatting import duration, number
+
+WIDTH, HEIGHT = 380, 230  # of a chart, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 36  # margins around the plot
+COLOURS = 8  # --c0 ... --c7 in `style`
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: points (x, y), those that are not finite leave a gap. ``dashed`` sets it back behind the others."""
+    """A line of a chart.
+
+    points: (x, y); one that is not finite leaves a gap. colour: from 0 on, one of the style's. dashed: drawn less
+    prominently than the others. dots: mark the points.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     colour: int = 0
     dashed: bool = False
-    dots: bool = field(default=False)
+    dots: bool = False
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) that span low to high; low < high, both finite."""
+    """Round numbers (1, 2 or 5 times a power of ten) from at most low to at least high; low < high, both finite."""
     raw = (high - low) / max(1, about)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
-
-
-def number(value: float) -> str:
-    """A number for an axis or a tooltip: short, without an exponent where it can be."""
-    if value == 0 or 1e-3 <= abs(value) < 1e6:
-        return f"{value:.4g}"
-    return f"{value:.2g}"
 
 
 def line_chart(
@@ -50,9 +49,17 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     mark_x: float | None = None,
 ) -> str:
-    """Lines over a grid, with a legend, as an HTML figure. ``mark_x``: a thin line down at that x.
+    """Lines over a grid, with a legend, as an HTML figure.
 
-    Where there is no finite point at all, it says so in place of the chart.
+    Args:
+        title: above the chart.
+        series: the lines.
+        x_label, y_label: names of the axes; y_label stands beside the title.
+        x_range, y_range: ends of the axes; None takes them from the values.
+        mark_x: a thin vertical line at that x.
+
+    Returns:
+        The HTML; if no point is finite, it says so in place of the chart.
     """
     finite = [(x, y) for line in series for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
@@ -98,13 +105,13 @@ def line_chart(
 def _axis(
     values: Sequence[float], given: tuple[float, float] | None, whole: bool = False
 ) -> tuple[list[float], float, float]:
-    """Ticks, and the ends of the axis, which hold all values."""
+    """(ticks, low, high): the ends of the axis are the given ones, or enclose all values."""
     low, high = given or (min(values), max(values))
     if low == high:
         pad = 1.0 if whole else (abs(low) / 10 or 1.0)
         low, high = low - pad, high + pad
     ticks = nice_ticks(low, high)
-    if whole:  # epochs: no half ones, and no empty margin
+    if whole:  # epochs: no ticks at halves, and no empty margin
         ticks = [tick for tick in ticks if float(tick).is_integer() and low <= tick <= high]
         return ticks, low, high
     if given:
@@ -124,7 +131,7 @@ def _line(line: Series, place, x_label: str) -> str:
     kind = "series dashed" if line.dashed else "series"
     out = f'<path class="{kind} s{line.colour % COLOURS}" d="{" ".join(path)}"/>'
     shown = line.dots or len(points) == 1
-    for x, y in points if len(points) <= 400 else ():  # a tooltip a point, but not for long runs
+    for x, y in points if len(points) <= 400 else ():  # a tooltip for each point, except in long runs
         tip = f"{escape(line.name)}: {number(y)} at {escape(x_label)} {number(x)}"
         radius, look = (2.6, f"dot s{line.colour % COLOURS}") if shown else (6, "touch")
         across, down = place(x, y)
@@ -133,7 +140,7 @@ def _line(line: Series, place, x_label: str) -> str:
 
 
 def histogram(title: str, values: Sequence[float], bins: int, x_label: str, split_at: float) -> str:
-    """Counts of values in [0, 1] in equal bins, the last one closed; those from ``split_at`` on in another colour."""
+    """Counts of values in [0, 1] in equal bins, as an HTML figure. Bins from ``split_at`` on have another colour."""
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, max(0, int(value * bins + 1e-9)))] += 1
@@ -169,7 +176,7 @@ def histogram(title: str, values: Sequence[float], bins: int, x_label: str, spli
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
-    """Shares of a whole as one bar, with a legend that tells each part's seconds and share."""
+    """Parts (name, seconds) of a whole as one bar, with a legend of each part's seconds and share."""
     whole = sum(value for _, value in parts) or 1.0
     pieces, keys = [], []
     for at, (name, value) in enumerate(parts):
@@ -180,18 +187,8 @@ def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:
     return f'<div class="stack">{"".join(pieces)}</div><ul class="legend">{"".join(keys)}</ul>'
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: 8.4 s, 12 min 5 s, 3 h 20 min."""
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def legend(series: Sequence[Series]) -> str:
-    """The lines' names with their colours; nothing where there is one line."""
+    """The lines' names with their colours; "" for a single line."""
     if len(series) < 2:
         return ""
     keys = (

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves by epoch, success against threshold, heatmap overlays."""
+"""PNG files with matplotlib: curves by epoch, success against threshold, heatmap overlays."""
 
 from pathlib import Path
 
@@ -19,7 +19,13 @@ def _pyplot():
 
 
 def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
-    """Loss and validation figures by epoch, and the success curves (21,) of ``results`` by name, into a PNG."""
+    """Write a PNG: losses by epoch, scores of the selection split by epoch, success against threshold.
+
+    Args:
+        path: the file.
+        history: entries of the epochs as in the run's log.
+        results: name -> {"curve": (21,) shares of pairs at `evaluate.metrics.THRESHOLDS`, "auc": ...}.
+    """
     plt = _pyplot()
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
     epochs = [entry["epoch"] for entry in history]
@@ -46,7 +52,7 @@ def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
 
 
 def overlay(frame: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A frame (S, S, 3) uint8 under its heat, and the heat (S, S) in [0, 1] from a similarity map (h, w)."""
+    """A frame (S, S, 3) uint8 under the heat of a similarity map (h, w), and that heat, (S, S) float64 in [0, 1]."""
     heat = F.interpolate(torch.from_numpy(similarity)[None, None].double(), frame.shape[:2], mode="bilinear")[
         0, 0
     ].numpy()
@@ -57,7 +63,10 @@ def overlay(frame: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def overlays(path: Path, samples: list[dict], columns: int = 4) -> None:
-    """A contact sheet. Each sample: frame (S, S, 3) uint8, similarity (h, w), boxes (K, 4), title."""
+    """Write a contact sheet as a PNG; nothing if there is no sample.
+
+    samples: {"frame": (S, S, 3) uint8, "similarity": (h, w), "boxes": (K, 4), "title"} each.
+    """
     if not samples:
         return
     plt = _pyplot()
@@ -80,9 +89,9 @@ def overlays(path: Path, samples: list[dict], columns: int = 4) -> None:
 
 
 def side_by_side(path: Path, samples: dict[str, list[dict]]) -> None:
-    """The same frames under several methods: a column a frame, a row a method, the frame itself above.
+    """Write a PNG of the same frames under several methods: columns are frames, rows are methods.
 
-    ``samples``: by method, dicts as in :func:`overlays` with "ciou", the same frames in the same order for all.
+    samples: by method, what :func:`overlays` takes with "ciou" and "key"; the same frames in the same order.
     """
     plt = _pyplot()
     shown = next(iter(samples.values()))
@@ -115,7 +124,7 @@ def side_by_side(path: Path, samples: dict[str, list[dict]]) -> None:
 
 
 def success_by_epoch(path: Path, histories: dict[str, list[tuple[int, float]]], split: str) -> None:
-    """Success at cIoU 0.5 on a split by epoch, a line for each of ``histories``: (epoch, share of pairs)."""
+    """Write a PNG of success at cIoU 0.5 on a split by epoch: a line for each of ``histories``, (epoch, share)."""
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     for label, points in histories.items():
@@ -128,7 +137,10 @@ def success_by_epoch(path: Path, histories: dict[str, list[tuple[int, float]]], 
 
 
 def success_by_labels(path: Path, points: list[tuple[float, float, float | None]]) -> None:
-    """Success by the share of labels: (share, mean in per cent, standard deviation or None of a single seed)."""
+    """Write a PNG of success by share of labels.
+
+    points: (share of labels, mean in per cent, standard deviation or None for a single seed).
+    """
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     axis.errorbar(

@@ -1,7 +1,7 @@
 """What a run keeps of its test pairs, so that a report can be made later from the run directory alone.
 
-test_pairs.jsonl    {"key", "class", "ciou"} a line, for every pair; cIoU null where map and boxes are both empty
-gallery.npz         the pairs that localized best, in the middle, and worst: frame (JPEG), similarity map, boxes
+test_pairs.jsonl    a line {"key", "class", "ciou"} for each pair; cIoU is null where map and boxes are both empty
+gallery.npz         the pairs with the best, the middle and the worst scores: frame (JPEG), similarity map, boxes
 """
 
 import io
@@ -17,7 +17,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
 
 GROUPS = ("best", "median", "worst")
-QUALITY = 85  # of the JPEG: about 10 KB a frame of 224 x 224
+QUALITY = 85  # of the JPEG: about 10 KB per frame of 224 x 224
 PAIRS, GALLERY = "test_pairs.jsonl", "gallery.npz"
 
 
@@ -25,19 +25,24 @@ PAIRS, GALLERY = "test_pairs.jsonl", "gallery.npz"
 class Picture:
     """A pair of the gallery."""
 
-    group: str  # of GROUPS
+    group: str  # one of GROUPS
     key: str
     class_name: str
-    ciou: float  # NaN: neither the map nor the boxes cover anything
+    ciou: float  # NaN if neither the map nor the boxes cover anything
     jpeg: bytes  # (224, 224) pixels
     similarity: np.ndarray  # (h, w) float32
     boxes: np.ndarray  # (K, 4) int32 xyxy on the 224 grid; padding has no area
 
 
 def pick(ciou: np.ndarray, each: int) -> dict[str, np.ndarray]:
-    """Places in ciou (N,) float64 of the best, middle and worst ``each``, no place twice, the better ones first.
+    """Choose the pairs of a gallery by their scores.
 
-    NaN counts as the lowest score. Ties go to the earlier place. Of few pairs all are chosen, in the groups' order.
+    Args:
+        ciou: (N,) float64; NaN counts as the lowest score.
+        each: how many per group. Of fewer than three times as many pairs, all are chosen.
+
+    Returns:
+        Group name -> indices into ``ciou``, the better ones first; none is chosen twice, ties go to the earlier one.
     """
     order = np.argsort(-np.nan_to_num(ciou, nan=-1.0), kind="stable")
     each = min(each, -(-len(order) // 3))
@@ -49,9 +54,10 @@ def pick(ciou: np.ndarray, each: int) -> dict[str, np.ndarray]:
 
 
 def frames_of(loader: Iterable, rows: Iterable[int]) -> dict[int, np.ndarray]:
-    """Frames (S, S, 3) uint8 of rows of the manifest, by row, out of a loader's epoch, read until all are there.
+    """Frames (S, S, 3) uint8 of some rows of the manifest, by row, from another epoch of a loader.
 
-    Which pairs are wanted is known only when all are scored. Where the split is resident, this decodes nothing.
+    The epoch is read until all are found. It is a second one since the pairs are chosen after all have been scored;
+    where the split is resident, nothing is decoded for it.
     """
     wanted, found = {int(row) for row in rows}, {}
     for raw in loader if wanted else ():
@@ -64,7 +70,7 @@ def frames_of(loader: Iterable, rows: Iterable[int]) -> dict[int, np.ndarray]:
 
 
 def save(path: Path, pictures: list[Picture]) -> None:
-    """Write a gallery; ``path`` is at every moment the old file or the new one. ValueError if there is no picture."""
+    """Write a gallery. ``path`` is at every moment the old file or the new one. ValueError if there is no picture."""
     if not pictures:
         raise ValueError("a gallery needs a picture")
     jpegs = [np.frombuffer(picture.jpeg, np.uint8) for picture in pictures]
@@ -83,7 +89,7 @@ def save(path: Path, pictures: list[Picture]) -> None:
 
 
 def load(path: Path) -> list[Picture]:
-    """The pictures of :func:`save`; InputError if the file is none of its."""
+    """The pictures that :func:`save` wrote. InputError if the file is damaged, or another kind of file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
@@ -105,9 +111,14 @@ def encode(frame: np.ndarray) -> bytes:
 
 
 def write(out: Path, manifest, found, loader: Iterable, each: int) -> None:
-    """Both files, of an evaluate.Evaluation; ``each``: pictures a group.
+    """Write both files.
 
-    ``loader`` gives the frames. ``each`` 0 writes no gallery, and removes that of an earlier end of the run.
+    Args:
+        out: the run directory.
+        manifest: of the data, a `data.shards.Manifest`.
+        found: the test split's `evaluate.Evaluation`.
+        loader: batches of the test split, for the frames.
+        each: pictures per group; 0 writes no gallery, and removes one that an earlier end of the run wrote.
     """
     rows, ciou = found.rows, found.ciou
     names = [manifest.classes[number] for number in manifest.class_id[rows]]

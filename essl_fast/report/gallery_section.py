@@ -1,6 +1,6 @@
-"""The gallery of a report: frames under their heat, with the outline at the threshold and the ground truth.
+"""The gallery in a report: frames under their heat, with the outline at the threshold and the ground truth.
 
-Everything is inline: a JPEG, a small transparent PNG that the browser enlarges, and vector lines over them.
+Everything is inline: a JPEG, a small transparent PNG that the browser enlarges, and vector lines over both.
 """
 
 import base64
@@ -15,13 +15,13 @@ from PIL import Image
 from essl_fast.config.settings import SIZE
 from essl_fast.report.gallery import GROUPS, Picture
 
-HEAT_SIDE = 56  # pixels of the PNG; enlarged smoothly, finer ones look the same
+HEAT_SIDE = 56  # pixels of the PNG; the browser enlarges it smoothly, and more pixels look the same
 THRESHOLD = 0.5  # of the scaled map, as in metrics.ciou
 _WORDS = {"best": "Best", "median": "In the middle", "worst": "Worst"}
 
 
 def heat_of(similarity: np.ndarray, side: int = SIZE) -> np.ndarray:
-    """A similarity map (h, w) as the metric sees it: (side, side) float64 in [0, 1]; zeros if it is constant."""
+    """A similarity map (h, w) as the metric thresholds it: (side, side) float64 in [0, 1]; zeros if it is constant."""
     wide = F.interpolate(torch.from_numpy(np.asarray(similarity))[None, None].double(), (side, side), mode="bilinear")
     heat = wide[0, 0].numpy()
     span = heat.max() - heat.min()
@@ -40,11 +40,11 @@ def heat_png(heat: np.ndarray) -> bytes:
 
 
 def outline(heat: np.ndarray, threshold: float = THRESHOLD) -> str:
-    """The SVG path of the lines at which heat (S, S) crosses the threshold, in pixels; "" if it does not."""
+    """The SVG path, in pixels, of the lines where heat (S, S) crosses the threshold; "" if it crosses it nowhere."""
     from contourpy import contour_generator
 
     centres = np.arange(heat.shape[0]) + 0.5
-    # A rim below every threshold closes the lines at the frame's edge.
+    # A rim that is below every threshold closes the lines at the frame's edge.
     rim = np.pad(heat, 1, constant_values=-1.0)
     ends = np.concatenate([[0.0], centres, [float(heat.shape[0])]])
     path = []
@@ -54,8 +54,8 @@ def outline(heat: np.ndarray, threshold: float = THRESHOLD) -> str:
     return "".join(path)
 
 
-def figure(picture: Picture) -> str:
-    """One picture with its caption."""
+def picture_figure(picture: Picture) -> str:
+    """One picture with its caption, as HTML."""
     heat = heat_of(picture.similarity)
     boxes = "".join(
         f'<rect class="truth" x="{x1}" y="{y1}" width="{x2 - x1}" height="{y2 - y1}"/>'
@@ -77,8 +77,11 @@ def figure(picture: Picture) -> str:
     )
 
 
-def section(pictures: list[Picture], number: int) -> str:
-    """All groups, with switches for heat, outline and ground truth; ``number`` tells several galleries apart."""
+def gallery_section(pictures: list[Picture], number: int) -> str:
+    """All groups as HTML, with switches for heat, outline and ground truth.
+
+    number: of this gallery in the page, so that no two switches have the same id.
+    """
     switches = "".join(
         f'<input class="switch {kind}-on" type="checkbox" id="{kind}{number}" checked>'
         for kind in ("heat", "edge", "truth")
@@ -89,10 +92,11 @@ def section(pictures: list[Picture], number: int) -> str:
     for group in GROUPS:
         chosen = [picture for picture in pictures if picture.group == group]
         if chosen:
-            shots = "".join(figure(picture) for picture in chosen)
+            shots = "".join(picture_figure(picture) for picture in chosen)
             groups.append(f'<h3>{_WORDS[group]}</h3><div class="gallery">{shots}</div>')
     return f'<div>{switches}<div class="switches">{labels}</div><div class="groups">{"".join(groups)}</div></div>'
 
 
 def uri(kind: str, data: bytes) -> str:
+    """A file as a data: URI; kind: its media type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

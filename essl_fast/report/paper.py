@@ -1,6 +1,6 @@
-"""What has been published about the methods here: the rows that reports and reproductions stand beside.
+"""Published results of the methods here, which reports and reproductions show beside their own.
 
-A figure that is not published, or that nobody here has seen in print, is None: it is left out, not guessed.
+A figure that is not published, or that nobody of this project has seen in print, is None: it is not guessed.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from typing import NamedTuple
 class Row(NamedTuple):
     """A published result on a test set."""
 
-    name: str  # as the source calls it
+    name: str  # in the source
     data: str  # the data set
     success_at_half: float | None  # share of pairs with cIoU >= 0.5; the sources call it cIoU
     auc: float | None
-    source: str  # where it stands
+    source: str  # where it is published
     config: str = ""  # the shipped config that does the same, if there is one
 
 

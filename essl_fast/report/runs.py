@@ -1,4 +1,4 @@
-"""What a run directory holds, read for a report. Finished or not: what is not there yet is left out."""
+"""A run directory, read for a report. The run may still be going on: what is not there yet is left out."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.report import gallery
 from essl_fast.runtime import runlog
 
-RESULTS = {  # the results of a summary, in words
+RESULTS = {  # the results in a run's summary -> their names for readers
     "test": "trained",
     "untrained": "untrained",
     "centre_prior": "centre prior",
@@ -25,34 +25,36 @@ class Run:
     label: str  # unique among the runs of a report
     config: dict = field(default_factory=dict)
     environment: dict = field(default_factory=dict)
-    epochs: list[dict] = field(default_factory=list)  # of the log, each epoch once
-    results: dict[str, dict] = field(default_factory=dict)  # keys of RESULTS that the run has
-    summary: dict = field(default_factory=dict)  # {} until the run ended
+    epochs: list[dict] = field(default_factory=list)  # from the log, each epoch once
+    results: dict[str, dict] = field(default_factory=dict)  # by key of RESULTS, those that the run has
+    summary: dict = field(default_factory=dict)  # {} until the run has ended
     pairs: list[dict] = field(default_factory=list)  # lines of test_pairs.jsonl
     pictures: list[gallery.Picture] = field(default_factory=list)
     profile: dict = field(default_factory=dict)  # stages.json of a profile
-    events: dict[str, int] = field(default_factory=dict)  # how often the log has each
-    seconds: float | None = None  # of all processes that worked on it
+    events: dict[str, int] = field(default_factory=dict)  # how often each kind of event is in the log
+    seconds: float | None = None  # of the whole run, with all processes that resumed it
     notes: list[str] = field(default_factory=list)  # what could not be read
 
     @property
     def finished(self) -> bool:
+        """Whether the run has ended and written its summary."""
         return bool(self.summary)
 
     @property
     def name(self) -> str:
+        """The name in the settings, or the folder's."""
         return str(self.config.get("name") or self.folder.name)
 
     @property
     def rate(self) -> float | None:
-        """Training pairs a second, over the whole run or the epochs so far."""
+        """Training pairs per second, over the whole run or the epochs so far; None before the first epoch's end."""
         if self.finished:
             return self.summary["pairs_per_second"]
         seconds = sum(entry["pairs"] / max(entry["pairs_per_second"], 1e-9) for entry in self.epochs)
         return sum(entry["pairs"] for entry in self.epochs) / seconds if seconds else None
 
     def stages(self) -> list[tuple[str, float]]:
-        """Where the run's seconds went, by stage, in the order of their coming; [] if nobody has added them up."""
+        """(stage, seconds) of the run, in the order in which the stages come; [] if the summary has none."""
         spent = self.summary.get("stage_seconds")
         if not spent:
             return []
@@ -69,11 +71,12 @@ class Run:
         return [(name, seconds) for name, seconds in named.items() if seconds > 0]
 
     def best_epoch(self) -> int | None:
+        """The epoch that was selected, once the run has ended."""
         return self.summary.get("selected", {}).get("epoch")
 
 
 def read(folder: str | Path) -> Run:
-    """A run directory. InputError if it is none; files that cannot be read are noted in the run."""
+    """Read a run directory. InputError if it is none. Files that cannot be read are told in the run's notes."""
     folder = Path(folder)
     log = folder / "log.jsonl"
     if not log.is_file():
@@ -89,7 +92,7 @@ def read(folder: str | Path) -> Run:
         run.events[kind] = run.events.get(kind, 0) + 1
         if kind in ("start", "resume"):
             run.config, run.environment = event.get("config", {}), event.get("environment", {})
-        elif kind == "epoch":  # after a kill, an epoch may come again: the last time counts
+        elif kind == "epoch":  # after a kill an epoch is trained and logged again: the last entry counts
             by_epoch[event["epoch"]] = event
         elif kind == "baseline":
             run.results[event["name"]] = event["result"]
@@ -111,7 +114,7 @@ def read(folder: str | Path) -> Run:
 
 
 def read_all(folders: list[str | Path]) -> list[Run]:
-    """The runs, each with a label of its own. InputError if one is none, or is given twice."""
+    """Read several runs and give each a unique label. InputError if a folder is no run, or is given twice."""
     resolved = [Path(folder).resolve() for folder in folders]
     for at, folder in enumerate(resolved):
         if folder in resolved[:at]:
@@ -124,8 +127,8 @@ def read_all(folders: list[str | Path]) -> list[Run]:
 
 
 def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
-    """Settings that are not the same in all runs: name, and each run's value as text; without those that only say
-    where a run is."""
+    """Settings that differ between runs: (name, each run's value as text). The run's own name and folder are left
+    out."""
     flat = [flatten(run.config) for run in runs]
     names = dict.fromkeys(name for settings in flat for name in settings)
     rows = [(name, [settings.get(name, "–") for settings in flat]) for name in names if name not in ("out", "name")]
@@ -144,7 +147,7 @@ def flatten(config: dict, prefix: str = "") -> dict[str, str]:
 
 
 def points(run: Run, *path: str) -> list[tuple[float, float]]:
-    """(epoch, value) of the epochs that have the value at entry[path[0]][path[1]]..., percentages not yet made."""
+    """(epoch, entry[path[0]][path[1]]...) of the epochs whose log entry has that value."""
     found = []
     for entry in run.epochs:
         value = entry
@@ -156,6 +159,7 @@ def points(run: Run, *path: str) -> list[tuple[float, float]]:
 
 
 def percent(values: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points (x, share) with their shares in per cent."""
     return [(x, 100 * y if math.isfinite(y) else y) for x, y in values]
 
 

@@ -1,4 +1,4 @@
-"""The look of a report: one style sheet, light and dark, from a phone's width to a desk's."""
+"""The style sheet of a report: light and dark, for phones and large screens."""
 
 CSS = """
 :root {

@@ -1,9 +1,6 @@
-"""python -m essl_fast.report RUN [RUN ...]: one HTML page of a run, or of several side by side.
+"""Writing the page of runs to a file."""
 
-The page holds everything it shows: no script, no font, no file from elsewhere. Training writes one at its end; this
-command makes it again from the run directory, also of a run that is still going on, or of several.
-"""
-
+from collections.abc import Sequence
 from pathlib import Path
 
 from essl_fast.common.errors import InputError
@@ -12,9 +9,21 @@ from essl_fast.report.page import page
 from essl_fast.report.runs import read_all
 
 
-def write_report(folders: list[Path], out: Path) -> int:
-    """Write the page of the runs in ``folders``; its size in bytes. InputError if one of them is none, or if the page
-    cannot be written."""
+def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> tuple[Path, int]:
+    """Write the page of some run directories.
+
+    Args:
+        folders: the run directories.
+        out: the page; None for report.html in the run directory, or in the current folder if there are several.
+
+    Returns:
+        The page's path, and its size in bytes.
+
+    Raises:
+        InputError: a folder is no run directory, or the page cannot be written.
+    """
+    folders = [Path(folder) for folder in folders]
+    out = Path(out) if out else (folders[0] if len(folders) == 1 else Path()) / "report.html"
     data = page(read_all(folders)).encode()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -22,4 +31,4 @@ def write_report(folders: list[Path], out: Path) -> int:
             file.write(data)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written ({error}); give another place") from error
-    return len(data)
+    return out, len(data)

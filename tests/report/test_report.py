@@ -13,8 +13,9 @@ from PIL import Image
 
 from essl_fast.common.errors import InputError
 from essl_fast.report import __main__ as report_door
-from essl_fast.report import gallery, writing
-from essl_fast.report.charts import Series, duration, histogram, line_chart, nice_ticks, stacked_bar
+from essl_fast.report import gallery, write_report
+from essl_fast.report.charts import Series, histogram, line_chart, nice_ticks, stacked_bar
+from essl_fast.report.formatting import duration
 from essl_fast.report.gallery_section import heat_of, outline
 from essl_fast.report.runs import differences, read, read_all
 
@@ -169,8 +170,9 @@ def test_one_run(tmp_path, capsys):
         assert wanted in words, wanted
     assert page.tags.count("svg") == 6 + 6 and len(page.loads) == 12  # charts and pictures; two images each
     assert EVIL in words and EVIL not in text  # told, but as text
-    again = writing.page(read_all([folder])).encode()
-    assert (tmp_path / "page.html").read_bytes() == again  # the same run gives the same page
+    again, size = write_report([str(folder)])  # the same run gives the same page
+    assert again == folder / "report.html" and size == len(again.read_bytes())
+    assert (tmp_path / "page.html").read_bytes() == again.read_bytes()
 
 
 def test_several_runs_side_by_side(tmp_path):
