@@ -1,4 +1,4 @@
-"""Prepared data on disk: tar files, their index, the manifest, and how they are read."""
+"""Prepared data on disk: tar files and their indexes, the manifest, and how they are read."""
 
 from essl_fast.common.lazy import lazy_exports
 
@@ -37,6 +37,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "read_index": "tars",
         "reading": "",
         "tars": "",
-        "write_manifest": "manifest",
+        "write_manifest": "writing",
     },
 )

@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.shards.manifest import BAD, CLIP, SAMPLES, Manifest, encode_key, pair_crc, read_index
+from essl_fast.data.shards.manifest import BAD, Manifest
+from essl_fast.data.shards.tars import CLIP, SAMPLES, encode_key, pair_crc, read_index
 
 Quarantined = Literal["none", "bad", "all"]
 ALTERED = "its bytes are not those that prepare wrote (CRC-32)"

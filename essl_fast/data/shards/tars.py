@@ -1,16 +1,16 @@
-"""One shard: a WebDataset tar file of pairs and its DALI index file, in and out.
+"""A shard: a WebDataset tar file of pairs and its DALI index file, written and read.
 
-A pair's frame is a picture, JPEG or PNG, or a clip: a tiny MP4 of packets copied from the video, which end in the
-frame. Its members in the shard are, in this order,
+The frame of a pair is a picture (JPEG or PNG) or a clip: a tiny MP4 of packets that were copied from the video, up to
+the frame. The members of a pair are, in this order,
 
     {key}.jpg            {key}.s16  {key}.json  {key}.row     a picture
-    {key}.png            {key}.s16  {key}.json  {key}.row     a picture that must not lose anything
+    {key}.png            {key}.s16  {key}.json  {key}.row     a picture that is stored without loss
     {key}.mp4 {key}.fid  {key}.s16  {key}.json  {key}.row     a clip
 
-`.s16` is the sound, `.json` what the annotations say, `.row` the pair's row in the manifest, a little-endian int64. In
-a folder whose sound PCM16 cannot hold, `.f32` stands for `.s16`: as many little-endian float32 samples.
-`.fid` is two little-endian int32: which of the clip's frames, in the order of showing, from 0; and how many quarter
-turns counterclockwise put it upright. A shard may hold both kinds.
+`.s16` is the sound, 48,000 little-endian int16 samples at 16 kHz; where 16 bits are not enough, it is `.f32`, as many
+little-endian float32 samples. `.json` is what the annotations say. `.row` is the pair's row in the manifest, a
+little-endian int64. `.fid` is two little-endian int32: which of the clip's frames, counted from 0 in display order, and
+how many quarter turns counterclockwise put it upright. A shard may hold pictures and clips.
 
 A shard is written under a temporary name, synced and renamed. The same pairs give the same bytes, whatever the time,
 the user or the machine.
@@ -37,9 +37,9 @@ from essl_fast.common.errors import InputError, short
 from essl_fast.common.files import atomic_file, parse_json, sync_folder
 
 SPLITS = ("train", "val", "test")
-JPEG, CLIP, PNG = 0, 1, 2  # what a pair's frame is
-_FRAMES = (("jpg",), ("mp4", "fid"), ("png",))  # members of each
-SOUNDS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # what its samples are
+JPEG, CLIP, PNG = 0, 1, 2  # the kinds of frame
+_FRAMES = (("jpg",), ("mp4", "fid"), ("png",))  # the members of each kind
+SOUNDS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # the types of sound
 EXTENSIONS = tuple((*frame, sound, "json", "row") for sound in SOUNDS for frame in _FRAMES)
 SAMPLES = 48_000  # 3 s at 16 kHz
 PCM_BYTES = 2 * SAMPLES
@@ -49,46 +49,59 @@ _BLOCK = 512
 _RECORD = 10_240  # tar files end on a multiple of this
 _SPECIAL = re.compile(rb"[^A-Za-z0-9_-]")
 _FID = struct.Struct("<ii")
-LARGEST_FRAME = 1 << 28  # bytes; a JPEG of the most pixels that are decoded has a third of it
+LARGEST_FRAME = 1 << 28  # bytes; a JPEG of the largest picture that is decoded has a third of it
 _SIZES = {"row": 8, "fid": 8, "json": 1 << 24} | {name: SAMPLES * of.itemsize for name, of in SOUNDS.items()}
 _SIZES |= {names[0]: LARGEST_FRAME for names in _FRAMES}  # extension → most bytes
-_LARGEST_INDEX = 1 << 30  # bytes; a shard's pair takes 150
-_GAP = 1 << 16  # bytes between a frame and its sound: headers, the rest of a block, and `.fid`
+_LARGEST_INDEX = 1 << 30  # bytes; a pair takes 150
+_GAP = 1 << 16  # most bytes between a frame and its sound: headers, the rest of a block, and `.fid`
 _LONGEST_NAME = 1 << 16
 _STEM = re.compile(r"[A-Za-z0-9_%-]+\.\w+")
 _MAGIC = {b"\xff\xd8": JPEG, b"\x89P": PNG}  # how these files begin
 
 
 def encode_key(key: str) -> str:
-    """The key as a member's stem: every byte but A-Za-z0-9_- percent-encoded, so no dot comes before the extension."""
+    """The key as the stem of a member's name: every byte except A-Za-z0-9_- is percent-encoded, so that no dot comes
+    before the extension."""
     return _SPECIAL.sub(lambda byte: b"%%%02X" % ord(byte[0]), key.encode()).decode("ascii")
 
 
 def decode_key(stem: str) -> str:
+    """The key that `encode_key` made this stem of."""
     return unquote(stem, errors="strict")
 
 
-def pair_crc(visual: bytes, s16: bytes) -> int:
-    """CRC-32 of a pair's frame, as it is stored, and its sound."""
-    return zlib.crc32(s16, zlib.crc32(visual))
+def pair_crc(visual: bytes, sound: bytes) -> int:
+    """CRC-32 of the stored bytes of a pair: its frame, then its sound."""
+    return zlib.crc32(sound, zlib.crc32(visual))
 
 
 def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """A line of JSON in UTF-8 (or several, indented), with sorted keys: equal values give equal bytes."""
     separators = (",", ": ") if indent else (",", ":")
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
     return text.encode() + b"\n"
 
 
 class ShardWriter:
-    """Writes one split's pairs, in order, into shards of `pairs_per_shard`, each with its index file.
+    """Writes the pairs of one split, in order, into shards of `pairs_per_shard`, each with its index file.
 
-    A context manager: leaving it by an exception drops the shard begun, leaving it well closes it. Since the folder's
-    shards change from here on, a manifest that is there is removed first; `write_manifest` puts the new one when all
-    splits are written. `finished`: entries, as `close` returns them, of the split's first shards where these are there
-    already; it goes on behind them.
+    It is a context manager: when the block ends, the last shard is closed; when it raises, the open shard is dropped.
     """
 
     def __init__(self, out: Path, split: str, pairs_per_shard: int = 1024, finished: Sequence[Mapping] = ()):
+        """Begin. A manifest in the folder is removed, because the shards change from now on.
+
+        Args:
+            out: the folder.
+            split: train, val or test.
+            pairs_per_shard: at least 1.
+            finished: entries, as `close` returns them, of the split's first shards, if these exist. The writer
+                continues after them.
+
+        Raises:
+            InputError: `pairs_per_shard` is below 1.
+            ValueError: there is no such split.
+        """
         if split not in SPLITS:
             raise ValueError(f"split is one of {SPLITS}, not {split!r}")
         if pairs_per_shard < 1:
@@ -97,7 +110,7 @@ class ShardWriter:
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "manifest.json").unlink(missing_ok=True)
         self._shards: list[dict] = [dict(entry) for entry in finished]
-        self._keys: set[str] = set()  # of the shard begun
+        self._keys: set[str] = set()  # of the open shard
         self._next_row: int | None = None
         self._file: BinaryIO | None = None
 
@@ -119,11 +132,21 @@ class ShardWriter:
         row: int,
         clip: tuple[int, int] | None = None,
     ) -> dict | None:
-        """Append a pair. -> the entry of the shard that this pair filled, which is synced by now, or None.
+        """Append a pair.
 
-        `visual` a JPEG or PNG file or, where `clip` is given, an MP4 whose frame `clip[0]`, after `clip[1]` quarter
-        turns, is the pair's; `sound` 48,000 little-endian samples at 16 kHz, int16 or float32; `meta` what its .json
-        holds; `row` its row in the manifest, one more than the pair's before it. ValueError if that does not hold.
+        Args:
+            key: unique in the folder.
+            visual: a JPEG or PNG file or, if `clip` is given, an MP4 file.
+            sound: 48,000 little-endian samples at 16 kHz, int16 or float32.
+            meta: the content of the pair's .json.
+            row: the pair's row in the manifest, one more than that of the pair before.
+            clip: (which frame of the MP4, quarter turns counterclockwise that put it upright).
+
+        Returns:
+            The entry of the shard that this pair filled, which is synced; None if the shard is not full yet.
+
+        Raises:
+            ValueError: an argument is not as described.
         """
         if not key or key in self._keys:
             raise ValueError(f"{self.split}: key {key!r} is empty or was written before")
@@ -149,13 +172,14 @@ class ShardWriter:
         return self._finish() if len(self._lines) == self.pairs_per_shard else None
 
     def close(self) -> list[dict]:
-        """Finish the last shard. -> the split's "shards" entries of the manifest: file, index, pairs, bytes, sha256."""
+        """Finish the last shard. Returns the manifest's entries of the split's shards: file, index, pairs, bytes,
+        sha256."""
         if self._file is not None:
             self._finish()
         return self._shards
 
     def abort(self) -> None:
-        """Drop the shard begun; the finished ones stay."""
+        """Drop the open shard. The finished ones stay."""
         if self._file is not None:
             self._file.close()
             self._partial.unlink(missing_ok=True)
@@ -174,7 +198,7 @@ class ShardWriter:
         self._size += len(data)
 
     def _member(self, name: str, ext: str, data: bytes) -> str:
-        info = tarfile.TarInfo(name)  # mtime, uid and gid 0, mode 0644, no names: nothing of this machine gets in
+        info = tarfile.TarInfo(name)  # its mtime, uid and gid are 0, its names empty: the same bytes everywhere
         info.size = len(data)
         self._write(info.tobuf(tarfile.GNU_FORMAT))
         entry = f"{ext} {self._size} {len(data)} {name}"
@@ -207,19 +231,18 @@ class ShardWriter:
 
 @dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """Where a shard's pairs are: stems (n,) str; visual (n,) uint8, JPEG, CLIP or PNG; offset and size in bytes of
-    .jpg, .mp4 or .png and of .s16 or .f32, each (n,) int64."""
+    """Where the n pairs of a shard are. Offsets and sizes are (n,) int64, in bytes of the tar file."""
 
-    stems: tuple[str, ...]
-    visual: np.ndarray
-    visual_offset: np.ndarray
+    stems: tuple[str, ...]  # of the members' names
+    visual: np.ndarray  # (n,) uint8: JPEG, CLIP or PNG
+    visual_offset: np.ndarray  # of .jpg, .mp4 or .png
     visual_size: np.ndarray
-    s16_offset: np.ndarray
+    s16_offset: np.ndarray  # of .s16 or .f32
     s16_size: np.ndarray
 
 
 def read_index(path: Path) -> ShardIndex:
-    """Read an index file of `ShardWriter` (or of DALI's wds2idx over its shards). InputError if it is not one."""
+    """Read an index file that `ShardWriter` wrote (or DALI's wds2idx for its shards). InputError if it is not one."""
     try:
         if path.stat().st_size > _LARGEST_INDEX:
             raise ValueError(f"it has more than {_LARGEST_INDEX:,} bytes")
@@ -239,11 +262,12 @@ def read_index(path: Path) -> ShardIndex:
             kinds.append(EXTENSIONS.index(extensions) % len(_FRAMES))
             places += words[1], words[2], words[sound + 1], words[sound + 2]
         columns = np.array(list(map(int, places)), np.int64).reshape(-1, 4).T.copy()
-        frame, frame_size, heard, heard_size = columns
-        ends = np.maximum(frame + frame_size, heard + heard_size)
+        frame, frame_size, sound_at, sound_size = columns
+        ends = np.maximum(frame + frame_size, sound_at + sound_size)
         if (columns < 0).any() or (columns >= 1 << 62).any() or (frame[1:] < ends[:-1]).any():
             raise ValueError("its pairs do not follow one another")
-        if (frame_size > LARGEST_FRAME).any() or not ((0 <= (gap := heard - frame - frame_size)) & (gap <= _GAP)).all():
+        gap = sound_at - frame - frame_size
+        if (frame_size > LARGEST_FRAME).any() or not ((gap >= 0) & (gap <= _GAP)).all():
             raise ValueError(f"a frame has more than {LARGEST_FRAME:,} bytes, or its sound is not behind it")
     except (OSError, ValueError, IndexError, OverflowError) as error:
         raise InputError(f"index file {path} cannot be used ({error}): run prepare again on {path.parent}") from error
@@ -251,11 +275,15 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def iterate(tar_path: str | Path) -> Iterator[dict[str, Any]]:
-    """The pairs of a shard, in order: {"key": str, "s16": bytes, "json": dict, "row": int} and either "jpg" or "png":
-    bytes, or "mp4": bytes, "target": int, "quarters": int. "f32" stands for "s16" where the sound is float32.
+    """The pairs of a shard, in order. One pair at a time is read.
 
-    Reads one pair at a time. InputError on anything that `ShardWriter` does not write: links, devices, folders, sparse
-    files, extended headers, names with a path, members without a pair, larger than the file, or there twice.
+    Yields:
+        {"key": str, "s16" or "f32": bytes, "json": dict, "row": int} with "jpg" or "png": bytes, or with "mp4": bytes,
+        "target": int, "quarters": int.
+
+    Raises:
+        InputError: the file has anything that `ShardWriter` does not write: links, devices, folders, sparse files,
+            extended headers, names with a path, members without a pair, twice, or larger than the file.
     """
     path, seen = Path(tar_path), set()
     try:
@@ -279,10 +307,11 @@ def iterate(tar_path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of each member. ValueError or TarError on what `ShardWriter` does not write.
+    """(name, content) of each member. ValueError or TarError for anything that `ShardWriter` does not write.
 
-    Headers are parsed by `tarfile`, one at a time; members are not found by it: it follows links, sparse maps and
-    extended headers, and believes any size."""
+    `tarfile` only parses the headers, one at a time. It does not search the members, because it follows links, sparse
+    maps and extended headers, and trusts any size.
+    """
     left, long_name = os.fstat(file.fileno()).st_size, None
     while (block := file.read(_BLOCK)) != bytes(_BLOCK):
         left -= len(block)
