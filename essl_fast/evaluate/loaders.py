@@ -1,4 +1,4 @@
-"""The loaders of a run: what all of them are given, and the one of a split that is evaluated."""
+"""Loaders: the arguments that all loaders of a run share, and a loader of a split that is evaluated."""
 
 from collections.abc import Callable
 
@@ -7,15 +7,14 @@ import torch
 
 from essl_fast import config, models
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading.loader import Loader
-from essl_fast.data.loading.pool import Pools
+from essl_fast.data.loading import Loader, Pools
 from essl_fast.data.shards import BAD, Manifest
 from essl_fast.models.audio_input import sound_of
 from essl_fast.runtime.distributed import ALONE, World
 
 
 def loader_settings(settings: config.Config, model: models.Localizer, dtype: torch.dtype) -> dict:
-    """What every loader of a run is given."""
+    """The arguments of Loader that all loaders of a run share, by name."""
     data = settings.data
     return {
         "seed": settings.seed,
@@ -39,9 +38,13 @@ def evaluation_loader(
     on_fault: Callable[[int, str], None] | None = None,
     world: World = ALONE,
 ) -> Loader:
-    """Every pair of a split once, in the manifest's order, at the size that evaluation sees. InputError if none is.
+    """A loader of every pair of a split, once, in the manifest's order, at the size that evaluation sees.
 
-    Ranks share the pairs, unless these are too few for each to have one: then every rank sees all.
+    Ranks share the pairs, unless there are too few for each to have one: then every rank sees all. See
+    :func:`essl_fast.evaluate.evaluate` for the arguments.
+
+    Raises:
+        InputError: the split is empty.
     """
     pairs = manifest.pairs(split)
     if not pairs:
@@ -59,17 +62,16 @@ def evaluation_loader(
         pools=pools,
         on_fault=on_fault,
         least=0,
-        **_part(manifest, split, settings, world),
+        **({"rank": world.rank, "world_size": world.size} if ranks_share(manifest, split, settings, world) else {}),
         **loader_settings(settings, model, dtype),
     )
 
 
-def _part(manifest: Manifest, split: str, settings: config.Config, world: World) -> dict[str, int]:
-    """Which part of a split's pairs this rank's loader gives; {} for all of them."""
+def ranks_share(manifest: Manifest, split: str, settings: config.Config, world: World) -> bool:
+    """Whether each rank's loader gives a part of a split's pairs; if not, each gives all of them."""
     if world.size == 1:
-        return {}
+        return False
     exclude = settings.data.exclude_quarantined
     listed = {} if exclude == "none" else manifest.quarantine()
     out = [row for row, reason in listed.items() if exclude == "all" or reason in BAD]
-    enough = manifest.pairs(split) - np.isin(manifest.rows(split), out).sum() >= world.size
-    return {"rank": world.rank, "world_size": world.size} if enough else {}
+    return bool(manifest.pairs(split) - np.isin(manifest.rows(split), out).sum() >= world.size)

@@ -1,4 +1,4 @@
-"""What answers that look at nothing score."""
+"""Scores of answers that look neither at the frame nor at the sound: a trained model must beat them."""
 
 import numpy as np
 import torch
@@ -6,18 +6,24 @@ import torch
 from essl_fast import config, kernels
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import metrics
-from essl_fast.evaluate.evaluation import Evaluation
+from essl_fast.evaluate.result import Evaluation
 
 
 def centre_prior(manifest: Manifest, rows: np.ndarray, consensus: int) -> dict:
-    """What always answering "the middle" scores on some rows: a box of half the frame's width and height."""
+    """The result of always answering with the middle of the frame, a box of half its width and height.
+
+    Args:
+        manifest: the prepared data.
+        rows: (N,) manifest rows.
+        consensus: annotators that must agree for a pixel to count fully.
+    """
     quarter = config.SIZE // 4
     middle = [quarter, quarter, config.SIZE - quarter, config.SIZE - quarter]
     return boxes_prior(manifest, rows, consensus, {manifest.key(row): middle for row in rows})
 
 
 def boxes_prior(manifest: Manifest, rows: np.ndarray, consensus: int, guesses: dict[str, list[int]]) -> dict:
-    """What answering with one given box a pair scores; ``guesses`` maps each key to xyxy on the 224 grid."""
+    """The result of answering with one given box per pair; ``guesses`` maps each key to xyxy on the 224 x 224 grid."""
     guess = torch.tensor([guesses[manifest.key(row)] for row in rows], dtype=torch.int32)[:, None]
     boxes = torch.from_numpy(np.array(manifest.boxes[rows]))
     chunks = zip(guess.split(64), boxes.split(64), strict=True)

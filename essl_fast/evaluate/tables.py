@@ -4,11 +4,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from essl_fast.evaluate import metrics
-from essl_fast.evaluate.evaluation import FOREIGN
+from essl_fast.evaluate.foreign import FOREIGN
 
 
 def table(title: str, results: dict[str, dict]) -> Table:
-    """Success rate and AUC in per cent, a row a result."""
+    """Success rate and AUC in per cent, one row per result."""
     out = Table(title=title)
     for column in ("", "pairs", "success at cIoU 0.5, %", "AUC, %"):
         out.add_column(column, justify="left" if not column else "right")
@@ -19,7 +19,7 @@ def table(title: str, results: dict[str, dict]) -> Table:
 
 
 def extra_tables(extra: dict) -> list[Table]:
-    """The further metrics of :meth:`Evaluation.extra`, to be printed."""
+    """Tables of what :meth:`Evaluation.extra` gives."""
     sizes = {f"{name}, from {metrics.SIZES[name]} pixels": found for name, found in extra["per_size"].items()}
     tables = [table("further metrics", {"area of the boxes as threshold": extra["ciou_adaptive"], **sizes})]
     if extra["foreign"]:

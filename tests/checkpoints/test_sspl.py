@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from essl_fast import checkpoints, config, export, models
-from essl_fast.checkpoints import restoring, sspl
+from essl_fast.checkpoints import sspl
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import __main__ as evaluate_door
-from essl_fast.evaluate import evaluation
+from essl_fast.evaluate import evaluate
 from tests.golden.store import golden, recipe_state
 
 PREFIX = {"frame": "frame_", "sound": "sound_", "pcm": "pcm_", "ssl_head": "head_"}  # of golden's arrays
@@ -30,7 +30,7 @@ def published(tmp_path_factory):
         sd = recipe_state(data, PREFIX[part], seed, gains[part])
         parts[part] = {wrapped + name: value for name, value in sd.items()}
         torch.save(parts[part], folder / f"{part}_best.pth")
-    model, settings = restoring.restore_published(folder, CPU)
+    model, settings = checkpoints.restore_published(folder, CPU)
     assert settings.model.pcm and settings.model.pcm_cycles == 4 and settings.model.out_dim == 512
     return parts, folder, data, model
 
@@ -50,7 +50,7 @@ def test_exported_again_they_are_what_they_were(published, tiny, tmp_path, monke
     given = tmp_path / "run" / "best.pt"
     given.parent.mkdir()
     checkpoints.save(given, {"config": {"model": {}}})
-    monkeypatch.setattr(export, "restore", lambda state, device: (model, None))
+    monkeypatch.setattr(checkpoints, "restore", lambda state, device, weights: (model, config.Config()))
     assert export.main([str(given.parent), "--to", "sspl", "--out", str(tmp_path / "files")]) == 0
     again = sspl.read_files(tmp_path / "files")
     assert set(again) == set(parts) and "pcm_best.pth" in capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_exported_again_they_are_what_they_were(published, tiny, tmp_path, monke
     assert evaluate_door.main([*arguments, "--split", "val", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     settings = config.Config(model=config.ModelConfig(pcm=True))
-    expected = evaluation.evaluate(model, Manifest.load(tiny[1]), "val", settings, CPU, torch.float32)
+    expected = evaluate(model, Manifest.load(tiny[1]), "val", settings, CPU, torch.float32)
     assert [pair["ciou"] for pair in found["each"]] == expected.ciou.tolist() and len(expected.ciou) > 1
     assert found["checkpoint"] == str(tmp_path / "files")
 

@@ -9,8 +9,8 @@ import torch
 from essl_fast import checkpoints, config, kernels, models
 from essl_fast.data.shards import Manifest
 from essl_fast.data.shards.reading import Shards
+from essl_fast.evaluate import Evaluation, centre_view, evaluate, evaluation_loader, extra_tables, metrics
 from essl_fast.evaluate import __main__ as evaluate_door
-from essl_fast.evaluate import evaluation, loaders, metrics, tables
 
 CPU = torch.device("cpu")
 
@@ -35,18 +35,18 @@ def test_foreign_sounds_against_each_pair_by_itself(untrained, monkeypatch, batc
         return read(self, positions, *rest)
 
     monkeypatch.setattr(Shards, "read", recording)
-    found = evaluation.evaluate(model, manifest, "train", settings, CPU, torch.float32, foreign=True)
+    found = evaluate(model, manifest, "train", settings, CPU, torch.float32, foreign=True)
     count = manifest.pairs("train")
     assert sorted(decoded) == list(range(count)) and count > 7
-    plain = evaluation.evaluate(model, manifest, "train", settings, CPU, torch.float32)
+    plain = evaluate(model, manifest, "train", settings, CPU, torch.float32)
     np.testing.assert_array_equal(plain.similarity, found.similarity)
     assert plain.foreign == {} and set(found.foreign) == {"silent", "mismatched"}
 
-    loader = loaders.evaluation_loader(manifest, "train", settings, model, CPU, torch.float32)
+    loader = evaluation_loader(manifest, "train", settings, model, CPU, torch.float32)
     with loader, torch.inference_mode():
         views, sounds = [], []
         for raw in loader:
-            views += evaluation.centre_view(raw.frames, torch.float32, raw.rows).transpose(0, 1)
+            views += centre_view(raw.frames, torch.float32, raw.rows).transpose(0, 1)
             sounds += list(raw.sound)
         silence = kernels.log_mel(torch.zeros(1, 48000, dtype=torch.int16))
         for at in range(0, count, 3):
@@ -59,7 +59,7 @@ def test_foreign_sounds_against_each_pair_by_itself(untrained, monkeypatch, batc
 
 def test_what_they_add_to_a_result(untrained):
     model, manifest, settings = untrained
-    found = evaluation.evaluate(model, manifest, "test", settings, CPU, torch.float32, foreign=True)
+    found = evaluate(model, manifest, "test", settings, CPU, torch.float32, foreign=True)
     extra = found.extra(manifest, 1)
     maps, boxes = torch.from_numpy(found.similarity), torch.from_numpy(np.array(manifest.boxes[found.rows]))
     summary = metrics.summarize(metrics.ciou_adaptive(maps, boxes))
@@ -81,9 +81,9 @@ def test_what_they_add_to_a_result(untrained):
     ).extra(manifest, 1)
     json.dumps(gone, allow_nan=False)  # of a model that diverged: no threshold, but a result
     assert gone["foreign"]["silent"] == {"average_precision": 0, "max_f1": 0, "threshold": None}
-    assert len(tables.extra_tables(gone)) == 2
-    alone = evaluation.Evaluation(found.rows[:1], found.ciou[:1], found.similarity[:1], []).extra(manifest, 1)
-    assert alone["foreign"] == {} and len(tables.extra_tables(alone)) == 1
+    assert len(extra_tables(gone)) == 2
+    alone = Evaluation(found.rows[:1], found.ciou[:1], found.similarity[:1], []).extra(manifest, 1)
+    assert alone["foreign"] == {} and len(extra_tables(alone)) == 1
 
 
 def test_the_command(untrained, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""By which rule boxes of several annotators are counted."""
+"""How many annotators must agree for a pixel to count fully."""
 
 from essl_fast import config
 from essl_fast.data.shards import Manifest
@@ -10,8 +10,8 @@ def consensus_of(settings: config.Config, manifest: Manifest) -> int:
 
 
 def warn_of_consensus(settings: config.Config, manifest: Manifest, console) -> None:
-    """Say so where the settings override what the data set says."""
+    """Print a warning where the settings override the data set's number."""
     asked = consensus_of(settings, manifest)
     if asked != manifest.consensus:
-        told = f"objective.consensus {asked} overrides the {manifest.consensus} of {manifest.root}"
-        console.print(f"warning: {told}: results are not those of its protocol", soft_wrap=True, markup=False)
+        text = f"objective.consensus {asked} overrides the {manifest.consensus} of {manifest.root}"
+        console.print(f"warning: {text}: results are not those of its protocol", soft_wrap=True, markup=False)

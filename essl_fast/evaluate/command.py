@@ -1,0 +1,103 @@
+"""What `python -m essl_fast.evaluate` does: a checkpoint on a split of a prepared folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from essl_fast import checkpoints, config, models
+from essl_fast.common import commands
+from essl_fast.common.errors import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.evaluate.consensus import consensus_of, warn_of_consensus
+from essl_fast.evaluate.evaluation import evaluate
+from essl_fast.runtime.devices import pick_device, pick_precision
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    data: str | Path | None = None,
+    split: str = "test",
+    device: str = "auto",
+    precision: str = "auto",
+    extra: bool = False,
+    weights: Mapping[str, str] | None = None,
+    console: Console | None = None,
+) -> dict:
+    """How well a checkpoint localizes the pairs of a split.
+
+    Args:
+        checkpoint: a run directory, whose best.pt is taken, or a checkpoint file.
+        data: prepared folder; by default the one that the run was trained on.
+        split: "train", "val" or "test".
+        device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
+        precision: "auto" (bf16 on a GPU, fp32 on a CPU), "bf16", "fp16", "fp32" or "tf32".
+        extra: also the further metrics, as "extra": see :meth:`Evaluation.extra`.
+        weights: {"vgg16": path, "vggish": path} where the published files have moved since the training.
+        console: warnings and skipped pairs are printed here; by default nothing is printed.
+
+    Returns:
+        Plain values: checkpoint, split, what :meth:`Evaluation.result` gives, extra if asked for, and each, a list of
+        the key and the cIoU of every pair.
+
+    Raises:
+        InputError: the checkpoint, the data or the device cannot be used.
+    """
+    where, path = pick_device(device), checkpoints.checkpoint_of(Path(checkpoint))
+    state = checkpoints.load(path)
+    root = Path(data or state["data_root"])
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}, which {path} was trained on; say where it is with --data DIR")
+    model, settings = checkpoints.restore(state, where, weights)
+    manifest = Manifest.load(root)
+    if not data and state["data"] != manifest.header:
+        raise InputError(
+            f"{root} is no longer the data set that {path} was trained on; say which one to evaluate on with --data DIR"
+        )
+    console = console or commands.console(quiet=True)
+    commands.say_imports(console, settings.imports)
+    return _evaluate(str(path), model, settings, manifest, split, where, precision, extra, console)
+
+
+def evaluate_published(
+    folder: str | Path,
+    data: str | Path,
+    split: str = "test",
+    device: str = "auto",
+    precision: str = "auto",
+    extra: bool = False,
+    console: Console | None = None,
+) -> dict:
+    """The same as :func:`evaluate_checkpoint` for a folder of the published SSPL code's files."""
+    where = pick_device(device)
+    model, settings = checkpoints.restore_published(Path(folder), where)
+    console = console or commands.console(quiet=True)
+    manifest = Manifest.load(Path(data))
+    return _evaluate(str(folder), model, settings, manifest, split, where, precision, extra, console)
+
+
+def _evaluate(
+    name: str,
+    model: models.Localizer,
+    settings: config.Config,
+    manifest: Manifest,
+    split: str,
+    device: torch.device,
+    precision: str,
+    extra: bool,
+    console: Console,
+) -> dict:
+    warn_of_consensus(settings, manifest, console)
+
+    def skipped(row: int, reason: str) -> None:
+        console.print(f"skipped {manifest.key(row)}, which does not decode: {reason}", soft_wrap=True, markup=False)
+
+    dtype = pick_precision(precision, device)
+    found = evaluate(model, manifest, split, settings, device, dtype, on_fault=skipped, foreign=extra)
+    result = {"checkpoint": name, "split": split, **found.result(manifest)}
+    if extra:
+        result["extra"] = found.extra(manifest, consensus_of(settings, manifest))
+    return result | {"each": found.each(manifest)}
