@@ -72,11 +72,7 @@ def line_chart(
         across = (x - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)
         return LEFT + across, TOP + (1 - (y - y0) / (y1 - y0)) * (HEIGHT - TOP - BOTTOM)
 
-    parts = []
-    for tick in y_ticks:
-        y = place(x0, tick)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    parts = [_grid_line(place(x0, tick)[1], tick) for tick in y_ticks]
     for tick in x_ticks:
         x = place(tick, y0)[0]
         parts.append(
@@ -88,18 +84,9 @@ def line_chart(
             f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}">'
             f"<title>{escape(x_label)} {number(mark_x)}</title></line>"
         )
-    base = HEIGHT - BOTTOM
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
-    for line in series:
-        parts.append(_line(line, place, x_label))
-    drawing = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
-    return _figure(f"{title}{', ' + y_label if y_label else ''}", drawing + legend(series))
+    parts.append(_x_axis(x_label))
+    parts += [_line(line, place, x_label) for line in series]
+    return _figure(f"{title}{', ' + y_label if y_label else ''}", _drawing(title, parts) + legend(series))
 
 
 def _axis(
@@ -117,6 +104,25 @@ def _axis(
     if given:
         return [tick for tick in ticks if low <= tick <= high], low, high
     return ticks, ticks[0], ticks[-1]
+
+
+def _grid_line(y: float, tick: float) -> str:
+    """A horizontal line at y, with its number."""
+    line = f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return line + f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>'
+
+
+def _x_axis(label: str) -> str:
+    """The line of the x axis, and its name."""
+    base, middle = HEIGHT - BOTTOM, (LEFT + WIDTH - RIGHT) / 2
+    line = f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>'
+    return line + f'<text class="label" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(label)}</text>'
+
+
+def _drawing(title: str, parts: list[str]) -> str:
+    """The SVG of a chart."""
+    head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
+    return head + "".join(parts) + "</svg>"
 
 
 def _line(line: Series, place, x_label: str) -> str:
@@ -147,11 +153,7 @@ def histogram(title: str, values: Sequence[float], bins: int, x_label: str, spli
     ticks = nice_ticks(0, max(1, *counts), 4)
     top, base = ticks[-1], HEIGHT - BOTTOM
     span, width = HEIGHT - TOP - BOTTOM, (WIDTH - LEFT - RIGHT) / bins
-    parts = []
-    for tick in ticks:
-        y = base - tick / top * span
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number(tick)}</text>')
+    parts = [_grid_line(base - tick / top * span, tick) for tick in ticks]
     for at, count in enumerate(counts):
         low, high = at / bins, (at + 1) / bins
         tall = count / top * span
@@ -164,15 +166,8 @@ def histogram(title: str, values: Sequence[float], bins: int, x_label: str, spli
     for tick in (0, 0.25, 0.5, 0.75, 1):
         x = LEFT + tick * (WIDTH - LEFT - RIGHT)
         parts.append(f'<text class="tick" x="{x:.1f}" y="{base + 16}" text-anchor="middle">{number(tick)}</text>')
-    parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="label" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
-    drawing = (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
-    return _figure(title, drawing)
+    parts.append(_x_axis(x_label))
+    return _figure(title, _drawing(title, parts))
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]]) -> str:

@@ -1,1 +1,5 @@
-"""The paper's tables and figures."""
+"""The paper's tables and figures from runs on the user's data, beside the published ones."""
+
+from essl_fast.common.lazy import lazy_exports
+
+__getattr__, __dir__, __all__ = lazy_exports(__name__, {"reproduce": "command"})

@@ -1,18 +1,22 @@
-"""The page of `essl_fast.reproduce`: tables and pictures in one HTML file that needs no network."""
+"""The HTML page of the results: tables and pictures in one file that needs no network."""
 
 import base64
 from html import escape
 from pathlib import Path
 
-from essl_fast.report.style import CSS
+from essl_fast.report import CSS
 
 
 def page(
     title: str, note: str, tables: list[tuple[str, tuple[str, ...], list[list[str]]]], pictures: list[tuple[str, Path]]
 ) -> str:
-    """HTML of a title, a note, tables (title, column heads, lines) and PNG pictures (caption, file).
+    """The page as HTML. All text is escaped, and the pictures are inside the page.
 
-    Cells between the first and the last column hold numbers. All text is escaped; pictures are inside the page.
+    Args:
+        title: above everything.
+        note: below the title.
+        tables: (title, column heads, lines); the columns between the first and the last hold numbers.
+        pictures: (caption, PNG file).
     """
     parts = [f"<h1>{escape(title)}</h1>", f'<p class="sub">{escape(note)}</p>']
     for name, heads, lines in tables:

@@ -4,25 +4,25 @@
     table 1     how batch size and the head's learning rate change SSPL with PCM
     table 2     LSS, SSPL and SemiPL, with and without PCM
 
-`essl_fast.report.paper` holds what is published; a row without a figure there has a dash in every table, unless a file
-of the user's gives one (`read_published`).
+`essl_fast.report.paper` holds what is published. A row without a published figure has a dash in the tables, unless a
+file of the user's gives one (see `published`).
 """
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import NamedTuple
 
-import yaml
-
-from essl_fast.common.errors import InputError
-from essl_fast.config.yamls import refuse_bombs
 from essl_fast.report import paper
 
+PARTS = ("table1", "table2", "figures", "fractions")  # what can be reproduced
 _PUBLISHED = {row.name: row for row in paper.ROWS if row.data == "Chaotic World"}
 
 
 class Row(NamedTuple):
-    """A line of a table. `config` is a shipped config's name; `same_as` names a row of the same settings, whose runs
-    are this one's as well."""
+    """A line of a table.
+
+    name: unique among all rows. label: as the tables show it. config: name of a shipped config. same_as: name of a row
+    with the same settings, whose runs serve this one as well.
+    """
 
     name: str
     label: str
@@ -31,12 +31,12 @@ class Row(NamedTuple):
 
     @property
     def run(self) -> str:
-        """Name of its runs."""
+        """The name under which its runs are kept."""
         return self.same_as or self.name
 
     @property
     def published(self) -> paper.Row | None:
-        """What is published of it on Chaotic World, if it is known."""
+        """The published result on Chaotic World, if it is known."""
         return _PUBLISHED.get(self.label)
 
 
@@ -62,11 +62,11 @@ TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {
     ),
 }
 
-FRACTIONS = (0.0, 0.1, 0.5, 1.0)  # not in the paper: how many labels SemiPL needs
+FRACTIONS = (0.0, 0.1, 0.5, 1.0)  # of the labels; not in the paper: how many labels does SemiPL need?
 
 
 def fraction_rows() -> tuple[Row, ...]:
-    """SemiPL without PCM, with a share of the labels."""
+    """SemiPL without PCM, with different shares of the labels."""
     return tuple(
         Row(
             f"labels_{share:g}",
@@ -79,36 +79,13 @@ def fraction_rows() -> tuple[Row, ...]:
 
 
 def fraction_of(row: Row) -> float | None:
-    """The share of labels of a row of :func:`fraction_rows`; None for a row of the paper's."""
+    """The share of labels that a row of :func:`fraction_rows` trains with; None for a row of the paper."""
     return float(row.name.removeprefix("labels_")) if row.name.startswith("labels_") else None
 
 
-def read_published(path: Path) -> dict[str, paper.Row]:
-    """Published figures that a user has at hand, of rows by their names:
-
-        source: SemiPL, arXiv 2404.19615, table 2      # where they stand; default: the file's name
-        rows:
-          lss: {success: 31.4, auc: 37.7}              # per cent; one of them will do
-
-    InputError if the file is not like that.
-    """
-    try:
-        told = yaml.safe_load(refuse_bombs(path.read_text()))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        what = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"--published: {path} cannot be read ({what})") from error
-    names = {row.name: row.label for _, rows in TABLES.values() for row in rows}
-    if not isinstance(told, dict) or set(told) - {"source", "rows"} or not isinstance(told.get("rows"), dict):
-        raise InputError(f"--published: {path} needs rows: with lines such as lss: {{success: 31.4, auc: 37.7}}")
-    source, found = str(told.get("source", path.name)), {}
-    for name, figures in told["rows"].items():
-        if name not in names:
-            raise InputError(f"--published: {path}: {name} is no row; rows are {', '.join(names)}")
-        if not isinstance(figures, dict) or not figures or set(figures) - {"success", "auc"}:
-            raise InputError(f"--published: {path}: {name} needs success and auc in per cent, got {figures!r}")
-        for key, value in figures.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 100:
-                raise InputError(f"--published: {path}: {key} of {name} must be from 0 to 100 per cent, got {value!r}")
-        success, auc = (None if key not in figures else figures[key] / 100 for key in ("success", "auc"))
-        found[name] = paper.Row(names[name], "Chaotic World", success, auc, source)
-    return found
+def rows_of(parts: Iterable[str]) -> dict[str, Row]:
+    """The rows to train for some of PARTS, by the name of their runs, each once."""
+    tables = {name: rows for name, (_, rows) in TABLES.items()} | {"fractions": fraction_rows()}
+    tables["figures"] = (*tables["table1"], *tables["table2"])
+    named = {row.name: row for rows in tables.values() for row in rows}
+    return {row.run: named[row.run] for part in parts for row in tables[part]}

@@ -10,7 +10,7 @@ from essl_fast.data import media
 from essl_fast.data.media import clips
 from essl_fast.data.media.footage import Video
 from essl_fast.data.media.sound_windows import open_windows
-from essl_fast.reproduce.rows import read_published
+from essl_fast.reproduce.published import read_published
 
 TOGETHER = 4  # frames of a reel, of five in a group of pictures
 FIGURES = {

@@ -16,17 +16,22 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.report import paper
 from essl_fast.reproduce import __main__ as reproduce_door
-from essl_fast.reproduce import reproducing
-from essl_fast.reproduce.reproducing import Plan, Results, finding, rows_of, say
-from essl_fast.reproduce.rows import TABLES, read_published
+from essl_fast.reproduce import command as reproduce_command
+from essl_fast.reproduce import pictures, reproduce, runs
+from essl_fast.reproduce.command import run_plan
+from essl_fast.reproduce.plan import Plan
+from essl_fast.reproduce.published import read_published
+from essl_fast.reproduce.results import Results, finding, mean_and_spread
+from essl_fast.reproduce.rows import TABLES, fraction_of, fraction_rows, rows_of
+from essl_fast.reproduce.writing import console_table, markdown
 from essl_fast.runtime.stopping import Stopped
 from essl_fast.train import __main__ as train_door
 
 SMALL = ["--epochs", "1", "--data.batch_size", "5", "--optim.warmup", "0", "--demo.train_videos", "10"]
 
 
-def plan_for(out, **more) -> Plan:
-    return Plan("demo", out, [0, 1], reduced=True, **more)
+def plan_for(out, **options) -> Plan:
+    return Plan("demo", out, [0, 1], reduced=True, **options)
 
 
 def summary(success: float, auc: float) -> dict:
@@ -53,7 +58,7 @@ def test_every_row_is_a_shipped_config_of_its_method_and_rates():
 
 
 def test_a_row_that_shares_the_runs_of_another_has_its_settings(tmp_path):
-    every = [row for _, rows in TABLES.values() for row in rows] + list(reproducing.fraction_rows())
+    every = [row for _, rows in TABLES.values() for row in rows] + list(fraction_rows())
     named = {row.name: row for row in every}
     plan = plan_for(tmp_path)
     for row in every:
@@ -68,15 +73,15 @@ def test_a_row_that_shares_the_runs_of_another_has_its_settings(tmp_path):
 
 def test_label_fractions_reach_the_settings(tmp_path):
     plan = plan_for(tmp_path)
-    found = [config.parse(plan.arguments(row, 1), "test")[0] for row in reproducing.fraction_rows()]
+    found = [config.parse(plan.arguments(row, 1), "test")[0] for row in fraction_rows()]
     assert [own.data.labelled_fraction for own in found] == [0.0, 0.1, 0.5, 1.0]
     assert {(own.objective.method, own.seed, own.model.trunk) for own in found} == {("semipl", 1, "small")}
 
 
 def test_mean_and_spread_over_seeds():
-    assert say([]) == "not run"
-    assert say([0.5]) == "50.0"
-    assert say([0.4, 0.6]) == f"50.0 ± {100 * np.std([0.4, 0.6], ddof=1):.1f}"
+    assert mean_and_spread([]) == "not run"
+    assert mean_and_spread([0.5]) == "50.0"
+    assert mean_and_spread([0.4, 0.6]) == f"50.0 ± {100 * np.std([0.4, 0.6], ddof=1):.1f}"
 
 
 def test_a_table_says_what_was_not_run_and_what_failed(tmp_path):
@@ -93,8 +98,8 @@ def test_a_table_says_what_was_not_run_and_what_failed(tmp_path):
     assert results.line(fourth)[3:] == ["50.0 ± 0.0", "40.0 ± 0.0", paper.CODE]
     results.failed[first.run] = "[/x] a|b"
     assert results.line(first)[3:] == ["25.0", "30.0", "failed: [/x] a|b; 1 of 2 seeds"]
-    assert "[/x] a\\|b" in reproducing.markdown("", [results.line(first)])
-    commands.console().print(reproducing.console_table("", [results.line(first)]))  # what looks like markup is text
+    assert "[/x] a\\|b" in markdown("", [results.line(first)])
+    commands.console().print(console_table("", [results.line(first)]))  # what looks like markup is text
 
 
 def test_figures_that_a_user_has_stand_beside_ours(tmp_path):
@@ -150,8 +155,8 @@ def test_a_file_of_figures_that_is_wrong_is_named(tmp_path, text, told):
 )
 def test_the_finding_follows_the_numbers(tmp_path, values, expected):
     results = Results(plan_for(tmp_path))
-    for row in reproducing.fraction_rows():
-        for seed, value in enumerate(values.get(reproducing.fraction_of(row), [])):
+    for row in fraction_rows():
+        for seed, value in enumerate(values.get(fraction_of(row), [])):
             results.add(row, seed, summary(value, 0.3))
     assert expected in finding(results)
 
@@ -166,9 +171,9 @@ def test_table_and_figures_from_runs(tmp_path, monkeypatch, capsys):
             raise RuntimeError("exit code 2: <b>no</b>")
         assert train_door.main([*arguments, "--out", str(folder)]) == 0
 
-    monkeypatch.setattr(reproducing, "train", here)
+    monkeypatch.setattr(runs, "train", here)
     rows = {name: row for name, row in rows_of(["table2"]).items() if name in ("lss", "sspl_wo_pcm")}
-    monkeypatch.setattr(reproducing, "rows_of", lambda parts: rows)
+    monkeypatch.setattr(reproduce_command, "rows_of", lambda parts: rows)
     more = [*SMALL, "--demo.test_videos", "3", "--demo.cache", str(tmp_path / "cache"), "--compile", "off"]
     command = ["figures", "--reduced", "--out", str(tmp_path / "out"), "--device", "cpu", *more]
     assert reproduce_door.main(command) == 1  # one row failed
@@ -180,9 +185,7 @@ def test_table_and_figures_from_runs(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 and "://" not in page.replace("data:image", "")
     assert "exit code 2" in capsys.readouterr().out
-    results = reproducing.run(
-        plan_for(tmp_path / "out", more=[*more, "--device", "cpu"]), ["table2"], commands.console()
-    )
+    results = run_plan(plan_for(tmp_path / "out", overrides=[*more, "--device", "cpu"]), ["table2"], commands.console())
     assert {folder.name for folder in started[2:]} == {"seed-1", "seed-0"}  # seed 0 only where it failed
     assert [folder.parent.name for folder in started[2:] if folder.name == "seed-0"] == ["sspl_wo_pcm"]
     assert "<b>" not in (tmp_path / "out" / "report.html").read_text()
@@ -194,7 +197,7 @@ def test_table_and_figures_from_runs(tmp_path, monkeypatch, capsys):
 
 def test_a_run_of_its_own_process_that_fails_is_told_with_its_last_line(tmp_path):
     with pytest.raises(RuntimeError, match="exit code 2: .*there is no folder|exit code 2: .*nowhere"):
-        reproducing.train(tmp_path / "row" / "seed-0", ["--data.root", str(tmp_path / "nowhere"), "--device", "cpu"])
+        runs.train(tmp_path / "row" / "seed-0", ["--data.root", str(tmp_path / "nowhere"), "--device", "cpu"])
     assert (tmp_path / "row" / "seed-0.log").exists()
 
 
@@ -214,10 +217,10 @@ def test_a_run_that_has_ended_counts_only_for_its_own_data(row):
     held["config"]["data"]["root"] = "/where/it/was/then"
     files.write_json(folder / "summary.json", held)
     checkpoints.save(folder / "best.pt", {"data": manifest.header})
-    assert reproducing.finished(folder, arguments) == held
+    assert runs.finished(folder, arguments) == held
     checkpoints.save(folder / "best.pt", {"data": manifest.header | {"pairs": 1}})
     with pytest.raises(InputError, match=f"seed-0 was trained on other data than {manifest.root}: give another --out"):
-        reproducing.finished(folder, arguments)
+        runs.finished(folder, arguments)
 
 
 def test_a_run_that_was_stopped_goes_on_only_with_its_own_settings(row, monkeypatch):
@@ -225,10 +228,10 @@ def test_a_run_that_was_stopped_goes_on_only_with_its_own_settings(row, monkeypa
     settings = config.to_dict(config.parse(arguments, "test")[0])
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     checkpoints.save(folder / "last-1.pt", {})  # last.pt itself is gone
-    assert reproducing.finished(folder, arguments) is None
+    assert runs.finished(folder, arguments) is None
     for name, value in (("--epochs", "3"), ("--optim.lr_trunk", "1")):
         with pytest.raises(InputError, match=f"of other settings .{name[2:]}"):
-            reproducing.finished(folder, [*arguments, name, value])
+            runs.finished(folder, [*arguments, name, value])
     started = []
 
     class Child:
@@ -238,10 +241,10 @@ def test_a_run_that_was_stopped_goes_on_only_with_its_own_settings(row, monkeypa
         def wait(self):
             return 0
 
-    monkeypatch.setattr(reproducing.subprocess, "Popen", Child)
-    reproducing.train(folder, arguments)  # with the row's arguments: the data may have moved
+    monkeypatch.setattr(runs.subprocess, "Popen", Child)
+    runs.train(folder, arguments)  # with the row's arguments: the data may have moved
     assert started[0][3:] == [*arguments, "--resume", str(folder)]
-    reproducing.train(folder.with_name("seed-1"), arguments)
+    runs.train(folder.with_name("seed-1"), arguments)
     assert started[1][3:] == [*arguments, "--out", str(folder.with_name("seed-1"))]
 
 
@@ -250,22 +253,23 @@ def test_sigterm_ends_the_training_that_was_started(tmp_path, monkeypatch):
     lines = "#!/bin/sh", "trap 'echo saved; exit 143' TERM", f"touch {tmp_path}/ready", "while :; do sleep 0.05; done"
     child.write_text("\n".join(lines))
     child.chmod(0o755)
-    monkeypatch.setattr(reproducing.sys, "executable", str(child))
+    monkeypatch.setattr(runs.sys, "executable", str(child))
 
     def kill():
         while not (tmp_path / "ready").exists():
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.signal(signal.SIGTERM, reproducing.stopped)
+    before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=kill)
     try:
-        thread.start()
-        with pytest.raises(Stopped):
-            reproducing.train(tmp_path / "seed-0", [])
+        with runs.stopped_by_sigterm():
+            thread.start()
+            with pytest.raises(Stopped):
+                runs.train(tmp_path / "seed-0", [])
     finally:
         thread.join()
-        signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGTERM) == before
     assert "saved" in (tmp_path / "seed-0.log").read_text()
 
 
@@ -273,13 +277,24 @@ def test_figures_that_fail_do_not_take_the_tables_along(tmp_path, monkeypatch, c
     def no(*_):
         raise InputError("best.pt is damaged")
 
-    monkeypatch.setattr(reproducing, "finished", lambda folder, arguments: summary(0.5, 0.4))
-    monkeypatch.setattr(reproducing, "draw", no)
-    plan = plan_for(tmp_path, more=["--epochs", "1"])
-    results = reproducing.run(plan, ["table1", "figures"], commands.console())
+    monkeypatch.setattr(runs, "finished", lambda folder, arguments: summary(0.5, 0.4))
+    monkeypatch.setattr(pictures, "draw", no)
+    plan = plan_for(tmp_path, overrides=["--epochs", "1"])
+    results = run_plan(plan, ["table1", "figures"], commands.console())
     assert results.failed == {"figures": "best.pt is damaged"} and "best.pt is damaged" in capsys.readouterr().out
     text = (tmp_path / "report.md").read_text()
     assert text.count("50.0 ± 0.0") == 3 and "Overrides: --epochs 1." in text
+
+
+def test_the_function_checks_what_the_command_checks(tmp_path):
+    for options, message in (
+        ({"seeds": (1, 1)}, "--seeds: each once"),
+        ({"data": tmp_path}, "is not a prepared folder"),
+        ({"overrides": ["--seed", "3"]}, "^seed: 0 -> 3: a row's own"),
+    ):
+        with pytest.raises(InputError, match=message):
+            reproduce("table1", out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_data_without_the_split_that_chooses_the_epoch(tiny, tmp_path, monkeypatch):

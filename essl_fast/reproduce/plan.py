@@ -1,0 +1,134 @@
+"""What is reproduced: which runs, and the command line of train for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from essl_fast import config
+from essl_fast.common.errors import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.report import paper
+from essl_fast.reproduce.rows import Row, fraction_of
+
+PROG = "python -m essl_fast.reproduce"
+# Settings of the rows themselves, or of this command's options. Overriding one would make the tables wrong.
+FIXED = (
+    "name",
+    "out",
+    "seed",
+    "data.root",
+    "data.labelled_fraction",
+    "select_on",
+    "baselines",
+    "objective.method",
+    "model.pcm",
+    "model.head",
+)
+# The demo's settings (configs/demo.yaml) in place of the recipe's: small networks without pretrained weights, on a CPU.
+REDUCED = (
+    "--model.trunk",
+    "small",
+    "--model.audio",
+    "small",
+    "--model.out_dim",
+    "128",
+    "--objective.supervised_weight",
+    "10",
+    "--optim.lr_sound",
+    "4e-3",
+    "--optim.lr_trunk",
+    "4e-3",
+    "--optim.lr_pcm",
+    "1e-3",
+    "--optim.weight_decay",
+    "0.01",
+    "--optim.schedule",
+    "cosine",
+    "--optim.warmup",
+    "3",
+    "--data.last_batch",
+    "keep",
+    "--eval_every",
+    "1",
+    "--demo.train_videos",
+    "200",
+    "--demo.test_videos",
+    "50",
+)
+REDUCED_EPOCHS = 12
+REDUCED_BATCH = 8  # the recipe's batch is divided by this
+DEMO_HEAD = 1e-3  # the demo's learning rate of the head, in place of RECIPE_HEAD
+RECIPE_HEAD = {"lss": 1e-4, "pcm": 5e-5, "plain": 2e-3}  # the recipes' learning rates of the head
+
+
+@dataclass
+class Plan:
+    """What a user wants to reproduce.
+
+    Attributes:
+        data: a prepared folder, or "demo" for the synthetic world.
+        out: folder of the runs and results.
+        seeds: each row is trained once with each.
+        protocol: "clean" selects the best epoch on the validation split, "published" on the test split.
+        reduced: small networks and few epochs, for a CPU.
+        overrides: train's options, for every row.
+        device: auto, cpu, cuda or cuda:N.
+        published: published results that a user has, by the rows' names; they go before those that we know.
+    """
+
+    data: str
+    out: Path
+    seeds: list[int]
+    protocol: str = "clean"
+    reduced: bool = False
+    overrides: list[str] = field(default_factory=list)
+    device: str = "auto"
+    published: dict[str, paper.Row] = field(default_factory=dict)
+
+    def arguments(self, row: Row, seed: int) -> list[str]:
+        """train's command line for a row and a seed, without --out."""
+        return [*self.own_arguments(row, seed), *self.overrides]
+
+    def own_arguments(self, row: Row, seed: int) -> list[str]:
+        """The same, without the overrides."""
+        arguments = ["--config", row.config]
+        if self.reduced:
+            own = config.load(row.config)
+            kind = "lss" if own.model.head == "lss" else "pcm" if own.model.pcm else "plain"
+            head = DEMO_HEAD * own.optim.lr_head / RECIPE_HEAD[kind]
+            batch = max(2, own.data.batch_size // REDUCED_BATCH)
+            arguments += [*REDUCED, "--optim.lr_head", f"{head:g}", "--data.batch_size", str(batch)]
+            arguments += ["--epochs", str(REDUCED_EPOCHS)]
+        arguments += ["--data.root", self.data, "--seed", str(seed), "--name", row.name]
+        arguments += ["--select_on", "test" if self.protocol == "published" else "val", "--baselines", "false"]
+        fraction = fraction_of(row)
+        if fraction is not None:
+            arguments += ["--data.labelled_fraction", f"{fraction:g}"]
+        return [*arguments, "--device", self.device]
+
+    def check(self, rows: Iterable[Row]) -> None:
+        """InputError if the overrides are no settings, or change settings that define a row."""
+        for row in rows:
+            own, given = (config.parse(a, PROG)[0] for a in (self.own_arguments(row, 0), self.arguments(row, 0)))
+            for line in config.difference(config.to_dict(own), config.to_dict(given)):
+                if line.split(": ")[0] in FIXED:
+                    raise InputError(f"{line}: a row's own, or set by --data, --seeds, --protocol or --out; leave it")
+
+    def check_data(self) -> None:
+        """InputError if the prepared folder is none, or lacks a split that the protocol needs."""
+        if self.data == "demo":
+            return
+        if not (Path(self.data) / "manifest.json").is_file():
+            raise InputError(
+                f"--data: {self.data} is not a prepared folder (it has no manifest.json); see essl_fast.prepare"
+            )
+        manifest, needed = Manifest.load(Path(self.data)), {"clean": ("val", "test"), "published": ("test",)}
+        if missing := [split for split in needed[self.protocol] if not manifest.pairs(split)]:
+            remedy = "; prepare it with --validation above 0, or use --protocol published" * (missing == ["val"])
+            raise InputError(f"--data: {self.data} has no {missing[0]} split{remedy}")
+
+    def folder(self, row: Row, seed: int) -> Path:
+        """The run directory of a row and a seed."""
+        return self.out / "runs" / row.run / f"seed-{seed}"

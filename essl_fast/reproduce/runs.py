@@ -1,0 +1,112 @@
+"""One run of a row: whether it has ended, and training it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from essl_fast import checkpoints, config
+from essl_fast.common.errors import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.reproduce.plan import PROG
+from essl_fast.runtime.stopping import Stopped
+from essl_fast.train import forbidden
+
+
+def finished(folder: Path, arguments: list[str]) -> dict | None:
+    """The summary of a run that has ended; None if it has not ended, or not begun.
+
+    Args:
+        folder: the run directory.
+        arguments: train's command line for it (`Plan.arguments`).
+
+    Raises:
+        InputError: the folder holds a run with other settings or on other data, or its summary is damaged.
+    """
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        found = config.from_dict(summary["config"])
+    except FileNotFoundError:
+        if checkpoints.kept(folder / "last.pt") and (folder / "config.yaml").is_file():
+            _check_settings(folder, config.parse(["--config", str(folder / "config.yaml")], PROG)[0], arguments)
+        return None
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{folder / 'summary.json'} is damaged: delete {folder} and run again") from None
+    root = _check_settings(folder, found, arguments)
+    # The data set may have moved, or another one may be at its place. train itself checks a run that goes on.
+    if root != "demo" and checkpoints.load(folder / "best.pt")["data"] != Manifest.load(Path(root)).header:
+        raise InputError(f"{folder} was trained on other data than {root}: give another --out, or delete it")
+    return summary
+
+
+def _check_settings(folder: Path, found: config.Config, arguments: list[str]) -> str:
+    """InputError if a run's settings differ from those of the arguments; else the data folder of the arguments."""
+    wanted = config.parse(arguments, PROG)[0]
+    different = config.difference(config.to_dict(found), config.to_dict(wanted))
+    # A resumed run may have another number of epochs; here that would be another result.
+    if hard := [line for line in different if forbidden([line]) or line.startswith("epochs: ")]:
+        raise InputError(f"{folder} is of other settings ({'; '.join(hard)}): give another --out, or delete it")
+    return wanted.data.root
+
+
+def train(folder: Path, arguments: list[str]) -> None:
+    """Train in another process, from the last checkpoint if there is one. Its output goes to FOLDER.log.
+
+    Raises:
+        RuntimeError: training failed; the message has the last line of its output.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".log")
+    given = [*arguments, "--resume" if checkpoints.kept(folder / "last.pt") else "--out", str(folder)]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with open(log, "ab") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "essl_fast.train", *given],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        try:
+            code = child.wait()
+        except BaseException as error:
+            # Ctrl-C reaches the child as well, which writes a checkpoint and ends. SIGTERM may have reached us alone.
+            if isinstance(error, Stopped):
+                child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(60)
+            child.kill()
+            child.wait()
+            raise
+    if code:
+        lines = log.read_text(errors="replace").strip().splitlines()
+        raise RuntimeError(f"exit code {code}: {lines[-1] if lines else 'no output'} (all of it: {log})")
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Within the block, SIGTERM ends this command as Ctrl-C does: together with the training that it has started.
+
+    Outside the main thread, which alone can catch signals, it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        raise Stopped(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
