@@ -30,8 +30,8 @@ import numpy as np
 import soxr
 from PIL import Image
 
+from essl_fast.data.media import find_video
 from essl_fast.data.media.audio import RATE, SAMPLES, fit_length, window_span
-from essl_fast.data.media.video import find_video
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = 256  # side of a stored frame

@@ -14,6 +14,14 @@ import numpy as np
 WIDTH, HEIGHT = 160, 90
 BITS = 10
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
+# Options of `make_video` for streams that DALI decodes without a GPU.
+VP9 = {
+    "codec": "libvpx-vp9",
+    "sound_codec": "libopus",
+    "rate": 48_000,
+    "options": {"deadline": "realtime", "cpu-used": "8"},
+}
+MJPEG = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
 
 
 def numbered(number: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:

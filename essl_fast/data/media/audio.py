@@ -1,7 +1,6 @@
 """Video files → the seconds of sound that pairs need, decoded with PyAV (FFmpeg) and resampled with soxr.
 
-Time 0 is where the video stream starts, as for frames (`media`): the sound is cut, or padded with silence, to start
-there.
+Time 0 is where the video stream starts, as for frames (`probing`): the sound is cut there, or padded with silence.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ import numpy as np
 import soxr
 from av.audio.stream import AudioStream
 
-from essl_fast.data.media import limits
-from essl_fast.data.media.video import LIMIT, NO_SOUND, UNREADABLE, MediaError, decodable, open_file, say
+from essl_fast.data.media import limits, opening
+from essl_fast.data.media.errors import LIMIT, NO_SOUND, UNREADABLE, MediaError
 
-RATE = 16_000  # Hz of stored sound
-SECONDS = 3  # of sound around a frame
+RATE = 16_000  # Hz, of stored sound
+SECONDS = 3  # of sound that a pair has around its frame
 SAMPLES = RATE * SECONDS
 
-_GAP = 0.1  # seconds without sound between packets that are a pause, not a rounded timestamp
+_GAP = 0.1  # seconds between two packets; a longer gap is a pause, not a rounded timestamp
 _SETTLE = 0.25  # seconds after a lost packet until any decoder has forgotten it (MP3's reservoir, Opus's prediction)
 _LONGEST = 3600  # seconds; a longer pause is a broken timestamp
 _SCALE = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
@@ -30,8 +29,14 @@ _SCALE = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
 
 @dataclass(frozen=True, eq=False)
 class Sound:
-    """mono: float32 (n,) in [-1, 1] from time 0 on; rate in Hz; damage: "" or where and why the track breaks off;
-    holes: (from, to) in samples of what cannot be decoded before that."""
+    """A decoded sound track.
+
+    Attributes:
+        mono: float32 (n,) in [-1, 1], from time 0 on.
+        rate: Hz.
+        damage: "" or where and why the track breaks off, in words.
+        holes: (begin, end) in samples of each part before that which cannot be decoded.
+    """
 
     mono: np.ndarray
     rate: int
@@ -39,7 +44,7 @@ class Sound:
     holes: tuple[tuple[int, int], ...] = ()
 
     def hole(self, time: float) -> str:
-        """ "" or the first hole that the 3 s around `time` touch, in words."""
+        """ "" or, in words, the first hole that overlaps the 3 s around `time` (seconds)."""
         offset, length = window_span(time, self.rate)
         for begin, end in self.holes:
             if offset < end and begin < offset + length:
@@ -48,16 +53,22 @@ class Sound:
 
 
 def decode_sound(path: str | Path, until: float | None = None, alone: bool = False) -> Sound:
-    """The sound track as mono float32 at its own rate, from time 0 to `until` seconds or its end. `alone`: time 0 is
-    where the track itself starts, since the file is a sound file; a picture in it, of an album, says nothing of time.
+    """Decode the sound track of a file to mono, at its own rate.
 
-    Channels are averaged in float32. Samples that an encoder put before the sound are skipped (FFmpeg does), pauses
-    between packets become silence. What follows a packet that cannot be decoded keeps its time, and the packet leaves a
-    hole; a track that cannot be read further keeps what precedes that. Besides the result, memory holds one frame.
-    Raises MediaError if there is no track or nothing of it can be decoded.
+    Channels are averaged in float32. FFmpeg skips the samples that an encoder put before the sound. Pauses between
+    packets become silence. A packet that cannot be decoded leaves a hole, and the sound after it keeps its time. If the
+    track cannot be read to its end, the result holds what was read. Memory holds the result and one frame.
+
+    Args:
+        path: the file.
+        until: seconds after which decoding stops; None: at the end.
+        alone: time 0 is where the sound track starts. For sound files, whose video stream may be an album's picture.
+
+    Raises:
+        MediaError: there is no sound track, nothing of it can be decoded, or it is beyond the limits.
     """
     path = Path(path)
-    with open_file(path) as container:
+    with opening.open_file(path) as container:
         audio, zero = find_sound(container, path)
         if alone:
             zero = float((audio.start_time or 0) * audio.time_base)
@@ -66,7 +77,7 @@ def decode_sound(path: str | Path, until: float | None = None, alone: bool = Fal
             if wrong := limits.sound(blocks.rate, 1, at + len(part)):
                 raise MediaError(LIMIT, f"{path.name}: {wrong}")
             if at + len(part) > len(mono):
-                # Memory costs when it is written.
+                # Memory that is never written costs nothing, so the array may be larger than needed.
                 longer = np.zeros(max(2 * len(mono), at + len(part), 60 * blocks.rate), np.float32)
                 longer[: len(mono)] = mono
                 mono = longer
@@ -74,7 +85,7 @@ def decode_sound(path: str | Path, until: float | None = None, alone: bool = Fal
             if until is not None and blocks.filled > until * blocks.rate + 1:
                 break
         filled, rate, damage = blocks.filled, blocks.rate, blocks.damage
-        if filled * RATE <= rate:  # a sample at 16 kHz, at most
+        if filled * RATE <= rate:  # at most one sample at 16 kHz
             raise MediaError(UNREADABLE, f"{path.name}: no sound can be decoded ({damage or 'the track is empty'})")
         mono = mono[:filled]
         damage = damage and f"{path.name}: {damage}, {filled / rate:.2f} s of sound are there"
@@ -82,57 +93,63 @@ def decode_sound(path: str | Path, until: float | None = None, alone: bool = Fal
 
 
 def find_sound(container, path: Path) -> tuple[AudioStream, float]:
-    """(the sound track, time 0 in seconds of the file's clock) of an open file. MediaError if it has no track."""
+    """The sound track of an open file, and time 0 in seconds of the file's clock.
+
+    Raises:
+        MediaError: there is no sound track, no decoder for it, or it is beyond the limits.
+    """
     audio = container.streams.best("audio")
     if audio is None:
         raise MediaError(NO_SOUND, f"{path.name} has none; add one or take the video out of the lists")
     video = container.streams.best("video")
     zero = float(video.start_time * video.time_base) if video is not None and video.start_time is not None else 0.0
-    decodable(audio, path)
+    opening.check_decoder(audio, path)
     if wrong := limits.sound(audio.rate or limits.RATES[0], audio.channels):
         raise MediaError(LIMIT, f"{path.name}: {wrong}")
     return audio, zero
 
 
 class Blocks:
-    """Iterates over (first sample, float32 (n,)) of a sound track, mono, each block behind the one before it.
+    """Iterates over the blocks of a sound track: (number of its first sample, float32 (n,) mono), in order.
 
-    Samples are counted from time 0, `zero` seconds on the file's clock; what precedes it is left out, and what lies
-    between two blocks is silence. Until now, or in all: `rate` in Hz, 0 before the first block; `filled`, samples up to
-    the end of the last; `holes` and `damage` as a `Sound` has them.
+    Samples are counted from time 0, which is `zero` seconds on the file's clock. Sound before time 0 is left out; a gap
+    between two blocks is silence.
+
+    Attributes:
+        rate: Hz; 0 before the first block.
+        filled: samples from time 0 to the end of the last block so far.
+        holes, damage: of the track so far, as in `Sound`.
     """
 
     def __init__(self, container, audio: AudioStream, zero: float):
         audio.codec_context.thread_count = 1
-        for stream in container.streams:
-            if stream is not audio:
-                stream.discard = av.stream.Discard.all  # or their packets are read, too
+        opening.read_only(container, audio)
         self._frames, self._zero = _sound_frames(container, audio), zero
         self.rate, self.filled, self.damage = 0, 0, ""
         self.holes: list[tuple[int, int]] = []
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
-        due, lost = None, ""  # the sample that comes next; why the packet before this frame was lost
+        due, lost = None, ""  # number of the next sample; why the packet before this frame was lost
         try:
             for frame in self._frames:
                 if isinstance(frame, av.FFmpegError):
-                    lost = lost or say(frame)
+                    lost = lost or opening.error_text(frame)
                     continue
                 rate = self.rate = self.rate or frame.sample_rate
                 if wrong := limits.sound(frame.sample_rate, len(frame.layout.channels)):
-                    self.damage = wrong  # the header said something else
+                    self.damage = wrong  # the header said otherwise
                     break
                 if frame.sample_rate != rate:
                     self.damage = f"the sample rate changes from {rate} to {frame.sample_rate} Hz"
                     break
                 if lost and frame.time is None:
-                    break  # nobody knows when this is heard
+                    break  # the time of this frame is unknown
                 stamp = due or 0 if frame.time is None else round((frame.time - self._zero) * rate)
                 if lost:
                     begin, due = due, max(due, stamp)
                     self.holes.append((max(begin, 0), max(due, 0) + round(_SETTLE * rate)))
                     lost = ""
-                if due is None or stamp - due > _GAP * rate:  # lost packets: what follows keeps its time
+                if due is None or stamp - due > _GAP * rate:  # after lost packets the sound keeps its time
                     due = stamp
                 if abs(due - self.filled) > _LONGEST * rate:
                     self.damage = f"a timestamp says {due / rate:.0f} s"
@@ -142,13 +159,15 @@ class Blocks:
                 self.filled = max(self.filled, at + len(part))
                 yield at, part
         except av.FFmpegError as error:
-            self.damage = say(error)
+            self.damage = opening.error_text(error)
         self.damage = self.damage or lost
 
 
 def _sound_frames(container, audio):
-    """Decoded frames, and the error of each packet that cannot be decoded; before the first frame (a track cut in
-    mid-frame) such packets are passed over."""
+    """Decoded frames, and the error of each packet that cannot be decoded.
+
+    Such packets are skipped before the first frame: a track that was cut may begin in the middle of a frame.
+    """
     begun = False
     for packet in container.demux(audio):
         if packet.is_corrupt:
@@ -162,11 +181,11 @@ def _sound_frames(container, audio):
 
 
 def _mono(frame) -> np.ndarray:
-    """A decoded audio frame → float32 (samples,), the channels' mean; integers are scaled by their full range."""
+    """Mean of a decoded audio frame's channels, float32 (samples,); integers are divided by their full range."""
     kind = frame.format.name
-    if kind == "fltp":  # of AAC, MP3 and Opus; `to_ndarray` would take twice the time of decoding
+    if kind == "fltp":  # AAC, MP3 and Opus; `to_ndarray` would take twice as long as decoding
         channels = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
-        mono = channels[0].copy()  # the frame's memory goes with it
+        mono = channels[0].copy()  # its memory is freed with the frame
         for channel in channels[1:]:
             mono += channel
         return mono / np.float32(len(channels)) if len(channels) > 1 else mono
@@ -181,25 +200,28 @@ def _mono(frame) -> np.ndarray:
 
 
 def window_span(time: float, rate: int) -> tuple[int, int]:
-    """(offset, length) in samples of the 3 s around `time` s; int() truncates float error, as in the published code."""
+    """(offset, length) in samples of the 3 s around `time` (seconds).
+
+    int() truncates the product of floats, as the published code does.
+    """
     return int((time - SECONDS / 2) * rate), int(SECONDS * rate)
 
 
 def sound_window(mono: np.ndarray, rate: int, time: float) -> np.ndarray | None:
-    """The 3 s of `mono` (n,) around `time` s, a view at the original rate; None if they leave the track."""
+    """The 3 s of `mono` (n,) around `time` (seconds), a view at the same rate; None if they leave the track."""
     offset, length = window_span(time, rate)
     return None if time < SECONDS / 2 or offset + length > len(mono) else mono[offset : offset + length]
 
 
 def to_stored(window: np.ndarray, rate: int) -> np.ndarray:
-    """float32 (n,) at `rate` Hz → float32 (48000,) at 16 kHz: soxr HQ, then `fit_length`."""
+    """Resample float32 (n,) at `rate` Hz to 16 kHz (soxr HQ) and bring it to float32 (48000,) with `fit_length`."""
     if rate != RATE:
         window = soxr.resample(window, rate, RATE, quality="HQ")
     return fit_length(np.asarray(window, np.float32), SAMPLES)
 
 
 def fit_length(sound: np.ndarray, length: int) -> np.ndarray:
-    """Repeat a sound that is too short, then crop its middle, as the published code does. (n,) → (length,), n > 0."""
+    """Bring a sound (n,), n > 0, to (length,) as the published code does: repeat it if too short, take its middle."""
     if len(sound) < length:
         sound = np.tile(sound, length // len(sound) + 1)
     offset = (len(sound) - length) // 2

@@ -1,7 +1,7 @@
-"""How a file asks players to turn its pictures: FFmpeg's command line and players do so, FFmpeg's libraries do not.
+"""Turns pictures upright as their file asks. Players and FFmpeg's command line do so; FFmpeg's libraries do not.
 
-It asks with a, b, c, d of a display matrix: a pixel at (x, y) is shown at (ax + cy, bx + dy), up to a shift (ISO/IEC
-14496-12, 8.3.2). Angles count to the nearest quarter turn.
+A file states a display matrix with a, b, c, d: a pixel at (x, y) is shown at (ax + cy, bx + dy), up to a shift (ISO/IEC
+14496-12, 8.3.2). Angles are rounded to quarter turns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TURNED: dict[int, Matrix] = {1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 
 
 
 class _Own(threading.local):
-    """A thread's own converter: each frame's would start threads of its own."""
+    """One converter per thread: PyAV's default is one per frame, each of which starts threads."""
 
     def __init__(self) -> None:
         self.reformatter = VideoReformatter()
@@ -27,7 +27,7 @@ _own = _Own()
 
 
 def upright(frame, matrix: Matrix = (1, 0, 0, 1)) -> np.ndarray:
-    """RGB uint8 (H, W, 3) of a decoded frame, turned and mirrored as its own matrix asks, if it has none `matrix`."""
+    """RGB uint8 (H, W, 3) of a decoded frame, turned and mirrored by the frame's own matrix, or else by `matrix`."""
     rgb = _own.reformatter.reformat(frame, format="rgb24").to_ndarray()
     a, b, c, d = _own_matrix(frame) or matrix
     if abs(b) > abs(a):  # x and y change places
@@ -36,17 +36,17 @@ def upright(frame, matrix: Matrix = (1, 0, 0, 1)) -> np.ndarray:
 
 
 def _own_matrix(frame) -> Matrix | None:
-    """The display matrix that comes with a frame, if one does."""
+    """The display matrix that comes with a frame, or None."""
     try:
-        # frame.side_data would make a cycle of the two: 80 frames of 1080p, 250 MB, waited for the garbage collector.
+        # `frame.side_data` makes a reference cycle: 80 frames of 1080p, 250 MB, then wait for the garbage collector.
         data = SideDataContainer(frame).get("DISPLAYMATRIX")
-    except ValueError:  # beside it is a kind of data that PyAV has no name for
+    except ValueError:  # the frame also has a kind of side data that PyAV does not know
         return TURNED.get(round(frame.rotation / 90) % 4)
     return tuple(np.frombuffer(data, np.int32)[[0, 1, 3, 4]].tolist()) if data else None
 
 
 def quarters(matrix: Matrix) -> int | None:
-    """Counterclockwise quarter turns that do the same; None if it mirrors."""
+    """Counterclockwise quarter turns with the same effect as a display matrix; None if it mirrors the picture."""
     a, b, c, d = matrix
     if abs(b) > abs(a):
         return None if (b < 0) == (c < 0) else (1 if b < 0 else 3)

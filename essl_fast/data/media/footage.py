@@ -1,6 +1,6 @@
-"""What is shown, frame by frame: a video file, or a still picture for as long as a sound lasts.
+"""The frames that a localization goes through: those of a video file, or a still picture shown for some seconds.
 
-A frame is known by its place, 0 the first. `times`: float64 (n,), seconds when each is shown, from 0 on and ascending.
+`Video` and `Still` have the same properties and methods. A frame is named by its place, from 0.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from PIL import Image, ImageOps
 
 from essl_fast.common.errors import InputError
 from essl_fast.data.media import limits
-from essl_fast.data.media.video import MediaError, Probe, decode_all, decode_frames
+from essl_fast.data.media.decoding import decode_all, decode_frames
+from essl_fast.data.media.errors import MediaError
+from essl_fast.data.media.probing import Probe
 
-STILL_RATE = 10  # frames a second that a still picture is shown at
+STILL_RATE = 10  # frames per second of a still picture
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
 
@@ -31,11 +33,12 @@ class Video:
 
     @cached_property
     def times(self) -> np.ndarray:
+        """float64 (n,), seconds at which each frame is shown, from 0 on, ascending."""
         return (self.found.pts - self.found.start) * float(self.found.time_base)
 
     @property
     def ticks(self) -> np.ndarray:
-        """int64 (n,) when each frame is shown, in `time_base` seconds."""
+        """int64 (n,), the same in ticks of `time_base` seconds."""
         return self.found.pts - self.found.start
 
     @property
@@ -44,28 +47,28 @@ class Video:
 
     @property
     def frame_rate(self) -> float:
-        """Mean frames a second; of a single frame, 1."""
+        """Mean frames per second; 1 for a single frame."""
         return self.found.frame_rate or 1.0
 
     @property
     def faults(self) -> list[str]:
-        """What is missing of the file, in words."""
+        """What is missing from the file, in words."""
         return [self.found.truncated] if self.found.truncated else []
 
     def some(self, places: Sequence[int]) -> Iterator[tuple[int, np.ndarray | MediaError]]:
-        """(place, RGB uint8 (H, W, 3), upright, or why there is none) of each of ascending places."""
+        """(place, RGB uint8 (H, W, 3), upright, or the error where there is none) for each place; they must ascend."""
         requests = [(place + 1, float(self.times[place])) for place in places]
         for index, picture in decode_frames(self.found.path, requests, self.found):
             yield places[index], picture
 
     def all(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(place, RGB uint8 (H, W, 3), upright) of every frame that can be decoded."""
+        """(place, RGB uint8 (H, W, 3), upright) for every frame that can be decoded."""
         return decode_all(self.found)
 
 
 @dataclass(frozen=True, eq=False)
 class Still:
-    """A picture, RGB uint8 (H, W, 3), shown for some seconds."""
+    """A picture, RGB uint8 (H, W, 3), shown for `seconds`, with the properties of a `Video`."""
 
     picture: np.ndarray
     seconds: float
@@ -101,13 +104,14 @@ Footage = Video | Still
 
 
 def is_picture(path: Path) -> bool:
+    """Whether the file's name says that it is a picture."""
     return path.suffix.lower() in PICTURES
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture file as RGB uint8 (H, W, 3), turned as its Exif data asks. InputError if it is none."""
+    """A picture file as RGB uint8 (H, W, 3), turned as its Exif data asks. InputError if Pillow cannot read it."""
     try:
-        with Image.open(path, formats=_FORMATS) as picture:  # Pillow reads some others by other programs
+        with Image.open(path, formats=_FORMATS) as picture:  # Pillow starts other programs to read some formats
             if wrong := limits.picture(picture.width, picture.height):
                 raise InputError(f"{path}: {wrong}; scale it down")
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))

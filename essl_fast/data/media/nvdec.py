@@ -1,7 +1,7 @@
-"""Which video this machine's GPUs decode: asks the driver's NVDEC library, in a process of its own.
+"""Which video this machine's GPUs can decode: asks the driver's NVDEC library, in a separate process.
 
-`prepare --visual auto` needs to know, and must neither import torch for it (seconds, gigabytes) nor hold a CUDA context
-for hours, nor die with a broken driver.
+`prepare --visual auto` needs to know. It must not import torch for that (seconds, gigabytes), hold a CUDA context for
+hours, or crash with a broken driver; hence the process.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import subprocess
 import sys
 
 from essl_fast.common.subprocesses import with_package
-from essl_fast.data.media.video import Probe
+from essl_fast.data.media.probing import Probe
 
-# FFmpeg's name of the format: NVDEC's number of it. Those that `auto` makes clips of. Not AV1, though newer GPUs decode
-# it: an AV1 packet may show an earlier picture again and bring no new one, and DALI counts decoded pictures.
+# FFmpeg's name of the format: its number in NVDEC. `auto` makes clips of these. AV1 is not among them, though newer
+# GPUs decode it: an AV1 packet may show an earlier picture again without a new one, and DALI counts decoded pictures.
 CODECS = {"h264": 4, "hevc": 8, "vp9": 10}
-PIXELS = ("yuv420p", "yuvj420p")  # 8-bit 4:2:0, the one layout that every NVDEC and DALI's decoder have in common
-FAILED = "the GPU's video decoder failed"  # MediaError.reason: at a frame that PyAV decodes
-Decoders = dict[str, list[int]]  # format: smallest width and height, largest width and height, pixels
+PIXELS = ("yuv420p", "yuvj420p")  # 8-bit 4:2:0, the one layout that every NVDEC and DALI's decoder know
+FAILED = "the GPU's video decoder failed"  # a MediaError.reason, for a frame that PyAV can decode
+Decoders = dict[str, list[int]]  # format: smallest width and height, largest width and height, in pixels
 
-_PATIENCE = 60  # seconds; the first use of a GPU after it was idle takes a few
+_PATIENCE = 60  # seconds; the first use of an idle GPU takes a few
 
 
 class _Caps(ctypes.Structure):
@@ -47,20 +47,20 @@ class _Caps(ctypes.Structure):
 
 
 def detect() -> tuple[Decoders, str]:
-    """What every GPU that this process may use decodes, of 8-bit 4:2:0 video; empty without a GPU, and then why."""
+    """The 8-bit 4:2:0 video that every GPU of this process can decode; where there is none, {} and why."""
     command = [sys.executable, "-m", "essl_fast.data.media.nvdec"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, env=with_package())
-        told = json.loads(done.stdout) if done.returncode == 0 else None
+        answer = json.loads(done.stdout) if done.returncode == 0 else None
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         return {}, f"asking for NVDEC failed ({error})"
-    if told is None:
+    if answer is None:
         return {}, f"asking for NVDEC ended with status {done.returncode}"
-    return told["decoders"], told["why"]
+    return answer["decoders"], answer["why"]
 
 
 def refusal(decoders: Decoders, found: Probe) -> str:
-    """ "" if `decoders` can decode the video, else why not, in words."""
+    """Why `decoders` cannot decode the video, in words; "" if they can."""
     codec, pixels, width, height = found.codec, found.pixels, found.width, found.height
     if codec not in decoders:
         return f"{codec} is not decoded by this machine's GPU"
@@ -73,7 +73,7 @@ def refusal(decoders: Decoders, found: Probe) -> str:
     return ""
 
 
-def _ask() -> tuple[Decoders, str]:
+def _ask_driver() -> tuple[Decoders, str]:
     try:
         cuda, cuvid = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL("libnvcuvid.so.1")
     except OSError:
@@ -93,6 +93,7 @@ def _ask() -> tuple[Decoders, str]:
 
 
 def _limits(cuvid, codec: int) -> list[int] | None:
+    """The sizes that the current GPU decodes of a codec; None if it does not know the codec."""
     caps = _Caps(codec=codec, chroma=1)  # 4:2:0
     if cuvid.cuvidGetDecoderCaps(ctypes.byref(caps)) or not caps.supported:
         return None
@@ -100,6 +101,7 @@ def _limits(cuvid, codec: int) -> list[int] | None:
 
 
 def _both(one: Decoders, other: Decoders) -> Decoders:
+    """What both decoders can decode."""
     return {
         name: [*map(max, one[name][:2], other[name][:2]), *map(min, one[name][2:], other[name][2:])]
         for name in one
@@ -108,9 +110,10 @@ def _both(one: Decoders, other: Decoders) -> Decoders:
 
 
 def main() -> None:
+    """Print what `detect` returns as JSON: this file is run as a program by `detect`."""
     with os.fdopen(os.dup(1), "w") as answer:
-        os.dup2(2, 1)  # whatever a driver prints must not look like the answer
-        decoders, why = _ask()
+        os.dup2(2, 1)  # what a driver prints must not be taken for the answer
+        decoders, why = _ask_driver()
         json.dump({"decoders": decoders, "why": why}, answer)
 
 

@@ -1,18 +1,30 @@
-"""What a video packet tells without being decoded: whether it is shown, whether others need it, where one can start."""
+"""What the header of a video packet tells without decoding: is it shown, do others need it, can decoding start here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
-_H264_SLICES, _H264_ASIDE = range(1, 6), (6, 9, 12)  # NAL unit types; aside: SEI, delimiter, filler
-_HEVC_SLICES, _HEVC_ASIDE = range(32), (35, 38, 39, 40)  # aside: delimiter, filler, SEI
+# NAL unit types: slices, which hold the picture; and units that change nothing (SEI, delimiter, filler).
+_H264_SLICES, _H264_OTHERS = range(1, 6), (6, 9, 12)
+_HEVC_SLICES, _HEVC_OTHERS = range(32), (35, 38, 39, 40)
 _SEI, _HEVC_SEI, _RECOVERY_POINT, _USER_DATA = 6, (39, 40), 6, b"\5"
 
 
-def is_hidden(codec: str, data) -> bool:
-    """A packet (bytes-like) of VP8 or VP9 that changes later pictures and is not shown itself.
+class Packet(NamedTuple):
+    """A packet of one picture. pts: tick at which it is shown; key: is it a key frame; layer, needed: as `layer_of`."""
 
-    VP8: RFC 6386, 9.1. VP9 bitstream specification, 6.2; Annex B: a superframe, whose last byte marks it, is shown.
+    pts: int
+    key: bool
+    data: bytes
+    layer: int
+    needed: bool
+
+
+def is_hidden(codec: str, data) -> bool:
+    """Whether a packet (bytes-like) of VP8 or VP9 is not shown; it only changes later pictures.
+
+    VP8: RFC 6386, 9.1. VP9: bitstream specification, 6.2; a superframe (Annex B), which its last byte marks, is shown.
     """
     first, last = memoryview(data)[0], memoryview(data)[-1]
     if codec == "vp8":
@@ -23,7 +35,7 @@ def is_hidden(codec: str, data) -> bool:
 
 
 def is_repeat(codec: str, data) -> bool:
-    """A packet of VP9 that holds no picture and shows one that was decoded before (show_existing_frame)."""
+    """Whether a packet of VP9 holds no picture but shows one that was decoded before (show_existing_frame)."""
     return codec == "vp9" and _shows_again(memoryview(data)[0])
 
 
@@ -32,7 +44,10 @@ def _shows_again(first: int) -> bool:
 
 
 def lean_settings(codec: str, settings: bytes) -> bytes:
-    """An hvcC box without what encoders write about themselves (x265: 2 KB). ISO/IEC 14496-15, 8.3.3.1."""
+    """An hvcC box (ISO/IEC 14496-15, 8.3.3.1) without the texts of encoders about themselves (x265: 2 KB).
+
+    Settings of other codecs, and damaged ones, are returned as they are.
+    """
     if codec != "hevc" or not length_size(codec, settings):
         return settings
     kept, at = [], 23
@@ -40,7 +55,7 @@ def lean_settings(codec: str, settings: bytes) -> bytes:
         begin, kind, count = at, int.from_bytes(settings[at : at + 1]) & 63, int.from_bytes(settings[at + 1 : at + 3])
         about, at = kind in _HEVC_SEI, at + 3
         for _ in range(count):
-            about = about and settings[at + 4 : at + 5] == _USER_DATA  # behind the NAL unit's length and header
+            about = about and settings[at + 4 : at + 5] == _USER_DATA  # after the NAL unit's length and header
             at += 2 + int.from_bytes(settings[at : at + 2])
         if not about:
             kept.append(settings[begin:at])
@@ -48,14 +63,17 @@ def lean_settings(codec: str, settings: bytes) -> bytes:
 
 
 def length_size(codec: str, settings: bytes | None) -> int:
-    """Bytes of the length before each NAL unit, as the stream's avcC or hvcC box says; 0 if it is none."""
+    """Bytes of the length field before each NAL unit, from the stream's avcC or hvcC box; 0 if it is neither."""
     at = {"h264": 4, "hevc": 21}.get(codec)
     return (settings[at] & 3) + 1 if at and settings and settings[0] == 1 and len(settings) > at else 0
 
 
 def is_gradual(codec: str, data: bytes, settings: bytes | None) -> bool:
-    """An H.264 packet that files call a key frame, and from which a decoder recovers only some frames later: a stripe
-    of every picture is intra-coded, no picture whole. H.264, D.1.8: the SEI message 6 counts these frames."""
+    """Whether an H.264 packet that its file calls a key frame only begins a gradual refresh.
+
+    Then a stripe of every picture is intra-coded, but no whole picture, and a decoder gives correct pictures only some
+    frames later. H.264, D.1.8: the SEI message 6 (recovery point) counts these frames.
+    """
     if codec != "h264":
         return False
     for unit, end in _units(data, length_size(codec, settings)):
@@ -70,24 +88,24 @@ def is_gradual(codec: str, data: bytes, settings: bytes | None) -> bool:
 
 
 def layer_of(codec: str, data: bytes, settings: bytes | None) -> tuple[int, bool]:
-    """(temporal layer of a picture, whether later pictures of the same layer may refer to it).
+    """The temporal layer of a picture, and whether later pictures of the same layer may refer to it.
 
-    Pictures refer to no higher layer than their own. H.264, 7.4.1: nal_ref_idc; all is one layer here. HEVC, 7.4.2.2:
-    TemporalId, sub-layer non-reference pictures. The answer is True for packets that also hold parameter sets, damaged
-    ones, other codecs and packets not laid out as in MP4 and Matroska.
+    A picture refers to no layer above its own. H.264, 7.4.1: nal_ref_idc, and all pictures count as one layer here.
+    HEVC, 7.4.2.2: TemporalId, and the sub-layer non-reference pictures. The second answer is True for packets that also
+    hold parameter sets, for damaged ones, for other codecs, and for packets in another layout than MP4 and Matroska's.
     """
     layer, needed, units = 0, None, list(_units(data, length_size(codec, settings)))
     for unit, _ in units:
         if codec == "h264":
-            kind, slices, aside = data[unit] & 31, _H264_SLICES, _H264_ASIDE
+            kind, slices, others = data[unit] & 31, _H264_SLICES, _H264_OTHERS
             refers = data[unit] & 0x60 != 0
         else:
-            kind, slices, aside = data[unit] >> 1, _HEVC_SLICES, _HEVC_ASIDE
+            kind, slices, others = data[unit] >> 1, _HEVC_SLICES, _HEVC_OTHERS
             refers = kind >= 16 or kind & 1 == 1
         if kind in slices:
             needed = needed or refers
             layer = layer if codec == "h264" else (data[unit + 1] & 7) - 1
-        elif kind not in aside:
+        elif kind not in others:
             needed = True
     return layer, needed or needed is None or units[-1][1] != len(data)
 
@@ -103,7 +121,7 @@ def _units(data: bytes, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _sei_number(data: bytes, at: int) -> tuple[int, int]:
-    """(type or size of an SEI message, where the next byte is). What a damaged one lacks at its end counts as 0."""
+    """The type or size of an SEI message, and where the next byte is. Bytes missing from a damaged one count as 0."""
     total = 0
     while at < len(data) - 1 and data[at] == 255:
         total, at = total + 255, at + 1

@@ -1,7 +1,7 @@
-"""The seconds of sound around moments that come one after another, of a track of any length.
+"""The 3 s of sound around each of a series of moments, for a sound track of any length.
 
-Memory holds the blocks of one window, where `audio.decode_sound` holds the whole track. Inside the track a window is
-the one that `prepare` stores for a pair of that time, to the bit.
+Memory holds the blocks of one window; `audio.decode_sound` holds the whole track. A window inside the track equals, to
+the bit, the sound that `prepare` stores for a pair of that time.
 """
 
 from __future__ import annotations
@@ -14,13 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
+from essl_fast.data.media import opening
 from essl_fast.data.media.audio import RATE, Blocks, find_sound, to_pcm16, to_stored, window_span
-from essl_fast.data.media.video import UNREADABLE, MediaError, open_file
+from essl_fast.data.media.errors import UNREADABLE, MediaError
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """pcm: int16 (48000,) at 16 kHz. begin, end: seconds of the track that it is of."""
+    """Sound around a moment.
+
+    Attributes:
+        pcm: int16 (48000,), mono at 16 kHz.
+        begin, end: seconds of the track between which it lies.
+    """
 
     pcm: np.ndarray
     begin: float
@@ -28,16 +34,18 @@ class Window:
 
     @property
     def silent(self) -> bool:
-        """No sample differs from the others: there is nothing to hear."""
+        """Whether all samples are equal."""
         return bool((self.pcm == self.pcm[0]).all())
 
 
 class SoundWindows:
     """The 3 s around one moment after another of a sound track.
 
-    Where they would leave the track they are moved into it, as far as it takes, for the network was trained on whole
-    3 s alone; a track shorter than that is repeated, as for training. Around a moment behind the track's end there is
-    no sound.
+    A window that would leave the track is moved inside it, because the network was trained only on full 3 s. A track
+    shorter than 3 s is repeated, as for training. A moment after the end of the track has no sound.
+
+    Raises:
+        MediaError: nothing of the track can be decoded.
     """
 
     def __init__(self, path: Path, blocks: Blocks):
@@ -47,17 +55,17 @@ class SoundWindows:
         while not self._ended and self._empty:
             self._read()
         if self._empty:
-            told = blocks.damage or "the track is empty"
-            raise MediaError(UNREADABLE, f"{path.name}: no sound can be decoded ({told})")
+            why = blocks.damage or "the track is empty"
+            raise MediaError(UNREADABLE, f"{path.name}: no sound can be decoded ({why})")
 
     def around(self, time: float) -> Window | None:
-        """The 3 s around `time` s, which must not be less than the time before; None if the track ended before it."""
+        """The 3 s around `time` (seconds); None if the track ends before it. Times must ascend from call to call."""
         rate = self.blocks.rate
         offset, length = window_span(time, rate)
         offset = max(offset, 0)
         while not self._ended and self.blocks.filled < offset + length:
             self._read()
-            # Neither this window nor the last one that the track may turn out to have goes further back.
+            # This window goes no further back, nor does the last window if the track ends here.
             keep = min(offset, self.blocks.filled - length)
             while self._held and self._held[0][0] + len(self._held[0][1]) <= keep:
                 self._held.popleft()
@@ -73,7 +81,7 @@ class SoundWindows:
         return Window(to_pcm16(to_stored(mono, rate)), offset / rate, (offset + len(mono)) / rate)
 
     def length(self) -> float:
-        """Seconds of the whole track; no window can be had after that."""
+        """Seconds of the whole track. It reads the track to its end, so `around` cannot be called after it."""
         while not self._ended:
             self._held.clear()
             self._read()
@@ -81,19 +89,19 @@ class SoundWindows:
 
     @property
     def faults(self) -> list[str]:
-        """What of the track could not be decoded so far, in words."""
+        """Which parts of the track could not be decoded so far, in words."""
         rate = self.blocks.rate
-        told = [
+        found = [
             f"the sound from {begin / rate:.2f} s to {end / rate:.2f} s cannot be decoded, it counts as silence"
             for begin, end in self.blocks.holes
         ]
         if self.blocks.damage:
-            told.append(f"the sound breaks off at {self.blocks.filled / rate:.2f} s: {self.blocks.damage}")
-        return told
+            found.append(f"the sound breaks off at {self.blocks.filled / rate:.2f} s: {self.blocks.damage}")
+        return found
 
     @property
     def _empty(self) -> bool:
-        return self.blocks.filled * RATE <= self.blocks.rate  # a sample at 16 kHz, at most
+        return self.blocks.filled * RATE <= self.blocks.rate  # at most one sample at 16 kHz
 
     def _read(self) -> None:
         block = next(self._coming, None)
@@ -105,13 +113,13 @@ class SoundWindows:
 
 @contextmanager
 def open_windows(path: str | Path) -> Iterator[SoundWindows]:
-    """The windows of a file's sound track. MediaError if it cannot be opened, has no track, or an empty one."""
+    """The windows of a file's sound track. MediaError: it cannot be opened, or has no sound that can be decoded."""
     path = Path(path)
-    with open_file(path) as container:
+    with opening.open_file(path) as container:
         yield SoundWindows(path, Blocks(container, *find_sound(container, path)))
 
 
 def sound_length(path: str | Path) -> float:
-    """Seconds of a file's sound track from time 0 on, by decoding it. MediaError as `open_windows`."""
+    """Seconds of a file's sound track from time 0 on, found by decoding it. MediaError as `open_windows`."""
     with open_windows(path) as windows:
         return windows.length()

@@ -1,12 +1,12 @@
-"""Whole files → one pair each: a picture file and a sound file, or the middle of a short video.
+"""Makes one pair out of whole files: a picture file and a sound file, or the middle of a short video.
 
-The sound is the 3 s in the middle of the file, as in the published code of SSPL: the file is resampled to 16 kHz, one
-that is shorter is repeated, and its middle 48,000 samples are taken.
+The sound is the 3 s in the middle of the file, as in the published code of SSPL: the sound is resampled to 16 kHz,
+repeated if it is too short, and its middle 48,000 samples are taken.
 
-A JPEG file goes into the shard byte for byte if a decoder shows it as it is meant: 8 bits, grey or YCbCr, not turned by
-its Exif orientation. Everything else (PNG, WebP, BMP, ...; CMYK or RGB inside a JPEG; 16 bits; a photograph to be
-turned) is decoded, put upright, and stored as JPEG of quality 95, 4:4:4, as frames of videos are. Every picture is
-decoded once here, so that a damaged one is left out now and does not stop training.
+A JPEG file goes into the shard byte for byte if every decoder shows it correctly: 8 bits, grey or YCbCr, not turned by
+its Exif orientation. Every other picture (PNG, WebP, BMP, ...; CMYK or RGB inside a JPEG; 16 bits; a photograph that
+has to be turned) is decoded, turned upright, and stored as JPEG of quality 95, 4:4:4, like the frames of videos. Every
+picture is decoded once here, so that a damaged one is left out now and does not stop training.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from essl_fast.data.media import audio
+from essl_fast.data.media.errors import MISSING, SOUND_TRUNCATED, MediaError
 from essl_fast.data.media.jpeg import MOST_PIXELS, jpeg_size
-from essl_fast.data.media.video import MISSING, SOUND_TRUNCATED, MediaError, Probe
+from essl_fast.data.media.probing import Probe
 
-JPEG = {"quality": 95, "subsampling": 0}  # 4:4:4: chroma is kept at full resolution
-BAD_PICTURE = "picture unreadable"
-_ORIENTATION = 0x0112  # the tag of Exif
+JPEG = {"quality": 95, "subsampling": 0}  # Pillow's options; 0 is 4:4:4: chroma at full resolution
+BAD_PICTURE = "picture unreadable"  # a MediaError.reason
+_ORIENTATION = 0x0112  # the Exif tag
 _LARGEST = 64 << 20  # bytes of a picture file
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # whatever a file's name says: Pillow reads some others by other programs
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow starts other programs to read some other formats
 
 
 def picture_file(path: Path) -> bytes:
-    """The picture as a JPEG file that every decoder shows upright, in RGB. MediaError where it cannot be decoded."""
+    """The picture as the bytes of a JPEG file that every decoder shows upright and in the same colours.
+
+    Raises:
+        MediaError: the file is missing, too large, or cannot be decoded.
+    """
     try:
         if (size := path.stat().st_size) > _LARGEST:
             raise MediaError(BAD_PICTURE, f"{path.name}: {size / 1e6:.0f} MB; pictures may have 67")
@@ -37,13 +42,13 @@ def picture_file(path: Path) -> bytes:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise MediaError(BAD_PICTURE, f"{path.name}: {image.width} x {image.height} pixels are too many")
-            image.load()  # all of it: a file that breaks off raises OSError
+            image.load()  # the whole file: one that breaks off raises OSError
             if _as_it_is(image, data):
                 return data
             shown = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
     except FileNotFoundError:
         raise MediaError(MISSING, f"{path.name} is gone") from None
-    except UnidentifiedImageError:  # which says where in memory the file is
+    except UnidentifiedImageError:  # its text names an object in memory, not the file
         raise MediaError(BAD_PICTURE, f"{path.name}: no kind of picture that is known") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         if isinstance(error, MediaError):
@@ -56,31 +61,38 @@ def picture_file(path: Path) -> bytes:
 
 
 def _as_it_is(image: Image.Image, data: bytes) -> bool:
-    """Whether the file `data`, opened as `image`, can be stored as it is."""
+    """Whether the file `data`, opened as `image`, can be stored unchanged."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return False
-    named = bytes(layer[0] for layer in image.layer) == b"RGB"  # how libjpeg tells, where there is no Adobe segment
+    named = bytes(layer[0] for layer in image.layer) == b"RGB"  # libjpeg's rule where there is no Adobe segment
     if image.mode == "RGB" and (image.info.get("adobe_transform") == 0 or named):
-        return False  # RGB without a transform: some decoders take it for YCbCr
+        return False  # some decoders take RGB without a transform for YCbCr
     if image.getexif().get(_ORIENTATION, 1) != 1:
         return False
     try:
         jpeg_size(np.frombuffer(data, np.uint8))
     except ValueError:
-        return False  # a kind of JPEG that Pillow reads and the loader does not
+        return False  # Pillow reads this kind of JPEG, the loader does not
     return True
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """A grey picture of 16 bits, which Pillow would clip, with its upper 8; another as it is."""
+    """A grey picture of 16 bits reduced to its upper 8, since Pillow would clip it; any other picture unchanged."""
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image
 
 
 def middle_sound(path: Path, alone: bool = True) -> np.ndarray:
-    """The 3 s in the middle of a file's sound, (48000,) float32 at 16 kHz; a shorter one is repeated. `alone`: as in
-    `audio.decode_sound`. MediaError, also for a track that is damaged anywhere: nobody knows where its middle is."""
+    """The 3 s in the middle of a file's sound, float32 (48000,) at 16 kHz; a shorter sound is repeated.
+
+    Args:
+        path: the file.
+        alone: as in `audio.decode_sound`.
+
+    Raises:
+        MediaError: as `audio.decode_sound`; also if the track is damaged anywhere, since its middle is then unknown.
+    """
     sound = audio.decode_sound(path, alone=alone)
     if sound.damage or sound.holes:
         begin = sound.holes[0][0] / sound.rate if sound.holes else 0
@@ -90,6 +102,6 @@ def middle_sound(path: Path, alone: bool = True) -> np.ndarray:
 
 
 def middle_frame(found: Probe) -> tuple[int, float]:
-    """(frame, counted from 1, and its time in seconds) in the middle of a video."""
+    """The frame in the middle of a video: its number, from 1, and its time in seconds."""
     place = len(found.pts) // 2
     return place + 1, float((int(found.pts[place]) - found.start) * found.time_base)

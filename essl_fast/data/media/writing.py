@@ -1,4 +1,4 @@
-"""An MP4 file of new pictures, in H.264, with the sound of another file, as it is there where MP4 takes that."""
+"""Writes an MP4 file of new pictures, in H.264, with the sound track of another file, copied where MP4 allows it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from av.codec.codec import UnknownCodecError
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from essl_fast.common.errors import InputError
+from essl_fast.data.media import opening
 from essl_fast.data.media.audio import find_sound
-from essl_fast.data.media.video import open_file
 
-COPIED = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")  # that players find in MP4; others become AAC
+COPIED = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")  # players know these in MP4; others become AAC
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
-_BT709 = 1  # ITU-T H.273: the number of its primaries, transfer and matrix alike
-_PAUSE = 0.1  # seconds without sound that become silence where the sound is encoded anew
-_MOST_THREADS = 8  # each holds pictures, and more of them hardly help at this preset
+_BT709 = 1  # ITU-T H.273: the number of its primaries, its transfer and its matrix
+_PAUSE = 0.1  # seconds without sound that become silence where the sound is encoded again
+_MOST_THREADS = 8  # each holds pictures, and more threads hardly help with this preset
 
 
 class VideoWriter:
-    """Pictures (height, width, 3) uint8 RGB into `out`; sides that are odd are repeated once, for H.264's 4:2:0."""
+    """Encodes pictures, RGB uint8 (height, width, 3), into an open MP4 file.
+
+    H.264 in 4:2:0 needs even sides: an odd side is made even by repeating the last row or column.
+    """
 
     def __init__(self, out, width: int, height: int, time_base: Fraction, frame_rate: float):
         self._out, self._time_base = out, time_base
@@ -46,11 +49,11 @@ class VideoWriter:
         self._video, self._reformatter = stream, VideoReformatter()
 
     def add_sound(self, container, path: Path) -> None:
-        """Let the sound track of an open file go along, its time 0 at tick 0; before the first picture."""
+        """Add the sound track of an open file, its time 0 at tick 0. Call it before the first picture."""
         self._sound = _Sound(container, self._out, path)
 
     def add(self, picture: np.ndarray, tick: int) -> None:
-        """The next picture, shown at `tick` of the time base."""
+        """Encode the next picture, shown at `tick` (in time bases)."""
         if any(side for _, side in self._odd):
             picture = np.pad(picture, self._odd, mode="edge")
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -58,24 +61,23 @@ class VideoWriter:
             frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
         )
         frame.pts, frame.time_base = tick, self._time_base
-        if self._sound is not None:  # in step, or the muxer would hold what comes too early
+        if self._sound is not None:  # in step with the pictures, or the muxer would hold packets in memory
             self._sound.advance(self._out, float(tick * self._time_base))
         self._out.mux(self._video.encode(frame))
 
     def finish(self) -> None:
+        """Write what the encoders still hold, and the rest of the sound."""
         self._out.mux(self._video.encode(None))
         if self._sound is not None:
             self._sound.advance(self._out, math.inf)
 
 
 class _Sound:
-    """The sound track of an open file on its way into another, from the file's time 0 on."""
+    """Copies the sound track of an open file into another, from the file's time 0 on, or encodes it again."""
 
     def __init__(self, container, out, path: Path):
         self._stream, self._zero = find_sound(container, path)
-        for stream in container.streams:
-            if stream is not self._stream:
-                stream.discard = av.stream.Discard.all
+        opening.read_only(container, self._stream)
         self._packets = container.demux(self._stream)
         self.copied = self._stream.codec_context.codec.canonical_name in COPIED
         if self.copied:
@@ -85,22 +87,22 @@ class _Sound:
             self._layout = "mono" if self._stream.codec_context.channels == 1 else "stereo"
             self._out = out.add_stream("aac", rate=self._rate, layout=self._layout)
             self._resampler = av.AudioResampler("fltp", self._layout, self._rate)
-            self._next: int | None = None  # the sample that comes next
+            self._next: int | None = None  # number of the next sample
         self._ready = self._converted()
         self._held = next(self._ready, None)
 
     def advance(self, out, until: float) -> None:
-        """Write what is heard up to `until` seconds."""
+        """Write the sound up to `until` (seconds)."""
         while self._held is not None and self._held[0] <= until:
             out.mux(self._held[1])
             self._held = next(self._ready, None)
 
     def _converted(self) -> Iterator[tuple[float, object]]:
         """(seconds, packet or packets to write)."""
-        with suppress(av.FFmpegError):  # where the file breaks off, which `SoundWindows.faults` tells of
+        with suppress(av.FFmpegError):  # the file breaks off here; `SoundWindows.faults` says so
             for packet in self._packets:
                 if packet.is_corrupt or (self.copied and packet.dts is None):
-                    continue  # damaged; or the flush packet at the end
+                    continue  # a damaged packet, or the flush packet at the end
                 yield from self._copied(packet) if self.copied else self._encoded(packet)
         if not self.copied:
             yield math.inf, self._out.encode(None)
@@ -117,7 +119,7 @@ class _Sound:
         try:
             frames = packet.decode()
         except av.FFmpegError:
-            return  # its time becomes silence; `SoundWindows.faults` tells of it
+            return  # silence takes its place; `SoundWindows.faults` says so
         for decoded in frames:
             for frame in self._resampler.resample(decoded):
                 due = self._next or 0 if frame.time is None else round((frame.time - self._zero) * self._rate)
@@ -139,15 +141,24 @@ class _Sound:
 def video_file(
     path: Path, width: int, height: int, time_base: Fraction, frame_rate: float, sound: Path | None
 ) -> Iterator[VideoWriter]:
-    """A writer of the MP4 `path`, which is there, whole, when the block ends well, and else as it was.
+    """A writer of an MP4 file. The file is put in place when the block ends; on an error, `path` stays as it was.
 
-    sound: a file whose sound track goes along, its time 0 at tick 0. MediaError if that has none; OSError.
+    Args:
+        path: of the MP4 file.
+        width, height: of the pictures, pixels.
+        time_base: seconds of a tick.
+        frame_rate: frames per second, for the header.
+        sound: a file whose sound track is added, its time 0 at tick 0; or None.
+
+    Raises:
+        MediaError: `sound` has no sound track.
+        OSError: the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with (
             av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as out,
-            open_file(sound) if sound else nullcontext() as source,
+            opening.open_file(sound) if sound else nullcontext() as source,
         ):
             writer = VideoWriter(out, width, height, time_base, frame_rate)
             if source is not None:

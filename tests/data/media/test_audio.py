@@ -5,9 +5,8 @@ import pytest
 from av import open as av_open
 
 from essl_fast.data import media
-from essl_fast.data.media import audio
+from essl_fast.data.media import audio, decode_frames
 from essl_fast.data.media.audio import decode_sound
-from essl_fast.data.media.video import decode_frames
 from essl_fast.prepare import parts
 from tests.tools.media import clicks, damage_sound, make_video, number_of
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from essl_fast.data import media
-from essl_fast.data.media import clips
-from essl_fast.data.media.clips import Clip, cut_clips, decode_clip
-from essl_fast.data.media.video import MediaError, decode_frames, probe
-from tests.data.media.test_clips import STREAMS, Counted, every_frame, requests_of, shown, x264
+from essl_fast.data.media import Clip, MediaError, cut_clips, decode_clip, decode_frames, opening, probe
+from essl_fast.data.media.mp4 import read_index
+from tests.tools.clips import STREAMS, every_frame, requests_of, shown, x264
+from tests.tools.containers import Flagged
 from tests.tools.media import make_video, noisy, number_of, truncate
 
 
@@ -40,37 +40,14 @@ def test_damage_costs_no_more_than_in_the_file(tmp_path, name, b_frames, step, p
     assert got <= lost and int(np.searchsorted(found.pts, packets[hit][0])) in got
 
 
-class Flagged:
-    """A container that gives out the packets shown at `ticks` as cut off."""
-
-    def __init__(self, container, ticks):
-        self.container, self.ticks = container, ticks
-
-    __getattr__, __enter__, __exit__ = Counted.__getattr__, Counted.__enter__, Counted.__exit__
-
-    def demux(self, *streams):
-        for packet in self.container.demux(*streams):
-            yield CutOff(packet) if packet.pts in self.ticks else packet
-
-
-class CutOff:
-    is_corrupt = True
-
-    def __init__(self, packet):
-        self.packet = packet
-
-    def __getattr__(self, name):
-        return getattr(self.packet, name)
-
-
 @pytest.mark.parametrize("first", range(12, 18))
 def test_packets_that_are_known_to_be_cut_off(tmp_path, monkeypatch, first):
     path = make_video(tmp_path / "v.mp4", picture=noisy, sound=None, **STREAMS["h264_open.mp4"])
-    every, real = every_frame(path), media.open_file
+    every, real = every_frame(path), opening.open_file
     requests = requests_of(probe(path))
     with av.open(str(path)) as file:
         ticks = [packet.pts for packet in file.demux(video=0)][first : first + 2]
-    monkeypatch.setattr(media, "open_file", lambda path: Flagged(real(path), ticks))
+    monkeypatch.setattr(opening, "open_file", lambda path: Flagged(real(path), ticks))
     found = probe(path)
     assert "cut off" in found.truncated and len(found.pts) == 38 and not found.constant  # a frame goes by its time
     expected, got = dict(decode_frames(path, requests, found)), dict(cut_clips(path, requests, found))
@@ -108,7 +85,7 @@ def test_a_clip_that_is_broken_or_asked_for_what_it_lacks(tmp_path):
     ((_, clip),) = cut_clips(path, [(20, 0)])
     for place in range(clip.target):
         assert number_of(decode_clip(clip.data, place)) <= 20
-    count = clips._read(clip.data)[3]
+    count = read_index(clip.data).begins
     with pytest.raises(ValueError, match=f"frame {len(count) - 1} of a clip of {len(count) - 1} frames"):
         decode_clip(clip.data, len(count) - 1)
     with pytest.raises(ValueError, match="frame -1 of a clip"):

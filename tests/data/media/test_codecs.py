@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 import soxr
 
-from essl_fast.data.media import audio
+from essl_fast.data.media import audio, cut_clips, decode_clip, decode_frames, probe
 from essl_fast.data.media.audio import decode_sound, sound_window, to_stored, window_span
-from essl_fast.data.media.clips import cut_clips, decode_clip
-from essl_fast.data.media.video import decode_frames, probe
-from tests.data.media.test_clips import x264, x265
+from tests.tools.clips import x264, x265
 from tests.tools.media import join_tracks, make_sound, make_video
 
 FPS, SECONDS, MOMENT = 25, 4, 2.0

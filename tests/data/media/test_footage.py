@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from essl_fast.common.errors import InputError
+from essl_fast.data.media import probe
 from essl_fast.data.media.footage import Still, Video, is_picture, read_picture
-from essl_fast.data.media.video import probe
 from tests.tools.media import irregular, make_video, noisy, number_of
 
 

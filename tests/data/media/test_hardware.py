@@ -9,16 +9,9 @@ from essl_fast.data.media import hardware, nvdec
 from essl_fast.data.shards import Manifest, iterate
 from essl_fast.prepare import parts
 from essl_fast.prepare.preparing import prepare
-from tests.tools.media import clicks, make_video, number_of, row, set_matrix, truncate, write_annotations
+from tests.tools.media import MJPEG, VP9, clicks, make_video, number_of, row, set_matrix, truncate, write_annotations
 from tests.tools.prepare import hashes, left_out, workers_that
 
-VP9 = {
-    "codec": "libvpx-vp9",
-    "sound_codec": "libopus",
-    "rate": 48_000,
-    "options": {"deadline": "realtime", "cpu-used": "8"},
-}
-MJPEG = {"codec": "mjpeg", "pix_fmt": "yuvj420p"}
 KNOWN = {"vp9": [16, 16, 4096, 4096]}
 
 
@@ -113,7 +106,7 @@ def test_prepare_with_a_gpus_decoder(tmp_path, monkeypatch, capsys):
     workers_that(
         monkeypatch,
         f"""
-from essl_fast.data import hardware
+from essl_fast.data.media import hardware
 hardware.BACKEND, decode = "cpu", hardware.decode_frames
 def told(path, *more):
     open({str(calls)!r}, "a").write(Path(path).name + " ")

@@ -10,7 +10,7 @@ import av
 import pytest
 
 from essl_fast.data import media
-from essl_fast.data.media import audio, clips, limits
+from essl_fast.data.media import audio, limits
 from tests.tools.media import clicks, join_tracks, make_sound, make_video, noisy, row, write_annotations
 from tests.tools.prepare import left_out, run
 
@@ -36,7 +36,7 @@ def test_a_header_that_takes_long_to_read_is_read_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(limits, "HEADER_SECONDS", 0.2)
     monkeypatch.setattr(av, "open", slow)
-    for ask in (media.probe, audio.decode_sound, clips.can_copy):
+    for ask in (media.probe, audio.decode_sound, media.can_copy):
         with pytest.raises(media.MediaError, match=r"beyond the decoding limits: v.mp4: its header takes 0.\d s"):
             ask(path)
     assert len(opened) == 3
@@ -60,7 +60,7 @@ def test_a_video_of_an_enormous_size_is_refused_by_its_header(tmp_path):
     path = bomb(tmp_path / "huge.avi", 65_500, 65_500)  # FFmpeg refuses that itself, frame by frame
     assert all(isinstance(frame, media.MediaError) for _, frame in media.decode_frames(path, [(1, 0.0), (9, 0.8)]))
     path = bomb(tmp_path / "v.avi", 16_400, 16_000)
-    for ask in (media.probe, lambda path: list(media.decode_frames(path, [(1, 0.0)])), clips.can_copy):
+    for ask in (media.probe, lambda path: list(media.decode_frames(path, [(1, 0.0)])), media.can_copy):
         with pytest.raises(media.MediaError, match="beyond the decoding limits: v.avi: a picture of 16400 x 16000"):
             ask(path)
 
@@ -70,11 +70,11 @@ def test_a_picture_that_is_larger_than_the_header_said_is_not_decoded(tmp_path, 
     monkeypatch.setattr(limits, "DECODER", {"max_pixels": "14399"})  # its pictures have 14,400
     ((_, error),) = media.decode_frames(path, [(1, 0.0)])
     assert isinstance(error, media.MediaError)
-    ((_, clip),) = clips.cut_clips(path, [(1, 0.0)])
+    ((_, clip),) = media.cut_clips(path, [(1, 0.0)])
     with pytest.raises(media.MediaError):
-        clips.decode_clip(clip.data, clip.target)
+        media.decode_clip(clip.data, clip.target)
     monkeypatch.setattr(limits, "DECODER", {"max_pixels": "40000"})  # decoders count their margins
-    assert clips.decode_clip(clip.data, clip.target).shape == (90, 160, 3)
+    assert media.decode_clip(clip.data, clip.target).shape == (90, 160, 3)
 
 
 def test_a_size_that_changes_on_the_way_stays_within_the_limit(tmp_path, monkeypatch):
@@ -142,7 +142,9 @@ def test_prepare_leaves_a_bomb_out_and_says_why(tmp_path):
 
 
 def test_a_worker_has_a_limit_of_memory():
-    code = "from essl_fast.data import limits\nlimits.hold_memory(1 << 30)\nlimits.hold_memory()\nbytearray(2 << 30)"
+    code = (
+        "from essl_fast.data.media import limits\nlimits.hold_memory(1 << 30)\nlimits.hold_memory()\nbytearray(2 << 30)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "MemoryError" in done.stderr
     code = code.replace("bytearray", "limits.release_memory()\nbytearray")  # where a GPU is used

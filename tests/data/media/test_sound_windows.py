@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
+from essl_fast.data.media import MediaError, open_windows, sound_length
 from essl_fast.data.media.audio import decode_sound, sound_window, to_pcm16, to_stored
-from essl_fast.data.media.sound_windows import open_windows, sound_length
-from essl_fast.data.media.video import MediaError
 from tests.tools.media import damage_sound, make_sound, make_video
 
 

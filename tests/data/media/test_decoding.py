@@ -1,15 +1,14 @@
 """Decoding: the right frame, the right sound, and what a bad file costs."""
 
-import av
 import numpy as np
 import pytest
 from av import Packet, VideoFrame
 from av import open as av_open
 
 from essl_fast.data import media
-from essl_fast.data.media import display
+from essl_fast.data.media import MediaError, decode_frames, decoding, display, opening, probe
 from essl_fast.data.media.audio import decode_sound
-from essl_fast.data.media.video import MediaError, decode_frames, find_video, probe
+from tests.tools.containers import Adrift, Astray
 from tests.tools.media import (
     make_video,
     noisy,
@@ -91,50 +90,22 @@ def test_seeking_gives_the_frames_of_a_full_decode(tmp_path):
 def test_seeking_skips_most_of_the_work(tmp_path, monkeypatch):
     path = make_video(tmp_path / "v.mp4", seconds=60)
     seen = []
-    real = media._decode_places
-    monkeypatch.setattr(media, "_decode_places", lambda *args: (seen.append(1) or item for item in real(*args)))
+    real = decoding.decode_places
+    monkeypatch.setattr(decoding, "decode_places", lambda *args: (seen.append(1) or item for item in real(*args)))
     assert numbers(path, [(5, 0), (305, 0), (592, 0)]) == [5, 305, 592]
     assert len(seen) <= 30  # of 600 frames
 
 
-class Astray:
-    """A container whose index leads 3 s too far."""
-
-    def __init__(self, container, sought):
-        self.container, self.sought = container, sought
-
-    def __getattr__(self, name):
-        return getattr(self.container, name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.container.close()
-
-    def seek(self, tick, **how):
-        self.sought.append(tick)
-        self.container.seek(tick + 3000, **how)
-
-
 def test_a_seek_that_leads_past_the_frame_falls_back(tmp_path, monkeypatch):
-    path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), media.open_file, []
-    monkeypatch.setattr(media, "open_file", lambda path: Astray(real(path), sought))
+    path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), opening.open_file, []
+    monkeypatch.setattr(opening, "open_file", lambda path: Astray(real(path), sought))
     assert numbers(path, [(100, 0), (130, 0), (4, 0)]) == [100, 130, 4]
     assert len(sought) == 1
 
 
-class Adrift(Astray):
-    """A container whose index leads nowhere."""
-
-    def seek(self, tick, **how):
-        self.sought.append(tick)
-        raise av.error.PermissionError(1, "Operation not permitted")  # what FFmpeg says of some damaged files
-
-
 def test_a_seek_that_fails_falls_back(tmp_path, monkeypatch):
-    path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), media.open_file, []
-    monkeypatch.setattr(media, "open_file", lambda path: Adrift(real(path), sought))
+    path, real, sought = make_video(tmp_path / "v.mkv", seconds=20), opening.open_file, []
+    monkeypatch.setattr(opening, "open_file", lambda path: Adrift(real(path), sought))
     assert numbers(path, [(100, 0), (130, 0), (4, 0)]) == [100, 130, 4]
     assert len(sought) == 1
 
@@ -347,29 +318,3 @@ def test_open_groups_of_pictures(tmp_path):
     # frame 1 of what was cut out is the first that can be decoded
     assert len(probe(cut).pts) == 120 - key
     assert numbers(cut, [(1, 0), (2, 0), (60, 0)]) == [key + 1, key + 2, key + 60]
-
-
-def test_files_without_a_track(tmp_path):
-    silent = make_video(tmp_path / "silent.mp4", sound=None)
-    assert not probe(silent).audio
-    with pytest.raises(MediaError, match="no audio track: silent.mp4 has none"):
-        decode_sound(silent)
-    blind = tmp_path / "blind.mp4"
-    with av_open(str(blind), "w") as file, av_open(str(make_video(tmp_path / "both.mp4"))) as both:
-        stream = file.add_stream_from_template(both.streams.audio[0])
-        for packet in both.demux(audio=0):
-            if packet.dts is not None:
-                packet.stream = stream
-                file.mux(packet)
-    with pytest.raises(MediaError, match="no video stream: blind.mp4 has none"):
-        probe(blind)
-
-
-def test_find_video(tmp_path):
-    (tmp_path / "a.MOV").touch()
-    (tmp_path / "b.webm").touch()
-    (tmp_path / "b.mp4").touch()
-    assert find_video(tmp_path, "a").name == "a.MOV"
-    assert find_video(tmp_path, "b").name == "b.mp4"
-    with pytest.raises(MediaError, match="video file missing: c{.mp4,.mkv,.webm,.avi,.mov} is not in"):
-        find_video(tmp_path, "c")

@@ -1,0 +1,238 @@
+"""Reads a video file once without decoding it, at the speed of a copy: when is each frame shown, which are key frames.
+
+Time 0 of a file is where its video stream starts, for frames and sound alike: frame 1 is on screen at 0 s.
+
+Frames are numbered from 1 in the order in which they are shown. Where the frame rate is constant, frame `fid` is the
+fid-th frame shown. Where the rate varies, programs number frames differently, so the time of the annotation decides:
+the frame on screen at that time is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+
+from essl_fast.data.media import limits, opening
+from essl_fast.data.media.errors import LIMIT, MISSING, PAST_END, TRUNCATED, UNREADABLE, MediaError
+from essl_fast.data.media.packets import is_gradual, is_hidden
+
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+
+_SEEKABLE = {"mov", "mp4", "matroska", "webm"}  # with these formats, a seek finds the key frame that it is given
+_ROUNDED = Fraction(51, 10_000)  # seconds: the largest error of a time rounded to two decimals, and a little more
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """What a video file holds.
+
+    Attributes:
+        path: the file.
+        pts: int64 (n,), when each frame is shown, ascending, in ticks of `time_base` seconds.
+        keys: int64 (k,), the same for the key frames alone.
+        time_base: seconds of a tick.
+        start: the tick of time 0.
+        width, height: pixels, before the picture is turned upright.
+        constant: the frame rate is constant.
+        counted: the file's times cannot be trusted, so frames are counted as they come out of the decoder.
+        seekable: a seek finds the key frame that it is given.
+        truncated: "" or what is missing from the file, in words.
+        audio: there is a sound track.
+        codec: FFmpeg's name of the video codec ("h264", "hevc", "vp9", "av1", "mjpeg", ...).
+        pixels: FFmpeg's name of the pixel format ("yuv420p", ...).
+    """
+
+    path: Path
+    pts: np.ndarray
+    keys: np.ndarray
+    time_base: Fraction
+    start: int
+    width: int
+    height: int
+    constant: bool
+    counted: bool
+    seekable: bool
+    truncated: str
+    audio: bool
+    codec: str
+    pixels: str
+
+    @property
+    def frame_rate(self) -> float | None:
+        """Mean number of frames per second; None for a video of fewer than two frames."""
+        span = float((self.pts[-1] - self.pts[0]) * self.time_base) if len(self.pts) > 1 else 0.0
+        return (len(self.pts) - 1) / span if span > 0 else None
+
+    def place(self, fid: int, time: float) -> int | None:
+        """Position in `pts` of the frame that an annotation means; None if the video ends before it.
+
+        Args:
+            fid: number of the frame, from 1; used where the frame rate is constant or frames are counted.
+            time: seconds; used otherwise.
+        """
+        if self.constant or self.counted:
+            return fid - 1 if 1 <= fid <= len(self.pts) else None
+        tick = self.start + Fraction(time) / self.time_base
+        if tick > int(self.pts[-1] + 2 * np.diff(self.pts).max()):  # a NumPy integer would overflow in a Fraction
+            return None
+        place = max(int(np.searchsorted(self.pts, math.floor(tick), "right")) - 1, 0)
+        if place + 1 < len(self.pts):  # a time that was rounded down lies a little before its frame
+            now, following = int(self.pts[place]), int(self.pts[place + 1])
+            if following - tick <= min(_ROUNDED / self.time_base, Fraction(following - now, 2)):
+                return place + 1
+        return place
+
+    def key_before(self, place: int) -> int:
+        """Position in `keys` of the last key frame that is shown at or before the frame at `place`."""
+        return max(int(np.searchsorted(self.keys, self.pts[place], "right")) - 1, 0)
+
+    def place_of_key(self, key: int) -> int:
+        """Position in `pts` of the key frame at position `key` of `keys`; 0 if no key frame is known."""
+        return int(np.searchsorted(self.pts, self.keys[key])) if len(self.keys) else 0
+
+
+def find_video(folder: str | Path, video: str) -> Path:
+    """The file `video` + one of EXTENSIONS, in lower or upper case; the first that is there in the order of EXTENSIONS.
+
+    Raises:
+        MediaError: there is none, or the folder cannot be read.
+    """
+    folder = Path(folder)
+    for extension in EXTENSIONS:
+        for spelling in (extension, extension.upper()):
+            path = folder / f"{video}{spelling}"
+            try:
+                if path.is_file():
+                    return path
+            except OSError as error:
+                raise opening.unreadable(path, error) from error
+    raise MediaError(MISSING, f"{video}{{{','.join(EXTENSIONS)}}} is not in {folder.name}/")
+
+
+def probe(path: str | Path) -> Probe:
+    """Read the packets of `path` without decoding them.
+
+    Raises:
+        MediaError: the file cannot be opened, has no video stream or no frame, or is beyond the limits.
+    """
+    path = Path(path)
+    with opening.open_file(path) as container:
+        video = opening.video_stream(container, path)
+        audio = container.streams.best("audio")
+        read = _Packets.of(container, video, audio, path)
+        if not read.shown:
+            why = read.trouble or "it is empty"
+            raise MediaError(UNREADABLE, f"{path.name}: its video stream has no frame ({why})")
+        formats = set(container.format.name.split(","))
+        # AVI stores no time of showing, so FFmpeg's guesses may be out of order. An edit list of several parts lets the
+        # times of packets that are not shown overlap those of others. In both cases the decoder's output is counted.
+        keys = read.keys
+        counted = "avi" in formats or None in read.shown or None in keys or any(b <= a for a, b in pairwise(keys))
+        # A frame shown before the first key frame refers to frames that are not in the file.
+        pts = np.arange(len(read.shown)) if counted else np.array(sorted(at for at in read.shown if at >= min(keys)))
+        steps = np.diff(pts)
+        return Probe(
+            path=path,
+            pts=pts.astype(np.int64),
+            keys=np.array([] if counted else sorted(keys), np.int64),
+            time_base=1 / video.average_rate if counted and video.average_rate else video.time_base,
+            start=0 if counted else int(pts[0] if video.start_time is None else video.start_time),
+            width=video.width,
+            height=video.height,
+            constant=counted or len(steps) < 2 or bool(np.abs(steps - steps.mean()).max() <= 1),
+            counted=counted,
+            seekable=not counted and bool(formats & _SEEKABLE),
+            truncated=read.truncated(container, path),
+            audio=audio is not None,
+            codec=video.codec_context.codec.canonical_name,
+            pixels=video.codec_context.pix_fmt or "",
+        )
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """What the packets of a file say.
+
+    shown: times of the packets whose picture is shown, in the order of the file, in ticks, or None where a packet has
+    no time; keys: those of the key frames; ends: stream index → tick at which its last packet ends; trouble: "" or why
+    reading ended early.
+    """
+
+    shown: list[int | None]
+    keys: list[int | None]
+    ends: dict[int, int]
+    trouble: str
+
+    @classmethod
+    def of(cls, container, video, audio, path: Path) -> _Packets:
+        """Read all packets. MediaError if there are more frames than the limit."""
+        codec, settings = video.codec_context.codec.canonical_name, video.codec_context.extradata
+        shown, keys, ends, trouble = [], [], {}, ""
+        try:
+            for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
+                if packet.size == 0:
+                    continue  # the flush packet at the end
+                if packet.is_corrupt:
+                    trouble = "a packet is cut off"
+                    continue
+                stamp = packet.dts if packet.pts is None else packet.pts
+                stream = packet.stream_index
+                if stamp is not None and (tick := stamp + (packet.duration or 0)) > ends.get(stream, 0):
+                    ends[stream] = tick
+                if stream != video.index or not (keys or packet.is_keyframe):
+                    continue  # what comes before the first key frame can never be shown
+                if packet.is_keyframe and not (keys and is_gradual(codec, bytes(packet), settings)):
+                    keys.append(packet.pts)
+                if not packet.is_discard and not is_hidden(codec, packet):
+                    shown.append(packet.pts)
+                if len(shown) > limits.FRAMES:
+                    raise MediaError(LIMIT, f"{path.name}: {limits.length(0, len(shown))}")
+        except av.FFmpegError as error:
+            trouble = opening.error_text(error)
+        return cls(shown, keys, ends, trouble)
+
+    def truncated(self, container, path: Path) -> str:
+        """ "" or what is missing from the file, in words."""
+        end = max((float(tick * container.streams[at].time_base) for at, tick in self.ends.items()), default=0.0)
+        declared = (container.duration or 0) / av.time_base
+        trouble = self.trouble
+        if declared - end > 0.5:
+            trouble = trouble or "the file ends early"
+        return f"{path.name}: {trouble}: {end:.2f} s of {max(declared, end):.2f} s are there" if trouble else ""
+
+
+Requests = Sequence[tuple[int, float]]  # frames that a caller wants: (fid, time in seconds) each
+
+
+def find_places(found: Probe, requests: Requests) -> tuple[dict[int, list[int]], list[tuple[int, MediaError]]]:
+    """Which frames the requests mean.
+
+    Returns:
+        {place in `found.pts`: indexes of the requests that mean it}, and [(index of a request, why there is no such
+        frame), ...].
+    """
+    wanted: dict[int, list[int]] = {}
+    errors = []
+    for index, (fid, time) in enumerate(requests):
+        place = found.place(fid, time)
+        if place is not None:
+            wanted.setdefault(place, []).append(index)
+        elif found.truncated:
+            errors.append((index, MediaError(TRUNCATED, f"frame {fid}: {found.truncated}")))
+        else:
+            detail = f"{found.path.name}: frame {fid} at {time:g} s, it has {len(found.pts)} frames"
+            errors.append((index, MediaError(PAST_END, detail)))
+    return wanted, errors
+
+
+def damaged_frame(found: Probe, fid: int) -> MediaError:
+    """The answer to a request of a frame that the file has, but damaged."""
+    why = found.truncated or f"{found.path.name}: the decoder cannot restore this frame"
+    return MediaError(TRUNCATED, f"frame {fid}: {why}")
