@@ -1,136 +1,288 @@
-"""The house keeps its order: who may import whom, and no file grows out of a reader's hands."""
+"""The house keeps its order: one rule a room, faces, no circle, and nothing that grows out of a reader's hands.
+
+Files are parsed, never run. Each rule is a function from `Code` to complaints; a test applies it to the repository, and
+another shows on a few made-up lines that it bites.
+"""
 
 import ast
-from pathlib import Path
+import re
+from collections.abc import Iterator
 
 import pytest
 
 from tests import ROOT
+from tests.tools.imports import Code, Use, circles, module_of
 
-FILES = sorted((ROOT / "essl_fast").rglob("*.py"))
-MAY = {  # module prefix -> what of ours it may import
-    "essl_fast.kernels": ("essl_fast.kernels",),
-    "essl_fast.models": ("essl_fast.models", "essl_fast.kernels"),
-    "essl_fast.data": (
-        "essl_fast.data",
-        "essl_fast.config.settings",
-        "essl_fast.common.files",
-        "essl_fast.kernels.native",
-    ),
-    "essl_fast.models.objectives": ("essl_fast.kernels",),
-    "essl_fast.evaluate.metrics": ("essl_fast.kernels",),
-    "essl_fast.models.audio_input": ("essl_fast.config.settings", "essl_fast.kernels", "essl_fast.models"),
-    "essl_fast.config.settings": ("essl_fast.config.yamls",),
-    "essl_fast.common.commands": ("essl_fast.config.settings",),
-    "essl_fast.config.yamls": (),
-    "essl_fast.common.files": (),
-    "essl_fast.runtime.distributed": ("essl_fast.config.settings",),
-    "essl_fast.runtime.compiling": ("essl_fast.config.settings",),
-    "essl_fast.train.graphs": ("essl_fast.config.settings",),
-    "essl_fast.profiling.profile": (),
-    "essl_fast.localize.drawing": (),
-    "essl_fast.train.faults": ("essl_fast.config.settings",),
-    "essl_fast.runtime.stopping": ("essl_fast.runtime.distributed",),
-    "essl_fast.train.tensorboard": ("essl_fast.config.settings",),
-    "essl_fast.report.gallery": ("essl_fast.config.settings", "essl_fast.common.files"),
-    "essl_fast.report.paper": (),
-    "essl_fast.profiling.gaps": (),
-    "essl_fast.profiling.explain": (
-        "essl_fast.profiling.floors",
-        "essl_fast.profiling.gaps",
-        "essl_fast.models.audio_input",
-        "essl_fast.runtime.runlog",
-    ),
-    "essl_fast.profiling.floors": ("essl_fast.config.settings", "essl_fast.models", "essl_fast.models.objectives"),
-    "essl_fast.report.charts": (),
-    "essl_fast.report.style": (),
-    "essl_fast.report.gallery_section": ("essl_fast.config.settings", "essl_fast.report.gallery"),
-    "essl_fast.report.runs": ("essl_fast.config.settings", "essl_fast.report.gallery", "essl_fast.runtime.runlog"),
-    "essl_fast.report.page": (
-        "essl_fast.evaluate.metrics",
-        "essl_fast.report.paper",
-        "essl_fast.report.charts",
-        "essl_fast.report.gallery_section",
-        "essl_fast.report.runs",
-        "essl_fast.report.style",
-    ),
-    "essl_fast.checkpoints.saving": (
-        "essl_fast.config.settings",
-        "essl_fast.common.files",
-        "essl_fast.checkpoints.sspl",
-    ),
-    "essl_fast.checkpoints.sspl": ("essl_fast.config.settings", "essl_fast.common.files"),
-    "essl_fast.report.figures": ("essl_fast.evaluate.metrics",),
-    "essl_fast.reproduce.page": ("essl_fast.report.style",),
-    "essl_fast.reproduce.rows": ("essl_fast.config.settings", "essl_fast.report.paper", "essl_fast.config.yamls"),
-    "essl_fast.runtime.runlog": ("essl_fast.kernels", "essl_fast.common.files"),
-    "essl_fast.prepare": (
-        "essl_fast.common.commands",
-        "essl_fast.config.settings",
-        "essl_fast.data",
-        "essl_fast.common.files",
-    ),
+LOWEST = ("common", "config", "kernels")
+DATA = ("data.datasets", "data.loading", "data.media", "data.shards")
+BELOW = (*LOWEST, "models", "runtime", *DATA, "checkpoints", "profiling")  # what all commands share
+MAY = {  # room -> rooms that it may import, from the lower line to the upper one never
+    "common": (),
+    "config": ("common",),
+    "kernels": ("common",),
+    "models": LOWEST,
+    "runtime": LOWEST,
+    "data": (),
+    "data.media": ("common", "config", "kernels"),
+    "data.shards": ("common", "config", "data.media"),
+    "data.datasets": ("common", "config", "data.media", "data.shards"),
+    "data.loading": (*LOWEST, "data.media", "data.shards"),
+    "data.synthetic": ("common", "config"),
+    "checkpoints": (*LOWEST, "models", "runtime"),
+    "profiling": (*LOWEST, "models", "runtime"),
+    "evaluate": BELOW,
+    "prepare": BELOW,
+    "localize": (*BELOW, "evaluate"),
+    "report": (*BELOW, "evaluate"),
+    "reproduce": (*BELOW, "evaluate", "report"),
+    "train": (*BELOW, "evaluate", "report", "prepare", "data.synthetic"),
+    "doctor": (*BELOW, "evaluate", "train"),
+    "replay": (*BELOW, "evaluate", "train"),
+    "export": BELOW,
+    "": (*BELOW, "evaluate", "localize", "train"),  # what `import essl_fast` hands on
 }
-COMMANDS = (
-    "essl_fast.doctor",
-    "essl_fast.doctor.checks",
-    "essl_fast.doctor.room",
-    "essl_fast.evaluate",
-    "essl_fast.export",
-    "essl_fast.localize.finder",
-    "essl_fast.localize",
-    "essl_fast.replay",
-    "essl_fast.report",
-    "essl_fast.reproduce",
-    "essl_fast.train",
-    "essl_fast.train.trainer",
+OUTSIDE = ("benchmarks", "examples", ".ci", "docs")  # may use every room, by its face
+CODE = Code.read(ROOT, ("essl_fast", "tests", *OUTSIDE))
+LONGEST_FILE, LONGEST_DOOR, LONGEST_LOOP, LONGEST_FUNCTION, LONGEST_CLASS = 500, 150, 150, 60, 200
+REASON = re.compile(
+    r"\bone (function|class|kernel|launch|pass|loop|table)\b[^.]*?(:|\b(because|since|so|as|for)\b)", re.I
 )
 
 
-def module_of(file: Path) -> str:
-    parts = file.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def room_of(module: str) -> str:
+    """The room that a module belongs to; "" for the files of the package itself, such as `essl_fast/metrics.py`."""
+    inner = module.removeprefix("essl_fast").removeprefix(".")
+    return max((room for room in MAY if room and f"{inner}.".startswith(f"{room}.")), key=len, default="")
 
 
-def imports_of(file: Path) -> set[str]:
-    """Modules of ours that a file imports, wherever in it; names imported from a package count as its modules."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            for alias in node.names:
-                inner = ROOT.joinpath(*node.module.split("."), alias.name)
-                is_module = inner.with_suffix(".py").exists() or inner.is_dir()
-                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
-    return {name for name in found if name.split(".")[0] == "essl_fast"}
+def uses(code: Code, *, of: tuple[str, ...] = ("essl_fast", *OUTSIDE)) -> Iterator[tuple[str, str, Use]]:
+    """(user's room, used room, use) of all files in these folders; the user's room is "outside" in the others' case."""
+    for file, found in code.uses.items():
+        if file.split("/")[0] in of:
+            mine = room_of(module_of(file)) if file.startswith("essl_fast/") else "outside"
+            for use in found:
+                yield mine, room_of(use.module), use
 
 
-def within(name: str, prefix: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")
+def at(use: Use) -> str:
+    return f"{use.file}:{use.line}: {use.module}{use.name and '.'}{use.name}"
 
 
-@pytest.mark.parametrize("file", FILES, ids=module_of)
-def test_imports_keep_the_direction(file):
-    module = module_of(file)
-    if module in COMMANDS or module == "essl_fast":
-        return
-    rule = next((prefix for prefix in MAY if within(module, prefix)), None)
-    assert rule, f"{module} has no place in the house: give it a rule here"
-    wrong = [name for name in imports_of(file) if not any(within(name, allowed) for allowed in MAY[rule])]
-    assert not wrong, f"{module} may not import {', '.join(wrong)}"
+# ---------------------------------------------------------------- rules
 
 
-def test_the_rule_bites():
-    assert imports_of(ROOT / "essl_fast/trainer.py") >= {"essl_fast.data.loading.loader", "essl_fast.models"}
-
-
-def test_files_stay_readable():
-    tracked = [f for folder in ("essl_fast", "csrc", "tests", "benchmarks") for f in (ROOT / folder).rglob("*")]
-    long = [
-        f"{f.relative_to(ROOT)}: {n}"
-        for f in tracked
-        if f.suffix in (".py", ".cu", ".cuh", ".cpp", ".h") and (n := len(f.read_text().splitlines())) > 500
+def direction(code: Code) -> list[str]:
+    """A room imports only the rooms that its rule allows."""
+    return [
+        f"{at(use)}: {mine or 'the package'} may not import {other or 'the package itself'}"
+        for mine, other, use in uses(code, of=("essl_fast",))
+        if mine != other
+        and other not in MAY[mine]
+        and not (use.module == "essl_fast" and use.name in ("", "__version__"))
     ]
-    assert not long
+
+
+def faces(code: Code) -> list[str]:
+    """Out of another room comes only what its `__init__.py` lists: names, or files."""
+    found = []
+    for mine, other, use in uses(code):
+        package = f"essl_fast.{other}" if other else "essl_fast"
+        one_file = not code.modules.get(package, "").endswith("__init__.py")
+        file = use.module.removeprefix(package).strip(".").split(".")[0]
+        name = file or use.name  # what is taken out of the package
+        if mine == other or one_file or not name or name.startswith("__") or room_of(f"{package}.{name}") != other:
+            continue
+        if name not in code.exports(package):
+            found.append(f"{at(use)}: {package}'s __init__.py does not list {name}")
+    return found
+
+
+def no_circles(code: Code) -> list[str]:
+    """No files import one another in a circle, imports inside functions included."""
+    edges = {
+        file: sorted({code.file_of(use) for use in found} - {file, ""})
+        for file, found in code.uses.items()
+        if file.startswith("essl_fast/")
+    }
+    return [f"these import one another: {', '.join(group)}" for group in circles(edges)]
+
+
+def doors(code: Code) -> list[str]:
+    """A `__main__.py` is short, and nobody but tests imports it."""
+    long = [
+        f"{file}: {count} lines"
+        for file, text in code.sources.items()
+        if file.startswith("essl_fast/")
+        and file.endswith("__main__.py")
+        and (count := len(text.splitlines())) >= LONGEST_DOOR
+    ]
+    return long + [at(use) for _, _, use in uses(code) if "__main__" in (use.module.split(".")[-1], use.name)]
+
+
+def private_names(code: Code) -> list[str]:
+    """A name with a leading underscore stays in its file."""
+    return [
+        at(use)
+        for _, _, use in uses(code)
+        if any(part.startswith("_") and not part.startswith("__") for part in (*use.module.split("."), use.name))
+        and code.file_of(use) != use.file
+    ]
+
+
+def relative_imports(code: Code) -> list[str]:
+    """Imports are absolute."""
+    return [at(use) for found in code.uses.values() for use in found if use.module.startswith(".")]
+
+
+def long_files(sources: dict[str, str]) -> list[str]:
+    """A file has one job, and a reader's patience has an end; the loop is read on two screens."""
+    return [
+        f"{file}: {count} lines"
+        for file, text in sources.items()
+        if (count := len(text.splitlines())) > (LONGEST_LOOP if file == "essl_fast/train/loop.py" else LONGEST_FILE)
+    ]
+
+
+def long_definitions(code: Code) -> list[str]:
+    """A long function or class says in its docstring why it is one."""
+    found = []
+    for file, tree in code.trees.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                continue
+            most = LONGEST_CLASS if isinstance(node, ast.ClassDef) else LONGEST_FUNCTION
+            lines = node.end_lineno - node.lineno + 1
+            if lines > most and not REASON.search(" ".join((ast.get_docstring(node) or "").split())):
+                found.append(
+                    f"{file}:{node.lineno}: {node.name} has {lines} lines, over {most}: split it by job, or say why "
+                    'not in its docstring, in a sentence with "One function", "One class" or "One launch" and a '
+                    "reason behind because, since, so, for or a colon"
+                )
+    return found
+
+
+def hand_layout(sources: dict[str, str]) -> list[str]:
+    """The formatter's layout is the layout."""
+    return [file for file, text in sources.items() if re.search(r"#\s*(fmt|yapf):\s*" + "(skip|off)", text)]
+
+
+def patched_paths(code: Code) -> list[str]:
+    """Tests patch objects, not dotted paths in strings."""
+    found = []
+    for file, tree in code.trees.items():
+        for node in ast.walk(tree):
+            if not (file.startswith("tests/") and isinstance(node, ast.Call) and node.args):
+                continue
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            first = getattr(node.args[0], "value", None)
+            if called in ("setattr", "delattr", "patch") and isinstance(first, str) and re.match(r"\w+\.", first):
+                found.append(f"{file}:{node.lineno}: {first}")
+    return found
+
+
+def texts() -> dict[str, str]:
+    """Every source file, C++ and CUDA too."""
+    kinds = (".py", ".cu", ".cuh", ".cpp", ".h")
+    folders = ("essl_fast", "csrc", "tests", "benchmarks", "examples", "docs", ".ci")
+    files = (file for folder in folders for file in sorted((ROOT / folder).rglob("*")) if file.suffix in kinds)
+    return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
+
+
+# ---------------------------------------------------------------- the repository keeps them
+
+
+def test_every_folder_is_a_room():
+    folders = {
+        module_of(file) for file in CODE.sources if file.startswith("essl_fast/") and file.endswith("__init__.py")
+    }
+    assert {folder.removeprefix("essl_fast").removeprefix(".") for folder in folders} <= MAY.keys()
+    assert not [room for room in MAY if f"essl_fast.{room}".rstrip(".") not in CODE.modules]
+    assert not [folder for folder in folders if not ast.get_docstring(CODE.trees[CODE.modules[folder]])]
+
+
+def test_the_rules_themselves_have_no_circle():
+    assert not circles(MAY)
+
+
+RULES = [direction, faces, no_circles, doors, private_names, relative_imports, long_definitions, patched_paths]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_the_repository_keeps(rule):
+    found = rule(CODE)
+    assert not found, f"{rule.__doc__}\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize("rule", [long_files, hand_layout], ids=lambda rule: rule.__name__)
+def test_the_sources_keep(rule):
+    found = rule(texts() | {"setup.py": (ROOT / "setup.py").read_text(encoding="utf-8")})
+    assert not found, f"{rule.__doc__}\n" + "\n".join(found)
+
+
+# ---------------------------------------------------------------- the rules bite
+
+LAZY = '__getattr__, __dir__, __all__ = lazy_exports(__name__, {"Manifest": "manifest", "tars": ""})'
+SHARDS = {
+    "essl_fast/__init__.py": "",
+    "essl_fast/data/__init__.py": "",
+    "essl_fast/data/shards/__init__.py": LAZY,
+    "essl_fast/data/shards/manifest.py": "class Manifest: ...\n_hidden = secret = 1",
+    "essl_fast/data/shards/tars.py": "SPLITS = ()",
+}
+
+
+def long(head: str, lines: int, docstring: str) -> str:
+    return f'{head}:\n    """{docstring}"""\n' + "    pass\n" * (lines - 2)
+
+
+BAD = [  # rule, file, what it says
+    (direction, "essl_fast/kernels/bad.py", "from essl_fast.data.shards import Manifest"),
+    (direction, "essl_fast/common/bad.py", "def late():\n    import essl_fast.data.shards.tars"),
+    (direction, "essl_fast/models/bad.py", "from essl_fast import data\nx = data.shards"),
+    (direction, "essl_fast/train/bad.py", "from essl_fast.metrics import summarize"),
+    (faces, "essl_fast/train/bad.py", "from essl_fast.data.shards.manifest import Manifest"),
+    (faces, "essl_fast/train/bad.py", "from essl_fast.data.shards import secret"),
+    (faces, "benchmarks/bad.py", "from essl_fast.data import shards\nshards.secret"),
+    (faces, "benchmarks/bad.py", "import essl_fast.data.shards.manifest"),
+    (no_circles, "essl_fast/data/shards/tars.py", "from essl_fast.data.shards import bad"),
+    (doors, "essl_fast/train/bad.py", "from essl_fast.evaluate import __main__"),
+    (doors, "essl_fast/train/bad.py", "from essl_fast.evaluate.__main__ import main"),
+    (doors, "essl_fast/train/__main__.py", "pass\n" * 150),
+    (private_names, "essl_fast/data/shards/bad.py", "from essl_fast.data.shards.manifest import _hidden"),
+    (private_names, "essl_fast/data/shards/bad.py", "from essl_fast.data.shards import manifest\nmanifest._hidden"),
+    (relative_imports, "essl_fast/data/shards/bad.py", "from .manifest import Manifest"),
+    (long_definitions, "essl_fast/train/bad.py", long("def f()", 61, "It is long.")),
+    (long_definitions, "essl_fast/train/bad.py", long("class C", 201, "One class of many.")),
+    (patched_paths, "tests/bad.py", 'monkeypatch.setattr("essl_fast.train.fit", None)'),
+    (patched_paths, "tests/bad.py", 'with mock.patch("essl_fast.train.fit"): ...'),
+]
+
+
+@pytest.mark.parametrize("rule, file, text", BAD)
+def test_a_rule_bites(rule, file, text):
+    circle = {"essl_fast/data/shards/bad.py": "def late():\n    from essl_fast.data.shards.tars import SPLITS"}
+    assert rule(Code({**SHARDS, **(circle if rule is no_circles else {}), file: text}))
+
+
+GOOD = {
+    "essl_fast/train/good.py": "from essl_fast.data import shards\nfrom essl_fast.data.shards import Manifest, tars\n"
+    "shards.Manifest, tars.SPLITS\n" + long("def f()", 61, "One function, since nobody could follow its halves."),
+    "essl_fast/data/shards/good.py": "from essl_fast.data.shards.manifest import secret\n_mine = 1",
+    "essl_fast/train/__main__.py": "pass\n" * 149,
+    "benchmarks/good.py": "from essl_fast.data.shards.tars import SPLITS",
+    "tests/good.py": 'from essl_fast.train import __main__\nmonkeypatch.setattr(__main__, "main", None)',
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_rule_lets_good_code_pass(rule):
+    assert not rule(Code(SHARDS | GOOD))
+
+
+def test_the_rules_of_texts_bite():
+    assert long_files({"essl_fast/train/loop.py": "\n" * 151}) and not long_files(
+        {"essl_fast/train/step.py": "\n" * 500}
+    )
+    assert long_files({"csrc/log_mel.cu": "\n" * 501}) and not long_files({"essl_fast/train/loop.py": "\n" * 150})
+    assert hand_layout({"a.py": "x = 1  # fmt: " + "skip"}) and hand_layout({"a.py": "# fmt: " + "off\n"})
+    assert not hand_layout({"a.py": "x = 1  # a format"})
