@@ -19,7 +19,6 @@ are TF32 in convolutions.
 """
 
 import argparse
-import io
 import json
 import os
 import statistics
@@ -32,7 +31,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import subjects
@@ -42,11 +40,10 @@ from benchmarks.timing import Times, digits
 from essl_fast import config
 from essl_fast.common import commands, files
 from essl_fast.data.shards import Manifest
-from essl_fast.runtime import provenance
+from essl_fast.runtime import provenance, stages
 from essl_fast.runtime.compiling import keep_cache, wants_compile
 from essl_fast.runtime.devices import pick_device
-from essl_fast.train import progress
-from essl_fast.train import trainer as trainer_module
+from essl_fast.train import Trainer, train_epoch
 
 SIDES = ("streaming", "resident", "baseline")
 STAGES = ("data", "to device", "views", "log-mel", "forward", "backward", "optimizer", "step", "other", "evaluation")
@@ -109,21 +106,20 @@ def repeat(side: Side, train: Callable, evaluate: Callable, epochs: int, limit: 
 
 
 def run_ours(side: Side, settings: config.Config, manifest: Manifest, options, device: torch.device) -> None:
-    """Trainer.train_epoch and Trainer.evaluate."""
+    """Epochs and evaluations of a Trainer."""
     settings.data.resident = "always" if side.side == "resident" else "never"
     settings.epochs = options.epochs + 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the frozen networks' weights are random
         if wants_compile(settings.compile, device):
             keep_cache("")
-        trainer = trainer_module.Trainer(settings, manifest, device)
-    how = ", compiled" * trainer.compiled + ", captured" * trainer.stepper.captures
+        trainer = Trainer(settings, manifest, device)
+    how = ", compiled" * trainer.step.compiled + ", captured" * trainer.step.stepper.captures
     side.precision = str(trainer.dtype).removeprefix("torch.") + how
     side.test_pairs = manifest.pairs("test")
-    silent = progress.EpochBars(Console(file=io.StringIO()), settings.epochs, len(trainer.loader))
 
     def train() -> None:
-        trainer.train_epoch(silent, lambda: None)
+        train_epoch(trainer)
 
     def evaluate() -> None:
         trainer.evaluate("test").result(manifest)
@@ -134,7 +130,7 @@ def run_ours(side: Side, settings: config.Config, manifest: Manifest, options, d
         side.waiting = statistics.median(entry["waiting"] for entry in trainer.history[1:])
         clock = StageClock(synchronize=device.type == "cuda")
         begin = wait_for(device)
-        with clock.listen(trainer_module, "stage"):
+        with clock.listen(stages, "stage"):
             train()
         ended = wait_for(device)
         evaluate()

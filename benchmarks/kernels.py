@@ -29,10 +29,7 @@ from triton.runtime.errors import OutOfResources
 
 from benchmarks.timing import Times, copy_rate, digits, time_each
 from essl_fast.common import commands, files
-from essl_fast.kernels import attention, attention_backward, cosine, reference, tuning
-from essl_fast.kernels.pixel_bce import OP as PIXEL_BCE
-from essl_fast.kernels.pixel_bce import candidates as pixel_bce_candidates
-from essl_fast.kernels.pixel_bce import pixel_bce
+from essl_fast.kernels import attention, attention_backward, cosine, pixel_bce, pixel_bce_kernels, reference, tuning
 from essl_fast.runtime import provenance
 from essl_fast.runtime.devices import pick_device
 
@@ -40,7 +37,7 @@ CANDIDATES = {
     "attention_forward": attention.candidates,
     "attention_backward": attention_backward.candidates,
     cosine.OP: cosine.candidates,
-    PIXEL_BCE: pixel_bce_candidates,
+    "pixel_bce": pixel_bce_kernels.candidates,
 }
 
 

@@ -33,8 +33,7 @@ from benchmarks.processes import run_python
 from benchmarks.timing import Times, digits
 from essl_fast import config, kernels
 from essl_fast.common import commands, files
-from essl_fast.data.loading.loader import Loader, RawBatch
-from essl_fast.data.loading.pool import Pools
+from essl_fast.data.loading import Loader, Pools, RawBatch
 from essl_fast.data.shards import Manifest
 from essl_fast.models.audio_input import log_mel
 from essl_fast.runtime import provenance
@@ -92,8 +91,8 @@ class Way:
 def prepared(work: Path, videos: int, codec: str) -> Folders:
     """The synthetic world, made and prepared in each way unless it is there."""
     from benchmarks.baselines.published_data import export
-    from essl_fast.data.synthetic.world import make_world
-    from essl_fast.prepare.preparing import prepare
+    from essl_fast.data.synthetic import make_world
+    from essl_fast.prepare import prepare
 
     place = Path(work) / f"loader-{codec}-{videos}"
     world = make_world(place / "world", train_videos=videos, test_videos=1, seed=0, codec=codec, progress=False)

@@ -25,7 +25,7 @@ from essl_fast.data import media
 from essl_fast.data.loading import reels
 from essl_fast.data.media import hardware
 from essl_fast.data.media.footage import Video
-from essl_fast.localize.moments import moments_of
+from essl_fast.localize import moment_places
 from essl_fast.runtime.devices import pick_device
 
 SIDE, FPS, GROUP = 224, 30, 60  # GROUP: frames from key frame to key frame
@@ -65,7 +65,7 @@ def check(video: Video, places: list[int], ours: Callable[[], Iterator]) -> str:
 
 
 def compare(video: Video, rate: float, device: torch.device) -> common.Comparison:
-    places = moments_of(video.times, rate)
+    places = moment_places(video.times, rate)
     requests = [(place + 1, float(video.times[place])) for place in places]
 
     def refuse(line: str) -> None:

@@ -40,10 +40,10 @@ from benchmarks.processes import ROOT
 from benchmarks.timing import digits
 from essl_fast.common import commands, files
 from essl_fast.common.errors import InputError
-from essl_fast.data.datasets.annotations import read_chaotic_world
+from essl_fast.data.datasets import read_chaotic_world
 from essl_fast.data.media import decode_clip
 from essl_fast.data.shards import SPLITS, Manifest, iterate
-from essl_fast.data.synthetic.world import make_world
+from essl_fast.data.synthetic import make_world
 from essl_fast.runtime import provenance
 
 try:

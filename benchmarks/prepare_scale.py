@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.processes import ROOT
 from essl_fast.common import commands, files
-from essl_fast.data.loading.loader import Loader
+from essl_fast.data.loading import Loader
 from essl_fast.data.shards import Manifest
 from essl_fast.runtime import provenance
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,7 @@ from essl_fast.data.shards import SAMPLES
 from essl_fast.runtime import provenance
 from essl_fast.runtime.compiling import keep_cache, wants_compile
 from essl_fast.runtime.devices import pick_device
-from essl_fast.train.graphs import WARMUP
-from essl_fast.train.trainer import Trainer
+from essl_fast.train import WARMUP, Trainer
 
 LAYERS, VECTOR = "layers", "vector"  # whose rate bounds the arithmetic: matrix products in the step's dtype, float32
 
@@ -132,7 +131,7 @@ class Bench:
         self.raw = subjects.synthetic_batch(manifest, settings.data.batch_size, device)
         self.settings, self.batch = settings, settings.data.batch_size
         self.element = torch.finfo(self.dtype).bits // 8
-        self.wrap = torch.compile(fullgraph=True, dynamic=False) if self.trainer.compiled else lambda f: f
+        self.wrap = torch.compile(fullgraph=True, dynamic=False) if self.trainer.step.compiled else lambda f: f
 
     def autocast(self, function: Callable[..., Any], compiled: bool = True) -> Callable[..., Any]:
         """The function under the step's autocast, and, unless it only makes inputs, compiled where the step is."""
@@ -178,27 +177,40 @@ class Bench:
 
     def stages(self) -> Iterator[Stage]:
         """All of a step, in its order; then the counts of an evaluation."""
-        model, raw, batch, trainer = self.model, self.raw, self.batch, self.trainer
-        place = kernels.view_params(0, 0, raw.index, config.STORED_SIDE - config.SIZE)
-        top, left, flip = place
+        generator = torch.Generator().manual_seed(0)
+        views = yield from self.views()
+        log_mel = yield from self.log_mels(generator)
+        maps = yield from self.networks(views, log_mel)
+        yield from self.attention_and_head(maps)
+        yield from self.losses(generator)
+        yield from self.update()
+        yield from self.counts()
+
+    def views(self) -> Generator[Stage, None, Tensor]:
+        """From stored frames to views; returns the views (2, B, 3, 224, 224)."""
+        raw = self.raw
+        top, left, flip = kernels.view_params(0, 0, raw.index, config.STORED_SIDE - config.SIZE)
 
         def make_views() -> Tensor:
             return kernels.two_views(raw.frames, raw.rows, top, left, flip, config.SIZE, self.dtype)
 
         views = make_views()
         yield Stage("two_views", make_views, views_read(top, left) + size(views), 3 * views.numel(), VECTOR)
+        return views
 
-        generator = torch.Generator().manual_seed(0)
-        pcm = torch.randint(-20_000, 20_000, (batch, SAMPLES), dtype=torch.int16, generator=generator).to(self.device)
+    def log_mels(self, generator: torch.Generator) -> Generator[Stage, None, Tensor]:
+        """From samples to VGGish examples, which is the loader's work; returns these, (B, 3, 96, 64) float32."""
+        shape = (self.batch, SAMPLES)
+        pcm = torch.randint(-20_000, 20_000, shape, dtype=torch.int16, generator=generator).to(self.device)
         log_mel = kernels.log_mel(pcm)
         moved = size(pcm, log_mel)
-        yield Stage("log_mel", lambda: kernels.log_mel(pcm), moved, log_mel_flop(batch), VECTOR, in_step=False)
+        yield Stage("log_mel", lambda: kernels.log_mel(pcm), moved, log_mel_flop(self.batch), VECTOR, in_step=False)
+        return log_mel
 
-        flat = views.flatten(0, 1)
-        trained = not model.freeze_trunk
-        if trained:
-            yield from self.both_ways("trunk", lambda x: model.trunk(x, 2), [flat], model.trunk)
-        else:
+    def networks(self, views: Tensor, log_mel: Tensor) -> Generator[Stage, None, Tensor]:
+        """Trunk, audio network and, where the model has one, PCM; returns the trunk's maps (2 B, C, H, W)."""
+        model, flat = self.model, views.flatten(0, 1)
+        if model.freeze_trunk:
             trunk = self.autocast(lambda x: model.trunk(x, 2))
 
             @torch.no_grad()
@@ -206,17 +218,21 @@ class Bench:
                 return trunk(flat)
 
             yield Stage("trunk", run_trunk, size(flat, run_trunk()) + weights(model.trunk, self.element))
+        else:
+            yield from self.both_ways("trunk", lambda x: model.trunk(x, 2), [flat], model.trunk)
         with torch.no_grad():
             maps = self.autocast(lambda x: model.trunk(x, 2), compiled=False)(flat)
             embedding, _ = self.autocast(model.audio, compiled=False)(log_mel)
         yield from self.both_ways("audio network", lambda x: model.audio(x)[1], [log_mel], model.audio)
-
         if model.pcm is not None:
             sound = embedding.repeat(2, 1)
             yield from self.both_ways("PCM", lambda v, a: model.pcm(v, a, 2), [maps, sound], model.pcm)
+        return maps
 
+    def attention_and_head(self, maps: Tensor) -> Iterator[Stage]:
+        """The attention over maps (2 B, C, H, W) and the head on what it pools."""
         features = maps.detach().requires_grad_()
-        audio = torch.randn(2 * batch, features.shape[1], device=self.device, requires_grad=True)
+        audio = torch.randn(2 * self.batch, features.shape[1], device=self.device, requires_grad=True)
         places = features.numel()
         yield from self.both_ways(
             "attention",
@@ -226,29 +242,31 @@ class Bench:
             (6.0 * places, 10.0 * places),
             VECTOR,
         )
+        pooled = torch.randn(2, self.batch, features.shape[1], device=self.device, requires_grad=True)
+        yield from self.both_ways("head", lambda x: self.model.head(x)[0], [pooled], self.model.head)
 
-        pooled = torch.randn(2, batch, features.shape[1], device=self.device, requires_grad=True)
-        yield from self.both_ways("head", lambda x: model.head(x)[0], [pooled], model.head)
-
-        yield from self.losses(generator)
-
-        loss = trainer.train_step(raw)["loss"]  # gradients and moments, so that the update is a whole one
+    def update(self) -> Iterator[Stage]:
+        """AdamW's update of all trained parameters, with gradients and moments of a step that was really made."""
+        loss = self.trainer.train_step(self.raw)["loss"]
         if not torch.isfinite(loss):
             raise RuntimeError(f"the step's loss is {loss.item()}")
-        parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
+        optimizer = self.trainer.step.optimizer
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         moved = 7 * size(*parameters)  # reads weight, gradient, two moments; writes weight and moments
-        yield Stage("optimizer", trainer.optimizer.step, moved, 12.0 * sum(p.numel() for p in parameters), VECTOR)
+        yield Stage("optimizer", optimizer.step, moved, 12.0 * sum(p.numel() for p in parameters), VECTOR)
 
-        similarity = torch.rand(batch, 14, 14, device=self.device)
-        boxes = trainer.boxes[raw.index]
+    def counts(self) -> Iterator[Stage]:
+        """An evaluation's intersections and unions, which are no part of a step."""
+        similarity = torch.rand(self.batch, 14, 14, device=self.device)
+        boxes = self.trainer.data.labels.boxes[self.raw.index]
         yield Stage(
             "evaluation counts",
             lambda: kernels.localization_counts(similarity, boxes),
-            size(similarity, boxes) + 16 * batch,
-            count_flop(batch),
+            size(similarity, boxes) + 16 * self.batch,
+            count_flop(self.batch),
             VECTOR,
             in_step=False,
         )
@@ -259,11 +277,11 @@ class Bench:
         p = torch.randn(2, batch, 2048, generator=generator).to(self.device).requires_grad_()
         z = torch.randn(2, batch, 2048, generator=generator).to(self.device)
         attention = torch.rand(2, batch, 14, 14, generator=generator).to(self.device).requires_grad_()
-        boxes, labelled = self.trainer.boxes[self.raw.index], self.trainer.labelled[self.raw.index]
+        boxes, labelled = (known[self.raw.index] for known in self.trainer.data.labels)
         from essl_fast.models import Forward
 
         def loss_of(p: Tensor, z: Tensor, similarity: Tensor, attention: Tensor) -> Tensor:
-            return self.trainer.objective(Forward(p, z, similarity, attention), boxes, labelled)["loss"]
+            return self.trainer.step.objective(Forward(p, z, similarity, attention), boxes, labelled)["loss"]
 
         objective = self.autocast(loss_of)
         targets, flop, moved = [], 0.0, 0
@@ -434,8 +452,8 @@ def main(argv: list[str] | None = None) -> int:
             bench.trainer.loader.close()
         bench = Bench(wanted, manifest, device)
         name, tf32 = environment["machine"].get("gpu") or environment["machine"]["cpu"], options.precision == "tf32"
-        dtype = str(bench.dtype).removeprefix("torch.") + ", compiled" * bench.trainer.compiled
-        dtype += ", captured" * (bench.trainer.stepper.captures and compiled == "on")
+        dtype = str(bench.dtype).removeprefix("torch.") + ", compiled" * bench.trainer.step.compiled
+        dtype += ", captured" * (bench.trainer.step.stepper.captures and compiled == "on")
         title = f"{options.method}, {model} networks, B = {batch}, {dtype}, {name}"
         result = Result(title, environment, measure_ceilings(device, bench.dtype, tf32))
         result.step = whole_step(bench, options)

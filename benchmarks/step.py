@@ -38,8 +38,7 @@ from essl_fast.data.shards import Manifest
 from essl_fast.runtime import provenance
 from essl_fast.runtime.compiling import keep_cache, wants_compile
 from essl_fast.runtime.devices import pick_device, pick_precision
-from essl_fast.train.graphs import WARMUP
-from essl_fast.train.trainer import Trainer
+from essl_fast.train import WARMUP, Trainer
 
 BATCHES = 4  # different ones, in turn
 SHOWN = ("kernels", "copies", "graph launches", "operators")  # of the launches, in the table
@@ -152,13 +151,13 @@ def ours(row: Row, settings: config.Config, manifest: Manifest, options, device:
     captures = settings.cuda_graphs == "on"
     try:
         measure(row, step, options, device, rate, before=WARMUP if captures else 0)
-        if device.type == "cpu" and not trainer.compiled:
+        if device.type == "cpu" and not trainer.step.compiled:
             row.saved_gib = saved_bytes(lambda: step(0)) / 2**30
     finally:
         trainer.loader.close()
-    for done in trainer.stepper.prepared:
+    for done in trainer.step.stepper.prepared:
         row.prepared[done.phase] = row.prepared.get(done.phase, 0.0) + done.seconds
-    row.replayed = trainer.stepper.counts["replayed"]
+    row.replayed = trainer.step.stepper.counts["replayed"]
     if captures and row.replayed < len(row.each):
         row.note = f"WRONG: {row.replayed} of {len(row.each)} timed steps were replays"
 

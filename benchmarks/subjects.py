@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from essl_fast import config, kernels, models
-from essl_fast.data.loading.loader import RawBatch
+from essl_fast.data.loading import RawBatch
 from essl_fast.data.shards import SAMPLES, Manifest
 from essl_fast.models import objectives
 
@@ -54,8 +54,8 @@ def methods_for(model: str) -> list[str]:
 
 def prepared_world(folder: Path, videos: int, test_videos: int) -> Manifest:
     """The synthetic world of this size, made and prepared in ``folder`` unless it is there: about 1.3 pairs a video."""
-    from essl_fast.data.synthetic.world import make_world
-    from essl_fast.prepare.preparing import prepare
+    from essl_fast.data.synthetic import make_world
+    from essl_fast.prepare import prepare
 
     place = Path(folder) / f"world-{videos}-{test_videos}"
     world = make_world(place / "world", train_videos=videos, test_videos=test_videos, seed=0, progress=False)

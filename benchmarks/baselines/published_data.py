@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from essl_fast import kernels
-from essl_fast.config.settings import SIZE, STORED_SIDE
-from essl_fast.data.loading.loader import Loader
+from essl_fast.config import SIZE, STORED_SIDE
+from essl_fast.data.loading import Loader
 from essl_fast.data.shards import Manifest
 from essl_fast.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 

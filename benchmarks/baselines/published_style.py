@@ -25,7 +25,7 @@ from benchmarks.baselines.published_data import target_map
 from benchmarks.baselines.published_nets import NetWrapper, pixel_loss, similarity_loss
 from benchmarks.stages import StageClock
 from essl_fast import config, models
-from essl_fast.config.settings import SIZE
+from essl_fast.config import SIZE
 from essl_fast.models import objectives
 
 try:
