@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from essl_fast.models.pcm import PCM as PCM
     from essl_fast.models.registry import audio_facts as audio_facts
     from essl_fast.models.registry import check as check
+    from essl_fast.models.registry import keeps_embeddings as keeps_embeddings
     from essl_fast.models.registry import register_audio as register_audio
     from essl_fast.models.registry import register_head as register_head
     from essl_fast.models.registry import register_objective as register_objective
@@ -49,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "audio_input": "",
         "build": "localizer",
         "check": "registry",
+        "keeps_embeddings": "registry",
         "load_pretrained": "weights",
         "norm": "",
         "objectives": "",

@@ -204,6 +204,11 @@ def check(settings: Config) -> Config:
     return settings
 
 
+def keeps_embeddings(settings: Config) -> bool:
+    """Whether loaders keep the audio network's embeddings in place of the log-mel."""
+    return settings.data.embeddings != "off" and audio_facts(settings.model.audio).frozen_front
+
+
 def unpublished_parts(config: ModelConfig) -> list[str]:
     """Which parts have frozen weights that no published file holds: a checkpoint has to keep these.
 

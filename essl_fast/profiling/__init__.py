@@ -5,9 +5,10 @@ from essl_fast.common.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "explain": "",
-        "floors": "",
-        "gaps": "",
-        "profile": "",
+        "ProfiledRun": "explain",
+        "StepProfile": "profile",
+        "largest_gaps": "explain",
+        "measure_ceilings": "floors",
+        "step_flop": "floors",
     },
 )

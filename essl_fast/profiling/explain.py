@@ -1,36 +1,67 @@
-"""What a profile of a run says about its step: the largest gaps, in words, kept beside the trace."""
+"""What a profile says about the training step: the largest gaps, in words, kept beside the trace."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from essl_fast import config, models
 from essl_fast.common import files
-from essl_fast.models import audio_input
-from essl_fast.profiling import floors, gaps
+from essl_fast.profiling import gaps
+from essl_fast.profiling.floors import measure_ceilings, stage_floors, step_flop
+from essl_fast.profiling.profile import StepProfile
 
 
-def largest_gaps(trainer, out: Path) -> list[str]:
-    """Lines for the user, after a Trainer's profile has finished. ``out`` gets the stages, the floors and the words.
+@dataclass(frozen=True)
+class ProfiledRun:
+    """The run that was profiled, as far as it explains its speed.
 
-    It measures the machine's ceilings, for a second or two.
+    Args:
+        settings: of the run.
+        device: of the model.
+        dtype: of views and autocast.
+        trained: trained parameters of the model.
+        compiled: the step went through torch.compile.
+        threads: decoding threads of the loader.
+        streams: pairs are decoded again in every epoch, because no pool keeps them.
     """
-    settings, profile, model = trainer.settings, trainer.profile, trainer.model
-    embedded = audio_input.sound_of(settings, model, trainer.dtype) is not audio_input.log_mel
-    ceilings = floors.measure(trainer.device, trainer.dtype)
-    flop = floors.step_flop(settings, embedded)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    least = floors.floors(flop, settings.data.batch_size, trained, ceilings, trainer.dtype.itemsize)
-    how = gaps.Setting(
-        gpu=trainer.device.type == "cuda",
-        compiled=trainer.compiled,
+
+    settings: config.Config
+    device: torch.device
+    dtype: torch.dtype
+    trained: int
+    compiled: bool
+    threads: int
+    streams: bool
+
+
+def largest_gaps(run: ProfiledRun, profile: StepProfile, out: Path) -> list[str]:
+    """The stages that are farthest above their floors, as lines for the user.
+
+    It measures the machine's ceilings, which takes a second or two.
+
+    Args:
+        run: the run.
+        profile: its profile, finished.
+        out: JSON file for the stages, the floors and the words.
+    """
+    settings = run.settings
+    ceilings = measure_ceilings(run.device, run.dtype)
+    flop = step_flop(settings, models.keeps_embeddings(settings))
+    floors = stage_floors(flop, settings.data.batch_size, run.trained, ceilings, run.dtype.itemsize)
+    setting = gaps.Setting(
+        gpu=run.device.type == "cuda",
+        compiled=run.compiled,
         captured="step" in profile.stages,
-        precision=str(trainer.dtype).removeprefix("torch."),
+        precision=str(run.dtype).removeprefix("torch."),
         batch=settings.data.batch_size,
-        threads=trainer.loader.threads,
+        threads=run.threads,
         cores=len(os.sched_getaffinity(0)),
-        streams=trainer.loader.pool is None,
+        streams=run.streams,
     )
     stages = {name: gaps.Measured(*spent) for name, spent in profile.stages.items()}
-    found = gaps.find(profile.step_ms, stages, least, how, profile.operators)
+    found = gaps.find(profile.step_ms, stages, floors, setting, profile.operators)
     numbers = [{"stage": gap.stage, "ms": gap.milliseconds, "floor_ms": gap.floor} for gap in found]
     more = {"gflop_a_pair": flop.step / 1e9, "ceilings": ceilings._asdict(), "gap_values": numbers}
     files.write_json(out, profile.record() | more | {"gaps": [gap.words for gap in found]})

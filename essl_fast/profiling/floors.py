@@ -1,9 +1,9 @@
-"""The least time that a training step could take on a machine: what it must compute and move, over what the machine was
-just measured to do.
+"""The least time that a training step could take on a machine.
 
-FLOPs are those of convolutions and matrix products, as PyTorch counts them on tensors that hold no data: nothing is
-computed for that. Bytes are the inputs read once and the outputs written once. Both ceilings come from a fraction of a
-second each: a large product of matrices in the step's dtype, and a copy far larger than the caches.
+It is what the step has to compute and to move, divided by the rates that the machine was just measured to reach. FLOPs
+are those of convolutions and matrix products; PyTorch counts them on tensors without data, so that nothing is computed
+for it. Bytes are the inputs read once and the outputs written once. Both rates come from a fraction of a second each: a
+large matrix product in the step's dtype, and a copy of far more bytes than the caches hold.
 """
 
 import time
@@ -18,11 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from essl_fast import config, models
 from essl_fast.models import objectives
 
-OPTIMIZER_BYTES = 28  # AdamW, a float32 parameter: reads it, its gradient and two moments; writes all but the gradient
+# AdamW, per float32 parameter: it reads the parameter, its gradient and two moments, and writes all but the gradient.
+OPTIMIZER_BYTES = 28
 
 
 class Flop(NamedTuple):
-    """Of one pair in a training step."""
+    """Floating-point operations per pair of a training step."""
 
     forward: float
     backward: float
@@ -33,28 +34,33 @@ class Flop(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    """What a device was measured to do."""
+    """The rates that a device was measured to reach."""
 
-    flop: float  # a second, of a matrix product
-    copy: float  # bytes a second, read plus written
-    dtype: str  # of that product
+    flop: float  # FLOP/s of a matrix product
+    copy: float  # bytes/s of a copy, read plus written
+    dtype: str  # of the product
 
 
 class Floor(NamedTuple):
-    """The least seconds a stage could take, and why."""
+    """The least time that a stage could take, in seconds, and why."""
 
     seconds: float
     why: str
 
 
 def step_flop(settings: config.Config, embedded: bool = False) -> Flop:
-    """What a training step costs, a pair. ``embedded``: the frozen part of the audio network has run already."""
+    """The cost of a training step, per pair.
+
+    Args:
+        settings: of the run.
+        embedded: batches carry the audio network's embeddings, so that its frozen part is not part of the step.
+    """
     batch = 2  # batch norm needs two
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore")
         model, objective = models.build(settings.model).train(), objectives.build(settings.objective)
         views = torch.empty(2, batch, 3, config.SIZE, config.SIZE)
-        sound = torch.empty(batch, 3, 128) if embedded else torch.empty(batch, 3, 96, 64)
+        sound = torch.empty(batch, 3, model.audio.embedding_dim) if embedded else torch.empty(batch, 3, 96, 64)
         boxes = torch.zeros(2, batch, 1, 4, dtype=torch.int32)
         with FlopCounterMode(display=False) as counter:
             losses = objective(model(views, sound), boxes, torch.ones(batch, dtype=torch.bool))
@@ -65,8 +71,8 @@ def step_flop(settings: config.Config, embedded: bool = False) -> Flop:
     return Flop(forward / batch, backward / batch)
 
 
-def measure(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
-    """Both ceilings of a device, for about ``seconds`` each."""
+def measure_ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> Ceilings:
+    """Measure both rates of a device, for about ``seconds`` each."""
     gpu = device.type == "cuda"
     side = (8192 if dtype != torch.float32 else 4096) if gpu else 1024
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -80,8 +86,10 @@ def measure(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> C
 
 
 def _best(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds of the fastest call of those that fit into ``seconds``, three at least, after one that warms up: what
-    the machine can do, whoever else was using it meanwhile."""
+    """Seconds of the fastest call: what the machine can do even if others used it meanwhile.
+
+    As many calls as fit into ``seconds``, at least three, after one that warms up.
+    """
     spans: list[float] = []
     end = time.perf_counter() + seconds
     while len(spans) < 4 or time.perf_counter() < end:
@@ -93,8 +101,16 @@ def _best(run: Callable[[], object], device: torch.device, seconds: float) -> fl
     return min(spans[1:])
 
 
-def floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes_a_value: int) -> dict[str, Floor]:
-    """Of each stage of a step (profiling.STAGES) that has one. ``trained``: parameters; ``bytes_a_value``: of views."""
+def stage_floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes_a_value: int) -> dict[str, Floor]:
+    """The floors of a step's stages (names of runtime/stages.py), and of the whole step as "step".
+
+    Args:
+        flop: cost per pair.
+        batch: pairs per step.
+        trained: trained parameters.
+        ceilings: the machine's rates.
+        bytes_a_value: bytes per value of the views.
+    """
     rate = f"at {_scaled(ceilings.flop)}FLOP/s, this machine's {ceilings.dtype} matrix product"
     copied = f"at {_scaled(ceilings.copy)}B/s, this machine's copy"
     views = 2 * batch * 3 * config.SIZE**2 * (1 + bytes_a_value)
@@ -111,6 +127,6 @@ def floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes_a_val
 
 
 def _scaled(value: float) -> str:
-    """Three digits and the unit's prefix: 16 T, 8.88 G, 61.2 M."""
+    """A number with three digits and the prefix of its unit: 16 T, 8.88 G, 61.2 M."""
     size, prefix = next(((size, p) for size, p in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if value >= size), (1.0, ""))
     return f"{value / size:.3g} {prefix}"

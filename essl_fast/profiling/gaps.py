@@ -1,7 +1,7 @@
-"""What of a profiled step is slow, in words: the stages farthest above their floors, each with what to try.
+"""Which parts of a profiled step are slow, in words: the stages farthest above their floors, each with what to try.
 
-Every sentence follows from the numbers: from the times of the stages, from floors that were measured on the same
-machine (essl_fast/floors.py), and from how the run was set.
+Every sentence follows from the numbers: the times of the stages, floors that were measured on the same machine (see
+floors.py), and how the run was set.
 """
 
 from typing import NamedTuple, Protocol
@@ -10,32 +10,34 @@ BETWEEN = "between the stages"
 
 
 class Measured(NamedTuple):
-    """A stage's milliseconds a step; ``device`` those of the GPU, equal to ``host`` where there is none."""
+    """Milliseconds per step of a stage."""
 
     host: float
-    device: float
+    device: float  # on the GPU; equal to host if there is none
 
 
 class Floor(Protocol):
+    """The least time of a stage, and why: see floors.py, which is not imported for it."""
+
     seconds: float
     why: str
 
 
 class Setting(NamedTuple):
-    """How the run was set, as far as it tells what could be tried."""
+    """How the run was set, as far as that says what could be tried."""
 
     gpu: bool
     compiled: bool
-    captured: bool  # in a CUDA graph
+    captured: bool  # the step was replayed as a CUDA graph
     precision: str  # float32, bfloat16, float16
     batch: int
-    threads: int  # that decode
+    threads: int  # decoding threads
     cores: int
     streams: bool  # pairs are decoded again in every epoch
 
 
 class Gap(NamedTuple):
-    """A stage and how far it is above its floor, in milliseconds a step."""
+    """A stage and how far it is above its floor, in milliseconds per step."""
 
     stage: str
     milliseconds: float
@@ -55,13 +57,15 @@ def find(
     operators: list[tuple[str, float]],
     most: int = 3,
 ) -> list[Gap]:
-    """The largest gaps, the largest first; fewer where fewer stages are above their floors.
+    """The largest gaps, the largest first.
 
     Args:
         step: milliseconds of a whole step.
-        stages: of the step. What they leave of it is a stage of its own, whose floor is 0.
-        floors: by stage; a stage without one is left out.
-        operators: name and milliseconds a step of those that took longest, the longest first.
+        stages: the stages of the step, by name. The time between them counts as a stage whose floor is 0.
+        floors: the floors by stage; a stage without one is left out.
+        setting: how the run was set.
+        operators: name and milliseconds per step of the slowest operators, the slowest first.
+        most: at most so many gaps; there are fewer if fewer stages are above their floors.
     """
     spent = {name: each.host if name == "data" or not setting.gpu else each.device for name, each in stages.items()}
     spent[BETWEEN] = max(0.0, step - sum(spent.values()))
@@ -77,7 +81,7 @@ def find(
 
 
 def describe(gap: Gap, step: float, stages, floors, setting: Setting, operators) -> str:
-    """A gap in a sentence or two, and what to try."""
+    """A gap in one or two sentences, and what to try."""
     share = 100 * gap.above / step
     if gap.stage == BETWEEN:
         what = f"{gap.stage}: {gap.milliseconds:.2f} ms a step in no stage, {share:.0f}% of the step"
@@ -93,7 +97,7 @@ def describe(gap: Gap, step: float, stages, floors, setting: Setting, operators)
 
 
 def remedies(gap: Gap, stages: dict[str, Measured], setting: Setting, operators: list[tuple[str, float]]) -> list[str]:
-    """What to try about a gap, the likeliest first; one at least."""
+    """What to try about a gap, the likeliest first; at least one thing."""
     tries = []
     if gap.stage == "data":
         if setting.streams:

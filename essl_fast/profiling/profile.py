@@ -1,7 +1,7 @@
 """Where a training step's time goes: named stages, a torch.profiler trace, and a table.
 
-The stages of a step are marked all the time, which costs about a microsecond each: in Nsight Systems they show as NVTX
-ranges, in a trace of `train --profile` as ranges of the same names.
+The stages of a step are always marked, which costs about a microsecond each. They show as NVTX ranges in Nsight
+Systems, and as ranges of the same names in a trace of `train --profile`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from essl_fast.runtime.stages import _PREFIX, STAGES
+from essl_fast.runtime.stages import PREFIX, STAGES
 
 
 class StepProfile:
-    """A trace of ``steps`` training steps, after ``skip`` that warm up and compile.
+    """A trace of ``steps`` training steps, after ``skip`` steps that warm up and compile.
 
-    Call :meth:`step` at the end of every step; it does nothing once the trace is written. ``folder`` gets trace.json,
-    for chrome://tracing or Perfetto.
+    Call :meth:`step` at the end of every step; once the trace is written it does nothing. The trace is
+    ``folder``/trace.json, for chrome://tracing or Perfetto.
     """
 
     def __init__(self, folder: Path, device: torch.device, steps: int = 20, skip: int = 5) -> None:
@@ -28,16 +28,18 @@ class StepProfile:
         self.done = self.traced = 0
         self.seconds = 0.0
         self.table: Table | None = None
-        self.stages: dict[str, tuple[float, float]] = {}  # milliseconds a step on the host, on the device
-        self.operators: list[tuple[str, float]] = []  # and of what took longest within them
+        self.stages: dict[str, tuple[float, float]] = {}  # milliseconds per step on the host, on the device
+        self.operators: list[tuple[str, float]] = []  # the slowest operators: name, milliseconds per step
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
         self._profile = profile(activities=activities, acc_events=True)
 
     @property
     def finished(self) -> bool:
+        """Whether the trace is written."""
         return self.table is not None
 
     def step(self) -> None:
+        """Count a training step that has just ended; start or end the trace if it is time."""
         self.done += 1
         if self.done == self.skip:
             self._wait()
@@ -47,7 +49,7 @@ class StepProfile:
             self.close()
 
     def close(self) -> None:
-        """Ends the trace, also one that has fewer steps; nothing where it has not begun or has ended."""
+        """End the trace, even if it has fewer steps; nothing happens if it has not begun or has ended."""
         if self.finished or self.done <= self.skip:
             return
         self._wait()
@@ -61,7 +63,7 @@ class StepProfile:
 
     @property
     def step_ms(self) -> float:
-        """Milliseconds of a step; 0 before the trace is written."""
+        """Milliseconds per step; 0 before the trace is written."""
         return 1e3 * self.seconds / self.traced if self.finished else 0.0
 
     def record(self) -> dict:
@@ -74,13 +76,13 @@ class StepProfile:
             torch.cuda.synchronize(self.device)
 
     def _measure(self, steps: int) -> None:
-        """Fills ``stages`` and ``operators``."""
+        """Fill ``stages`` and ``operators``."""
         gpu = self.device.type == "cuda"
         found = self._profile.key_averages()
-        names = dict.fromkeys((*STAGES, *(e.key.removeprefix(_PREFIX) for e in found if e.key.startswith(_PREFIX))))
+        names = dict.fromkeys((*STAGES, *(e.key.removeprefix(PREFIX) for e in found if e.key.startswith(PREFIX))))
         for name in names:
-            # A range that launches kernels comes twice: as the host saw it, and as its span on the GPU.
-            events = [event for event in found if event.key == _PREFIX + name]
+            # A range that launches kernels is listed twice: its time on the host, and its span on the GPU.
+            events = [event for event in found if event.key == PREFIX + name]
             on_gpu = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
             on_host = [event for event in events if event not in on_gpu]
             if events:
@@ -90,13 +92,13 @@ class StepProfile:
         kernels = [
             e
             for e in found
-            if not e.key.startswith(_PREFIX) and (not gpu or e.device_type == torch.autograd.DeviceType.CUDA)
+            if not e.key.startswith(PREFIX) and (not gpu or e.device_type == torch.autograd.DeviceType.CUDA)
         ]
         spent = [(e.key, (e.self_device_time_total if gpu else e.self_cpu_time_total) / steps / 1e3) for e in kernels]
         self.operators = sorted(spent, key=lambda pair: -pair[1])[:10]
 
     def _table(self, steps: int) -> Table:
-        """Milliseconds a step of each stage: on the host, and on the GPU where there is one."""
+        """A table of milliseconds per step by stage: on the host, and on the GPU if there is one."""
         gpu = self.device.type == "cuda"
         table = Table(title=f"{1e3 * self.seconds / steps:.2f} ms a step, over {steps} steps")
         for heading in ("stage", "host ms", *(["GPU ms"] if gpu else []), "share, %"):

@@ -1,4 +1,4 @@
-"""The named stages of a training step."""
+"""The named stages of a training step, which profilers show."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import torch
 from torch.profiler import record_function
 
-# "step" is a replay of the whole step as one CUDA graph, which holds what are stages of an uncaptured one.
+# "step" is a replay of the whole step as one CUDA graph, which holds all the other stages but "data".
 STAGES = ("data", "views", "log-mel", "forward", "backward", "optimizer", "step")
-_PREFIX = "essl_fast: "
+PREFIX = "essl_fast: "  # of the names in a trace
 
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Marks what runs inside as the stage ``name``, one of STAGES. Not for use inside a compiled function."""
-    with record_function(_PREFIX + name):
+    """Mark what runs inside as the stage ``name``, one of STAGES. It cannot be used inside a compiled function."""
+    with record_function(PREFIX + name):
         if torch.cuda.is_available():
             with torch.cuda.nvtx.range(name):
                 yield

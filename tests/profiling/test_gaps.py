@@ -58,11 +58,11 @@ def test_flop_of_the_papers_step(name, gflop):
 
 def test_floors_follow_from_counts_and_ceilings():
     ceilings = floors.Ceilings(1e12, 1e9, "float32")
-    found = floors.floors(floors.Flop(2e9, 3e9), 10, 1_000_000, ceilings, 4)
+    found = floors.stage_floors(floors.Flop(2e9, 3e9), 10, 1_000_000, ceilings, 4)
     assert found["forward"].seconds == pytest.approx(0.02) and found["backward"].seconds == pytest.approx(0.03)
     assert found["views"].seconds == pytest.approx(2 * 10 * 3 * 224 * 224 * 5 / 1e9)
     assert found["optimizer"].seconds == pytest.approx(0.028) and found["data"].seconds == 0
     assert found["step"].seconds == pytest.approx(sum(found[n].seconds for n in found if n != "step"))
     assert "20 GFLOP at 1 TFLOP/s" in found["forward"].why and "28 MB at 1 GB/s" in found["optimizer"].why
-    measured = floors.measure(torch.device("cpu"), torch.float32, seconds=0.02)
+    measured = floors.measure_ceilings(torch.device("cpu"), torch.float32, seconds=0.02)
     assert measured.flop > 1e8 and measured.copy > 1e7 and measured.dtype == "float32"

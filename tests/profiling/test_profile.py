@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from essl_fast.profiling.profile import StepProfile
+from essl_fast.profiling import StepProfile
 from essl_fast.runtime.stages import STAGES, stage
 
 CPU = torch.device("cpu")
