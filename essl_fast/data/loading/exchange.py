@@ -1,8 +1,8 @@
-"""What ranks that keep a share of the pairs each send each other: rows of their pools, and a few words.
+"""Messages between ranks that keep a share of the pairs each: rows of their pools, and now and then a Python object.
 
-It has process groups of its own, so it meets no collective of the training step. Which rows go where, every rank knows
-by itself (`shared_pool`), so nothing is announced: one all-to-all of bytes a table. On GPUs that is NCCL on a stream of
-its own, on CPUs gloo.
+It has process groups of its own, so it never meets a collective of the training step. Every rank knows by itself which
+rows go where (see `shared_pool`), so nothing is announced: each table is one all-to-all of bytes. On GPUs that is NCCL
+on a stream of its own, on CPUs gloo.
 """
 
 from __future__ import annotations
@@ -14,21 +14,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-
-def on_device(device: torch.device, *arrays: np.ndarray) -> torch.Tensor:
-    """(len(arrays), b) int64, in one transfer that the host does not wait for."""
-    table = torch.from_numpy(np.stack(arrays))
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+from essl_fast.data.loading.rows import index_tensor
 
 
-class Swap:
-    """Rows on their way. `wait` gives them: those of rank 0 first."""
+class Transfer:
+    """Rows on their way to this rank."""
 
     def __init__(self, tables: list[torch.Tensor], work: list, ready: torch.cuda.Event | None):
         self._tables, self._work, self._ready = tables, work, ready
 
     def wait(self) -> list[torch.Tensor]:
-        """The rows of each table that came here. On a GPU the host does not wait: the current stream does."""
+        """For each table the rows that came, rank 0's first: (k, ...). On a GPU the current stream waits for them, not
+        the host."""
         for work in self._work:
             work.wait()
         if self._ready is not None:
@@ -40,45 +37,54 @@ class Swap:
 
 
 class Exchange:
-    """Between `size` ranks, of which this is `rank`. Every rank makes one, at the same place in its program, after the
-    default process group; and calls its methods in the same order."""
+    """Between `size` ranks; `rank` is this one.
+
+    Every rank makes one at the same place of its program, after the default process group, and calls the methods in
+    the same order.
+    """
 
     def __init__(self, rank: int, size: int, device: torch.device):
         self.rank, self.size, self.device = rank, size, device
-        self._words = dist.new_group(backend="gloo")
+        self._objects = dist.new_group(backend="gloo")
         gpu = device.type == "cuda"
-        self._rows = dist.new_group(backend="nccl") if gpu else self._words
+        self._rows = dist.new_group(backend="nccl") if gpu else self._objects
         self._stream = torch.cuda.Stream(device) if gpu else None
 
-    def least(self, value: int) -> int:
+    def smallest(self, value: int) -> int:
         """The smallest of the ranks' numbers."""
-        return min(self.tell(value))
+        return min(self.gather(value))
 
-    def tell(self, value: Any) -> list[Any]:
-        """Every rank's value, in the ranks' order."""
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, rank 0's first. Values are pickled."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self._words)
+        dist.all_gather_object(values, value, group=self._objects)
         return values
 
-    def swap(
+    def send_rows(
         self,
         tables: Sequence[torch.Tensor],
         rows: Sequence[np.ndarray],
         coming: Sequence[int],
-        ready: torch.cuda.Event | None = None,
-    ) -> Swap:
-        """Send `rows[r]` (k,) int64 of each table (n, ...) to rank r, and get `coming[r]` rows from it.
+        written: torch.cuda.Event | None = None,
+    ) -> Transfer:
+        """Send rows of each table to every rank, and receive theirs.
 
-        ready: after it the tables are written. What goes and comes is copied: the tables may change meanwhile.
+        What is sent is copied first, so the tables may change afterwards.
+
+        Args:
+            tables: (n, ...) each.
+            rows: for each rank, the rows (k,) int64 that go to it.
+            coming: for each rank, how many rows come from it.
+            written: event after which the tables hold these rows; None: when the current stream gets here.
         """
         going = [len(part) for part in rows]
         came, work = [], []
-        if self._stream is not None and ready is None:
-            ready = torch.cuda.current_stream(self.device).record_event()
-        with torch.cuda.stream(self._stream), torch.no_grad():  # of None: nothing
+        if self._stream is not None and written is None:
+            written = torch.cuda.current_stream(self.device).record_event()
+        with torch.cuda.stream(self._stream), torch.no_grad():  # a stream of None changes nothing
             if self._stream is not None:
-                self._stream.wait_event(ready)
-            (index,) = on_device(self.device, np.concatenate(rows))
+                self._stream.wait_event(written)
+            index = index_tensor(self.device, np.concatenate(rows))
             for table in tables:
                 packed = table.flatten(1).view(torch.uint8).index_select(0, index)  # NCCL has no int16
                 out = torch.empty(sum(coming), packed.shape[1], dtype=torch.uint8, device=self.device)
@@ -88,4 +94,4 @@ class Exchange:
                 work += [done] if self._stream is None else []
                 came.append(out.view(table.dtype).view(-1, *table.shape[1:]))
             event = None if self._stream is None else self._stream.record_event()
-        return Swap(came, work, event)
+        return Transfer(came, work, event)

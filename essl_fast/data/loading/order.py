@@ -1,143 +1,162 @@
-"""Which pairs a rank sees at which step of which epoch: pure functions of the seed, whatever delivers the pairs.
+"""What comes when: the pairs of every batch, as a pure function of seed, epoch, rank and number of ranks.
 
-A permutation of *all* pairs, of which each rank takes every `world_size`-th. So a resident pool follows the order that
-streaming has, a checkpoint is (epoch, step) and nothing else, and the pairs of a full step over all ranks do not depend
-on how many ranks share them.
+An epoch is one permutation of *all* pairs, and each rank takes every `world_size`-th of it. Three things follow:
+
+* Streaming and pools give the same batches, since neither chooses the order.
+* A checkpoint needs only (epoch, step) to continue exactly.
+* A full step over all ranks holds the same pairs, however many ranks share them.
+
+Pairs are named here by their position, 0 to `pairs` - 1, among the pairs that the loader uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from essl_fast.common.errors import InputError
 
 LastBatch = Literal["keep", "drop"]
+T = TypeVar("T")
 
 
-class Step(NamedTuple):
-    """A step of a rank. asked: the positions of its batch; needs: those that it must have decoded before. Where ranks
-    share a pool: batches, all ranks' `asked`; crosses: some rank needs another's pairs."""
+@dataclass(frozen=True)
+class Order:
+    """Which pairs one rank sees at which step of which epoch.
 
-    asked: np.ndarray
-    needs: np.ndarray
-    batches: list[np.ndarray]
-    crosses: bool
-
-
-def epoch_order(
-    n: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, shuffle: bool = True
-) -> np.ndarray:
-    """Positions in 0..n-1 that `rank` visits in `epoch`, in order: int64, n // world_size of them or one more.
-
-    The ranks' orders are disjoint and make up all n. The permutation sorts raw generator output, which NumPy promises
-    to keep the same over its versions (not so that of `permutation`).
+    Attributes:
+        pairs: number of pairs that all ranks share.
+        batch_size: most pairs of a rank's batch.
+        seed: of the permutations, at least 0.
+        shuffle: whether each epoch has a permutation of its own; else every epoch is 0, 1, 2, ...
+        last_batch: "keep" gives every pair once in an epoch, so last batches may be smaller; "drop" gives full
+            batches only.
+        rank: this rank, from 0.
+        world_size: number of ranks.
     """
-    if not shuffle:
-        return np.arange(rank, n, world_size, dtype=np.int64)
-    raw = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(n)
-    return np.argsort(raw, kind="stable")[rank::world_size].astype(np.int64, copy=False)
 
+    pairs: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    last_batch: LastBatch = "keep"
+    rank: int = 0
+    world_size: int = 1
 
-def steps_per_epoch(n: int, *, batch_size: int, world_size: int = 1, last_batch: LastBatch = "keep") -> int:
-    """Steps of an epoch, the same on every rank. InputError if some rank would have a step without a pair."""
-    if last_batch == "drop":
-        steps = n // (batch_size * world_size)
-        if steps == 0:
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch, the same on every rank.
+
+        Raises:
+            InputError: some rank would have a step without any pair.
+        """
+        if self.last_batch == "drop":
+            steps = self.pairs // (self.batch_size * self.world_size)
+            if steps == 0:
+                raise InputError(
+                    f"{self.pairs} pairs do not fill one batch of {self.batch_size} on each of {self.world_size} "
+                    "ranks: make the batch smaller or keep the last batch"
+                )
+            return steps
+        most, least = -(-self.pairs // self.world_size), self.pairs // self.world_size
+        steps = -(-most // self.batch_size)
+        if least < max(steps, 1):
             raise InputError(
-                f"{n} pairs do not fill one batch of {batch_size} on each of {world_size} ranks: "
-                "make the batch smaller or keep the last batch"
+                f"{self.pairs} pairs cannot be shared out over {self.world_size} ranks in batches of up to "
+                f"{self.batch_size} without an empty batch: use fewer ranks" + (" or a larger batch" if least else "")
             )
         return steps
-    most, least = -(-n // world_size), n // world_size
-    steps = -(-most // batch_size)
-    if least < max(steps, 1):
-        raise InputError(
-            f"{n} pairs cannot be shared out over {world_size} ranks in batches of up to {batch_size} "
-            "without an empty batch: use fewer ranks" + (" or a larger batch" if least else "")
-        )
-    return steps
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """All ranks' positions in the order of `epoch`: (pairs,) int64.
+
+        It sorts the generator's raw output. NumPy promises to keep that output the same in all its versions; it does
+        not promise so for `Generator.permutation`.
+        """
+        if not self.shuffle:
+            return np.arange(self.pairs, dtype=np.int64)
+        raw = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.pairs)
+        return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+
+    def of_rank(self, epoch: int) -> np.ndarray:
+        """This rank's positions in the order of `epoch`: int64, pairs // world_size of them or one more.
+
+        The ranks' positions are disjoint, and together they are all pairs.
+        """
+        return self.permutation(epoch)[self.rank :: self.world_size]
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """This rank's batches of `epoch`: `steps` arrays (b,) int64 with 1 <= b <= batch_size.
+
+        With "keep", a rank may have one pair less than the others, and would then run out one step before them. It
+        makes an earlier batch smaller, so that one pair is left for the last step.
+        """
+        return self._cut(self.of_rank(epoch), self.steps)
+
+    def all_batches(self, epoch: int) -> list[list[np.ndarray]]:
+        """`batches` of every rank: [step][rank]."""
+        steps, order = self.steps, self.permutation(epoch)
+        ranks = (self._cut(order[rank :: self.world_size], steps) for rank in range(self.world_size))
+        return [list(step) for step in zip(*ranks, strict=True)]
+
+    def batches_from(self, epoch: int, step: int, epochs: int | None = None) -> Iterator[np.ndarray]:
+        """`batches` from `step` of `epoch` on, over all later epochs, see `over_epochs`."""
+        return over_epochs(self.batches, epoch, step, epochs)
+
+    def _cut(self, order: np.ndarray, steps: int) -> list[np.ndarray]:
+        if self.last_batch == "drop":
+            order = order[: steps * self.batch_size]
+        ends = [min((step + 1) * self.batch_size, len(order) - (steps - 1 - step)) for step in range(steps)]
+        return np.split(order, ends[:-1])
 
 
-def epoch_batches(
-    n: int,
-    *,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
-    shuffle: bool = True,
-    last_batch: LastBatch = "keep",
-) -> list[np.ndarray]:
-    """`epoch_order` cut into `steps_per_epoch` batches of at most `batch_size`, none empty.
+def over_epochs(of_epoch: Callable[[int], Iterable[T]], epoch: int, step: int, epochs: int | None) -> Iterator[T]:
+    """The items of `of_epoch(epoch)` from number `step` on, then those of all later epochs, without a pause between.
 
-    "drop": full batches only. "keep": every pair; a rank that has one pair less than the others and would run out one
-    step before them leaves a pair for that step.
+    Args:
+        of_epoch: the items of an epoch, one for each step.
+        epochs: number of epochs, after which it ends; None: it never ends.
     """
-    steps = steps_per_epoch(n, batch_size=batch_size, world_size=world_size, last_batch=last_batch)
-    order = epoch_order(n, seed=seed, epoch=epoch, rank=rank, world_size=world_size, shuffle=shuffle)
-    return _cut(order, steps, batch_size, last_batch)
-
-
-def all_batches(
-    n: int, *, batch_size: int, seed: int, epoch: int, world_size: int, shuffle: bool, last_batch: LastBatch
-) -> list[list[np.ndarray]]:
-    """`epoch_batches` of every rank, step by step: [step][rank]."""
-    steps = steps_per_epoch(n, batch_size=batch_size, world_size=world_size, last_batch=last_batch)
-    order = epoch_order(n, seed=seed, epoch=epoch, shuffle=shuffle)
-    ranks = (_cut(order[rank::world_size], steps, batch_size, last_batch) for rank in range(world_size))
-    return [list(step) for step in zip(*ranks, strict=True)]
-
-
-def _cut(order: np.ndarray, steps: int, batch_size: int, last_batch: LastBatch) -> list[np.ndarray]:
-    if last_batch == "drop":
-        order = order[: steps * batch_size]
-    ends = [min((step + 1) * batch_size, len(order) - (steps - 1 - step)) for step in range(steps)]
-    return np.split(order, ends[:-1])
-
-
-def batches_from(epoch: int, step: int, *, epochs: int | None = None, **settings: Any) -> Iterator[np.ndarray]:
-    """The batches from `step` of `epoch` on, over all later epochs (or those before `epochs`): whoever decodes ahead
-    along them does not pause where an epoch ends. `settings` are those of `epoch_batches`."""
     while epochs is None or epoch < epochs:
-        yield from epoch_batches(epoch=epoch, **settings)[step:]
+        yield from islice(of_epoch(epoch), step, None)
         epoch, step = epoch + 1, 0
 
 
-def needs_from(
-    epoch: int, step: int, steps: Callable[[int], Iterator[Step]], epochs: int | None
+def only_new(
+    batches: Iterator[np.ndarray], known: np.ndarray, shuffled: bool, most: int | None = None
 ) -> Iterator[np.ndarray]:
-    """What `steps` of each epoch needs, from `step` of `epoch` on, like `batches_from`."""
-    while epochs is None or epoch < epochs:
-        yield from (one.needs for one in islice(steps(epoch), step, None))
-        epoch, step = epoch + 1, 0
+    """The positions of each batch that were neither known before nor in an earlier batch: what a pool must decode.
 
+    It ends when all positions are known. Where every epoch has the same order it may end earlier: "drop" then leaves
+    out the same pairs in each epoch, and they never come.
 
-def not_yet(
-    batches: Iterator[np.ndarray], seen: np.ndarray, shuffled: bool, most: int | None = None
-) -> Iterator[np.ndarray]:
-    """Of each batch what was in no batch before it and is not marked in `seen` (n,) bool, which is left as it is; only
-    where that is anything, and in parts of `most` at most.
+    Args:
+        batches: positions (b,) int64 of each batch.
+        known: (n,) bool, the positions that are known at the beginning. It is not changed.
+        shuffled: whether epochs differ in their order.
+        most: if given, larger arrays are cut into parts of at most this length.
 
-    Ends when all n were seen: a resident pool decodes what this yields and no more. Where every epoch is the same, it
-    may end before that, since last batches that are dropped drop the same pairs each time.
+    Yields:
+        (k,) int64 with k >= 1, in the order of the batches.
     """
-    seen, idle, total = seen.copy(), 0, len(seen)
-    left = total - int(seen.sum())
+    known, total = known.copy(), len(known)
+    left = total - int(known.sum())
+    without_new = 0  # positions since the last new one
     while left:
         batch = next(batches, None)
         if batch is None:
             return
-        new = batch[~seen[batch]]
+        new = batch[~known[batch]]
         if len(new):
-            seen[new] = True
-            left, idle = left - len(new), 0
-            yield from (new[at : at + most] for at in range(0, len(new), most or len(new))) if most else (new,)
+            known[new] = True
+            left, without_new = left - len(new), 0
+            for at in range(0, len(new), most or len(new)):
+                yield new[at : at + (most or len(new))]
         else:
-            idle += max(len(batch), 1)
-        if not shuffled and idle > total:
+            without_new += max(len(batch), 1)
+        if not shuffled and without_new > total:
             return

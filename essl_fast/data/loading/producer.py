@@ -15,31 +15,42 @@ import numpy as np
 import torch
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading.pipeline import DecodeError, FrameDecoder
+from essl_fast.data.loading.decode_faults import DecodeError
+from essl_fast.data.loading.decoder import FrameDecoder
+from essl_fast.data.loading.settings import LoaderSettings
+from essl_fast.data.loading.skipped import Fault
 from essl_fast.data.shards import SAMPLES
 from essl_fast.data.shards.reading import Picture, Shards
 
 
 class Decoded(NamedTuple):
-    """A batch: positions (b,) int64; their frames (b, S, S, 3) uint8 and pcm (b, 48000) int16 or float32, on the device
-    when `ready`; lost, the positions that were left out of it, with the reason."""
+    """A batch as the producer hands it over.
+
+    Attributes:
+        positions: (b,) int64, of the pairs that decoded; b may be 0.
+        frames: (b, S, S, 3) uint8, on the device after `ready`.
+        pcm: (b, 48000) int16 or float32, likewise.
+        faults: the pairs of the batch that were left out.
+        ready: event of the producer's CUDA stream; None on a CPU, and where b is 0.
+    """
 
     positions: np.ndarray
     frames: torch.Tensor
     pcm: torch.Tensor
-    lost: list[tuple[int, str]]  # positions that were left out, with the reason
+    faults: list[Fault]
     ready: torch.cuda.Event | None
 
 
-class _Reading:
-    """A batch between its reading and its decoding."""
+class _ReadBatch:
+    """A batch that was read and is being decoded."""
 
     def __init__(self, positions: np.ndarray, pcm: torch.Tensor):
         self.positions, self.pcm = positions, pcm
-        self.lost: list[tuple[int, str]] = []
+        self.faults: list[Fault] = []
 
     def drop(self, faults: dict[int, str]) -> None:
-        self.lost += [(int(self.positions[i]), reason) for i, reason in faults.items()]
+        """Leave out the pairs at these places."""
+        self.faults += [Fault(int(self.positions[i]), reason) for i, reason in faults.items()]
         keep = np.setdiff1d(np.arange(len(self.positions)), list(faults))
         self.positions, self.pcm = self.positions[keep], self.pcm[torch.from_numpy(keep)]
 
@@ -47,38 +58,40 @@ class _Reading:
 _running: weakref.WeakSet[Producer] = weakref.WeakSet()
 
 
-@atexit.register  # after DALI was imported, so before DALI's own: no thread may use a pipeline that was shut down
+@atexit.register  # registered after DALI's own, so it runs before: no thread may use a pipeline that was shut down
 def _stop_running() -> None:
     for producer in list(_running):
         producer.stop()
 
 
 class Producer:
-    """A thread that reads and decodes the batches of `plan`, an iterator of positions, into a short queue.
+    """Reads and decodes the batches of a plan in a thread of its own, and puts them into a short queue.
 
-    lost (n,) bool: pairs that are left out, since they do not decode; where `skip` is set, more are added to it.
+    Sound needs no decoding: it is read straight into the batch's memory, which is pinned where the batch goes to a GPU.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        plan: Iterator[np.ndarray],
-        lost: np.ndarray,
-        skip: bool,
-        device: torch.device,
-        threads: int,
-        prefetch: int,
-        batch_size: int,
-        side: int,
-    ):
-        self.shards, self.plan, self.lost, self.skip = shards, plan, lost.copy(), skip
-        self.device, self.threads, self.shape = device, threads, (side, side, 3)
-        self.reading: deque[_Reading] = deque()
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="essl_fast-read")
+    def __init__(self, shards: Shards, settings: LoaderSettings, plan: Iterator[np.ndarray], skipped: np.ndarray):
+        """
+        Args:
+            plan: the positions (b,) int64 of one batch after another. It runs in the thread.
+            skipped: (n,) bool, pairs that are left out from the beginning. It is copied.
+        """
+        self.shards, self.settings, self.plan, self.skipped = shards, settings, plan, skipped.copy()
+        self.device = settings.device
+        self.reading: deque[_ReadBatch] = deque()  # the oldest first
+        self.executor = ThreadPoolExecutor(settings.threads, thread_name_prefix="essl_fast-read")
         self.decoder = FrameDecoder(
-            self._read, batch_size, side, device, threads, prefetch, self.pool, jpegs=shards.jpegs, clips=shards.clips
+            self._read,
+            settings.batch_size,
+            settings.side,
+            settings.device,
+            settings.threads,
+            settings.prefetch,
+            self.executor,
+            jpegs=shards.jpegs,
+            clips=shards.clips,
         )
-        self.queue: queue.Queue = queue.Queue(prefetch)
+        self.queue: queue.Queue = queue.Queue(settings.prefetch)
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, name="essl_fast-loader", daemon=True)
         _running.add(self)
@@ -87,7 +100,7 @@ class Producer:
     def stop(self) -> None:
         """End the thread and free the pipeline."""
         self.stopped.set()
-        if threading.current_thread() is not self.thread:  # its own garbage collection may be what stops it
+        if threading.current_thread() is not self.thread:  # a garbage collection in that thread may call this
             self.thread.join()
 
     def get(self) -> Decoded | BaseException:
@@ -100,22 +113,23 @@ class Producer:
                     return RuntimeError("the loader's plan ended before its order did")
 
     def _read(self) -> list[Picture]:
+        """The decoder's source."""
         while True:
             positions = next(self.plan)
-            if self.lost.all():  # else this might go on forever
-                raise InputError(f"none of the {len(self.lost)} pairs decodes: run prepare again")
-            positions = positions[~self.lost[positions]]
-            kind = torch.float32 if self.shards.sound.kind == "f" else torch.int16
-            pcm = torch.empty(len(positions), SAMPLES, dtype=kind, pin_memory=self.device.type == "cuda")
-            pictures = self.shards.read(positions, pcm.numpy(), self.pool, self.threads)
-            self.reading.append(_Reading(positions, pcm))
-            if pictures:  # the decoder never sees a batch of which nothing is left
+            if self.skipped.all():  # else this might go on forever
+                raise InputError(f"none of the {len(self.skipped)} pairs decodes: run prepare again")
+            positions = positions[~self.skipped[positions]]
+            dtype = torch.float32 if self.shards.sound.kind == "f" else torch.int16
+            pcm = torch.empty(len(positions), SAMPLES, dtype=dtype, pin_memory=self.device.type == "cuda")
+            pictures = self.shards.read(positions, pcm.numpy(), self.executor, self.settings.threads)
+            self.reading.append(_ReadBatch(positions, pcm))
+            if pictures:  # the decoder never sees an empty batch
                 return pictures
 
     def _run(self) -> None:
         stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         try:
-            with torch.cuda.stream(stream):  # of None: nothing
+            with torch.cuda.stream(stream):  # a stream of None changes nothing
                 while not self.stopped.is_set():
                     try:
                         frames = next(self.decoder)
@@ -123,7 +137,7 @@ class Producer:
                         self._hand_over_empty()
                         return
                     except DecodeError as error:
-                        self._lose(error)
+                        self._skip_or_stop(error)
                         continue
                     self._hand_over_empty()
                     self._hand_over(self.reading.popleft(), frames, stream)
@@ -131,15 +145,15 @@ class Producer:
             self._put(error)
         finally:
             self.decoder.close()
-            self.pool.shutdown()
+            self.executor.shutdown()
 
-    def _lose(self, error: DecodeError) -> None:
-        """Leave out what did not decode, or raise InputError that names it."""
+    def _skip_or_stop(self, error: DecodeError) -> None:
+        """Leave out what did not decode, or raise an InputError that names it."""
         self._hand_over_empty()
         batch = self.reading[0]
-        if self.skip and error.faults:
+        if self.settings.on_error == "skip" and error.faults:
             batch.drop(error.faults)
-            self.lost[[position for position, _ in batch.lost]] = True
+            self.skipped[[fault.position for fault in batch.faults]] = True
             self.decoder.drop(error.faults)
             return
         if not error.faults:
@@ -157,13 +171,14 @@ class Producer:
         raise InputError(f"the frame of {names} cannot be decoded ({reason}): {self.shards.remedy()}") from error
 
     def _hand_over_empty(self) -> None:
-        """The batches at the front of which nothing is left, and which the decoder does not know."""
+        """Hand over the batches at the front that have no pair left: the decoder does not know of them."""
+        side = self.settings.side
         while self.reading and not len(self.reading[0].positions):
-            self._hand_over(self.reading.popleft(), torch.empty(0, *self.shape, dtype=torch.uint8), None)
+            self._hand_over(self.reading.popleft(), torch.empty(0, side, side, 3, dtype=torch.uint8), None)
 
-    def _hand_over(self, batch: _Reading, frames: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
+    def _hand_over(self, batch: _ReadBatch, frames: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
         pcm = batch.pcm if stream is None else batch.pcm.to(self.device, non_blocking=True)
-        self._put(Decoded(batch.positions, frames, pcm, batch.lost, stream and stream.record_event()))
+        self._put(Decoded(batch.positions, frames, pcm, batch.faults, stream and stream.record_event()))
 
     def _put(self, item: Decoded | BaseException) -> None:
         while not self.stopped.is_set():

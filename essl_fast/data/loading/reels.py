@@ -23,11 +23,10 @@ import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
-from essl_fast.data.loading.pipeline import resize_dali, resize_host
-from essl_fast.data.media.clips import Reel, cut_reels
+from essl_fast.data.loading.resize import resize_dali, resize_host
+from essl_fast.data.media import MediaError, Reel, cut_reels
 from essl_fast.data.media.footage import Footage, Video
 from essl_fast.data.media.hardware import ENGINES, decode_reels, reason
-from essl_fast.data.media.video import MediaError
 
 REELS = ENGINES  # of a batch
 FRAME_BYTES = 64 << 20  # 10 frames of 1080p; at most two batches are on their way beside the one that is looked at

@@ -13,13 +13,12 @@ import torch
 
 from essl_fast.common.errors import InputError
 from essl_fast.data import shards
-from essl_fast.data.loading import pipeline
-from essl_fast.data.loading.loader import Loader
-from essl_fast.data.loading.pool import Pools
-from essl_fast.data.media.clips import Clip, cut_clips, decode_clip
+from essl_fast.data.loading import DecodeError, FrameDecoder, Loader, Pools, resize_host
+from essl_fast.data.loading.graph import build_graph, graph_input
+from essl_fast.data.media import Clip, cut_clips, decode_clip
 from essl_fast.data.shards.reading import Picture
-from tests.data.loading.test_pool import assert_equal, batches
 from tests.data.shards.test_shards import jpeg, sound
+from tests.tools.batches import assert_equal, batches
 from tests.tools.media import make_video, noisy, number_of, set_matrix
 
 SIDE = 48
@@ -56,14 +55,14 @@ def picture(visual: bytes | Clip) -> Picture:
 def expected(visual: bytes | Clip, side: int = SIDE) -> np.ndarray:
     """By the plain way: FFmpeg for a clip, the same DALI and resize for a JPEG."""
     if isinstance(visual, Clip):
-        return pipeline.resize_host(torch.from_numpy(decode_clip(visual.data, visual.target))[None], side)[0].numpy()
+        return resize_host(torch.from_numpy(decode_clip(visual.data, visual.target))[None], side)[0].numpy()
     with ThreadPoolExecutor(1) as pool:
         return decode([[visual]], pool, side=side)[0][0].numpy()
 
 
 def decode(groups: list[list], pool, device=CPU, side: int = SIDE, **kinds) -> list[torch.Tensor]:
     feed = iter([[picture(visual) for visual in batch] for batch in groups])
-    decoder = pipeline.FrameDecoder(lambda: next(feed), max(map(len, groups)), side, device, 2, 2, pool, **kinds)
+    decoder = FrameDecoder(lambda: next(feed), max(map(len, groups)), side, device, 2, 2, pool, **kinds)
     frames = list(decoder)
     decoder.close()
     return frames
@@ -100,8 +99,8 @@ def test_the_frame_is_the_one_that_was_meant(clips, codec):
 
 def graph(batches: list[list], jpegs: bool, clips: bool, side: int = SIDE) -> list[list[np.ndarray]]:
     """The graph that a GPU runs, on DALI's CPU backend, without the resize."""
-    feed = iter([pipeline.feed([picture(visual) for visual in batch], jpegs, clips) for batch in batches])
-    pipe = pipeline.build(lambda: next(feed), 4, side, CPU, 2, 2, jpegs=jpegs, clips=clips)
+    feed = iter([graph_input([picture(visual) for visual in batch], jpegs, clips) for batch in batches])
+    pipe = build_graph(lambda: next(feed), 4, side, CPU, 2, 2, jpegs=jpegs, clips=clips)
     found = []
     for _ in batches:
         (images,) = pipe.run()
@@ -144,7 +143,7 @@ def test_a_turned_frame_is_put_upright(clips):
     with av.open(io.BytesIO(clip.data)) as file:
         stored = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)][clip.target]
     assert stored.shape == (90, 160, 3) and number_of(stored) == 8
-    square = pipeline.resize_host(torch.from_numpy(stored)[None], SIDE)[0]
+    square = resize_host(torch.from_numpy(stored)[None], SIDE)[0]
     upright = np.abs(torch.rot90(square, clip.quarters).numpy().astype(int) - expected(clip).astype(int))
     assert upright.max() <= 2  # rows and columns are rounded in another order
     assert np.abs(torch.rot90(square, 1).numpy().astype(int) - expected(clip).astype(int)).mean() > 20
@@ -160,13 +159,13 @@ def test_a_bad_clip_is_found_and_dropped(clips, pool, wrong):
     }[wrong]
     groups = [[good, jpeg(1), bad], [bad], [jpeg(2), good]]
     feed = iter([[picture(visual) for visual in batch] for batch in groups])
-    decoder = pipeline.FrameDecoder(lambda: next(feed), 3, SIDE, CPU, 2, 2, pool, clips=True)
-    with pytest.raises(pipeline.DecodeError) as error:
+    decoder = FrameDecoder(lambda: next(feed), 3, SIDE, CPU, 2, 2, pool, clips=True)
+    with pytest.raises(DecodeError) as error:
         next(decoder)
     assert error.value.faults.keys() == {2} and error.value.faults[2]
     decoder.drop([2])
     assert np.array_equal(next(decoder).numpy(), np.stack([expected(good), expected(jpeg(1))]))
-    with pytest.raises(pipeline.DecodeError) as error:
+    with pytest.raises(DecodeError) as error:
         next(decoder)
     assert error.value.faults.keys() == {0}
     decoder.drop([0])

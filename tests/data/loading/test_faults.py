@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading.loader import Loader
-from essl_fast.data.loading.pool import Pools
+from essl_fast.data.loading import Loader, Pools
 from essl_fast.data.shards import BLACK, CORRUPT, QUARANTINE, SILENT, TRUNCATED, Manifest, read_index
-from tests.data.loading.test_pool import assert_equal, batches, plain
 from tests.data.shards.test_shards import write_folder
+from tests.tools.batches import assert_equal, batches, plain
 
 BAD = [3, 17, 18]
 
@@ -163,16 +162,3 @@ def test_quarantined_pairs_are_left_out_where_that_is_asked_for(folder, tmp_path
             splits=("val",),
             exclude="all",
         )
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"on_error": "retry"}, "on_error is stop or skip, not 'retry'"),
-        ({"exclude": "some"}, "exclude is none or bad or all"),
-        ({"max_errors": -0.1}, "max_errors is at least 0"),
-    ],
-)
-def test_impossible_settings(folder, settings, message):
-    with pytest.raises(InputError, match=message):
-        make(folder, **settings)

@@ -19,15 +19,12 @@ import torch
 from PIL import Image
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading import loader as module
-from essl_fast.data.loading.loader import Loader
-from essl_fast.data.loading.order import batches_from, epoch_batches, epoch_order, not_yet, steps_per_epoch
-from essl_fast.data.loading.producer import Producer
+from essl_fast.data.loading import Loader, decode_queue
 from essl_fast.data.shards import Manifest, read_index
 from tests.data.shards.test_shards import jpeg, sound, write_folder
+from tests.tools.batches import decoding_threads
 
 SIDE = 32
-ORDER = [2, 4, 7, 3, 5, 1, 8, 9, 0, 6]
 
 
 @pytest.fixture(scope="module")
@@ -174,85 +171,6 @@ def test_a_state_of_other_data_or_version_is_refused(manifest, tmp_path):
         make(manifest).load_state_dict(state | {"version": 0})
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"batch_size": 0}, "batch_size is at least 1"),
-        ({"side": 0}, "side is at least 1"),
-        ({"threads": 0}, "threads is at least 1"),
-        ({"prefetch": 0}, "prefetch is at least 1"),
-        ({"seed": -1}, "seed is at least 0"),
-        ({"rank": 2, "world_size": 2}, "world_size is at least 3"),
-        ({"last_batch": "pad"}, "last_batch is keep or drop"),
-        ({"splits": ()}, "one or more different names"),
-        ({"splits": ("val", "val")}, "one or more different names"),
-        ({"splits": ("dev",)}, "no split 'dev'"),
-        ({"splits": ("test",)}, "has no pair in test"),
-        ({"splits": ("val",), "last_batch": "drop"}, "5 pairs do not fill one batch of 8 on each of 1 ranks"),
-        ({"splits": ("val",), "world_size": 6}, "5 pairs cannot be shared out over 6 ranks.*use fewer ranks$"),
-        ({"batch_size": 1, "world_size": 3}, "50 pairs cannot be shared out over 3 ranks.*or a larger batch"),
-    ],
-)
-def test_impossible_settings(manifest, settings, message):
-    with pytest.raises(InputError, match=message):
-        make(manifest, **settings)
-
-
-def test_order_and_batches_for_many_sizes():
-    for n, world_size, batch_size in itertools.product((3, 7, 16, 50), (1, 2, 3), (2, 4, 8)):
-        common = {"seed": 1, "epoch": 2, "world_size": world_size}
-        orders = [epoch_order(n, rank=rank, **common) for rank in range(world_size)]
-        assert sorted(itertools.chain(*orders)) == list(range(n))
-        steps = steps_per_epoch(n, batch_size=batch_size, world_size=world_size)
-        for rank, order in enumerate(orders):
-            batches = epoch_batches(n, batch_size=batch_size, rank=rank, **common)
-            assert len(batches) == steps and {0 < len(batch) <= batch_size for batch in batches} == {True}
-            assert np.array_equal(np.concatenate(batches), order)
-
-
-def test_a_full_step_holds_the_same_pairs_on_any_number_of_ranks():
-    common = {"seed": 4, "epoch": 1, "last_batch": "drop"}
-    one = epoch_batches(50, batch_size=12, **common)
-    three = [epoch_batches(50, batch_size=4, rank=rank, world_size=3, **common) for rank in range(3)]
-    for step, batch in enumerate(one):
-        assert set(batch) == {row for rank in three for row in rank[step]}
-
-
-def test_the_order_never_changes():
-    """Checkpoints and resident pools rely on it over versions of this package and of NumPy."""
-    assert epoch_order(10, seed=7, epoch=3).tolist() == ORDER
-    assert epoch_order(10, seed=7, epoch=3, rank=1, world_size=3).tolist() == ORDER[1::3]
-    assert epoch_order(5, seed=7, epoch=3, rank=1, world_size=2, shuffle=False).tolist() == [1, 3]
-
-
-def test_what_is_decoded_ahead_of_a_pool():
-    """Each pair once, in the order of its first coming, from wherever a run begins; and an end."""
-    common = {"n": 10, "batch_size": 4, "seed": 7}
-    there = np.zeros(10, bool)
-    there[[3, 8]] = True
-    found = list(not_yet(batches_from(3, 1, **common), there, True))
-    assert [part.tolist() for part in found[:2]] == [[5, 1, 9], [0, 6]]  # ORDER without its first four, 3 and 8
-    assert sorted(np.concatenate(found).tolist()) == [0, 1, 2, 4, 5, 6, 7, 9] and there.sum() == 2
-    assert list(not_yet(batches_from(0, 0, **common), np.ones(10, bool), True)) == []
-    assert [len(batch) for batch in batches_from(0, 2, epochs=2, **common)] == [2, 4, 4, 2]
-    assert list(batches_from(2, 0, epochs=2, **common)) == []
-    # The last two are dropped in every epoch of a fixed order, so they never come.
-    fixed = batches_from(0, 0, **common, shuffle=False, last_batch="drop")
-    assert np.concatenate(list(not_yet(fixed, np.zeros(10, bool), False))).tolist() == list(range(8))
-
-
-def test_threads_and_prefetch_come_from_the_machine(manifest, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(24)))
-    assert module.pick_threads() == 8
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert module.pick_threads() == 6
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    assert module.pick_threads() == 1
-    assert [module.pick_prefetch(size) for size in (1, 64, 100, 128, 4096)] == [4, 4, 2, 2, 2]
-    loader = make(manifest, threads=None, prefetch=None)
-    assert (loader.threads, loader.prefetch) == (1, 4)
-
-
 def copy(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "copy"))
 
@@ -268,7 +186,7 @@ def test_a_damaged_frame_is_named(folder, tmp_path):
         InputError, match=r"frame of pair 'vidéo.2 a_000020' in shard .*train-00001.tar cannot be decoded"
     ):
         list(loader)
-    assert loader._producer is None
+    assert not decoding_threads()
 
 
 def test_a_sound_read_by_itself_is_as_it_was_written(folder, tmp_path, monkeypatch):
@@ -351,7 +269,7 @@ def test_index_files_must_list_the_manifests_pairs(folder, tmp_path):
 
 def test_waiting_counts_only_the_callers_time(manifest, monkeypatch):
     clock = itertools.count()
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(decode_queue.time, "perf_counter", lambda: next(clock))
     with make(manifest) as loader:
         list(loader)
     assert loader.waited == 7  # one tick between the two readings of the clock for each batch
@@ -371,7 +289,7 @@ def test_close_ends_the_threads_and_the_loader_can_go_on(manifest):
 
 def test_a_program_may_end_without_close(folder):
     code = (
-        "from essl_fast.data.loading.loader import Loader; from essl_fast.data.shards import Manifest\n"
+        "from essl_fast.data.loading import Loader; from essl_fast.data.shards import Manifest\n"
         f"loader = Loader(Manifest.load({str(folder)!r}), ['train'], batch_size=4, side=32, shuffle=True)\n"
         "batch = next(iter(loader)); print(len(batch.index))"
     )
@@ -390,11 +308,3 @@ def test_gpu_gives_the_cpus_batches(manifest):
             assert all(tensor.is_cuda for tensor in gpu)
             assert torch.equal(gpu.index.cpu(), cpu.index) and torch.equal(gpu.sound.cpu(), cpu.sound)
             assert (gpu.frames.cpu().int() - cpu.frames.int()).abs().float().mean() < 2
-
-
-def test_a_producer_that_its_own_thread_stops_does_not_wait_for_itself():
-    """A garbage collection may end a loader in any thread, the decoding one too."""
-    producer = object.__new__(Producer)
-    producer.stopped, producer.thread = threading.Event(), threading.current_thread()
-    producer.stop()
-    assert producer.stopped.is_set()

@@ -1,22 +1,20 @@
 """The resident pool: the same batches as streaming, each pair decoded once, within a budget."""
 
-import gc
 import itertools
 import threading
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from essl_fast import kernels
-from essl_fast.common.errors import InputError
-from essl_fast.data.loading.loader import Loader, RawBatch
-from essl_fast.data.loading.pool import GB, Pools, bytes_per_pair, gather, host_memory
+from essl_fast.data.loading import Loader, Pools, bytes_per_pair
+from essl_fast.data.loading.rows import gather_rows
 from essl_fast.data.shards import Manifest
 from essl_fast.data.shards.reading import Shards
 from tests.data.shards.test_shards import write_folder
+from tests.tools.batches import assert_equal, batches, decoding_threads, plain
 
 SIDE = 32
 
@@ -30,24 +28,6 @@ def make(manifest: Manifest, resident: bool, **settings) -> Loader:
     given = {"batch_size": 4, "side": SIDE, "shuffle": True, "threads": 1, "prefetch": 2, "seed": 3} | settings
     pools = Pools("always", 1, given.get("device", "cpu")) if resident else None
     return Loader(manifest, given.pop("splits", ("train",)), **({"pools": pools} | given))
-
-
-def plain(batch: RawBatch) -> tuple[torch.Tensor, ...]:
-    """A batch by value, wherever its frames are: index, frames, sound."""
-    return batch.index.cpu(), batch.frames[batch.rows].cpu(), batch.sound.cpu()
-
-
-def batches(loader: Loader, count: int) -> list[tuple[torch.Tensor, ...]]:
-    def forever():
-        while True:
-            yield from loader
-
-    return [plain(batch) for batch in itertools.islice(forever(), count)]
-
-
-def assert_equal(ours: list, theirs: list) -> None:
-    for mine, other in zip(ours, theirs, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
 
 
 @pytest.fixture
@@ -75,7 +55,7 @@ def test_resident_batches_are_the_streamed_ones(manifest, world_size, last_batch
         with make(manifest, True, **settings) as loader:
             assert_equal(batches(loader, 5 * len(loader)), expected)
         assert set(reads.values()) == {1}
-        assert len(expected[0][0]) == 5 and loader.pool.there.sum() <= len(reads)
+        assert len(expected[0][0]) == 5 and loader.pool.present.sum() <= len(reads)
 
 
 def test_log_mel_is_kept_in_place_of_the_samples(manifest):
@@ -108,12 +88,13 @@ def test_the_first_epoch_fills_and_the_next_ones_only_read(manifest, reads):
     before = threading.active_count()
     loader = make(manifest, True)
     first = [plain(batch) for batch in loader]
-    assert loader.pool.there.all() and reads == Counter(range(31))
+    assert loader.pool.present.all() and reads == Counter(range(31))
     waited = loader.waited
     frames = [batch.frames for batch in loader]
     assert len(frames) == 8 and all(f.data_ptr() == loader.pool.frames.data_ptr() for f in frames)
     assert loader.waited == waited > 0 and reads == Counter(range(31))
-    loader._producer.thread.join(10)
+    for thread in decoding_threads():
+        thread.join(10)
     assert threading.active_count() == before, "threads stay though nothing is left to decode"
     assert sorted(row for index, *_ in first for row in index.tolist()) == list(range(31))
     loader.close()
@@ -154,7 +135,7 @@ def test_an_evaluation_decodes_once_and_no_further(manifest, reads):
             passes.append([plain(batch) for batch in loader])
             with pytest.raises(RuntimeError, match="made for 1 epochs"):
                 next(iter(loader))
-    assert reads == Counter(range(5)) and loader._producer is None
+    assert reads == Counter(range(5)) and not decoding_threads()
     assert [len(index) for index, *_ in passes[0]] == [2, 2, 1]
     assert_equal(passes[1], passes[0])
     assert_equal(passes[2], passes[0])
@@ -187,42 +168,12 @@ def test_loaders_of_the_same_pairs_share_a_pool(manifest):
         make(manifest, False, pools=Pools("never", 0, "meta"))
 
 
-def test_the_budget_is_kept(manifest):
-    size = bytes_per_pair(SIDE)
-    assert size == SIDE * SIDE * 3 + 96_000
-    assert bytes_per_pair(246, kernels.log_mel) == 246 * 246 * 3 + 3 * 96 * 64 * 4
-    fits = Pools("auto", 31 * size / GB, "cpu")
-    loader = make(manifest, False, pools=fits)
-    assert loader.pool is not None and not fits.notes
-    late = make(manifest, False, splits=("val",), pools=fits)
-    assert late.pool is None and late.pairs == 5
-    assert fits.notes == [
-        "val at side 32 is streamed, not kept: that needs 0.000495 GB for 5 pairs, and 0 GB of the budget are left "
-        "(0.000495 GB missing; data.resident_budget_gb sets the budget)"
-    ]
-    make(manifest, False, splits=("val",), pools=fits)
-    assert len(fits.notes) == 1, "the same line twice"
-    assert_equal(batches(late, 2), batches(make(manifest, False, splits=("val",)), 2))
-
-    short = Pools("always", 30 * size / GB, "cpu")
-    with pytest.raises(
-        InputError,
-        match=r"data.resident: always, but train at side 32 needs 0.00307 GB for 31 pairs, "
-        r"and 0.00297 GB of the budget are left; raise data.resident_budget_gb, or use auto or never",
-    ):
-        make(manifest, False, pools=short)
-    assert make(manifest, False, pools=Pools("never", 1, "cpu")).pool is None
-    with pytest.raises(InputError, match="data.resident_budget_gb: cpu did not give 9.91e"):
-        Pools("always", 1e12, "cpu").take("everything", "all", 10**15, SIDE)
-    gc.collect()
-
-
 @pytest.mark.parametrize("dtype", [torch.int16, torch.bfloat16, torch.float32])
 def test_rows_are_gathered_whatever_their_type(dtype):
     table = torch.arange(5 * 6).view(5, 2, 3).to(dtype)
     rows = torch.tensor([4, 0, 4])
-    found = gather(table, rows)
-    assert found.dtype == dtype and torch.equal(found, table[rows]) and gather(table, rows[:0]).shape == (0, 2, 3)
+    found = gather_rows(table, rows)
+    assert found.dtype == dtype and torch.equal(found, table[rows]) and gather_rows(table, rows[:0]).shape == (0, 2, 3)
     found.zero_()
     assert torch.equal(table, torch.arange(5 * 6).view(5, 2, 3).to(dtype)), "a batch is a copy"
 
@@ -230,50 +181,6 @@ def test_rows_are_gathered_whatever_their_type(dtype):
 def test_a_sound_function_must_keep_pairs_apart():
     with pytest.raises(ValueError, match="one pair"):
         bytes_per_pair(SIDE, lambda pcm: pcm.flatten())
-
-
-def fake_host(root: Path, available: int, groups: str, files: dict[str, dict[str, str]]) -> Path:
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: 99999 kB\nMemAvailable:   {available} kB\nHugePages_Total: 0\n")
-    (root / "proc/self/cgroup").write_text(groups)
-    for folder, entries in files.items():
-        (root / "sys/fs/cgroup" / folder).mkdir(parents=True, exist_ok=True)
-        for name, value in entries.items():
-            (root / "sys/fs/cgroup" / folder / name).write_text(value + "\n")
-    return root
-
-
-V2 = {"memory.current": "3000", "memory.stat": "anon 1\ninactive_file 500\nactive_file 2"}
-V1 = {"memory.usage_in_bytes": "3000", "memory.stat": "cache 1\ninactive_file 9\ntotal_inactive_file 500"}
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "room"),
-    [
-        ("", {}, 10 * 1024),
-        ("0::/\n", {}, 10 * 1024),
-        ("0::/\n", {"": V2 | {"memory.max": "8000"}}, 5500),
-        ("0::/a/b\n", {"a/b": V2 | {"memory.max": "max"}, "a": V2 | {"memory.max": "7000"}}, 4500),
-        ("0::/a/b\n", {"a/b": V2 | {"memory.max": "4000"}, "a": V2 | {"memory.max": "7000"}}, 1500),
-        ("0::/path/of/the/host\n", {"": V2 | {"memory.max": "8000"}}, 5500),
-        ("0::/a\n", {"a": V2 | {"memory.max": "2000"}}, 0),
-        ("5:cpu,cpuacct:/a\n4:memory:/a\n", {"memory/a": V1 | {"memory.limit_in_bytes": "9000"}}, 6500),
-        ("4:memory:/a\n", {"memory/a": V1 | {"memory.limit_in_bytes": str(2**63 - 4096)}}, 10 * 1024),
-    ],
-)
-def test_host_memory_knows_control_groups(tmp_path, groups, files, room):
-    assert host_memory(fake_host(tmp_path, 10, groups, files)) == room
-
-
-def test_the_budget_that_nobody_gave(monkeypatch):
-    assert 0 < host_memory() < 2**50
-    monkeypatch.setattr("essl_fast.data.loading.pool.host_memory", lambda: 1000 * bytes_per_pair(SIDE))
-    assert Pools("auto", 0, "cpu").take("half", 1, 500, SIDE) is not None
-    assert Pools("auto", 0, "cpu").take("more", 1, 501, SIDE) is None
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert Pools("auto", 0, "cpu").take("half", 1, 126, SIDE) is None
-    with pytest.raises(InputError, match="set data.resident_budget_gb, or use auto or never"):
-        Pools("always", 0, "cpu").take("half", 1, 126, SIDE)
 
 
 @pytest.mark.gpu
@@ -285,7 +192,7 @@ def test_gpu_pool_gives_the_streamed_batches(manifest, world_size):
         with make(manifest, False, **settings) as stream, make(manifest, True, **settings) as resident:
             total = 4 * len(stream)
             assert_equal(batches(resident, total), batches(stream, total))
-            assert resident.pool.frames.is_cuda and np.all(resident.pool.there) == (world_size == 1)
+            assert resident.pool.frames.is_cuda and np.all(resident.pool.present) == (world_size == 1)
             if world_size == 1:  # nothing is left to decode: the host never waits for the GPU
                 resident.seek(5)
                 torch.cuda.set_sync_debug_mode("error")

@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from essl_fast.data.loading import reels
-from essl_fast.data.media import clips
+from essl_fast.data.media import MediaError, Reel, cut_reels, groups, probe
 from essl_fast.data.media.footage import Still, Video
-from essl_fast.data.media.video import MediaError, probe
-from tests.data.media.test_hardware import MJPEG, VP9
-from tests.tools.media import make_video, noisy, number_of, numbered, set_matrix, truncate
+from tests.tools.media import MJPEG, VP9, make_video, noisy, number_of, numbered, set_matrix, truncate
 
 CPU = torch.device("cpu")
 
@@ -53,7 +51,7 @@ def test_the_frames_are_pyavs(tmp_path, monkeypatch, name, how, settings):
 
 def test_a_group_of_pictures_is_decoded_once(tmp_path, monkeypatch):
     path = make_video(tmp_path / "v.webm", seconds=4, **VP9)
-    cut = list(clips.cut_reels(probe(path), list(range(40)), 99))
+    cut = list(cut_reels(probe(path), list(range(40)), 99))
     assert [len(places) for places, _ in cut] == [10, 10, 10, 10]
     runs = []
     pipeline = reels._pipeline
@@ -85,9 +83,9 @@ def test_what_no_reel_can_be_cut_of_is_pyavs(tmp_path, monkeypatch):
 def test_between_reels_as_well(tmp_path, monkeypatch):
     """Long groups, of which reels hold the first packets alone."""
     path = make_video(tmp_path / "v.webm", seconds=4, **VP9 | {"options": {**VP9["options"], "g": "20"}})
-    monkeypatch.setattr(clips, "_MOST_PACKETS", 7)
-    cut = [reel for _, reel in clips.cut_reels(probe(path), list(range(40)), 3)]
-    assert {type(reel) for reel in cut} == {clips.Reel, MediaError}
+    monkeypatch.setattr(groups, "_MOST_PACKETS", 7)
+    cut = [reel for _, reel in cut_reels(probe(path), list(range(40)), 3)]
+    assert {type(reel) for reel in cut} == {Reel, MediaError}
     check(path, range(40), monkeypatch, REELS=2, FRAME_BYTES=3 * 160 * 90 * 3)
 
 
@@ -118,7 +116,7 @@ def test_one_batch_that_fails_costs_no_other(tmp_path, monkeypatch):
     def damaged(*asked):
         for number, (places, reel) in enumerate(cut(*asked)):
             data = reel.data[:-300] + bytes(300) if number == 1 else reel.data
-            yield places, clips.Reel(data, reel.places, reel.targets, reel.quarters)
+            yield places, Reel(data, reel.places, reel.targets, reel.quarters)
 
     monkeypatch.setattr(reels, "cut_reels", damaged)
     check(path, range(40), monkeypatch, ["DALI could not decode 10 frames from 1.00 s on ("], REELS=1)
@@ -194,7 +192,7 @@ def test_what_pyav_decodes_in_nvdecs_place_lies_on_the_gpu_as_well(tmp_path, mon
                 yield from (((place,), None) for place in places)
             else:
                 data = reel.data[:-300] + bytes(300) if number == 1 else reel.data
-                yield places, clips.Reel(data, reel.places, reel.targets, reel.quarters)
+                yield places, Reel(data, reel.places, reel.targets, reel.quarters)
 
     monkeypatch.setattr(reels, "cut_reels", damaged)
     monkeypatch.setattr(reels, "REELS", 1)

@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading.exchange import Exchange
-from essl_fast.data.loading.loader import Loader
-from essl_fast.data.loading.order import all_batches, epoch_batches
-from essl_fast.data.loading.pool import GB, Kept, Pools, bytes_per_pair, samples
+from essl_fast.data.loading import Exchange, Loader, Order, Pools, SoundLayout, bytes_per_pair
+from essl_fast.data.loading.memory import GB
 from essl_fast.data.loading.shared_pool import SharedPool
 from essl_fast.data.shards import Manifest
 from essl_fast.data.shards.reading import Shards
@@ -64,9 +62,9 @@ def rank_of_two(world, whole, damaged):
         with make(whole, world, pools_of(exchange), last_batch=last_batch) as loader:
             assert isinstance(loader.pool, SharedPool) and len(loader.pool.frames) == 16
             first = batches(loader, len(loader) - 1)
-            assert loader.pool._ahead is None, "the first epoch's batches need no exchange"
+            assert loader.pool._expected is None, "the first epoch's batches need no exchange"
             second = batches(loader, 3)
-            ahead = loader.pool._ahead is not None
+            ahead = loader.pool._expected is not None
             rest = batches(loader, 4 * len(loader) - 2)
             found[last_batch] = (first + second + rest == streamed, dict(reads), ahead)
     # Begun within an epoch, by a loader that streamed before; and gone back to.
@@ -166,52 +164,41 @@ def test_the_way_is_chosen_by_the_smallest_budget(ranks):
 
 def test_without_an_exchange_only_a_fixed_order_is_shared():
     def take(shuffle, shared="auto", resident="always", gb=1.0):
-        return Pools(resident, gb, "cpu", shared).take("some", "all", 9, 8, rank=1, world_size=3, shuffle=shuffle)
+        order = Order(9, 2, shuffle=shuffle, rank=1, world_size=3)
+        return Pools(resident, gb, "cpu", shared).take("some", "all", order, 8)
 
     assert type(take(True)).__name__ == "Pool" and len(take(True).frames) == 9
     pool = take(False)
     assert isinstance(pool, SharedPool) and len(pool.frames) == 3 and pool.held
-    order = {"n": 9, "batch_size": 2, "seed": 0, "shuffle": False, "last_batch": "keep", "rank": 1, "world_size": 3}
-    pool.begin(0, order)
-    steps = list(pool.steps(0, order))
-    assert [step.asked.tolist() for step in steps] == [[1, 4], [7]]
-    assert all((step.asked == step.needs).all() and not step.crosses for step in steps)
+    steps = list(pool.steps(Order(9, 2, shuffle=False, rank=1, world_size=3), 0))
+    assert [step.batch.tolist() for step in steps] == [[1, 4], [7]]
+    assert all((step.batch == step.required).all() and not step.exchanges for step in steps)
     with pytest.raises(InputError, match="needs 0.000289 GB for 3 pairs in each of 3 processes, and 0.00028 GB of"):
         take(False, gb=0.00028)
-
-
-def test_every_rank_knows_all_ranks_batches():
-    for shuffle, last_batch in itertools.product([True, False], ["keep", "drop"]):
-        order = {"n": 50, "batch_size": 4, "seed": 2, "epoch": 3, "shuffle": shuffle, "last_batch": last_batch}
-        every = all_batches(**order, world_size=3)
-        for rank in range(3):
-            alone = epoch_batches(**order, rank=rank, world_size=3)
-            for step, batch in zip(every, alone, strict=True):
-                np.testing.assert_array_equal(step[rank], batch)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
 def test_shares_are_a_partition_and_needs_cover_every_batch(world_size):
     """For any first epoch: each pair belongs to one rank, which puts it before any rank's batch asks for it."""
     n = 47
-    order = {"n": n, "batch_size": 4, "seed": 1, "shuffle": True, "last_batch": "drop", "world_size": world_size}
-    pools = []
+    pools, orders = [], []
     for rank in range(world_size):
-        pools.append(SharedPool(n, 1, Kept((1,), torch.uint8), "cpu", rank, world_size, None))
-        pools[-1].begin(2, order | {"rank": rank})
-    belongs = np.stack([~pool.elsewhere() for pool in pools])
+        orders.append(Order(n, 4, seed=1, last_batch="drop", rank=rank, world_size=world_size))
+        pools.append(SharedPool(n, 1, SoundLayout((1,), torch.uint8), "cpu", rank, world_size, None))
+        pools[-1].assign(orders[-1], 2)
+    belongs = np.stack([~pool.kept_elsewhere() for pool in pools])
     assert (belongs.sum(axis=0) == 1).all()
     for pool in pools:
-        mine = np.flatnonzero(~pool.elsewhere())
-        assert sorted(pool._rows(mine).tolist()) == list(range(len(mine))) and len(mine) <= len(pool.frames)
+        mine = np.flatnonzero(~pool.kept_elsewhere())
+        assert sorted(pool.rows_of(mine).tolist()) == list(range(len(mine))) and len(mine) <= len(pool.frames)
     for epoch in (2, 3):
-        for steps in zip(*(pool.steps(epoch, order | {"rank": pool.rank}) for pool in pools), strict=True):
-            asked = sorted(np.concatenate([step.asked for step in steps]).tolist())
-            assert asked == sorted(np.concatenate([step.needs for step in steps]).tolist())
-            assert epoch != 2 or not any(step.crosses for step in steps)
+        for steps in zip(*(pool.steps(order, epoch) for pool, order in zip(pools, orders, strict=True)), strict=True):
+            batches = sorted(np.concatenate([step.batch for step in steps]).tolist())
+            assert batches == sorted(np.concatenate([step.required for step in steps]).tolist())
+            assert epoch != 2 or not any(step.exchanges for step in steps)
 
 
 def test_the_world_of_one_has_no_shares():
     pools = Pools("always", 1, "cpu", "always")
-    pool = pools.take("some", "all", 4, 8, samples, world_size=distributed.ALONE.size)
+    pool = pools.take("some", "all", Order(4, 2, world_size=distributed.ALONE.size), 8)
     assert not isinstance(pool, SharedPool)

@@ -1,0 +1,70 @@
+"""The order: which pairs a rank sees at which step, whatever delivers them."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from essl_fast.data.loading import Order
+from essl_fast.data.loading.order import only_new
+
+ORDER = [2, 4, 7, 3, 5, 1, 8, 9, 0, 6]
+
+
+def test_order_and_batches_for_many_sizes():
+    for n, world_size, batch_size in itertools.product((3, 7, 16, 50), (1, 2, 3), (2, 4, 8)):
+        ranks = [Order(n, batch_size, seed=1, rank=rank, world_size=world_size) for rank in range(world_size)]
+        assert sorted(itertools.chain(*(order.of_rank(2) for order in ranks))) == list(range(n))
+        for order in ranks:
+            batches = order.batches(2)
+            assert len(batches) == order.steps == ranks[0].steps
+            assert {0 < len(batch) <= batch_size for batch in batches} == {True}
+            assert np.array_equal(np.concatenate(batches), order.of_rank(2))
+
+
+def test_a_full_step_holds_the_same_pairs_on_any_number_of_ranks():
+    one = Order(50, 12, seed=4, last_batch="drop").batches(1)
+    three = [Order(50, 4, seed=4, last_batch="drop", rank=rank, world_size=3).batches(1) for rank in range(3)]
+    for step, batch in enumerate(one):
+        assert set(batch) == {row for rank in three for row in rank[step]}
+
+
+def test_the_order_never_changes():
+    """Checkpoints and resident pools rely on it over versions of this package and of NumPy."""
+    assert Order(10, 4, seed=7).of_rank(3).tolist() == Order(10, 4, seed=7).permutation(3).tolist() == ORDER
+    assert Order(10, 4, seed=7, rank=1, world_size=3).of_rank(3).tolist() == ORDER[1::3]
+    assert Order(5, 2, seed=7, rank=1, world_size=2, shuffle=False).of_rank(3).tolist() == [1, 3]
+    assert Order(10, 4, seed=7).of_rank(3).dtype == np.int64
+
+
+@pytest.mark.parametrize("last_batch", ["keep", "drop"])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_every_rank_knows_all_ranks_batches(shuffle, last_batch):
+    settings = {"seed": 2, "shuffle": shuffle, "last_batch": last_batch, "world_size": 3}
+    every = Order(50, 4, **settings).all_batches(3)
+    for rank in range(3):
+        alone = Order(50, 4, **settings, rank=rank).batches(3)
+        for step, batch in zip(every, alone, strict=True):
+            np.testing.assert_array_equal(step[rank], batch)
+
+
+def test_what_is_decoded_ahead_of_a_pool():
+    """Each pair once, in the order of its first coming, from wherever a run begins; and an end."""
+    order = Order(10, 4, seed=7)
+    there = np.zeros(10, bool)
+    there[[3, 8]] = True
+    found = list(only_new(order.batches_from(3, 1), there, True))
+    assert [part.tolist() for part in found[:2]] == [[5, 1, 9], [0, 6]]  # ORDER without its first four, 3 and 8
+    assert sorted(np.concatenate(found).tolist()) == [0, 1, 2, 4, 5, 6, 7, 9] and there.sum() == 2
+    assert list(only_new(order.batches_from(0, 0), np.ones(10, bool), True)) == []
+    assert [len(batch) for batch in order.batches_from(0, 2, epochs=2)] == [2, 4, 4, 2]
+    assert list(order.batches_from(2, 0, epochs=2)) == []
+    # The last two are dropped in every epoch of a fixed order, so they never come.
+    fixed = Order(10, 4, seed=7, shuffle=False, last_batch="drop").batches_from(0, 0)
+    assert np.concatenate(list(only_new(fixed, np.zeros(10, bool), False))).tolist() == list(range(8))
+
+
+def test_large_parts_are_cut():
+    """A pool in shares may need more pairs for a step than a batch has."""
+    parts = only_new(iter([np.arange(7), np.arange(10)]), np.zeros(10, bool), True, most=3)
+    assert [part.tolist() for part in parts] == [[0, 1, 2], [3, 4, 5], [6], [7, 8, 9]]

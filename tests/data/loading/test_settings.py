@@ -1,0 +1,79 @@
+"""What a loader is told: what is refused, and what it picks itself."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from essl_fast.common.errors import InputError
+from essl_fast.data.loading import Loader, LoaderSettings, Order
+from essl_fast.data.loading.settings import pick_prefetch, pick_threads
+from essl_fast.data.shards import Manifest
+from tests.data.shards.test_shards import write_folder
+
+GIVEN = {"batch_size": 8, "side": 32, "shuffle": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("prepared"), train=50, val=5, test=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is at least 1"),
+        ({"side": 0}, "side is at least 1"),
+        ({"threads": 0}, "threads is at least 1"),
+        ({"prefetch": 0}, "prefetch is at least 1"),
+        ({"seed": -1}, "seed is at least 0"),
+        ({"rank": 2, "world_size": 2}, "world_size is at least 3"),
+        ({"max_errors": -0.1}, "max_errors is at least 0"),
+        ({"last_batch": "pad"}, "last_batch is keep or drop"),
+        ({"on_error": "retry"}, "on_error is stop or skip, not 'retry'"),
+        ({"exclude": "some"}, "exclude is none or bad or all"),
+        ({"splits": ()}, "one or more different names"),
+        ({"splits": ("val", "val")}, "one or more different names"),
+        ({"splits": ("dev",)}, "no split 'dev'"),
+        ({"splits": ("test",)}, "has no pair in test"),
+        ({"splits": ("val",), "last_batch": "drop"}, "5 pairs do not fill one batch of 8 on each of 1 ranks"),
+        ({"splits": ("val",), "world_size": 6}, "5 pairs cannot be shared out over 6 ranks.*use fewer ranks$"),
+        ({"batch_size": 1, "world_size": 3}, "50 pairs cannot be shared out over 3 ranks.*or a larger batch"),
+    ],
+)
+def test_impossible_settings(folder, settings, message):
+    with pytest.raises(InputError, match=message):
+        Loader(Manifest.load(folder), **({"splits": ("train",), "threads": 1} | GIVEN | settings))
+
+
+def test_an_unknown_setting_is_named(folder):
+    with pytest.raises(TypeError, match="'batchsize'"):
+        Loader(folder, "train", batchsize=8, side=32, shuffle=True)
+
+
+def test_threads_and_prefetch_come_from_the_machine(folder, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(24)))
+    assert pick_threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert pick_threads() == 6
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert pick_threads() == 1
+    assert [pick_prefetch(size) for size in (1, 64, 100, 128, 4096)] == [4, 4, 2, 2, 2]
+    loader = Loader(Manifest.load(folder), "train", **GIVEN, threads=None, prefetch=None)
+    assert (loader.threads, loader.settings.prefetch) == (1, 4)
+
+
+def test_settings_are_complete_and_make_the_order():
+    settings = LoaderSettings(splits="train", **GIVEN | {"shuffle": 1}, seed=5, rank=1, world_size=2, threads=3)
+    assert (settings.splits, settings.shuffle, settings.device) == (("train",), True, torch.device("cpu"))
+    assert settings.order(50) == Order(50, 8, seed=5, shuffle=True, rank=1, world_size=2)
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_stands_for_its_manifest(folder, kind):
+    with Loader(kind(folder), "val", **GIVEN | {"shuffle": False}) as loader:
+        assert np.concatenate([batch.index for batch in loader]).tolist() == list(range(50, 55))
+    with pytest.raises(InputError, match="nowhere"):
+        Loader(kind(folder / "nowhere"), "val", **GIVEN)
