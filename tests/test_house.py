@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests import ROOT
-from tests.tools.imports import Code, Use, circles, module_of
+from tests.tools.imports import Code, Use, circles, module_of, room_of
 
 LOWEST = ("common", "config", "kernels")
 DATA = ("data.datasets", "data.loading", "data.media", "data.shards")
@@ -49,19 +49,18 @@ REASON = re.compile(
 )
 
 
-def room_of(module: str) -> str:
+def room(module: str) -> str:
     """The room that a module belongs to; "" for the files of the package itself, such as `essl_fast/metrics.py`."""
-    inner = module.removeprefix("essl_fast").removeprefix(".")
-    return max((room for room in MAY if room and f"{inner}.".startswith(f"{room}.")), key=len, default="")
+    return room_of(module, MAY)
 
 
 def uses(code: Code, *, of: tuple[str, ...] = ("essl_fast", *OUTSIDE)) -> Iterator[tuple[str, str, Use]]:
     """(user's room, used room, use) of all files in these folders; the user's room is "outside" in the others' case."""
     for file, found in code.uses.items():
         if file.split("/")[0] in of:
-            mine = room_of(module_of(file)) if file.startswith("essl_fast/") else "outside"
+            mine = room(module_of(file)) if file.startswith("essl_fast/") else "outside"
             for use in found:
-                yield mine, room_of(use.module), use
+                yield mine, room(use.module), use
 
 
 def at(use: Use) -> str:
@@ -90,7 +89,7 @@ def faces(code: Code) -> list[str]:
         one_file = not code.modules.get(package, "").endswith("__init__.py")
         file = use.module.removeprefix(package).strip(".").split(".")[0]
         name = file or use.name  # what is taken out of the package
-        if mine == other or one_file or not name or name.startswith("__") or room_of(f"{package}.{name}") != other:
+        if mine == other or one_file or not name or name.startswith("__") or room(f"{package}.{name}") != other:
             continue
         if name not in code.exports(package):
             found.append(f"{at(use)}: {package}'s __init__.py does not list {name}")
@@ -196,7 +195,7 @@ def test_every_folder_is_a_room():
         module_of(file) for file in CODE.sources if file.startswith("essl_fast/") and file.endswith("__init__.py")
     }
     assert {folder.removeprefix("essl_fast").removeprefix(".") for folder in folders} <= MAY.keys()
-    assert not [room for room in MAY if f"essl_fast.{room}".rstrip(".") not in CODE.modules]
+    assert not [each for each in MAY if f"essl_fast.{each}".rstrip(".") not in CODE.modules]
     assert not [folder for folder in folders if not ast.get_docstring(CODE.trees[CODE.modules[folder]])]
 
 

@@ -25,6 +25,12 @@ def module_of(file: str) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def room_of(module: str, rooms: Iterable[str]) -> str:
+    """The room, such as "data.shards", that a module belongs to; "" if none of these."""
+    inner = module.removeprefix(PACKAGE).removeprefix(".")
+    return max((room for room in rooms if room and f"{inner}.".startswith(f"{room}.")), key=len, default="")
+
+
 class Code:
     """Python files by their path from the root, each parsed once."""
 
