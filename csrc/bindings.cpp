@@ -1,5 +1,5 @@
-// The Python module _essl_fast_native. Addresses come as integers; Python (essl_fast/kernels/native.py) allocates every
-// buffer, checks every shape and keeps everything alive for the call. Nothing here knows of torch.
+// The Python module _essl_fast_native. Addresses come as integers. Python (essl_fast/kernels/native.py) allocates every
+// buffer, checks every shape and keeps everything alive during the call. Nothing here knows torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -16,7 +16,7 @@ namespace py = pybind11;
 
 namespace {
 
-// Raise with any change of a function's arguments: native.py refuses a module built from other sources.
+// Add 1 whenever a function's arguments change: native.py refuses a module with another number.
 constexpr int kInterface = 2;
 
 using Channels = std::array<float, 3>;
@@ -31,7 +31,7 @@ essl::OutType out_type(int code) {
   return static_cast<essl::OutType>(code);
 }
 
-// index != 0: random_views.
+// With index != 0 this is random_views.
 essl::TwoViews two_views_params(uintptr_t out, int type, uintptr_t frames, uintptr_t rows, uintptr_t top,
                                 uintptr_t left, uintptr_t flip, int64_t stored, int32_t side, int32_t views,
                                 int64_t batch, int32_t window, uintptr_t index, int64_t seed, int64_t epoch) {
@@ -58,7 +58,7 @@ essl::TwoViews two_views_params(uintptr_t out, int type, uintptr_t frames, uintp
   return p;
 }
 
-// The table of the last call on this thread: training makes the same one for ever.
+// The table of the last call on this thread, since training always needs the same one.
 const essl::ViewTable& view_table(const Channels& mean, const Channels& std, essl::OutType type) {
   struct Key {
     Channels mean, std;

@@ -8,14 +8,14 @@
 
 namespace essl {
 
-// `what` says the op and its shapes.
+// Throws std::runtime_error if status is an error. `what`: the op and its shapes.
 inline void check_cuda(cudaError_t status, const std::string& what) {
   if (status == cudaSuccess) return;
-  cudaGetLastError();  // a launch error that is not sticky must not turn up again in the next op's check
+  cudaGetLastError();  // clears an error that is not sticky, so that the next op's check does not find it
   throw std::runtime_error(what + ": CUDA error " + cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ")");
 }
 
-// Makes `device` current for its lifetime, and the one before it current again after.
+// Makes `device` the current one for its lifetime, then the previous one again.
 class DeviceGuard {
  public:
   DeviceGuard(int device, const std::string& what) : device_(device) {
@@ -33,8 +33,8 @@ class DeviceGuard {
   int before_ = 0;
 };
 
-// The block's dynamic shared memory, aligned to 16 bytes. (A function, because the tests run kernels on the CPU with
-// their own.)
+// The block's dynamic shared memory, aligned to 16 bytes. (A function, because tests that run kernels on the CPU
+// replace it.)
 #ifndef ESSL_EMULATED
 __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ uint4 essl_dynamic_shared[];

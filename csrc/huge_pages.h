@@ -1,5 +1,5 @@
-// log_mel's output is fresh memory at every call (that of views is kept and used again, kernels/recycling.py), which the
-// system hands out page by page: 2 MiB pages take fewer of these turns than 4 KiB ones.
+// log_mel's output is new memory at every call (the memory of views is used again: kernels/recycling.py). The system
+// provides new memory page by page, and with 2 MiB pages there are fewer of them than with 4 KiB pages.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@
 
 namespace essl {
 
-// Asks for 2 MiB pages under the whole 2 MiB blocks of [start, start + bytes). Advice only: it may be refused, and
-// nothing changes.
+// Asks for 2 MiB pages for the aligned 2 MiB blocks inside [start, start + bytes). It is only advice: if the system
+// refuses it, nothing changes.
 inline void advise_huge_pages(void* start, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kPage = uintptr_t{2} << 20;

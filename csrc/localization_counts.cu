@@ -1,18 +1,19 @@
-// localization_counts on the GPU: one block an image, one launch. The contract and the mathematics are in
+// localization_counts on the GPU: one block per image, one launch. The contract and the mathematics are in
 // localization_counts.h.
 //
-// A lane's unit of work is a column between two map rows: 14 x 224 of them for a 14 x 14 map, instead of 224 x 224
-// pixels. Two sweeps over them:
+// A lane's unit of work is a column between two map rows: 14 x 224 units for a 14 x 14 map, instead of 224 x 224
+// pixels. Two passes over them:
 //
-//   1. The extremes, from the first and last output row of each. Reduced over the block; one thread makes the bound.
-//   2. The run of inferred rows: both ends tell whether it is all or none; if they differ, bisection finds where it
-//      begins or ends. Then the boxes, in steps from one box edge in that column to the next.
+//   1. The extremes, from the first and last output row of each unit, reduced over the block. One thread computes the
+//      bound.
+//   2. The run of inferred rows. If both ends of the unit agree, it is all rows or none; if they differ, bisection
+//      finds where the run begins or ends. Then the boxes, in steps from one box edge in that column to the next.
 //
-// The map is staged in shared memory in double where it fits, or else read through the cache at each use; resized
-// values are recomputed rather than kept. All arithmetic is double: some 40 operations a unit and sweep, so that chips
-// with few double units bear it, too. Sums are exact (see the header), so the order of the reduction does not matter.
+// The map is copied to shared memory in double if it fits; otherwise it is read through the cache at each use. Resized
+// values are computed again, not stored. All arithmetic is double: about 40 operations per unit and pass, which GPUs
+// with few double units can do, too. Sums are exact (see the header), so the order of the reduction does not matter.
 //
-// Not measured on a GPU yet. By estimate a block takes some 5 us, most of it waiting; 304 of them share 132 processors.
+// Not measured on a GPU yet. By estimate a block takes about 5 us, mostly waiting; 304 blocks share 132 processors.
 #include <algorithm>
 
 #include "common.cuh"
@@ -23,7 +24,7 @@ namespace {
 
 constexpr int kWarps = 16;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kStaged = 3072;  // elements of a map that is staged: 24 KiB
+constexpr int kStaged = 3072;  // largest map, in elements, that is copied to shared memory: 24 KiB
 
 struct Layout {
   int share, partial, map, first, bytes;  // offsets in shared memory
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) localization_counts_kernel(const Loc
   for (int y = threadIdx.x; y < p.size; y += kThreads) {
     const Place place = place_of(y, y_scale, p.height);
     share[y] = place.share;
-    // Row y is the first of its own interval and of the empty ones after its predecessor's.
+    // Row y is the first of its own interval, and of the empty intervals after that of row y - 1.
     for (int r = y == 0 ? 0 : place_of(y - 1, y_scale, p.height).from + 1; r <= place.from; ++r) first[r] = y;
     for (int r = place.from + 1; y == p.size - 1 && r <= p.height; ++r) first[r] = p.size;
   }
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kThreads) localization_counts_kernel(const Loc
     const double u = heat(pair, first[r]), v = heat(pair, first[r + 1] - 1);
     low = lesser(low, lesser(u, v));
     high = greater(high, greater(u, v));
-    zero += times(0.0, pair.step);  // NaN once anything is not finite
+    zero += times(0.0, pair.step);  // becomes NaN if anything is not finite
   }
   low = reduce_warp(low, lesser);
   high = reduce_warp(high, greater);
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) localization_counts_kernel(const Loc
     }
     for (int y = begin; y < end;) {
       int level = 0;
-      int until = end;  // up to here the same boxes cover the column
+      int until = end;  // the same boxes cover the column up to here
       for (int k = 0; k < p.each; ++k) {
         const int32_t* const box = p.boxes + (image * p.each + k) * 4;
         const int y1 = __ldg(box + 1), y2 = __ldg(box + 3);

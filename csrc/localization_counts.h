@@ -1,4 +1,4 @@
-// localization_counts: how much of a thresholded similarity map lies in the annotated boxes. cIoU is the quotient of
+// localization_counts: how much of a thresholded similarity map is inside the annotated boxes. cIoU is the quotient of
 // its two results.
 //
 //   similarity    T       (B, h, w)  contiguous
@@ -12,32 +12,31 @@
 //   intersection  = sum of g where infer
 //   union_        = sum of g + number of pixels where infer and g = 0
 //
-// A constant map infers nothing, and neither does one in which a NaN or an infinity reaches a pixel.
+// Nothing is inferred of a constant map, or of one in which a NaN or an infinity reaches a pixel.
 //
-// The resize, in double with each operation rounded by itself:
+// The resize, in double, with each operation rounded separately:
 //
 //   row[r][x]  = map[r][i] + u (map[r][i + 1] - map[r][i])      i + u = max(0, (x + 1/2) w / S - 1/2)
 //   heat(y, x) = row[r][x] + v (row[r + 1][x] - row[r][x])      r + v = max(0, (y + 1/2) h / S - 1/2)
 //
-// The form a + v (b - a) keeps two truths in spite of rounding, and they make this op right and fast:
+// Rounding does not destroy two properties of the form a + v (b - a), and they make this op correct and fast:
 //
-//   - Where a = b, heat is a: a constant map stays constant.
-//   - Down a column, between two map rows, heat is monotone: rounding is monotone, hence v (b - a) is monotone in v,
-//     and its sum with a is, too. So the extremes are in the first and last output rows of such an interval, and the
-//     inferred rows are all, none, or a run that begins at one end. Of 224 rows, 28 tell the extremes; the others are
-//     computed where the ends of an interval differ, along the contour.
+//   - If a = b, heat is a: a constant map stays constant.
+//   - Down a column, between two map rows, heat is monotone: rounding is monotone, so v (b - a) is monotone in v, and
+//     so is its sum with a. So the extremes are in the first and last output rows of such an interval, and the inferred
+//     rows are all, none, or a run that begins at one end. Of 224 rows, 28 are enough for the extremes; the others are
+//     computed only where the ends of an interval differ, along the contour.
 //
 // (1 - v) a + v b, which PyTorch's resize computes, has neither property, and its last bit depends on the processor:
-// PyTorch's code for AVX2 fuses operations, its plain code does not. Where the upscaling is by a power of two (14 to
-// 224), all forms are exact for float32 values within a factor of 2^16 of each other, and equal. Elsewhere they differ
-// by some 1e-16 of the largest value, so only a pixel as near to the threshold as that can turn out differently.
+// PyTorch's code for AVX2 fuses operations, its plain code does not. For an upscaling by a power of two (14 to 224),
+// all forms are exact for float32 values within a factor of 2^16 of each other, and so equal. Otherwise they differ by
+// about 1e-16 of the largest value, so only a pixel that is as near to the threshold can have another result.
 //
-// x / (high - low), rounded, is monotone in x too, so there is one `bound` per map with infer = (heat - low >= bound).
-// Every g is a multiple of 2^-33 and there are at most 2^20 pixels: sums of g are exact in double in any order, so the
-// GPU, the host and the reference agree to the last bit.
+// x / (high - low), rounded, is monotone in x, too, so there is one `bound` per map with infer = (heat - low >= bound).
+// Every g is a multiple of 2^-33 and there are at most 2^20 pixels. So sums of g are exact in double in any order, and
+// the GPU, the host and the reference agree to the last bit.
 //
-// Bytes: maps and boxes are read once, two doubles an image are written, nothing else touches memory; 64 maps of 14 x
-// 14 in float32 are 50 KB.
+// Bytes: maps and boxes are read once, and two doubles per image are written. 64 maps of 14 x 14 in float32 have 50 KB.
 #pragma once
 
 #include <cstdint>
@@ -55,7 +54,7 @@ namespace essl {
 enum class MapType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3 };
 
 constexpr int kMaxSide = 1024;       // h, w and S
-constexpr int kMaxConsensus = 1024;  // up to here g is a multiple of 2^-33
+constexpr int kMaxConsensus = 1024;  // up to this, g is a multiple of 2^-33
 
 struct LocalizationCounts {
   const void* similarity;  // (B, h, w)
@@ -78,7 +77,7 @@ ESSL_HD inline double bits_to_double(uint64_t bits) {
   return value;
 }
 
-// One rounding: the GPU's compiler may not fuse it with an addition (the host's is told not to).
+// A product with its own rounding: the GPU's compiler cannot fuse it with an addition (a flag tells the host's not to).
 ESSL_HD inline double times(double a, double b) {
 #if defined(__CUDA_ARCH__)
   return __dmul_rn(a, b);
@@ -89,7 +88,7 @@ ESSL_HD inline double times(double a, double b) {
 
 ESSL_HD inline double blend(double a, double b, double share) { return a + times(share, b - a); }
 
-// Where an output row (or column) lies between two map rows: `share` of the way from row `from` to the next.
+// The position of an output row (or column) between two map rows: `share` of the way from row `from` to the next.
 struct Place {
   int32_t from;
   double share;
@@ -103,15 +102,15 @@ ESSL_HD inline Place place_of(int32_t at, double scale, int32_t length) {
   return {from, position - from};
 }
 
-// `x >= bound` says `x / range >= threshold` for 0 <= x <= range, the division's rounding included. Needs a finite
-// range > 0. A threshold in (0, 1e-300) counts as 1e-300.
+// The bound for which `x >= bound` equals `x / range >= threshold`, with the division rounded, for 0 <= x <= range.
+// Needs a finite range > 0. A threshold in (0, 1e-300) counts as 1e-300.
 ESSL_HD inline double bound_of(double threshold, double range) {
   if (threshold <= 0) return 0;
   if (!(threshold <= 1)) return 2 * range;
   // The product is at most two steps away from the smallest x that passes.
   const double wanted = threshold < 1e-300 ? 1e-300 : threshold;
   const double product = times(wanted, range);
-  uint64_t bits;  // of non-negative numbers these count up with the value
+  uint64_t bits;  // for non-negative numbers they have the order of the values
   std::memcpy(&bits, &product, sizeof bits);
   while (bits > 0 && bits_to_double(bits - 1) / range >= wanted) --bits;
   while (bits_to_double(bits) / range < wanted) ++bits;
@@ -123,7 +122,7 @@ ESSL_HD inline double weight_of(int32_t level, int32_t consensus) {
   return level >= consensus ? 1.0 : static_cast<double>(static_cast<float>(level) / static_cast<float>(consensus));
 }
 
-// Element i of `similarity`, exactly; NaN for a float16 infinity.
+// Element i of `similarity`, without rounding; NaN for a float16 infinity.
 ESSL_HD inline double map_value(const LocalizationCounts& p, int64_t i) {
   if (p.type == MapType::kFloat64) return static_cast<const double*>(p.similarity)[i];
   if (p.type == MapType::kFloat32) return static_cast<const float*>(p.similarity)[i];
@@ -145,12 +144,12 @@ ESSL_HD inline double map_value(const LocalizationCounts& p, int64_t i) {
 // For error messages: the op and its shapes.
 std::string describe(const LocalizationCounts& p);
 
-// Host memory. Deterministic and the same for every `threads` >= 1, with wide vectors, where the processor has them, or
-// without.
+// On host memory. Deterministic; the same for every `threads` >= 1, and with wide vectors (if the processor has them)
+// or without.
 void localization_counts_host(const LocalizationCounts& p, int threads, bool wide = true);
 
-// Device memory of `device`; enqueues one launch on `stream` (a cudaStream_t) and does not wait. Throws
-// std::runtime_error that names the op, the shapes and CUDA's own words.
+// On memory of `device`: enqueues one launch on `stream` (a cudaStream_t) and does not wait. Throws std::runtime_error
+// with the op, the shapes and CUDA's message.
 void localization_counts_cuda(const LocalizationCounts& p, int device, void* stream);
 
 }  // namespace essl

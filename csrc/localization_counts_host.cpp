@@ -1,4 +1,4 @@
-// localization_counts on the host: images are shared out over threads; columns lie side by side in vector registers.
+// localization_counts on the host: images are split over threads, and neighbouring columns share a vector register.
 // The contract and the mathematics are in localization_counts.h.
 #include "localization_counts.h"
 
@@ -14,7 +14,7 @@
 namespace essl {
 namespace {
 
-// Vectors of doubles at any address, and what comparing them gives: 0 or -1 a lane.
+// Vectors of doubles at any address, and the result of comparing them: 0 or -1 in each lane.
 template <int kWide>
 struct Vector;
 template <>
@@ -28,11 +28,11 @@ struct Vector<4> {
   typedef int64_t Masks __attribute__((vector_size(32), aligned(8), may_alias));
 };
 
-constexpr int kChunk = 8;  // rows of columns end on a multiple of this; what is past the image repeats its last column
+constexpr int kChunk = 8;  // rows are padded to a multiple of this many columns by repeating the image's last column
 
 int padded(int columns) { return (columns + kChunk - 1) / kChunk * kChunk; }
 
-// One axis of the resize: output positions first[i] .. first[i + 1] - 1 lie between map positions i and i + 1.
+// One axis of the resize: output positions first[i] .. first[i + 1] - 1 are between map positions i and i + 1.
 struct Axis {
   std::vector<int32_t> first;  // (length + 1,)
   std::vector<double> share;   // (S,)
@@ -56,13 +56,13 @@ struct Edge {
 struct Scratch {
   std::vector<double> map;     // (h, w)
   std::vector<double> rows;    // (h, P) the map resized along x
-  std::vector<double> low;     // (P,) least heat of each column
+  std::vector<double> low;     // (P,) smallest heat of each column
   std::vector<double> high;    // (P,)
-  std::vector<double> zero;    // (P,) 0, or NaN where a column holds something that is not finite
-  std::vector<double> count;   // (P,) inferred pixels of each column in the band at hand
+  std::vector<double> zero;    // (P,) 0, or NaN if the column has a value that is not finite
+  std::vector<double> count;   // (P,) inferred pixels of each column in the current band
   std::vector<double> hit;     // (P,) sum of g where inferred
   std::vector<double> either;  // (P,) sum of g, plus the inferred pixels where g = 0
-  std::vector<int32_t> level;  // (P,) boxes that cover the column in the band at hand
+  std::vector<int32_t> level;  // (P,) boxes that cover the column in the current band
   std::vector<Edge> edges;     // at most 2 K
 
   explicit Scratch(const LocalizationCounts& p) : map(int64_t{p.height} * p.width) {
@@ -82,7 +82,7 @@ ESSL_INLINE void resize_row(const double* map, const Axis& axis, int width, int 
   for (int x = size; x < padded(size); ++x) row[x] = row[size - 1];
 }
 
-// Widens each column's [low, high] by the output rows between resized rows a and b: the first and the last suffice.
+// Widens each column's [low, high] by the output rows between resized rows a and b; the first and the last are enough.
 ESSL_INLINE void find_extremes(const double* a, const double* b, double first, double last, int columns, double* low,
                                double* high, double* zero) {
   for (int x = 0; x < columns; ++x) {
@@ -95,7 +95,7 @@ ESSL_INLINE void find_extremes(const double* a, const double* b, double first, d
   }
 }
 
-// Adds to `count` each column's inferred pixels in `rows` output rows, of the given shares, between a and b.
+// Adds to `count` each column's inferred pixels in `rows` output rows between a and b, at the given shares.
 template <int kWide>
 ESSL_INLINE void count_inferred(const double* a, const double* b, const double* share, int rows, double low,
                                 double bound, int columns, double* count) {
@@ -114,7 +114,7 @@ ESSL_INLINE void count_inferred(const double* a, const double* b, const double* 
     const Masks both = inside[0] + inside[1];
     int64_t ends = 0;
     for (int i = 0; i < kWide; ++i) ends += both[i];
-    if (ends == 0) continue;  // no end of any column is inferred, hence nothing between
+    if (ends == 0) continue;  // no end of any column is inferred, so nothing between the ends is
     if (ends == -4 * kWide) {
       inside[0] = inside[1] = Masks{} - rows;
     } else {
@@ -131,7 +131,7 @@ ESSL_INLINE void count_inferred(const double* a, const double* b, const double* 
   }
 }
 
-// Adds a band of rows to each column's sums: `level` boxes cover it there, `count` of its pixels are inferred.
+// Adds a band of rows to each column's sums: `level` boxes cover the column there, `count` of its pixels are inferred.
 ESSL_INLINE void weigh_band(const int32_t* level, const double* count, double rows, int32_t consensus, int columns,
                             double* hit, double* either) {
   for (int x = 0; x < columns; ++x) {
@@ -183,7 +183,7 @@ ESSL_INLINE void count_image(const LocalizationCounts& p, const Axis& x_axis, co
   const bool infers = zero == 0 && range > 0 && range < kInfinity;
   const double bound = infers ? bound_of(p.threshold, range) : 0;
 
-  // Band by band: rows that the same boxes cover.
+  // Band by band; the same boxes cover all rows of a band.
   sort_edges(p, image, &s->edges);
   std::fill(s->level.begin(), s->level.end(), 0);
   auto edge = s->edges.cbegin();
@@ -209,8 +209,8 @@ ESSL_INLINE void count_image(const LocalizationCounts& p, const Axis& x_axis, co
   p.union_[image] = either;
 }
 
-// The same source for the plain instruction set and for AVX2 (1.6 times as fast), chosen at run time. The results are
-// the same: neither fuses operations.
+// The same source compiled for the plain instruction set and for AVX2 (1.6 times as fast), chosen at run time. The
+// results are equal, since neither fuses operations.
 void count_image_plain(const LocalizationCounts& p, const Axis& x, const Axis& y, int64_t image, Scratch* scratch) {
   count_image<2>(p, x, y, image, scratch);
 }
@@ -240,7 +240,7 @@ void localization_counts_host(const LocalizationCounts& p, int threads, bool wid
   if (p.batch == 0) return;
   const Axis x_axis(p.width, p.size), y_axis(p.height, p.size);
   const auto count = wide && has_avx2() ? count_image_avx2 : count_image_plain;
-  // Few sets of buffers serve many images. They are made here, where running out of memory can become an error.
+  // A few sets of buffers serve many images. They are allocated here, where a lack of memory can become an error.
   const int64_t runs = std::min(p.batch, int64_t{4} * threads);
   std::vector<Scratch> scratch;
   scratch.reserve(runs);

@@ -1,33 +1,33 @@
 // log_mel on the GPU. The contract is in log_mel.h.
 //
-// A block makes 32 frames of a clip, 8 threads each, a warp 4. Its 5,360 samples go to shared memory once, normalised;
-// from there on everything stays in registers and shared memory until the 8 KiB of output leave.
+// A block computes 32 frames of a clip, with 8 threads per frame, so 4 frames per warp. Its 5,360 samples go to shared
+// memory once, normalised. Then everything stays in registers and shared memory until the 8 KiB of output are written.
 //
-// Transform. Samples 2 n and 2 n + 1 make the complex number z[n], n < 256; z[200] on are zeros. Z, its 256-point
-// transform, is 16 * 16: with n = 16 a + b and k = c + 16 d, and Wn = exp(-2 pi i / n),
+// Transform. Samples 2 n and 2 n + 1 make the complex number z[n], n < 256; from z[200] on they are zeros. Z, the
+// 256-point transform, is computed as 16 * 16: with n = 16 a + b and k = c + 16 d, and Wn = exp(-2 pi i / n),
 //
 //   Z[c + 16 d] = sum_b W16^(b d) { W256^(b c) sum_a W16^(a c) z[16 a + b] }
 //
-// Thread t takes columns b = t and t + 8 through the inner sum, in registers; they change hands in shared memory, the
-// only exchange; then it takes rows c = t and 16 - t through the outer sum. The transform of the real samples needs
-// Z[k] and Z[256 - k] side by side,
+// Thread t computes the inner sum of columns b = t and t + 8 in registers. The threads exchange them through shared
+// memory, the only exchange. Then it computes the outer sum of rows c = t and 16 - t. The transform of the real samples
+// needs Z[k] and Z[256 - k] together,
 //
 //   2 X[k] = (Z[k] + Z*[256 - k]) - i W512^k (Z[k] - Z*[256 - k]),   X[256 - k] the same with the other sign, mirrored,
 //
-// and these two are in the same thread: rows t and 16 - t, places d and 15 - d. Thread 0 would have rows 0 and 16, the
-// same; it takes 16, which is row 0 one place on, and 8, whose partners lie within each of them, and trades half of one
-// for half of the other.
+// and these two are in the same thread: rows t and 16 - t, positions d and 15 - d. Thread 0 would have rows 0 and 16,
+// which are the same. It takes 16, which is row 0 shifted by one position, and 8. Their partners are within the same
+// row, so it swaps half of one row for half of the other.
 //
-// Mel and output. A warp then takes 8 bands of all 32 frames, a frame a lane, so that bands and weights are the same
-// for the whole warp. Bands w, 15 - w, 16 + w, 31 - w, ... make all warps' sums about equally long.
+// Mel and output. A warp then computes 8 bands of all 32 frames, one frame per lane, so that bands and weights are the
+// same for the whole warp. With bands w, 15 - w, 16 + w, 31 - w, ... the sums of all warps are about equally long.
 //
-// Normalising needs the clip's minimum and maximum first: a block a clip, in a launch before. It leaves them where each
-// block of the main kernel will put its first output, so that no other memory is needed.
+// Normalising needs the clip's minimum and maximum first: an earlier launch finds them, one block per clip. It stores
+// them where each block of the main kernel will write its first output, so that no other memory is needed.
 //
-// Bytes, B = 128 clips of 48000 in int16: 12.3 MB read (twice where normalised; the second time from L2), 9.4 MB
-// written: 5 us at 4.3 TB/s. Instructions, counted in the machine code for sm_90: some 2,060 a warp for its 4 frames,
-// 36,000 for each of an H200's 4 x 132 schedulers: 20 us at one each a clock, 1.8 GHz. So instructions set the pace; by
-// estimate 25 to 35 us with the first launch. Not measured on a GPU yet.
+// Bytes for B = 128 clips of 48000 in int16: 12.3 MB read (twice if normalised; the second time from L2), 9.4 MB
+// written: 5 us at 4.3 TB/s. Instructions, counted in the machine code for sm_90: about 2,060 per warp for its 4
+// frames, 36,000 for each of an H200's 4 x 132 schedulers: 20 us at one per clock and 1.8 GHz. So instructions are the
+// limit: by estimate 25 to 35 us with the first launch. Not measured on a GPU yet.
 #include <cmath>
 #include <utility>
 
@@ -47,12 +47,13 @@ constexpr int kTeam = kThreads / kFrames;          // threads per frame
 constexpr int kChunks = kExampleFrames / kFrames;  // blocks per example
 constexpr int kSamples = (kFrames - 1) * kHop + kFrame;
 
-// Shared memory, in floats. Every pitch is such that the 32 lanes of an access meet 32 banks (or 16 lanes, 16 pairs).
-constexpr int kHopPitch = kHop + 16;         // samples: a row per hop
-constexpr int kRowPitch = 2 * 17;            // exchange: 8 rows of 16 complex numbers a frame
+// Shared memory, in floats. With each pitch, the 32 lanes of an access use 32 banks (or 16 lanes use 16 pairs of
+// banks).
+constexpr int kHopPitch = kHop + 16;         // samples: one row per hop
+constexpr int kRowPitch = 2 * 17;            // exchange: 8 rows of 16 complex numbers per frame
 constexpr int kFramePitch = 8 * kRowPitch;
-constexpr int kWarpPitch = 4 * kFramePitch;  // a warp's part, for the exchange and then its magnitudes
-constexpr int kMagnitudePitch = 264;         // 8 banks on; the warp's number moves it by another bank
+constexpr int kWarpPitch = 4 * kFramePitch;  // a warp's part, for the exchange and later for its magnitudes
+constexpr int kMagnitudePitch = 264;         // shifts by 8 banks; the warp's number shifts by one more bank each
 constexpr int kOutPitch = kBands + 1;
 constexpr int kOutStart = kThreads / 32 * kWarpPitch;
 constexpr int kShared = kOutStart + kFrames * kOutPitch;
@@ -63,7 +64,7 @@ struct Pair {
   float x, y;
 };
 struct alignas(16) Tables {
-  Pair window[kFrame / 2];  // halved, for the 2 in 2 X[k]
+  Pair window[kFrame / 2];  // halved, because of the 2 in 2 X[k]
   Pair turn[16][16];        // [c - 1][b]: W256^(b c)
   Pair split[249];          // [k]: W512^k
 };
@@ -99,13 +100,13 @@ __device__ __forceinline__ void transform4(float2& a, float2& b, float2& c, floa
   const float2 s = a + c, t = a - c, u = b + d, v = turn_back(b - d);
   a = s + u, b = t + v, c = s - u, d = t - v;
 }
-// The same for d = 0.
+// The same if d is 0.
 __device__ __forceinline__ void transform3(float2& a, float2& b, float2& c, float2& d) {
   const float2 s = a + c, t = a - c, u = b, v = turn_back(b);
   a = s + u, b = t + v, c = s - u, d = t - v;
 }
 
-// 16-point transform in place: 4 * 4. Of its inputs, those from `count` on are zeros (12, 13 or 16).
+// 16-point transform in place, as 4 * 4. The inputs from number `count` (12, 13 or 16) on are zeros.
 template <int count>
 __device__ __forceinline__ void transform16(float2 (&v)[16]) {
   constexpr float kHalfRoot = 0.70710678118654752440f;
@@ -140,11 +141,11 @@ __device__ __forceinline__ void transform16(float2 (&v)[16]) {
   for (int k = 0; k < 16; ++k) v[k] = out[k];
 }
 
-// ((x - low) / span - 0.5) * 2, each operation rounded. The quotient: inverse = 1 / span, rounded, makes one that is
-// off by 2 units in the last place at most, a correction brings it within 1, and a correction from there gives the
-// division's own rounding (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor",
-// 1990). 5 instructions where __fdiv_rn, which has to mind the ends of the exponent's range, takes 14: they are far off
-// for samples in [-1, 1], and a quotient under 2^-26 does not show beside 0.5.
+// ((x - low) / span - 0.5) * 2, each operation rounded. The quotient: the product with the rounded inverse = 1 / span
+// is wrong by at most 2 units in the last place; one correction brings it within 1 unit, and a second one gives the
+// rounding of a true division (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor",
+// 1990). That takes 5 instructions; __fdiv_rn takes 14, since it handles the ends of the exponent's range. Samples in
+// [-1, 1] are far from those, and a quotient below 2^-26 has no effect beside 0.5.
 __device__ __forceinline__ float normalized(float x, float low, float span, float inverse) {
   const float above = __fsub_rn(x, low);
   float quotient = __fmul_rn(above, inverse);
@@ -153,7 +154,7 @@ __device__ __forceinline__ float normalized(float x, float low, float span, floa
   return 2.0f * __fsub_rn(quotient, 0.5f);
 }
 
-// The hardware's square root and logarithm: within about 1 ulp, and within 1e-6 for the arguments that come here.
+// The hardware's square root and logarithm: within about 1 ulp, and within 1e-6 for the arguments used here.
 __device__ __forceinline__ float square_root(float x) {
 #ifdef ESSL_EMULATED
   return std::sqrt(x);
@@ -173,9 +174,9 @@ __device__ __forceinline__ float logarithm(float x) {
 
 __device__ __forceinline__ float magnitude(float2 a) { return square_root(__fmaf_rn(a.x, a.x, a.y * a.y)); }
 
-// ln(band + 0.01). The compiler knows which magnitudes and which weights, so that each costs a load and a multiply-add
-// with a constant. A loop over bands and bins that it does not know takes 3 times as many instructions, a fifth of the
-// kernel's.
+// ln(band + 0.01). The compiler knows the magnitudes and the weights of a band, so each costs a load and a multiply-add
+// with a constant. A loop over bands and bins that are not known takes 3 times as many instructions, which would be a
+// fifth of the kernel's.
 template <int kBand>
 __device__ __forceinline__ float band_of(const float* magnitudes) {
   constexpr int kFirst = tables::kMel.first[kBand], kMiddle = tables::kMel.first[kBand + 1];
@@ -188,7 +189,7 @@ __device__ __forceinline__ float band_of(const float* magnitudes) {
   return logarithm(sum + 0.01f);
 }
 
-// The 8 bands of a warp, for the frame of a lane.
+// The 8 bands of a warp, for the frame of this lane.
 template <int kWarp>
 __device__ __forceinline__ void bands_of_warp(const float* magnitudes, float* out) {
   out[kWarp] = band_of<kWarp>(magnitudes), out[15 - kWarp] = band_of<15 - kWarp>(magnitudes);
@@ -203,7 +204,7 @@ __device__ __forceinline__ void bands_of(int warp, const float* magnitudes, floa
   ((warp == kWarps ? bands_of_warp<kWarps>(magnitudes, out) : void()), ...);
 }
 
-// The 4 samples from `in` on, as float.
+// 4 samples from `in` on, as float.
 __device__ __forceinline__ float4 load4(const int16_t* in, bool aligned) {
   constexpr float kUnit = 1.0f / 32768.0f;
   if (aligned) {
@@ -218,7 +219,7 @@ __device__ __forceinline__ float4 load4(const float* in, bool aligned) {
   return make_float4(in[0], in[1], in[2], in[3]);
 }
 
-// Samples as integers in the same order. For floats: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
+// Samples as integers that have the same order. For floats: -NaN, -inf, ..., -0, 0, ..., inf, NaN.
 __device__ __forceinline__ int order_of(int16_t x) { return x; }
 __device__ __forceinline__ int order_of(float x) {
   const int bits = __float_as_int(x);
@@ -229,11 +230,11 @@ __device__ __forceinline__ float value_of(int order, float) {
   return __int_as_float(order ^ (order >> 31 & 0x7fffffff));
 }
 
-// A block a clip: its low and span, to the first two outputs of every block of log_mel_kernel.
+// One block per clip: writes its low and span to the first two outputs of every block of log_mel_kernel.
 constexpr int kScanThreads = 512;
 template <class S>
 __global__ void __launch_bounds__(kScanThreads) scan_kernel(const LogMel p, const int chunks, const bool aligned) {
-  int* const found = reinterpret_cast<int*>(dynamic_shared());  // a minimum and a maximum a warp
+  int* const found = reinterpret_cast<int*>(dynamic_shared());  // a minimum and a maximum per warp
   const int64_t clip = blockIdx.x;
   const int thread = threadIdx.x;
   const S* const in = static_cast<const S*>(p.pcm) + clip * p.samples;
@@ -265,7 +266,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_kernel(const LogMel p, cons
     low = found[2 * w] < low ? found[2 * w] : low;
     high = found[2 * w + 1] > high ? found[2 * w + 1] : high;
   }
-  const float lowest = value_of(low, S{});  // NaN if there is one anywhere: it is the lowest or the highest
+  const float lowest = value_of(low, S{});  // a NaN anywhere is the lowest or the highest
   const float span = __fadd_rn(__fsub_rn(value_of(high, S{}), lowest), 1e-3f);
   for (int i = thread; i < chunks; i += kScanThreads) {
     float* const out = p.out + (clip * chunks + i) * (kFrames * kBands);
@@ -297,7 +298,7 @@ __global__ void __launch_bounds__(kThreads, 2) log_mel_kernel(const LogMel p, co
   }
   __syncthreads();
 
-  // 2. The inner sums of two columns, turned.
+  // 2. The inner sums of two columns, times their roots of unity.
   const int frame = thread / kTeam;  // of the block
   const int warp = thread / 32;
   const int t = thread % kTeam;
@@ -307,7 +308,7 @@ __global__ void __launch_bounds__(kThreads, 2) log_mel_kernel(const LogMel p, co
     const float* const from = shared + (frame + a / 5) * kHopPitch + 32 * (a % 5) + 2 * t;
     const float2 x = *reinterpret_cast<const float2*>(from), w = load(kTables.window[16 * a + t]);
     v[a] = make_float2(x.x * w.x, x.y * w.y);
-    if (a == 12) break;  // sample 400 on
+    if (a == 12) break;  // from sample 400 on
     const float2 y = *reinterpret_cast<const float2*>(from + 16), q = load(kTables.window[16 * a + t + 8]);
     u[a] = make_float2(y.x * q.x, y.y * q.y);
   }
@@ -319,10 +320,10 @@ __global__ void __launch_bounds__(kThreads, 2) log_mel_kernel(const LogMel p, co
     v[c] = v[c] * load(kTables.turn[row - 1][t]);
     u[c] = u[c] * load(kTables.turn[row - 1][t + 8]);
   }
-  __syncthreads();  // the samples make way
+  __syncthreads();  // the samples are no longer needed
 
-  // 3. The exchange, half of the rows at a time, within the warp. Place r of the frame's 8 holds row r (16 for 0), then
-  // row 16 - r (8 for 0).
+  // 3. The exchange, half of the rows at a time, within the warp. Position r of the frame's 8 has row r (16 for r = 0),
+  // then row 16 - r (8 for r = 0).
   {
     float* const mine = shared + warp * kWarpPitch + frame % 4 * kFramePitch;
     float2 kept[8][2];
@@ -348,7 +349,7 @@ __global__ void __launch_bounds__(kThreads, 2) log_mel_kernel(const LogMel p, co
     __syncwarp();
   }
 
-  // 4. The outer sums; thread 0's trade; partners together, and their magnitudes.
+  // 4. The outer sums; thread 0's swap; the partners together, and their magnitudes.
   transform16<16>(v);
   transform16<16>(u);
   if (t == 0) {
@@ -371,7 +372,7 @@ __global__ void __launch_bounds__(kThreads, 2) log_mel_kernel(const LogMel p, co
   }
   __syncthreads();
 
-  // 5. Bands and logarithms, a frame a lane.
+  // 5. Bands and logarithms, one frame per lane.
   float* const rows_out = shared + kOutStart;
   {
     const int lane = thread % 32;

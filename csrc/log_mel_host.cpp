@@ -1,20 +1,20 @@
 // log_mel on the host: 16 frames at a time, one in each lane of the vectors. The contract is in log_mel.h.
 //
-// Lanes. Every array is [...][lane], every innermost loop runs over the lanes, and all lanes do the same: whatever the
-// width of its vectors, the compiler fills them (a clip takes 151 us in SSE2, 80 in AVX2, 68 in AVX-512 on one core of
-// an AMD EPYC, Zen 4; the least of many runs). Frames start 160 samples apart, so a tile of the clip is transposed
-// first, to [sample mod 160][sample / 160]: sample n of frames f, f + 1, ... then is row n mod 160 from column
-// f + n / 160 on, and overlapping frames share it.
+// Lanes. Every array is [...][lane], every innermost loop runs over the lanes, and all lanes do the same. So the
+// compiler fills its vectors, whatever their width (a clip takes 151 us with SSE2, 80 with AVX2, 68 with AVX-512 on one
+// core of an AMD EPYC, Zen 4; the fastest of many runs). Frames start 160 samples apart, so a tile of the clip is
+// transposed first, to [sample mod 160][sample / 160]: sample n of frames f, f + 1, ... is then row n mod 160 from
+// column f + n / 160 on, and overlapping frames share it.
 //
 // Transform. 512 = 8 * 64. With n = 64 a + b and k = c + 8 d:
 //
 //   X[c + 8 d] = sum_b W64^(b d) { W512^(b c) sum_a W8^(a c) x[64 a + b] },   Wn = exp(-2 pi i / n)
 //
-// The inner sum is an 8-point transform of real numbers, of which a = 7 and most of a = 6 are zeros (the frame has 400
-// samples). Since x is real, only |X| is wanted and |X[512 - k]| = |X[k]|, c = 1, 2, 3 give every bin that 4 does not
-// divide. Bins that 4 divides are the transform of the 128 numbers x[b] + x[128 + b] + x[256 + b] + x[384 + b], packed
-// as 64 complex ones and taken apart afterwards. That makes four complex 64-point transforms, each 8 * 8, the last
-// step of three of which ends in |X|^2 rather than X: three passes over 32 KiB of work space for 16 frames.
+// The inner sum is an 8-point transform of real numbers; those with a = 7 and most with a = 6 are zeros (the frame has
+// 400 samples). x is real, only |X| is wanted, and |X[512 - k]| = |X[k]|. So c = 1, 2, 3 give every bin that 4 does not
+// divide. Bins that 4 divides are the transform of the 128 numbers x[b] + x[128 + b] + x[256 + b] + x[384 + b], which
+// are packed as 64 complex numbers and separated afterwards. That makes four complex 64-point transforms, each 8 * 8.
+// The last step of three of them ends in |X|^2, not in X: three passes over 32 KiB of work space for 16 frames.
 #include "log_mel.h"
 
 #include <algorithm>
@@ -27,7 +27,7 @@
 #include "log_mel_tables.h"
 #include "parallel.h"
 
-// The loop that follows runs over lanes, and its arrays do not overlap in a way that orders its rounds.
+// Before a loop over lanes whose iterations do not depend on each other, though its arrays may look as if they overlap.
 #if defined(__clang__)
 #define ESSL_LANES _Pragma("clang loop vectorize(assume_safety)")
 #else
@@ -48,7 +48,7 @@ using tables::kBins;
 using tables::kFirstBin;
 
 constexpr int kLanes = 16;
-constexpr int kColumns = kLanes + 4;  // of the tile: 15 * 160 + 400 samples lie in 18
+constexpr int kColumns = kLanes + 4;  // of the tile: 15 * 160 + 400 samples take 18
 constexpr int kTileSamples = (kLanes - 1) * kHop + kFrame;
 static_assert(kExampleFrames % kLanes == 0, "an example is a whole number of groups");
 
@@ -68,7 +68,7 @@ struct Tables {
   Complex first[64][4];  // [b][c]: W512^(b c)
   Complex inner[8][8];   // [j][q]: W64^(j q)
   Complex split[33];     // [m]: W128^m
-  float rise[kBins];     // mel weights; those of bins that 4 divides hold the 1/2 that taking apart owes
+  float rise[kBins];     // mel weights; for bins that 4 divides, with the factor 1/2 that take_apart leaves out
   float fall[kBins];
 };
 
@@ -96,8 +96,8 @@ struct alignas(64) Work {
   float wave[kColumns * kHop];  // the samples of the group, then zeros
   float tile[kHop][kColumns];
   Lanes z[4][64][2];            // [c][b or d][real, imaginary]
-  Lanes power[kBins + 1];       // |X|^2 (4 |X|^2 where 4 divides the bin), then |X|; the last row is for other bins
-  Lanes bands[kBands + 2];      // one before and one after those that are wanted
+  Lanes power[kBins + 1];       // |X|^2 (4 |X|^2 if 4 divides the bin), then |X|; the last row is for unused bins
+  Lanes bands[kBands + 2];      // with one before and one after the wanted ones
 };
 
 ESSL_INLINE int row_of(int bin) { return bin >= kFirstBin && bin < kFirstBin + kBins ? bin - kFirstBin : kBins; }
@@ -115,7 +115,7 @@ ESSL_INLINE void transform8(Complex (&v)[8]) {
   v[1] = u0 + w0, v[5] = u0 - w0, v[3] = u1 + w1, v[7] = u1 - w1;
 }
 
-// Windowed samples 64 a + b of every lane, transformed over a and turned by W512^(b c). `count`: the a's with samples.
+// Windowed samples 64 a + b of every lane, transformed over a, times W512^(b c). `count`: number of a's with samples.
 template <int count>
 ESSL_INLINE void first_pass(Work& w, int b) {
   const float* in[count];
@@ -153,7 +153,7 @@ ESSL_INLINE void first_pass(Work& w, int b) {
   }
 }
 
-// First half of a 64-point transform: over elements j, j + 8, ..., turned, back in place.
+// First half of a 64-point transform: over elements j, j + 8, ..., times their roots of unity, in place.
 ESSL_INLINE void second_pass(Work& w, int c, int j) {
   Lanes(*const z)[2] = w.z[c] + j;
   const Complex* const turn = kTables.inner[j];
@@ -196,7 +196,7 @@ ESSL_INLINE void third_pass(Work& w, int c, int q) {
   }
 }
 
-// Takes the packed transform Z apart: with Y[m] = X[4 m],
+// Separates the packed transform Z: with Y[m] = X[4 m],
 // 2 Y[m] = (Z[m] + Z*[64 - m]) - i W128^m (Z[m] - Z*[64 - m]), and Y[64 - m] is the same with the other sign, mirrored.
 ESSL_INLINE void take_apart(Work& w, int m) {
   const int n = 64 - m;
@@ -215,7 +215,7 @@ ESSL_INLINE void take_apart(Work& w, int m) {
   }
 }
 
-// Square roots in place. std::sqrt may set errno, for which compilers give up vectors; the instructions do not.
+// Square roots in place. std::sqrt may set errno, so compilers do not use vectors for it; the intrinsics set no errno.
 template <Simd>
 inline void take_roots(float* x, int count) {
 #if defined(__x86_64__)
@@ -231,14 +231,14 @@ __attribute__((target("avx2"))) inline void take_roots<Simd::kAvx2>(float* x, in
 }
 #endif
 
-// Band i rises over interval i and falls over interval i + 1. (Lanes outside and bins inside, with no empty loop over
-// bins: thus compilers keep a vector of sums in registers.)
+// Band i rises over interval i and falls over interval i + 1. (The outer loop is over lanes, the inner over bins and
+// never empty: then compilers keep a vector of sums in registers.)
 ESSL_INLINE void add_up_bands(Work& w) {
   std::memset(w.bands[0], 0, sizeof w.bands[0]);
   for (int i = 0; i < tables::kIntervals; ++i) {
     const int first = tables::kMel.first[i], last = tables::kMel.first[i + 1];
     float* const up = w.bands[i + 1];
-    float* const down = w.bands[i];  // begun by the interval before
+    float* const down = w.bands[i];  // the interval before has begun it
     if (first == last) {
       std::memset(up, 0, sizeof w.bands[0]);
       continue;
@@ -272,7 +272,7 @@ ESSL_INLINE float logarithm(float x) {
   const float s2 = s * s;
   const float series = s2 * (0.333333333f + s2 * (0.2f + s2 * (0.142857143f + s2 * 0.111111111f)));
   const float result = e * 0.693147181f + 2.0f * (s + s * series);
-  return result + 0.0f * x;  // NaN stays; a choice would cost the loop its vectors
+  return result + 0.0f * x;  // keeps a NaN; with a branch, the loop would not be vectorised
 }
 
 // 4 x 4 blocks of `in` (rows of in_pitch) become columns of `out`.
@@ -365,8 +365,8 @@ Scale scale_of(const int16_t* in, int64_t samples) {
   return {sample(low), (sample(high) - sample(low)) + 1e-3f, true};
 }
 
-// Floats in order as integers: -NaN, -inf, ..., -0, 0, ..., inf, NaN. Compilers reduce these with vectors, where NaN
-// forbids it for floats.
+// Floats as integers that have the same order: -NaN, -inf, ..., -0, 0, ..., inf, NaN. Compilers find the minimum of
+// integers with vectors; for floats, NaN forbids it.
 int32_t order_of(float x) {
   int32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
@@ -379,7 +379,7 @@ float float_of(int32_t order) {
   return x;
 }
 
-// A NaN anywhere comes out as low or high, and makes the whole clip NaN, as it does in the reference.
+// A NaN anywhere becomes low or high, and makes the whole clip NaN, as in the reference.
 Scale scale_of(const float* in, int64_t samples) {
   int32_t low = order_of(in[0]), high = low;
   for (int64_t i = 0; i < samples; ++i) {
@@ -396,7 +396,7 @@ void run(const LogMel& p, int threads, Simd simd) {
   const int64_t examples = examples_of(p.samples);
   std::vector<Scale> scales(static_cast<size_t>(p.batch), Scale{0, 0, false});
   if (p.normalize) {
-    // Some 0.1 ms of work for a thread, for whose start it would not pay otherwise.
+    // About 0.1 ms of work per thread; with less, starting the thread would not pay.
     const int64_t worth = 1 + p.batch * p.samples / (int64_t{1} << 20);
     parallel_for(p.batch, static_cast<int>(std::min<int64_t>(threads, worth)), [&](int64_t clip) {
       scales[static_cast<size_t>(clip)] = scale_of(pcm + clip * p.samples, p.samples);

@@ -1,6 +1,6 @@
 // The constants of log_mel, computed by the compiler in double and rounded once: window, roots of unity, mel weights.
-// As constants they lie in the program's (and the GPU module's) read-only data: nothing is computed or copied at the
-// first call, and CUDA graphs can capture it.
+// They are read-only data of the program (and of the GPU module): nothing is computed or copied at the first call, so
+// CUDA graphs can capture it.
 #pragma once
 
 #include "log_mel.h"
@@ -9,11 +9,11 @@ namespace essl {
 namespace tables {
 
 constexpr double kPi = 3.14159265358979323846;
-constexpr int kFirstBin = 5;    // 156.25 Hz; bin 4, 125 Hz, is the first band's corner and weighs nothing
+constexpr int kFirstBin = 5;    // 156.25 Hz; bin 4, 125 Hz, is the first band's corner and has the weight 0
 constexpr int kBins = 235;      // 5 .. 239; bin 240, 7500 Hz, is the last band's corner
-constexpr int kIntervals = 65;  // between neighbouring points of the mel scale
+constexpr int kIntervals = 65;  // between neighbouring points on the mel scale
 
-// sin x and cos x for 0 <= x <= pi / 4: Taylor's series to the last bit.
+// sin x and cos x for 0 <= x <= pi / 4: Taylor series, to the last bit.
 constexpr double sine_series(double x) {
   double term = x, sum = x;
   for (int n = 2; n <= 20; n += 2) term *= -x * x / (n * (n + 1)), sum += term;
@@ -25,7 +25,7 @@ constexpr double cosine_series(double x) {
   return sum;
 }
 
-// cos(2 pi k / n) for n divisible by 4; sin is cos a quarter turn back.
+// cos(2 pi k / n) for n divisible by 4; sin is cos, a quarter turn earlier.
 constexpr double cosine(int k, int n) {
   k = (k % n + n) % n;
   if (2 * k > n) k = n - k;                     // the lower half mirrors the upper

@@ -1,5 +1,5 @@
-// Splits independent tasks over threads. No pool is kept: starting a thread costs some 20 us, an op's work
-// milliseconds, and a process that keeps no threads can fork.
+// Splits independent tasks over threads. There is no pool of threads: starting one costs about 20 us, an op takes
+// milliseconds, and a process without a pool can fork.
 #pragma once
 
 #include <atomic>
@@ -10,7 +10,7 @@
 
 namespace essl {
 
-// Calls task(i) once for every i in [0, tasks), on at most `threads` threads, the caller's included. `task` must not
+// Calls task(i) once for every i in [0, tasks), on at most `threads` threads, including the caller's. `task` must not
 // throw.
 template <class Task>
 void parallel_for(int64_t tasks, int threads, const Task& task) {
@@ -23,7 +23,7 @@ void parallel_for(int64_t tasks, int threads, const Task& task) {
   try {
     for (int64_t t = 0; t < wanted; ++t) helpers.emplace_back(work);
   } catch (const std::system_error&) {
-    // The system has no more threads to give: those that run, and this one, do it all.
+    // The system has no more threads: those that run, and this one, do all the work.
   }
   work();
   for (std::thread& helper : helpers) helper.join();

@@ -1,20 +1,21 @@
 // two_views on the GPU. The contract is in two_views.h.
 //
-// A copy with a change of width, so the memory sets the pace: the aim is the copy bandwidth. One warp makes one row:
+// This is a copy that widens its elements, so memory is the limit and the goal is the copy bandwidth. One warp makes
+// one row:
 //
-//   1. The row's 3 W bytes start at any address. The aligned 16-byte words that cover them go to shared memory as is.
+//   1. The row's 3 W bytes start at any address. The aligned 16-byte words that cover them are copied to shared memory.
 //   2. Each lane makes 16 bytes of output at a time (8 or 4 elements): it reads the aligned words that hold their
-//      bytes, shifts them into place in registers, reverses the pixels where the view is flipped, and stores once.
+//      bytes, shifts the bytes into place in registers, reverses the pixels if the view is flipped, and stores once.
 //
-// Lanes store neighbouring 16-byte pieces, so each store instruction of a warp fills whole 32-byte sectors. Warps share
-// nothing, so there is no block-wide barrier but the one after the table is loaded and the window is drawn, where that
-// is asked for. One thread draws it for the block: in every warp, its 100 instructions would add a fifth, by estimate.
+// Lanes store neighbouring 16-byte pieces, so each store instruction of a warp fills complete 32-byte sectors. Warps
+// share nothing. So the only block-wide barrier is the one after the table is loaded and the window is drawn, where
+// there is one or the other. One thread draws the window for the block: in every warp, its 100 instructions would add a
+// fifth, by estimate.
 //
-// Bytes become values in one of two ways. 16-bit outputs: byte -> float -> one fused multiply-add -> round, used only
-// where the host has found it equal to the exact table for all 768 entries (true for the ImageNet constants); that is
-// about 4 instructions an element. Everything else: the table, in shared memory. By estimate, look-ups at random
-// addresses reach some 9 elements a clock and SM, hardly more than the 7 that an H200's copy bandwidth asks for in 16
-// bit; in 32 bit it asks for 4.
+// Bytes become values in one of two ways. For 16-bit outputs: byte -> float -> one fused multiply-add -> round, about 4
+// instructions per element. It is used only if the host has found it equal to the exact table for all 768 entries (true
+// for the ImageNet constants). Otherwise: the table, in shared memory. By estimate, look-ups at random addresses reach
+// about 9 elements per clock and SM. At its copy bandwidth an H200 needs 7 in 16 bits, and 4 in 32 bits.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -28,7 +29,7 @@ namespace essl {
 namespace {
 
 constexpr int kWarps = 8;  // output rows per block
-constexpr int kPad = 16;   // bytes before and after a staged row that a lane may read (and ignore)
+constexpr int kPad = 16;   // bytes before and after a row in shared memory, which a lane may read (and ignore)
 
 __host__ __device__ constexpr int staged_pitch(int window) { return kPad + (3 * window + 15 + 15) / 16 * 16 + kPad; }
 
@@ -40,11 +41,12 @@ struct Table32 {
   uint32_t entry[768];
 };
 struct Table16 {
-  uint32_t entry[384];  // two entries a word
+  uint32_t entry[384];  // two entries per word
 };
 
 __device__ __forceinline__ float byte_to_float(uint32_t word, int byte) {
-  // 0x4B0000uu is the float 2^23 + uu: one permute and one exact subtraction instead of a quarter-rate conversion.
+  // 0x4B0000uu is the float 2^23 + uu: a permute and an exact subtraction instead of a conversion at a quarter the
+  // rate.
   return __uint_as_float(__byte_perm(word, 0x4B000000u, 0x7440u + byte)) - 8388608.0f;
 }
 
@@ -58,7 +60,7 @@ __device__ __forceinline__ uint32_t pack(float low, float high, __half) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// words: the bytes of kElements output elements in their order; channel: that of the first one.
+// word0, word1: the bytes of the output elements, in order; channel: that of the first element.
 template <class T>
 __device__ __forceinline__ uint4 convert(const Affine& how, const void*, uint32_t word0, uint32_t word1, int channel) {
   float scale[3], bias[3];  // of elements 0, 1, 2 (and 3, 4, 5, ...)
@@ -103,7 +105,7 @@ __device__ __forceinline__ uint4 convert(const Table32&, const void* table, uint
   return make_uint4(piece[0], piece[1], piece[2], piece[3]);
 }
 
-// One aligned 16-byte word, of which only the bytes inside [begin, end) are read; the others are 0.
+// An aligned 16-byte word. Only the bytes inside [begin, end) are read; the others are 0.
 __device__ __forceinline__ uint4 load_word(uintptr_t address, uintptr_t begin, uintptr_t end) {
   if (address >= begin && address + 16 <= end) return __ldg(reinterpret_cast<const uint4*>(address));
   uint32_t piece[4] = {0, 0, 0, 0};  // the tensor's first or last word
@@ -116,8 +118,9 @@ __device__ __forceinline__ uint4 load_word(uintptr_t address, uintptr_t begin, u
   return make_uint4(piece[0], piece[1], piece[2], piece[3]);
 }
 
-// Blocks: V innermost (both windows of a frame are read at about the same time, once from DRAM), then bands of kWarps
-// rows, then B. Shared memory: kWarps rows of staged_pitch(W) bytes, then the table, then the window if it is drawn.
+// Order of blocks: V innermost (both windows of a frame are read at about the same time, so once from DRAM), then bands
+// of kWarps rows, then B. Shared memory: kWarps rows of staged_pitch(W) bytes, then the table, then the window if it is
+// drawn.
 template <class T, class How>
 __global__ void __launch_bounds__(32 * kWarps) two_views_kernel(const TwoViews p, const How how, const bool aligned) {
   constexpr int kElements = 16 / static_cast<int>(sizeof(T));
@@ -166,8 +169,8 @@ __global__ void __launch_bounds__(32 * kWarps) two_views_kernel(const TwoViews p
   for (int element = kElements * lane; element < row_bytes; element += 32 * kElements) {
     const int pixel = element / 3;
     const int channel = element - 3 * pixel;
-    // 8 bytes from `element` on, or the 12 of the four pixels that the mirrored piece lies in. They may start up to 9
-    // bytes before the row, hence kPad, from where `from` counts.
+    // 8 bytes from `element` on, or the 12 bytes of the four pixels that hold the mirrored piece. They may start up to
+    // 9 bytes before the row, hence kPad, from which `from` counts.
     const int from = kPad + shift + (flip ? 3 * (p.window - 4 - pixel) : element);
     const uint32_t* const words = reinterpret_cast<const uint32_t*>(row - kPad) + from / 4;
     const uint32_t offset = 8u * (from % 4);
@@ -176,7 +179,7 @@ __global__ void __launch_bounds__(32 * kWarps) two_views_kernel(const TwoViews p
     uint32_t word0 = a, word1 = b;
     if (flip) {
       const uint32_t c = __funnelshift_r(words[2], words[3], offset);
-      // Pixels 3 2 1 0 of bytes 0..11 are 9 10 11 6 | 7 8 3 4 | 5 0 1 2. Then the first `channel` bytes go.
+      // Pixels 3 2 1 0 of bytes 0..11 are 9 10 11 6 | 7 8 3 4 | 5 0 1 2. Then the first `channel` bytes are dropped.
       const uint32_t r0 = __byte_perm(b, c, 0x2765);
       const uint32_t r1 = __byte_perm(__byte_perm(a, b, 0x0043), __byte_perm(b, c, 0x0043), 0x1054);
       const uint32_t r2 = __byte_perm(a, b, 0x2105);

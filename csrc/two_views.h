@@ -1,25 +1,25 @@
-// two_views: the random crops of a batch, cut out of stored frames, mirrored where asked, normalised. One pass, all
-// views.
+// two_views: the random crops of a batch, cut out of stored frames, mirrored if wanted, and normalised: all views in
+// one pass.
 //
 //   frames  uint8  (N, S, S, 3)   NHWC, contiguous, any address alignment
 //   rows    int64  (B,)           the frame of each sample
 //   top     int32  (V, B)         first row of the window;    0 <= top,  top  + W <= S
 //   left    int32  (V, B)         first column of the window; 0 <= left, left + W <= S
 //   flip    uint8  (V, B)         not 0: the window is mirrored left to right
-//   index   int64  (B,)           only for random_views: there top, left and flip are drawn (view_params.h) and written
+//   index   int64  (B,)           only for random_views, where top, left and flip are drawn (view_params.h) and written
 //   out     T      (V, B, W, W, 3) in memory (channels_last (V, B, 3, W, W)), contiguous
 //
 //   out[v, b, y, x, c] = round_T((frames[rows[b], top + y, left + x', c] / 255 - mean[c]) / std[c])
 //
-// x' = W - 1 - x where flipped, else x. The arithmetic is float32 with each operation rounded by itself (true
-// divisions, no fused multiply-add), then rounded to nearest even where T is narrower: it has 3 * 256 possible results,
-// so they are tabulated by those very operations, and every path below is bit-equal to them by construction.
+// x' = W - 1 - x if flipped, else x. The arithmetic is float32 with each operation rounded separately (true divisions,
+// no fused multiply-add), then rounded to nearest even if T is narrower. There are only 3 * 256 possible results, so
+// these operations fill a table of them, and every path below equals the table to the bit by construction.
 //
-// Indices are brought into range before anything is read, so that a bad index costs wrong pixels and never a wild read.
-// The caller checks them where it can.
+// Indices are brought into range before anything is read, so that a wrong index gives wrong pixels but never reads
+// other memory. The caller checks them where it can.
 //
-// Bytes moved per sample with V = 2, S = 246, W = 224: at most 181,548 read (the two windows overlap; the second comes
-// from the cache) and 602,112 written in 16 bit, 1,204,224 in 32 bit.
+// Bytes per sample with V = 2, S = 246, W = 224: at most 181,548 read (the two windows overlap; the second comes from
+// the cache) and 602,112 written in 16 bits, 1,204,224 in 32 bits.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +37,7 @@ namespace essl {
 
 enum class OutType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-constexpr int kMaxWindow = 4064;  // W; 8 staged rows and the table must fit 99 KiB of shared memory (sm_86, 89, 120)
+constexpr int kMaxWindow = 4064;  // W; 8 rows and the table must fit into 99 KiB of shared memory (sm_86, 89, 120)
 
 struct TwoViews {
   const uint8_t* frames;  // (N, S, S, 3)
@@ -52,7 +52,7 @@ struct TwoViews {
   int32_t side;           // S >= W
   int32_t window;         // 1 <= W <= kMaxWindow
   OutType type;
-  const int64_t* index = nullptr;  // (B,) where the windows are to be drawn, or else null
+  const int64_t* index = nullptr;  // (B,) if the windows are drawn here, else null
   uint64_t seed = 0;
   uint32_t epoch = 0;
 };
@@ -69,8 +69,8 @@ struct ViewTable {
   bool exact;  // `value_of` equals `value` for all 768 entries
 };
 
-// (byte / 255 - mean) / std in float32, a division being a multiplication and one step that corrects it: what a vector
-// unit does in a third of a division's time.
+// (byte / 255 - mean) / std in float32. Each division is a multiplication and one correction, which takes a vector unit
+// a third of the time of a division.
 float value_of(const ViewTable& table, int channel, float byte);
 
 void make_view_table(const float mean[3], const float std[3], OutType type, ViewTable* table);
@@ -95,11 +95,11 @@ ESSL_HD inline int64_t window_start(const TwoViews& p, int64_t sample, const Win
 // For error messages: the op and its shapes.
 std::string describe(const TwoViews& p);
 
-// Host memory. Deterministic and the same for every `threads` >= 1.
+// On host memory. Deterministic, and the same for every `threads` >= 1.
 void two_views_host(const TwoViews& p, const ViewTable& table, int threads);
 
-// Device memory of `device`; enqueues one launch on `stream` (a cudaStream_t) and does not wait. Throws
-// std::runtime_error that names the op, the shapes and CUDA's own words.
+// On memory of `device`: enqueues one launch on `stream` (a cudaStream_t) and does not wait. Throws std::runtime_error
+// with the op, the shapes and CUDA's message.
 void two_views_cuda(const TwoViews& p, const ViewTable& table, int device, void* stream);
 
 }  // namespace essl

@@ -1,5 +1,5 @@
-// two_views on the host: three table look-ups per pixel, or eight values at a time where the CPU has AVX2; rows shared
-// out over threads. The contract is in two_views.h.
+// two_views on the host: three table look-ups per pixel, or eight values at a time if the CPU has AVX2. Rows are split
+// over threads. The contract is in two_views.h.
 #include "two_views.h"
 
 #include <cmath>
@@ -36,9 +36,9 @@ uint16_t to_float16(float x) {
   if (magnitude > 0x7f800000u) {
     half = 0x7e00;  // NaN
   } else if (magnitude >= 0x477ff000u) {
-    half = 0x7c00;  // 65520 and more round to infinity
+    half = 0x7c00;  // from 65520 on, values round to infinity
   } else if (magnitude < 0x38800000u) {
-    // Below 2^-14 a half counts in steps of 2^-24: scale to that, exactly, and round to even.
+    // Below 2^-14 the steps of a half are 2^-24: scale by that, exactly, and round to even.
     float x_abs;
     std::memcpy(&x_abs, &magnitude, sizeof x_abs);
     half = static_cast<uint32_t>(std::nearbyint(x_abs * 16777216.0f));
@@ -78,12 +78,12 @@ constexpr int kWidest = 1024;  // pixels of a row that is mirrored on the stack
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 
-// A row of pixels, the last one first. 16 bytes beyond `out`'s end are overwritten.
+// A row of pixels, the last one first. Up to 16 bytes after `out`'s end are overwritten.
 __attribute__((target("avx2,fma"))) void mirror_row(const uint8_t* __restrict__ in, uint8_t* __restrict__ out,
                                                     int width) {
-  // Five pixels at a time: 15 bytes, and the one before them, which has to be the row's, too.
+  // Five pixels at a time: 15 bytes, and the byte before them, which must belong to the row, too.
   const __m128i order = _mm_setr_epi8(13, 14, 15, 10, 11, 12, 7, 8, 9, 4, 5, 6, 1, 2, 3, 0);
-  int left = width;  // pixels not yet taken, from the row's end
+  int left = width;  // pixels that are left, from the row's end
   for (; left >= 6; left -= 5, out += 15) {
     const __m128i five = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 3 * (left - 5) - 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(five, order));
@@ -91,7 +91,7 @@ __attribute__((target("avx2,fma"))) void mirror_row(const uint8_t* __restrict__ 
   for (; left > 0; --left, out += 3) std::memcpy(out, in + 3 * (left - 1), 3);
 }
 
-// As copy_row, by arithmetic; for tables that are `exact`.
+// As copy_row, but with arithmetic instead of the table; only for tables that are `exact`.
 __attribute__((target("avx2,fma"))) void copy_row_avx2(const uint8_t* __restrict__ in, float* __restrict__ out,
                                                        const ViewTable& table, int width, bool flip) {
   uint8_t mirrored[3 * kWidest + 16];
@@ -133,7 +133,7 @@ void copy_row_avx2(const uint8_t*, float*, const ViewTable&, int, bool) {}
 
 template <class T>
 void run(const TwoViews& p, const ViewTable& table, const T* entries, int threads) {
-  constexpr int kBand = 32;  // rows per task: 32 * 224 pixels are some 20 us
+  constexpr int kBand = 32;  // rows per task: 32 * 224 pixels take about 20 us
   const int64_t bands = (p.window + kBand - 1) / kBand;
   const int64_t pitch = int64_t{3} * p.window;
   const bool wide = std::is_same_v<T, float> && table.exact && p.window <= kWidest && has_avx2();

@@ -1,4 +1,4 @@
-// view_params and view_boxes on the GPU: a thread a view, a thread a box. The contract is in view_params.h.
+// view_params and view_boxes on the GPU: one thread per view, and one per box. The contract is in view_params.h.
 #include "common.cuh"
 #include "view_params.h"
 

@@ -1,25 +1,25 @@
-// view_params: the crop offsets and flips of training views, and view_boxes: boxes as each view shows them.
+// view_params draws the crop offsets and flips of training views. view_boxes moves boxes with the views.
 //
 //   index  int64  (B,)          the pair's row in the manifest
 //   top    int32  (V, B)        in [0, margin]
 //   left   int32  (V, B)        in [0, margin]
 //   flip   uint8  (V, B)        0 or 1
 //   boxes  int32  (B, K, 4)     x1 y1 x2 y2, half-open, on the W x W grid
-//   out    int32  (V, B, K, 4)  the same on the view's grid, clamped to it; nothing left of a box: zero area
+//   out    int32  (V, B, K, 4)  the same on the view's grid, clamped to it; zero area if nothing is left of the box
 //
 // A view is a pure function of (seed, epoch, index, view): the counter-based generator Philox 4x32-10
 // (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) maps a counter of four words and a key of two
-// to four random words, with integer products alone, so that every device draws the same ones and nothing has a state
-// to save.
+// words to four random words. It uses only integer products, so that every device draws the same words, and there is no
+// state to save.
 //
 //   counter = (index low, index high, view, epoch), key = (seed low, seed high) -> words w0, w1, w2, w3
 //   top = w0 (margin + 1) / 2^32,  left = w1 (margin + 1) / 2^32,  flip = w2 / 2^31     (rounded down)
 //
-// Boxes: a coordinate c of the W grid is the pixel edge c S / W of the stored S x S frame, rounded to the nearest (half
-// up); minus the window's corner; mirrored where the view is.
+// Boxes: a coordinate c of the W grid becomes the pixel edge c S / W of the stored S x S frame, rounded to the nearest
+// (half up), minus the window's corner, and mirrored if the view is.
 //
-// Bytes are few (64 pairs, two views: 1.7 KB of parameters, 2 KB of boxes a box): launches are what costs, so each is
-// one, and random_views (two_views.h) draws inside the kernel that cuts the views.
+// There are few bytes (64 pairs, two views: 1.7 KB of parameters, 2 KB per box): the cost is the launches. So each op
+// is one launch, and random_views (two_views.h) draws inside the kernel that cuts the views.
 #pragma once
 
 #include <cstdint>
@@ -78,7 +78,7 @@ struct ViewParams {
   uint32_t epoch;
 };
 
-// Writes number `at` of the V B views.
+// Draws and writes number `at` of the V B views.
 ESSL_HD inline void write_params(const ViewParams& p, int64_t at) {
   const uint32_t view = static_cast<uint32_t>(at / p.batch);
   const Window window = draw_window(p.seed, p.epoch, p.index[at % p.batch], view, p.margin);
@@ -124,12 +124,12 @@ ESSL_HD inline void write_box(const ViewBoxes& p, int64_t at) {
 std::string describe(const ViewParams& p);
 std::string describe(const ViewBoxes& p);
 
-// Host memory.
+// On host memory.
 void view_params_host(const ViewParams& p);
 void view_boxes_host(const ViewBoxes& p);
 
-// Device memory of `device`; each enqueues one launch on `stream` (a cudaStream_t) and does not wait. Throws
-// std::runtime_error that names the op, the shapes and CUDA's own words.
+// On memory of `device`: each enqueues one launch on `stream` (a cudaStream_t) and does not wait. Throws
+// std::runtime_error with the op, the shapes and CUDA's message.
 void view_params_cuda(const ViewParams& p, int device, void* stream);
 void view_boxes_cuda(const ViewBoxes& p, int device, void* stream);
 
