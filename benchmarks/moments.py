@@ -1,7 +1,7 @@
 """python -m benchmarks.moments: decoding a video's moments for `localize`, against PyAV and against a clip a moment.
 
-    ours    data.reels.from_dali: a group of pictures with all its moments at once, resized where it was decoded
-    PyAV    data.reels.from_pyav: one forward pass over the file, resized on the host
+    ours    data.loading.reels.from_dali: a group of pictures with all its moments at once, resized where it was decoded
+    PyAV    data.loading.reels.from_pyav: one forward pass over the file, resized on the host
     clips   data.hardware.decode_frames: a clip a moment, as `prepare --decoder nvdec`; not resized
 
 On a GPU ours and clips are NVDEC's, of H.264; elsewhere DALI's decoder for CPUs plays VP9, which shows what the ways to

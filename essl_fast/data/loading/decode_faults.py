@@ -9,7 +9,7 @@ import torch
 from essl_fast.data.loading.graph import build_graph, graph_input
 from essl_fast.data.media import decode_clip
 from essl_fast.data.media.jpeg import picture_size
-from essl_fast.data.shards.reading import ALTERED, Picture
+from essl_fast.data.shards import ALTERED, Picture
 
 
 class DecodeError(RuntimeError):

@@ -15,8 +15,7 @@ from essl_fast.data.loading.producer import Decoded, Producer
 from essl_fast.data.loading.settings import LoaderSettings
 from essl_fast.data.loading.skipped import Fault, SkippedPairs
 from essl_fast.data.loading.sounds import SoundTransform, transformed
-from essl_fast.data.loading.source import StepPlan
-from essl_fast.data.shards.reading import Shards
+from essl_fast.data.shards import Shards
 
 
 class DecodedPairs(NamedTuple):
@@ -53,15 +52,15 @@ class DecodeQueue:
         self._producer: Producer | None = None
         self._stop: weakref.finalize | None = None
 
-    def next(self, step: StepPlan) -> DecodedPairs:
-        """The next pairs. Where no thread is decoding, one begins with those of `step`.
+    def next(self, epoch: int, step: int) -> DecodedPairs:
+        """The next pairs. If no thread is decoding, one begins with those of `step` of `epoch`.
 
         Raises:
             InputError: a pair does not decode, too many pairs do not, or files cannot be read. The thread has ended.
         """
         begin = time.perf_counter()
         if self._producer is None:
-            self._start(step)
+            self._start(epoch, step)
         item = self._producer.get()
         if isinstance(item, BaseException):
             self.close()
@@ -95,8 +94,8 @@ class DecodeQueue:
             self._stop()
         self._producer = self._stop = None
 
-    def _start(self, step: StepPlan) -> None:
-        plan = self._plan(step.epoch, step.number, self.skipped.mask)
+    def _start(self, epoch: int, step: int) -> None:
+        plan = self._plan(epoch, step, self.skipped.mask)
         self._producer = Producer(self._shards, self._settings, plan, self.skipped.mask)
         self._stop = weakref.finalize(self, self._producer.stop)  # a loader that nobody holds ends its thread
         self._stop.atexit = False

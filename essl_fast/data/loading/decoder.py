@@ -33,7 +33,7 @@ from essl_fast.data.loading.decode_faults import DecodeError, find_faults, short
 from essl_fast.data.loading.graph import build_graph, graph_input
 from essl_fast.data.loading.host_frames import collect_clips, frame_of_clip, resize_into
 from essl_fast.data.media.jpeg import picture_size
-from essl_fast.data.shards.reading import Picture
+from essl_fast.data.shards import Picture
 
 
 class _Batch(NamedTuple):

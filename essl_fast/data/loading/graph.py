@@ -15,7 +15,7 @@ from nvidia.dali.data_node import DataNode
 
 from essl_fast.data.loading.resize import resize_dali
 from essl_fast.data.media.hardware import decode_clips
-from essl_fast.data.shards.reading import Picture
+from essl_fast.data.shards import Picture
 
 # The share of a batch that the GPU's JPEG engine decodes, where it has one; meanwhile nvJPEG's kernels, which need CPU
 # threads, decode the rest. This is DALI's default. Which share suits a chip has not been measured yet.

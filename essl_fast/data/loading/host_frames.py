@@ -10,7 +10,7 @@ import torch
 
 from essl_fast.data.loading.resize import resize_host
 from essl_fast.data.media import MediaError, decode_clip
-from essl_fast.data.shards.reading import Picture
+from essl_fast.data.shards import Picture
 
 
 def frame_of_clip(picture: Picture, side: int) -> np.ndarray:

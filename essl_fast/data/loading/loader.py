@@ -38,8 +38,7 @@ from essl_fast.data.loading.skipped import SkippedPairs
 from essl_fast.data.loading.sounds import SoundTransform, float_samples, raw_samples, transformed
 from essl_fast.data.loading.source import Source, StepPlan, Stream
 from essl_fast.data.loading.state import identity, make_state, position_in
-from essl_fast.data.shards import SAMPLES, Manifest
-from essl_fast.data.shards.reading import Shards
+from essl_fast.data.shards import SAMPLES, Manifest, Shards
 
 
 class RawBatch(NamedTuple):

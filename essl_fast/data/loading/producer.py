@@ -19,8 +19,7 @@ from essl_fast.data.loading.decode_faults import DecodeError
 from essl_fast.data.loading.decoder import FrameDecoder
 from essl_fast.data.loading.settings import LoaderSettings
 from essl_fast.data.loading.skipped import Fault
-from essl_fast.data.shards import SAMPLES
-from essl_fast.data.shards.reading import Picture, Shards
+from essl_fast.data.shards import SAMPLES, Picture, Shards
 
 
 class Decoded(NamedTuple):

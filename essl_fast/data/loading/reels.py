@@ -2,12 +2,13 @@
 
     places ──cut_reels──▶ reels ──DALI: NVDEC, `REELS` at a time; one bicubic resize──▶ (224, 224, 3) uint8 on the GPU
 
-A reel is one group of pictures with all its moments, so its packets are decoded once for them, and a batch of reels
-gives each engine of NVDEC one to work on. The next batch is decoded while the network runs on this one. Neither the
-frames nor what is resized from them leaves the GPU, but where the whole picture is asked for.
+A place is a frame's position in the video, from 0. A reel is one group of pictures with all places in it, so its
+packets are decoded once for all of them, and a batch of reels gives each engine of NVDEC one reel. The next batch is
+decoded while the network runs on this one. Frames stay on the GPU; only where the whole picture is asked for does it go
+to the host.
 
-Memory: `FRAME_BYTES` of decoded frames a reel, at most; long groups become several reels, each decoded from the key
-frame on. What no reel can be cut of, and what NVDEC fails at, comes from PyAV, at its place in the order.
+Memory: at most `FRAME_BYTES` of decoded frames a reel. Long groups become several reels, each decoded from the key
+frame on. Where no reel can be cut, and where NVDEC fails, PyAV decodes the frames, and the order stays the same.
 
 Not run on a GPU yet: tests run the same graph with DALI's decoder for CPUs, which knows VP9 and MJPEG.
 """
@@ -28,17 +29,23 @@ from essl_fast.data.media import MediaError, Reel, cut_reels
 from essl_fast.data.media.footage import Footage, Video
 from essl_fast.data.media.hardware import ENGINES, decode_reels, reason
 
-REELS = ENGINES  # of a batch
-FRAME_BYTES = 64 << 20  # 10 frames of 1080p; at most two batches are on their way beside the one that is looked at
-PATIENCE = 3  # batches that NVDEC may fail at, until PyAV takes the rest
-
+REELS = ENGINES  # reels in a batch
+FRAME_BYTES = 64 << 20  # 10 frames of 1080p; besides the batch in use, at most two are on their way
+PATIENCE = 3  # batches that NVDEC may fail at before PyAV takes the rest
 
 HOST = torch.device("cpu")
 
+_Item = Reel | tuple[int, ...]  # a reel, or places that are in no reel
+
 
 class Shown(NamedTuple):
-    """frame: uint8 (side, side, 3). whole: a function that gives the picture, RGB uint8 (H, W, 3), upright, on the
-    host; it must be called before the next one is asked for."""
+    """What a video shows at a place.
+
+    Attributes:
+        frame: (side, side, 3) uint8 RGB, upright, on the device.
+        whole: gives the picture in its own size, (H, W, 3) uint8 RGB, upright, on the host. Call it before asking for
+            the next place.
+    """
 
     frame: torch.Tensor
     whole: Callable[[], np.ndarray]
@@ -47,7 +54,7 @@ class Shown(NamedTuple):
 def from_pyav(
     footage: Footage, places: Sequence[int], side: int, device: torch.device = HOST
 ) -> Iterator[tuple[int, Shown | MediaError]]:
-    """(place, what is shown there, its frame on `device`, or why there is nothing) of each of ascending places."""
+    """(place, what is shown there, or why nothing is) for each of ascending places, decoded by PyAV."""
     for place, picture in footage.some(places):
         if isinstance(picture, MediaError):
             yield place, picture
@@ -59,20 +66,22 @@ def from_pyav(
 def from_dali(
     video: Video, places: Sequence[int], side: int, device: torch.device, say: Callable[[str], None] = lambda line: None
 ) -> Iterator[tuple[int, Shown | MediaError]]:
-    """As `from_pyav`, with frames on `device`, in the order of the CUDA stream that was current at the first `next`.
+    """As `from_pyav`, decoded by DALI.
 
-    `say` is given a line for each batch of reels that DALI could not decode and PyAV did, or tried to.
+    Args:
+        device: where the frames are, in the order of the CUDA stream that was current at the first `next`.
+        say: called with a line for each batch of reels that DALI could not decode and PyAV takes over.
     """
     found = video.found
     together = max(1, FRAME_BYTES // max(1, found.width * found.height * 3))
     batches = _batches(cut_reels(found, places, together))
-    waiting: deque[list[_Item]] = deque()  # what the pipeline is at work on
-    again = deque([next(batches)])  # what comes before anything new
-    failures = 0 if any(isinstance(item, Reel) for item in again[0]) else PATIENCE
+    in_pipeline: deque[list[_Item]] = deque()  # batches that the pipeline has taken, the oldest first
+    before_rest = deque([next(batches)])  # batches that it takes before the rest of `batches`
+    failures = 0 if any(isinstance(item, Reel) for item in before_rest[0]) else PATIENCE
 
     def source() -> tuple[list[np.ndarray], list[np.ndarray]]:
-        waiting.append(again.popleft() if again else next(batches))
-        reels = [item for item in waiting[-1] if isinstance(item, Reel)]
+        in_pipeline.append(before_rest.popleft() if before_rest else next(batches))
+        reels = [item for item in in_pipeline[-1] if isinstance(item, Reel)]
         files, targets = [reel.data for reel in reels], [reel.targets for reel in reels]
         return [np.frombuffer(file, np.uint8) for file in files], [np.array(target, np.int32) for target in targets]
 
@@ -85,23 +94,27 @@ def from_dali(
         except StopIteration:
             return
         except RuntimeError as error:
-            pipeline = None  # of no use after an error
-            failures = failures + 1 if waiting else PATIENCE
-            failed = waiting.popleft() if waiting else []
-            again.extendleft(reversed(waiting))
-            waiting.clear()
-            count = sum(len(item.places) for item in failed if isinstance(item, Reel))
-            what = f"{count} frames from {video.times[_places(failed[0])[0]]:.2f} s on" if failed else "all frames"
-            told = f"{found.path.name}: DALI could not decode {what} ({reason(error)}), PyAV decodes them"
-            say(f"{told}; --decoder pyav would not try")
+            pipeline = None  # it cannot be used after an error
+            failures = failures + 1 if in_pipeline else PATIENCE
+            failed = in_pipeline.popleft() if in_pipeline else []
+            before_rest.extendleft(reversed(in_pipeline))
+            in_pipeline.clear()
+            say(_failure(video, failed, error))
             yield from from_pyav(video, [place for item in failed for place in _places(item)], side, device)
         else:
-            yield from _in_order(video, waiting.popleft(), pictures, frames, side, device, stream)
-    rest = [place for batch in (*again, *batches) for item in batch for place in _places(item)]
+            yield from _in_order(video, in_pipeline.popleft(), pictures, frames, side, device, stream)
+    rest = [place for batch in (*before_rest, *batches) for item in batch for place in _places(item)]
     yield from from_pyav(video, rest, side, device)
 
 
-_Item = Reel | tuple[int, ...]  # places that no reel was cut of
+def _failure(video: Video, batch: list[_Item], error: RuntimeError) -> str:
+    """The line for the user on a batch that DALI could not decode; [] where it never got one."""
+    count = sum(len(item.places) for item in batch if isinstance(item, Reel))
+    what = f"{count} frames from {video.times[_places(batch[0])[0]]:.2f} s on" if batch else "all frames"
+    return (
+        f"{video.found.path.name}: DALI could not decode {what} ({reason(error)}), PyAV decodes them; --decoder pyav "
+        "would not try"
+    )
 
 
 def _places(item: _Item) -> tuple[int, ...]:
@@ -109,7 +122,8 @@ def _places(item: _Item) -> tuple[int, ...]:
 
 
 def _batches(cut: Iterator[tuple[tuple[int, ...], Reel | MediaError | None]]) -> Iterator[list[_Item]]:
-    """`REELS` reels each, with what is shown between and after them; without a reel only where there is none at all."""
+    """Batches of `REELS` reels, with the places between and after them. Only if there is no reel at all, a batch has
+    none."""
     batch: list[_Item] = []
     count = 0
     for places, reel in cut:
@@ -123,7 +137,8 @@ def _batches(cut: Iterator[tuple[tuple[int, ...], Reel | MediaError | None]]) ->
 
 
 def _in_order(video, batch, pictures, frames, side, device, stream) -> Iterator[tuple[int, Shown | MediaError]]:
-    """A batch that DALI has decoded: `pictures` (F, H, W, 3) and `frames` (F, side, side, 3) of each of its reels."""
+    """What a decoded batch shows: for each reel, DALI has its `pictures` (F, H, W, 3) and `frames` (F, side, side, 3).
+    PyAV decodes the other places."""
     number = 0
     for item in batch:
         if not isinstance(item, Reel):
@@ -147,6 +162,7 @@ def _tensor(one, device: torch.device, stream) -> torch.Tensor:
 
 
 def _pipeline(source: Callable, side: int, device: torch.device) -> Pipeline:
+    """The graph: reels and the places in them -> pictures (F, H, W, 3) and frames (F, side, side, 3) of each."""
     gpu = device.type == "cuda"
 
     @pipeline_def(

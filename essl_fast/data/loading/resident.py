@@ -73,6 +73,6 @@ class Resident(Source):
     def fill(self, step: StepPlan, decoded: DecodeQueue) -> None:
         """Decode and keep what `step` requires of this rank and is not present yet."""
         while not (self.present | decoded.skipped.mask)[step.required].all():
-            pairs = decoded.next(step)
+            pairs = decoded.next(step.epoch, step.number)
             if len(pairs.positions):
                 self.put(pairs.positions, pairs.frames, pairs.sound)

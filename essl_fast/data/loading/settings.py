@@ -11,7 +11,7 @@ import torch
 
 from essl_fast.common.errors import InputError
 from essl_fast.data.loading.order import LastBatch, Order
-from essl_fast.data.shards.reading import Quarantined
+from essl_fast.data.shards import Quarantined
 
 OnError = Literal["stop", "skip"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.shards.reading import Shards
+from essl_fast.data.shards import Shards
 
 
 class Fault(NamedTuple):

@@ -116,7 +116,7 @@ class Stream(Source):
         return order.batches_from(epoch, step, epochs)
 
     def contents(self, step: StepPlan, following: StepPlan | None, decoded: DecodeQueue) -> Contents | None:
-        pairs = decoded.next(step)
+        pairs = decoded.next(step.epoch, step.number)
         if not len(pairs.positions):
             return None
         return Contents(pairs.frames, torch.arange(len(pairs.positions), device=pairs.frames.device), pairs.sound)

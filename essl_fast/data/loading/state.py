@@ -6,7 +6,7 @@ from typing import Any
 
 from essl_fast.common.errors import InputError
 from essl_fast.data.loading.settings import LoaderSettings
-from essl_fast.data.shards.reading import Shards
+from essl_fast.data.shards import Shards
 
 STATE_VERSION = 1
 

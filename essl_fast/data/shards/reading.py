@@ -1,9 +1,9 @@
 """Random access to the pairs in shards: one scattered read a pair, straight into the memory that is decoded from.
 
-DALI's own WebDataset reader gives each pair once and resumes exactly, too, but shuffles only inside its buffer, in an
-order that nobody else can compute. So the shards' index files are read here, and DALI gets the JPEG or MP4 bytes. The
-price: reads are not sequential, but of about 130 KB each. SSDs and the page cache do that at full speed, a spinning
-disk not.
+DALI's own WebDataset reader also gives each pair once and resumes exactly. But it shuffles only inside its buffer, in
+an order that nobody else can compute. So the index files are read here, and DALI gets the bytes of JPEG or MP4 files.
+The price: reads of about 130 KB each, which are not sequential. SSDs and the page cache do that at full speed, a
+spinning disk does not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -27,53 +28,68 @@ ALTERED = "its bytes are not those that prepare wrote (CRC-32)"
 
 
 class Picture(NamedTuple):
-    """A pair's frame as it is stored: `file` uint8, a JPEG or PNG; or a clip (an MP4), of which frame `target` is meant
-    and `quarters` quarter turns counterclockwise put it upright."""
+    """The frame of a pair as it is stored.
+
+    Attributes:
+        file: (n,) uint8, a JPEG, a PNG, or a clip (an MP4).
+        target: of a clip, the number of the frame that is meant, from 0; None: it is no clip.
+        quarters: of a clip, the quarter turns counterclockwise that put its frames upright.
+        altered: whether the pair's bytes are not those that `prepare` wrote.
+    """
 
     file: np.ndarray
     target: int | None = None
     quarters: int = 0
-    altered: bool = False  # the pair's bytes are not those that were written
+    altered: bool = False
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the bytes of n pairs are, and how to read them. Offsets and sizes are bytes of the shard's tar file."""
+
+    shard: np.ndarray  # (n,) int64, number of the shard
+    kind: np.ndarray  # (n,) uint8: JPEG, CLIP or PNG
+    offset: np.ndarray  # (n,) int64, of the frame's file
+    size: np.ndarray  # (n,) int64, of the frame's file
+    sound_offset: np.ndarray  # (n,) int64
+    target: np.ndarray  # (n,), see Picture
+    quarters: np.ndarray  # (n,), see Picture
+    crc: np.ndarray  # (n,) uint32, CRC-32 of frame and sound together
+
+    def only(self, keep: np.ndarray) -> _Places:
+        """Those of the pairs that keep (n,) bool marks."""
+        return _Places(*(getattr(self, field.name)[keep] for field in fields(self)))
 
 
 class Shards:
-    """The pairs of some splits, in the order of `rows` (n,) int64, their rows in the manifest.
+    """The pairs of some splits, which are named by their position, 0 to len(self) - 1.
 
-    exclude: of the pairs that `prepare --verify` listed, leave out none, those that cannot be used (bad), or all.
-    `excluded` counts them. InputError if index files and manifest do not fit together.
+    Attributes:
+        rows: (n,) int64, the pairs' rows in the manifest, ascending.
+        paths: the tar files.
+        sound: NumPy type of a sample, int16 or float32.
+        excluded: number of pairs that were left out.
+        fingerprint: names exactly these pairs and their bytes, by the SHA-256 of each shard.
     """
 
     def __init__(self, manifest: Manifest, splits: Sequence[str], exclude: Quarantined = "none"):
-        self.manifest = manifest
+        """
+        Args:
+            exclude: of the pairs that `prepare --verify` listed, leave out none, those that cannot be used ("bad"), or
+                all.
+
+        Raises:
+            InputError: index files and manifest do not fit together.
+        """
+        self.manifest, self.sound = manifest, manifest.sound
         self.rows = np.concatenate([manifest.rows(split) for split in splits])
         self.paths = [tar for tar, _ in manifest.shards(splits)]
-        indexes = [read_index(idx) for _, idx in manifest.shards(splits)]
-        self._shard = np.repeat(np.arange(len(indexes)), [len(index.stems) for index in indexes])
-        stems = [stem for index in indexes for stem in index.stems]
-        if stems != [encode_key(manifest.key(row)) for row in self.rows]:
-            raise InputError(
-                f"the index files in {manifest.root} do not list the pairs of its manifest: run prepare again"
-            )
-        names = ("visual", "visual_offset", "visual_size", "s16_offset", "s16_size")
-        self._kind, self._start, self._size, self._s16, s16_size = (
-            np.concatenate([getattr(index, name) for index in indexes]) for name in names
-        )
-        self._target, self._quarters = manifest.target[self.rows], manifest.quarters[self.rows]
-        self._crc = manifest.crc[self.rows]
-        self.sound = manifest.sound
-        wrong = (s16_size != SAMPLES * self.sound.itemsize) | (self._s16 < self._start + self._size)
-        wrong |= self._kind != manifest.visual[self.rows]
-        sizes = [shard["bytes"] for split in splits for shard in manifest.header["splits"][split]["shards"]]
-        wrong |= self._s16 + s16_size > np.array(sizes, np.int64)[self._shard]  # nor may it ask for endless memory
-        if wrong.any():
-            raise InputError(
-                f"{self.name(np.flatnonzero(wrong)[0])}: the index file gives it another kind of frame than the "
-                f"manifest, or sound that is not {SAMPLES} samples behind the frame in the shard: run prepare again"
-            )
+        self._places, sound_sizes = self._find(splits)
+        self._check(splits, sound_sizes)
         self.fingerprint, self.excluded = self._fingerprint(splits), 0
         if exclude != "none":
             self._exclude(exclude)
-        # Damage within a picture often decodes, to something else. Each pair is looked at once, when it is first read.
+        # Damage within a picture often decodes, to another picture. So each pair is checked when it is first read.
         self._as_written = np.zeros(len(self.rows), bool)
 
     def __len__(self) -> int:
@@ -81,68 +97,92 @@ class Shards:
 
     @property
     def jpegs(self) -> bool:
-        """Whether any pair's frame is a picture, JPEG or PNG."""
-        return bool((self._kind != CLIP).any())
+        """Whether any frame is a picture, JPEG or PNG."""
+        return bool((self._places.kind != CLIP).any())
 
     @property
     def clips(self) -> bool:
-        """Whether any pair's frame is a clip."""
-        return bool((self._kind == CLIP).any())
+        """Whether any frame is in a clip."""
+        return bool((self._places.kind == CLIP).any())
 
     def name(self, position: int) -> str:
-        return f"pair {self.manifest.key(self.rows[position])!r} in shard {self.paths[self._shard[position]]}"
+        """The pair and its shard, for messages."""
+        return f"pair {self.manifest.key(self.rows[position])!r} in shard {self.paths[self._places.shard[position]]}"
 
     def remedy(self) -> str:
-        """What to do about a pair that does not decode."""
+        """What a user can do about a pair that does not decode."""
         return (
             f"run `python -m essl_fast.prepare --verify --out {self.manifest.root}` and leave out what it lists with "
             "--data.exclude_quarantined bad, or go on without such pairs with --data.on_error skip, or run prepare "
             "again"
         )
 
-    def read(self, positions: np.ndarray, pcm: np.ndarray, pool: ThreadPoolExecutor, parts: int) -> list[Picture]:
-        """Read the pairs at `positions` (b,): their frames' files; their sound into `pcm` (b, 48000), of type `sound`.
+    def read(self, positions: np.ndarray, pcm: np.ndarray, executor: Executor, parts: int) -> list[Picture]:
+        """Read pairs: their frames' files are returned, their sound is written into `pcm`.
 
-        A pair is one system call that scatters frame and sound. InputError if a shard is missing or too short by now.
+        One system call reads a pair and scatters frame and sound.
+
+        Args:
+            positions: (b,) int64.
+            pcm: (b, 48000) of type `sound`.
+            executor: runs `parts` tasks, each with a part of the pairs.
+
+        Raises:
+            InputError: a shard is missing or too short by now, or cannot be read.
         """
-        ends = np.cumsum(self._size[positions])
+        places = self._places
+        ends = np.cumsum(places.size[positions])
         files = np.split(np.empty(ends[-1] if len(ends) else 0, np.uint8), ends[:-1])[: len(positions)]
-        by_shard = np.argsort(self._shard[positions], kind="stable")  # so that a part opens few files
-        tasks = [pool.submit(self._read_part, part, positions, files, pcm) for part in np.array_split(by_shard, parts)]
+        by_shard = np.argsort(places.shard[positions], kind="stable")  # so that a part opens few files
+        tasks = [
+            executor.submit(self._read_part, part, positions, files, pcm) for part in np.array_split(by_shard, parts)
+        ]
         for task in tasks:
             task.result()
         return [
             Picture(
                 file,
-                *((int(self._target[at]), int(self._quarters[at])) if self._kind[at] == CLIP else (None, 0)),
+                *((int(places.target[at]), int(places.quarters[at])) if places.kind[at] == CLIP else (None, 0)),
                 altered=not self._as_written[at],
             )
             for at, file in zip(positions, files, strict=True)
         ]
 
     def read_sound(self, positions: np.ndarray, skip: bool = False) -> np.ndarray:
-        """(b, 48000) of type `sound`: the samples alone of the pairs at `positions` (b,). InputError as in `read`, and
-        for a pair that is not as it was written; or, with `skip`, the next pair's sound in place of that one's."""
-        pcm, asked = np.empty((len(positions), SAMPLES), self.sound), positions.copy()
+        """Read only the sound of pairs.
+
+        Args:
+            positions: (b,) int64.
+            skip: take the next pair's sound in place of one that is not as it was written.
+
+        Returns:
+            (b, 48000) of type `sound`.
+
+        Raises:
+            InputError: as in `read`; or, without `skip`, a pair is not as it was written.
+        """
+        pcm, wanted = np.empty((len(positions), SAMPLES), self.sound), positions.copy()
         left = np.arange(len(positions))
         for _ in range(len(self)):
-            self._read_part(left[np.argsort(self._shard[asked[left]], kind="stable")], asked, None, pcm)
-            left = left[~self._as_written[asked[left]]]
+            self._read_part(left[np.argsort(self._places.shard[wanted[left]], kind="stable")], wanted, None, pcm)
+            left = left[~self._as_written[wanted[left]]]
             if not len(left):
                 return pcm
             if not skip:
                 break
-            asked[left] = (asked[left] + 1) % len(self)
+            wanted[left] = (wanted[left] + 1) % len(self)
         raise InputError(f"{self.name(positions[left[0]])} cannot be used ({ALTERED}): {self.remedy()}")
 
     def _read_part(
         self, part: np.ndarray, positions: np.ndarray, files: list[np.ndarray] | None, pcm: np.ndarray
     ) -> None:
+        """Read the pairs positions[part] into files[part], where files are given, and into pcm[part]."""
+        places = self._places
         opened, file = -1, -1
         try:
             for i in part:
                 position = positions[i]
-                shard, offset, size = self._shard[position], self._start[position], self._size[position]
+                shard, offset, size = places.shard[position], places.offset[position], places.size[position]
                 if shard != opened:
                     if file >= 0:
                         os.close(file)
@@ -152,23 +192,54 @@ class Shards:
                 if frame is None and not self._as_written[position]:  # the CRC-32 is of frame and sound together
                     frame = np.empty(size, np.uint8)
                 if frame is None:
-                    buffers, offset = [pcm[i]], self._s16[position]
+                    buffers, offset = [pcm[i]], places.sound_offset[position]
                 else:
-                    buffers = [frame, bytearray(int(self._s16[position] - offset - size)), pcm[i]]
+                    between = bytearray(int(places.sound_offset[position] - offset - size))
+                    buffers = [frame, between, pcm[i]]
                 if missing := _read_fully(file, buffers, int(offset)):
                     raise InputError(f"{self.name(position)}: the shard ends {missing} bytes early: run prepare again")
                 if not self._as_written[position]:
-                    self._as_written[position] = pair_crc(frame, pcm[i]) == self._crc[position]
+                    self._as_written[position] = pair_crc(frame, pcm[i]) == places.crc[position]
         except OSError as error:
-            # Only a shard that is gone has to be made again; a disk or a network that fails comes back as it was.
+            # Only a shard that is gone has to be made again. A disk or a network that failed may work again later.
             then = "run prepare again" if error.errno == errno.ENOENT else "mend that, then go on with --resume"
             raise InputError(f"{self.name(position)} cannot be read ({error.strerror}): {then}") from error
         finally:
             if file >= 0:
                 os.close(file)
 
+    def _find(self, splits: Sequence[str]) -> tuple[_Places, np.ndarray]:
+        """The places of all pairs from the index files, and the bytes (n,) of their sound."""
+        manifest = self.manifest
+        indexes = [read_index(idx) for _, idx in manifest.shards(splits)]
+        stems = [stem for index in indexes for stem in index.stems]
+        if stems != [encode_key(manifest.key(row)) for row in self.rows]:
+            raise InputError(
+                f"the index files in {manifest.root} do not list the pairs of its manifest: run prepare again"
+            )
+        names = ("visual", "visual_offset", "visual_size", "s16_offset", "s16_size")
+        kind, offset, size, sound_offset, sound_size = (
+            np.concatenate([getattr(index, name) for index in indexes]) for name in names
+        )
+        shard = np.repeat(np.arange(len(indexes)), [len(index.stems) for index in indexes])
+        target, quarters, crc = (column[self.rows] for column in (manifest.target, manifest.quarters, manifest.crc))
+        return _Places(shard, kind, offset, size, sound_offset, target, quarters, crc), sound_size
+
+    def _check(self, splits: Sequence[str], sound_sizes: np.ndarray) -> None:
+        """InputError if the index files say something else than the manifest, or than is possible."""
+        places = self._places
+        wrong = (sound_sizes != SAMPLES * self.sound.itemsize) | (places.sound_offset < places.offset + places.size)
+        wrong |= places.kind != self.manifest.visual[self.rows]
+        # A damaged index must not make `read` ask for endless memory.
+        sizes = [entry["bytes"] for split in splits for entry in self.manifest.header["splits"][split]["shards"]]
+        wrong |= places.sound_offset + sound_sizes > np.array(sizes, np.int64)[places.shard]
+        if wrong.any():
+            raise InputError(
+                f"{self.name(np.flatnonzero(wrong)[0])}: the index file gives it another kind of frame than the "
+                f"manifest, or sound that is not {SAMPLES} samples behind the frame in the shard: run prepare again"
+            )
+
     def _fingerprint(self, splits: Sequence[str]) -> str:
-        """What the splits' shards are, by the SHA-256 that the manifest has of each."""
         shards = [self.manifest.header["splits"][split]["shards"] for split in splits]
         return hashlib.sha256(json.dumps(shards, sort_keys=True).encode()).hexdigest()
 
@@ -178,15 +249,16 @@ class Shards:
         keep = ~np.isin(self.rows, listed)
         self.excluded = int((~keep).sum())
         if self.excluded:
-            for name in ("rows", "_shard", "_kind", "_start", "_size", "_s16", "_target", "_quarters", "_crc"):
-                setattr(self, name, getattr(self, name)[keep])
+            self.rows, self._places = self.rows[keep], self._places.only(keep)
             self.fingerprint = hashlib.sha256(self.fingerprint.encode() + self.rows.tobytes()).hexdigest()
 
 
 def _read_fully(file: int, buffers: list, offset: int) -> int:
-    """Fill the buffers, one after another, from `offset` on. Returns the bytes by which the file ends too early.
+    """Fill the buffers one after another with the bytes from `offset` on. Returns by how many bytes the file is too
+    short.
 
-    One system call, as a rule; network file systems and signals may cut it short."""
+    As a rule that is one system call, but network file systems and signals may cut it short.
+    """
     left = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
     while left:
         got = os.preadv(file, left, offset)

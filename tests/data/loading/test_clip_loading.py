@@ -16,7 +16,7 @@ from essl_fast.data import shards
 from essl_fast.data.loading import DecodeError, FrameDecoder, Loader, Pools, resize_host
 from essl_fast.data.loading.graph import build_graph, graph_input
 from essl_fast.data.media import Clip, cut_clips, decode_clip
-from essl_fast.data.shards.reading import Picture
+from essl_fast.data.shards import Picture
 from tests.data.shards.test_shards import jpeg, sound
 from tests.tools.batches import assert_equal, batches
 from tests.tools.media import make_video, noisy, number_of, set_matrix

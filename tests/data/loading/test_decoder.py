@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from essl_fast.data.loading import DecodeError, FrameDecoder
-from essl_fast.data.shards.reading import Picture
+from essl_fast.data.shards import Picture
 from tests.data.shards.test_shards import jpeg
 
 CPU = torch.device("cpu")

@@ -11,8 +11,7 @@ import torch
 from essl_fast import kernels
 from essl_fast.data.loading import Loader, Pools, bytes_per_pair
 from essl_fast.data.loading.rows import gather_rows
-from essl_fast.data.shards import Manifest
-from essl_fast.data.shards.reading import Shards
+from essl_fast.data.shards import Manifest, Shards
 from tests.data.shards.test_shards import write_folder
 from tests.tools.batches import assert_equal, batches, decoding_threads, plain
 

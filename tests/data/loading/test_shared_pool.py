@@ -11,8 +11,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.loading import Exchange, Loader, Order, Pools, SoundLayout, bytes_per_pair
 from essl_fast.data.loading.memory import GB
 from essl_fast.data.loading.shared_pool import SharedPool
-from essl_fast.data.shards import Manifest
-from essl_fast.data.shards.reading import Shards
+from essl_fast.data.shards import Manifest, Shards, read_index
 from essl_fast.runtime import distributed
 from tests.data.shards.test_shards import write_folder
 from tests.tools.ranks import run_ranks
@@ -115,12 +114,14 @@ def ranks(tmp_path_factory):
 
 def spoil(root, pairs):
     """Write garbage over these pairs' JPEG files, in place."""
-    manifest = Manifest.load(root)
-    shards = Shards(manifest, ("train",))
-    for position in pairs:
-        with open(shards.paths[shards._shard[position]], "r+b") as file:
-            file.seek(int(shards._start[position]))
-            file.write(bytes(int(shards._size[position])))
+    first = 0
+    for path in sorted(root.glob("train-*.idx")):
+        index = read_index(path)
+        with open(path.with_suffix(".tar"), "r+b") as file:
+            for pair in set(pairs) & set(range(first, first + len(index.stems))):
+                file.seek(int(index.visual_offset[pair - first]))
+                file.write(bytes(int(index.visual_size[pair - first])))
+        first += len(index.stems)
 
 
 @pytest.mark.parametrize("last_batch", ["keep", "drop"])
