@@ -10,33 +10,27 @@ import pytest
 import torch
 from PIL import Image
 
-from essl_fast import checkpoints, config, kernels, models
+from essl_fast import checkpoints
 from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
-from essl_fast.data.media import nvdec
+from essl_fast.data.media import decode_frames, probe
 from essl_fast.data.media.audio import decode_sound
-from essl_fast.data.media.footage import Still, Video
-from essl_fast.data.media.video import decode_frames, probe
+from essl_fast.data.media.footage import Video
+from essl_fast.data.media.writing import VideoWriter
 from essl_fast.localize import __main__ as localize_door
-from essl_fast.localize import moments
-from essl_fast.localize.finder import SoundFinder, heat_of, stored_frame
+from essl_fast.localize import command as localize_command
+from essl_fast.localize import localize
 from tests import ROOT
+from tests.localize.conftest import noise
 from tests.tools.media import clicks, make_sound, make_video, number_of, numbered, set_matrix, truncate
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run directory with a checkpoint of the demo's network, untrained."""
-    place = tmp_path_factory.mktemp("run")
-    settings = config.load("demo")
-    torch.manual_seed(0)
-    state = {"model": checkpoints.trained_state(models.build(settings.model)), "config": config.to_dict(settings)}
-    checkpoints.save(place / "best.pt", state)
-    return place
-
-
 def call(*argv) -> int:
-    return command(lambda: localize_door.main([str(word) for word in argv]), localize_door.PROG)
+    """The exit code of a command line."""
+    try:
+        return command(lambda: localize_door.main([str(word) for word in argv]), localize_door.PROG)
+    except SystemExit as ended:
+        return ended.code
 
 
 def packets(path, kind: str) -> list[tuple[float, bytes]]:
@@ -49,10 +43,6 @@ def packets(path, kind: str) -> list[tuple[float, bytes]]:
 def shown(path) -> list[float]:
     """When each frame of a video is shown, in seconds."""
     return Video(probe(path)).times.tolist()
-
-
-def noise(seconds: float, rate: int = 16_000) -> np.ndarray:
-    return np.random.default_rng(0).uniform(-0.5, 0.5, (1, round(seconds * rate))).astype(np.float32)
 
 
 def test_a_video(run, tmp_path, capsys):
@@ -102,84 +92,6 @@ def test_a_video(run, tmp_path, capsys):
     )
 
 
-def test_each_moment_is_what_evaluation_makes_of_it(run, tmp_path):
-    """Frame, sound and map, of one moment by hand; the box is that of the metric's threshold."""
-    path = make_video(tmp_path / "v.mp4", seconds=5, sound=noise(5))
-    finder = SoundFinder.open(run)
-    found = moments.localize(finder, Video(probe(path)), path, rate=10, batch=3)
-    moment = found.moments[24]
-    ((_, picture),) = decode_frames(path, [(25, 2.4)])
-    sound = decode_sound(path)
-    pcm = sound.mono[round(0.9 * 16_000) :][:48_000]
-    heat = finder.heatmap(picture, pcm, 16_000)
-    assert np.allclose(heat, heat_of(moment.similarity), atol=1e-4)
-    rows, columns = np.nonzero(heat >= 0.5)
-    boxes = np.array([region.box for region in moment.regions])
-    assert boxes[:, 0].min() == columns.min() * 160 // 224 and boxes[:, 3].max() == -(-(rows.max() + 1) * 90 // 224)
-
-
-def test_moments_that_dali_decodes(run, tmp_path):
-    """DALI's decoder for CPUs in NVDEC's place: maps, thumbs and sounds are those of PyAV's frames."""
-    path = make_video(
-        tmp_path / "v.webm",
-        seconds=5,
-        codec="libvpx-vp9",
-        sound=noise(5, 48_000),
-        sound_codec="libopus",
-        rate=48_000,
-        options={"deadline": "realtime", "cpu-used": "8"},
-    )
-    finder, video = SoundFinder.open(run, "cpu"), Video(probe(path))
-    ours, theirs = (moments.localize(finder, video, path, rate=7, batch=4, dali=dali) for dali in (True, False))
-    assert (ours.width, ours.height, ours.faults) == (theirs.width, theirs.height, []) == (160, 90, [])
-    assert len(ours.moments) == len(theirs.moments) == 35 and len(ours.thumbs) == 12
-    for mine, other in zip(ours.moments, theirs.moments, strict=True):
-        assert (mine.frame, mine.time, mine.sound) == (other.frame, other.time, other.sound)
-        assert np.abs(mine.similarity - other.similarity).max() < 0.02
-    for (mine, thumb), (other, picture) in zip(ours.thumbs, theirs.thumbs, strict=True):
-        assert mine.frame == other.frame == number_of(thumb) == number_of(picture)
-
-
-def test_frames_that_dali_cannot_decode_are_told(run, tmp_path):
-    path = make_video(tmp_path / "v.mp4", seconds=4, sound=noise(4))
-    finder = SoundFinder.open(run, "cpu")
-    found = moments.localize(finder, Video(probe(path)), path, rate=2, dali=True)
-    assert len(found.faults) == 1 and found.helped
-    told = "v.mp4: DALI could not decode 8 frames from 0.00 s on (Assert on "
-    assert found.faults[0].startswith(told) and "Failed to create video decoder" in found.faults[0]
-    assert found.faults[0].endswith("PyAV decodes them; --decoder pyav would not try")
-    plain = moments.localize(finder, Video(probe(path)), path, rate=2)
-    assert all(np.array_equal(a.similarity, b.similarity) for a, b in zip(found.moments, plain.moments, strict=True))
-
-
-CUDA = torch.device("cuda", 0)
-KNOWN = {"h264": [48, 16, 4096, 4096]}
-
-
-@pytest.mark.parametrize(
-    "asked, device, decoders, name, why",
-    [
-        ("auto", CUDA, KNOWN, "v.mp4", ""),
-        ("nvdec", CUDA, KNOWN, "v.mp4", ""),
-        ("pyav", CUDA, KNOWN, "v.mp4", None),
-        ("auto", torch.device("cpu"), KNOWN, "v.mp4", "the network runs on the cpu"),
-        ("auto", CUDA, {}, "v.mp4", "there is no driver"),
-        ("auto", CUDA, {"hevc": KNOWN["h264"]}, "v.mp4", "h264 is not decoded by this machine's GPU"),
-        ("auto", CUDA, {"h264": [48, 16, 128, 128]}, "v.mp4", "160x90 pixels"),
-        ("auto", CUDA, KNOWN, "v.avi", "its times do not tell"),
-    ],
-)
-def test_who_decodes_the_moments(tmp_path, monkeypatch, asked, device, decoders, name, why):
-    monkeypatch.setattr(nvdec, "detect", lambda: (decoders, "" if decoders else "there is no driver"))
-    footage = Video(probe(make_video(tmp_path / name, seconds=0.5, sound=None)))
-    dali, told = moments.pick_decoder(asked, footage, device)
-    assert dali is (why == "") and (why in told if why else told == "")
-    if why and asked == "auto":
-        with pytest.raises(InputError, match="--decoder: nvdec cannot be used, since .*; take pyav"):
-            moments.pick_decoder("nvdec", footage, device)
-    assert moments.pick_decoder(asked, Still(np.zeros((4, 4, 3), np.uint8), 1.0), device) == (False, "")
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_its_decoder_decodes(run, tmp_path, capsys):
@@ -198,39 +110,6 @@ def test_on_a_gpu_its_decoder_decodes(run, tmp_path, capsys):
     for mine, other in zip(told["nvdec"]["moments"], told["pyav"]["moments"], strict=True):
         assert (mine["frame"], mine["sound"]) == (other["frame"], other["sound"])
         assert mine["regions"][0]["score"] == pytest.approx(other["regions"][0]["score"], abs=0.03)
-
-
-def test_the_heat_is_the_metrics(run):
-    similarity = torch.randn(5, 14, 14, generator=torch.Generator().manual_seed(0))
-    everything = torch.tensor([[[0, 0, 224, 224]]], dtype=torch.int32).expand(5, 1, 4)
-    for threshold in (0.3, 0.5):
-        counted, _ = kernels.localization_counts(similarity, everything, threshold=threshold)
-        assert (heat_of(similarity.numpy()) >= threshold).sum((1, 2)).tolist() == counted.tolist()
-    assert not heat_of(np.full((14, 14), 0.3)).any()
-
-
-def test_heat_fades_from_moment_to_moment():
-    maps = [np.eye(14, dtype=np.float32), None, np.eye(14, dtype=np.float32)[::-1], np.ones((14, 14), np.float32)]
-    moments = [moments.Moment(n + 1, n / 2, similarity=similarity) for n, similarity in enumerate(maps)]
-    heat = moments.Localization(160, 90, moments, []).heats()
-    assert np.allclose(heat(0.0), heat_of(maps[0])) and np.allclose(heat(0.4), heat_of(maps[0]))
-    assert heat(0.6) is None
-    assert np.allclose(heat(1.0), heat_of(maps[2])) and np.allclose(heat(1.25), heat_of(maps[2]) / 2, atol=1e-6)
-    assert not heat(1.5).any() and not heat(9.0).any()
-
-
-@pytest.mark.parametrize(
-    "rate, places", [(1, [0, 10, 20]), (3, [0, 3, 6, 10, 13, 16, 20, 23]), (1000, list(range(25)))]
-)
-def test_moments_are_frames_on_screen(rate, places):
-    assert moments.moments_of(np.arange(25) / 10, rate) == places
-    assert moments.moments_of(np.zeros(1), rate) == [0]
-
-
-def test_times_that_a_file_rounds_cost_no_moment():
-    times = np.round(np.arange(31) / 30, 3)  # as in WebM and MKV
-    assert moments.moments_of(times, 30) == list(range(31)) == moments.moments_of(times, 1000)
-    assert moments.moments_of(times, 10) == list(range(0, 31, 3)) == moments.moments_of(np.arange(31) / 30, 10)
 
 
 KINDS = {
@@ -359,7 +238,9 @@ def wrong(kind: str, place, run) -> tuple[list, str]:
             (place / "file").touch()
             out, told = place / "file" / "out", "--out: "
         elif kind == "no checkpoint":
-            checkpoint_, told = place, "there is no checkpoint"
+            checkpoint_, told = place / "none", "there is no checkpoint"
+        elif kind == "no best.pt":
+            checkpoint_, told = place, "has no best.pt"
         elif kind == "foreign checkpoint":
             checkpoint_, told = place / "x.pt", "not an essl_fast checkpoint"
             torch.save({"x": 1}, checkpoint_)
@@ -387,6 +268,7 @@ WRONG = (
     "nothing",
     "out is a file",
     "no checkpoint",
+    "no best.pt",
     "foreign checkpoint",
     "another architecture",
     "boxes",
@@ -406,7 +288,9 @@ def test_wrong_inputs_give_one_line(run, tmp_path, capsys, kind):
 
 def test_a_folder_that_may_not_be_written(run, tmp_path, capsys, monkeypatch):
     path = make_video(tmp_path / "v.mp4", seconds=0.5)
-    monkeypatch.setattr(moments.os, "access", lambda *_: False)  # the tests may run as root, who may write anywhere
+    monkeypatch.setattr(
+        localize_command.os, "access", lambda *_: False
+    )  # the tests may run as root, who may write anywhere
     assert call(path, "--checkpoint", run, "--out", tmp_path) == 2
     assert "nothing may be written" in capsys.readouterr().err
 
@@ -427,17 +311,44 @@ def test_a_full_disk_leaves_no_half_video(run, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("essl_fast.data.media.writing.VideoWriter.finish", full)
+    monkeypatch.setattr(VideoWriter, "finish", full)
     assert call(path, "--checkpoint", run, "--out", out) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert [file.name for file in out.iterdir()] == ["v.sheet.png"]
 
 
 def test_help(capsys):
-    with pytest.raises(SystemExit) as ended:
-        call("--help")
+    assert call("--help") == 0
     said = capsys.readouterr().out
-    assert ended.value.code == 0 and "--checkpoint RUN" in said and "DIR/<name>.overlay.mp4" in said
+    assert "--checkpoint RUN" in said and "DIR/<name>.overlay.mp4" in said
+
+
+def test_the_function_does_what_the_command_does(run, tmp_path, capsys):
+    path = make_video(tmp_path / "v.mp4", seconds=2, sound=noise(2))
+    assert call(path, "--checkpoint", run, "--out", tmp_path / "command") == 0
+    capsys.readouterr()
+    found = localize(str(path), str(run), str(tmp_path / "function"))
+    assert capsys.readouterr().out == "" and len(found.moments) == 10
+    ours, theirs = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("function", "command")
+    )
+    assert ours == theirs and len(ours) == 3
+    with pytest.raises(InputError, match="there is no file"):
+        localize(tmp_path / "none.mp4", run, tmp_path)
+    with pytest.raises(InputError, match="video file unreadable"):
+        localize(run / "best.pt", run, tmp_path)
+
+
+def test_modules_of_ones_own_are_imported_first(run, tmp_path, monkeypatch, capsys):
+    path = make_video(tmp_path / "v.mp4", seconds=0.5)
+    (tmp_path / "essl_fast_test_part.py").write_text("print('my part')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ("--checkpoint", run, "--out", tmp_path, "--no-video")
+    assert call(path, *options, "--import", "json", "--import", "essl_fast_test_part") == 0
+    assert capsys.readouterr().out.startswith("my part\n")
+    assert call(path, *options, "--import", "essl_fast_no_such_part") == 2
+    said = capsys.readouterr().err
+    assert "essl_fast_no_such_part" in said and said.count("\n") == 1
 
 
 def test_the_example(run, tmp_path, monkeypatch):
@@ -450,11 +361,6 @@ def test_the_example(run, tmp_path, monkeypatch):
     runpy.run_path(str(file))
     with Image.open(tmp_path / "heat.png") as picture:
         assert picture.size == (64, 48) and np.asarray(picture).max() > 100  # the picture was black
-
-
-def test_the_finder_refuses_other_shapes(run):
-    finder = SoundFinder.open(run / "best.pt", device="cpu")
-    with pytest.raises(ValueError, match="frames: expected"):
-        finder.similarity(np.zeros((1, 10, 10, 3), np.uint8), np.zeros((1, 48_000), np.int16))
-    with pytest.raises(ValueError, match="pcm: expected"):
-        finder.similarity(stored_frame(np.zeros((9, 9, 3), np.uint8))[None], np.zeros((1, 48_000), np.float32))
+    monkeypatch.setattr(sys, "argv", ["heatmap.py"])
+    with pytest.raises(SystemExit, match="^usage: python examples/heatmap.py RUN IMAGE SOUND OUT$"):
+        runpy.run_path(str(file))

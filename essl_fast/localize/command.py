@@ -1,0 +1,151 @@
+"""What `python -m essl_fast.localize` does, as a function."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from essl_fast.common import commands
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import atomic_file, write_json
+from essl_fast.data import media
+from essl_fast.data.datasets.truth import read_truth
+from essl_fast.localize.finder import SoundFinder
+from essl_fast.localize.inputs import open_input, pick_decoder
+from essl_fast.localize.moments import Localization, find_moments, moment_places
+from essl_fast.localize.overlay_video import write_overlay
+from essl_fast.localize.progress import PassProgress
+from essl_fast.localize.result import document, sheet
+
+MOST_LINES = 5  # of faults on the terminal
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that are written for one input."""
+
+    overlay: Path
+    sheet: Path
+    moments: Path
+
+    @classmethod
+    def of(cls, folder: Path, name: str) -> Outputs:
+        """The files of an input called `name`, in a folder."""
+        kinds = ("overlay.mp4", "sheet.png", "moments.json")
+        return cls(*(folder / f"{name}.{kind}" for kind in kinds))
+
+    def prepare(self, inputs: list[Path | None]) -> None:
+        """Make the folder. InputError if an input would be overwritten, or if nothing can be written there."""
+        out = self.moments.parent
+        read = {path.resolve(): path for path in inputs if path}
+        if taken := [read[path.resolve()] for path in vars(self).values() if path.resolve() in read]:
+            raise InputError(f"--out: {taken[0]} is an input and would be overwritten; choose another folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            writable = os.access(out, os.W_OK | os.X_OK)
+        except OSError as error:
+            raise InputError(f"--out: {out} cannot be made ({error.strerror}); choose another folder") from error
+        if not writable:
+            raise InputError(
+                f"--out: nothing may be written into {out}; change its permissions, or choose another folder"
+            )
+
+
+def localize(
+    given: str | Path,
+    checkpoint: str | Path,
+    out: str | Path = "localized",
+    *,
+    sound: str | Path | None = None,
+    rate: float = 5.0,
+    threshold: float = 0.5,
+    opacity: float = 0.6,
+    boxes: str | Path | None = None,
+    boxes_size: tuple[int, int] | None = None,
+    video: bool = True,
+    batch: int = 0,
+    device: str = "auto",
+    decoder: str = "auto",
+    precision: str = "auto",
+    weights: dict[str, str] | None = None,
+    console: Console | None = None,
+) -> Localization:
+    """Localize the sound of a video, or of a picture with a sound, and write the results into a folder.
+
+    It is this long since it has every option of the command.
+
+    Args:
+        given: a video, or a picture with `sound`.
+        checkpoint: a run directory (its best.pt is taken), or a checkpoint.
+        out: folder of <name>.overlay.mp4, <name>.sheet.png and <name>.moments.json.
+        sound: the file with the sound; None for the video's own.
+        rate: moments a second of video.
+        threshold: of the min-max scaled map, 0 to 1.
+        opacity: of the hottest place, 0 to 1.
+        boxes: ground truth to draw and to score with: a JSON or CSV file, or Chaotic World's folder.
+        boxes_size: (width, height) that the boxes refer to; None for the video's, or 320x180 of a folder.
+        video: write the overlay video.
+        batch: moments per forward pass; 0 means 64 on a GPU and 8 on a CPU.
+        device, precision, weights: as in `SoundFinder.open`.
+        decoder: auto, nvdec or pyav, for the moments.
+        console: where progress is printed; None prints nothing.
+
+    Returns:
+        What the JSON file says, and the maps.
+
+    Raises:
+        InputError: an input is missing or cannot be decoded, or the results cannot be written.
+        models.WeightsError: a published weight file is missing.
+    """
+    given, sound, boxes = Path(given), sound and Path(sound), boxes and Path(boxes)
+    try:
+        footage, sound = open_input(given, sound)
+        truth = read_truth(boxes, given.stem, boxes_size) if boxes else None
+        outputs = Outputs.of(Path(out), given.stem)
+        outputs.prepare([given, sound, boxes])
+        finder = SoundFinder.open(checkpoint, device, precision, weights)
+        console = console or commands.console(quiet=True)
+        commands.say_imports(console, finder.settings.imports)
+        dali, why = pick_decoder(decoder, footage, finder.device)
+        look = {"threshold": threshold, "opacity": opacity}
+        with PassProgress(console) as progress:
+            step = progress.over("localizing", len(moment_places(footage.times, rate)))
+            found = find_moments(
+                finder, footage, sound, rate=rate, threshold=threshold, batch=batch, truth=truth, dali=dali, step=step
+            )
+            count = sum(moment.similarity is not None for moment in found.moments)
+            readers = "PyAV" if not dali else "NVDEC and PyAV" if found.pyav_helped else "NVDEC"
+            readers += f" ({why})" if why and finder.device.type == "cuda" else ""
+            progress.finish(
+                f"localized {count} of {len(found.moments)} moments on {finder.device}, decoded by {readers}"
+            )
+            with atomic_file(outputs.sheet) as file:
+                file.write(sheet(found, **look))
+            if video:
+                step = progress.over("drawing", len(footage.times))
+                lost = write_overlay(outputs.overlay, found, footage, sound, truth=truth, step=step, **look)
+                progress.finish(f"drew {len(footage.times) - lost} frames of {found.width}x{found.height}")
+                if lost:
+                    found.faults.append(f"{lost} frames cannot be decoded: the overlay leaves them out")
+            found.faults += footage.faults
+            about = {"input": str(given), "sound": str(sound), "checkpoint": str(finder.path)}
+            write_json(outputs.moments, document(found, footage, rate, threshold, about))
+            written = (outputs.overlay, outputs.sheet, outputs.moments)[0 if video else 1 :]
+            _print_end(progress, found.faults, written)
+    except media.MediaError as error:
+        raise InputError(str(error)) from error
+    except OSError as error:  # reading gives MediaErrors, so this is a full disk or the like
+        raise InputError(f"--out: writing into {out} failed ({error.strerror or error})") from error
+    return found
+
+
+def _print_end(progress: PassProgress, faults: list[str], written: tuple[Path, ...]) -> None:
+    """The faults, the first few of many, and the files."""
+    for line in faults[:MOST_LINES]:
+        progress.print(line)
+    if len(faults) > MOST_LINES:
+        progress.print(f"{len(faults) - MOST_LINES} more faults are in {written[-1]}")
+    progress.print(f"written: {', '.join(map(str, written))}")
