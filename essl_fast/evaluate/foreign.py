@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from essl_fast.data.loading.loader import Loader, RawBatch
+from essl_fast.data.loading import Loader, RawBatch
 
 FOREIGN = {  # kind -> what to call it
     "silent": "silence",

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from essl_fast import checkpoints, config, kernels, models
-from essl_fast.data.shards import Manifest
-from essl_fast.data.shards.reading import Shards
+from essl_fast.data.shards import Manifest, Shards
 from essl_fast.evaluate import Evaluation, centre_view, evaluate, evaluation_loader, extra_tables, metrics
 from essl_fast.evaluate import __main__ as evaluate_door
 

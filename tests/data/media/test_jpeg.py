@@ -123,7 +123,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, torch
 from essl_fast.data.loading import DecodeError, FrameDecoder
-from essl_fast.data.shards.reading import Picture
+from essl_fast.data.shards import Picture
 from tests.data.media.test_jpeg import mutated
 from tests.data.shards.test_shards import jpeg
 
