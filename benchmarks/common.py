@@ -1,7 +1,7 @@
-"""One op against other ways to do its work, told the same way by every benchmark of ops.
+"""Compares one op with other ways to do its work: what all benchmarks of ops have in common.
 
-First the results are compared, then everything is timed in turns (so that a neighbour on the machine who comes and goes
-troubles all alike), then there is a table and, if asked for, a JSON record with the environment and every run's time.
+First the results are compared. Then everything is timed in turns, so that another program on the machine disturbs all
+alike. The result is a table and, with --json, a record with the environment and the time of every run.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROUNDS = 3  # turns
 
 
 class Mismatch(RuntimeError):
-    """What was to be timed computes something else than the reference."""
+    """What should be timed does not compute what the reference computes."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Comparison:
     """An op on one kind of input.
 
     Args:
-        name: of its rows.
+        name: the title of its rows.
         ours: one call of the op.
         rivals: calls that do the same work otherwise, by name.
-        check: compares ours and the rivals with the reference; says in words how near they are, or raises Mismatch.
-        items: that a call handles (pairs, clips, maps), for the rate.
-        bytes: that have to be read and written, for the share of the copy bandwidth; 0: memory is not its limit.
-        goals: times as fast as a rival that it is to be at least, by the rival's name.
+        check: compares ours and the rivals with the reference. Returns in words how near they are; raises Mismatch.
+        items: how many pairs, clips or maps a call handles, for the rate.
+        bytes: how many must be read and written, for the share of the copy bandwidth; 0: memory is not the limit.
+        goals: how many times as fast as a rival ours should be at least, by the rival's name.
     """
 
     name: str
@@ -129,7 +129,7 @@ def table_of(results: Sequence[Result], title: str) -> Table:
 
 
 def parser(prog: str, text: str) -> argparse.ArgumentParser:
-    """The options that all have."""
+    """The options that all benchmarks of ops have."""
     parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=text.split("\n\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of everybody (default: one a core)")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-BEGUN = time.monotonic()  # of the process, nearly: plugins are imported first
+BEGUN = time.monotonic()  # nearly the start of the process: plugins are imported first
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,8 +11,8 @@ A first epoch and evaluation warm up (compile, fill the pool, start workers) and
 both are timed, and one more, in which each stage waits for the GPU, shows where the time goes. The baseline's process
 first compares loss and gradients of both on the same weights and views: what is not the same is not timed.
 
-CPU seconds are those of all threads and workers in an epoch and an evaluation: what else the machine does stretches
-the times, not these.
+CPU seconds are those of all threads and workers in an epoch and an evaluation. Other programs on the machine make the
+times longer, but not these.
 
 On a CPU both compute in float32. On a GPU ours computes in bf16, compiled; the baseline keeps PyTorch's defaults, which
 are TF32 in convolutions.
@@ -76,7 +76,7 @@ class Side:
 
 
 def wait_for(device: torch.device) -> float:
-    """The clock, once the device has done everything."""
+    """The time, after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -276,7 +276,7 @@ def results_table(sides: list[Side], title: str) -> Table:
 
 
 def notes_on(sides: list[Side]) -> list[str]:
-    """A line for each side: its arithmetic, and everything that must be said of it."""
+    """A line for each side: its arithmetic, and what a reader must know of it."""
     times, lines = ratios(sides), []
     for side in sides:
         slower = (times.get((side.method, side.side)) or {"train": 1.0})["train"] < 1

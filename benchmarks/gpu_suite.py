@@ -32,12 +32,12 @@ class Task:
     """One process of the suite.
 
     Args:
-        name: of its files and its row.
+        name: the name of its files and of its row.
         arguments: of the Python interpreter; {json}, {limit} and {out} are filled in.
-        wants: its share of the budget is in proportion to this, in seconds: what it takes to be done in full.
-        least: seconds under which it is not worth starting.
-        quick: further arguments for the tiny form that a machine without a GPU runs.
-        needs: the file that it runs, by which a missing one is told.
+        wants: seconds that it takes in full. Its share of the budget is in proportion to this.
+        least: seconds below which it is not started.
+        quick: further arguments for the small form that a machine without a GPU runs.
+        needs: the file that it runs; if it is missing, the table says so.
     """
 
     name: str
@@ -170,7 +170,7 @@ def run_suite(tasks: Sequence[Task], out: Path, budget: float, quick: bool, cons
 
 
 def summary(outcomes: Sequence[Outcome], seconds: float, device: str) -> Table:
-    """A row a task."""
+    """One row for each task."""
     table = Table(title=f"{device}: {seconds:.0f} s in all")
     for column in ("", "result", "s", ""):
         table.add_column(column, justify="right" if column == "s" else "left", overflow="fold")

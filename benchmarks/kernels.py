@@ -43,7 +43,7 @@ CANDIDATES = {
 
 @dataclass
 class Subject:
-    """An op at a size: its inputs, which of them get gradients, and what it cannot avoid to move."""
+    """An op at a size: its inputs, which of them get gradients, and the bytes that it must move."""
 
     op: str
     size: str
@@ -169,7 +169,7 @@ def results_of(function: Callable, subject: Subject, dtype: torch.dtype | None =
 
 
 def fault_of(subject: Subject) -> str:
-    """What is wrong with our results; empty where they are as near to float64's as eager PyTorch's, twice."""
+    """What is wrong with our results; empty where they err at most twice as much as eager PyTorch."""
     if not tuning.runs_here(subject.inputs[0]):
         return "not run: no GPU"
     exact = results_of(subject.plain, subject, torch.float64)

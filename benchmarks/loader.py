@@ -51,7 +51,7 @@ class Folders(NamedTuple):
     published: Path
 
     def kilobytes(self, way: str, pairs: int) -> float:
-        """On disk, a pair, without manifest and index."""
+        """Bytes on disk for each pair, without manifest and index."""
         place = {"clips": self.clips, "published": self.published}.get(way, self.jpeg)
         pattern = "h5py_train_*.h5" if way == "published" else "train-*.tar"
         return sum(file.stat().st_size for file in place.rglob(pattern)) / pairs / 1e3
@@ -228,7 +228,7 @@ def cpu_seconds(root: int | None = None) -> float:
 
 
 def measure(way: str, folders: Folders, batch: int, device: torch.device, seconds: float, least: int = 2) -> Way:
-    """Epochs for ``seconds``, ``least`` of them at any rate, after one that is not counted."""
+    """Epochs for ``seconds``, but at least ``least``, after one that is not counted."""
 
     def wait() -> float:
         if device.type == "cuda":

@@ -2,11 +2,11 @@
 
     ours    data.loading.reels.from_dali: a group of pictures with all its moments at once, resized where it was decoded
     PyAV    data.loading.reels.from_pyav: one forward pass over the file, resized on the host
-    clips   data.hardware.decode_frames: a clip a moment, as `prepare --decoder nvdec`; not resized
+    clips   data.media.hardware.decode_frames: one clip for each moment, as `prepare --decoder nvdec`; not resized
 
-On a GPU ours and clips are NVDEC's, of H.264; elsewhere DALI's decoder for CPUs plays VP9, which shows what the ways to
-cut a video are worth and says nothing about NVDEC. The video, 1920x1080 at 30 frames a second with a key frame every
-two seconds, is made first, unless --video names another. Frames are compared with PyAV's before any time is told.
+On a GPU, NVDEC decodes ours and the clips, from H.264. Elsewhere DALI's CPU decoder decodes VP9, which compares the
+ways to cut a video and says nothing about NVDEC. The video, 1920x1080 at 30 frames a second with a key frame every two
+seconds, is made first, unless --video names another. Frames are compared with PyAV's before anything is timed.
 """
 
 import os

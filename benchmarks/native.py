@@ -4,8 +4,8 @@ two_views against Pillow and torchvision-style transforms (crop, mirror, to tens
 time, shared out over as many processes as there are threads) and against batched PyTorch; log_mel against torchaudio's
 spectrogram; localization_counts against a NumPy/OpenCV loop over images; the small ops against PyTorch.
 
-All have their inputs in the device's memory already, but for Pillow and the NumPy/OpenCV loop, which know no GPU: where
-the others run on one, they pay for the way to it and back.
+All have their inputs in the device's memory already. Pillow and the NumPy/OpenCV loop do not run on a GPU: where the
+others do, the time of these two includes the copies to it and back.
 """
 
 import os
@@ -116,7 +116,7 @@ def numpy_resize(similarity: np.ndarray) -> np.ndarray:
 
 
 def loop_counts(similarity: np.ndarray, boxes: np.ndarray, consensus: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Intersections and unions, image by image as the published evaluation goes about it; its boxes are drawn here."""
+    """Intersections and unions, image by image as in the published evaluation; the boxes are drawn here, too."""
     intersections, unions = [], []
     for heat, drawn in zip(similarity, boxes, strict=True):
         truth = np.zeros((SIZE, SIZE))

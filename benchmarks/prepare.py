@@ -5,11 +5,11 @@
     published  every frame of every video as PNG, the sound as WAV, the pairs as HDF5 (baselines/published_prepare)
 
 All read the same videos with the same number of processes. Ours are whole commands, from the start of the interpreter
-to the last sync of the disk; of the baseline, the start of the process that packs is not counted. Before any time is
-told, the pairs are compared: the same keys, of a sample the same sound and, of clips, the same pixels.
+to the last sync of the disk; of the baseline, the start of the process that packs is not counted. Before anything is
+timed, the pairs are compared: the same keys and, for a sample of them, the same sound and (clips) pixels.
 
-Disk is what lies there at the end: prepared folder, or PNG, WAV and HDF5. The videos are made first, 320x180 at 25
-frames a second with AAC sound, unless --videos and --annotations name others.
+Disk is the size of what is there at the end: prepared folder, or PNG, WAV and HDF5. The videos are made first, 320x180
+at 25 frames a second with AAC sound, unless --videos and --annotations name others.
 
 Measured with --count 16 on two cores of an AMD EPYC that others used, too: clip takes 1.2 CPU seconds against 142, and
 3.6 MB against 1,421.
@@ -52,7 +52,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the published-style baseline writes HDF5: pip install h5py") from error
 
 CLIP, JPEG, PUBLISHED = "clip", "jpeg", "published"
-GOALS = {CLIP: 20.0}  # times as fast as PUBLISHED, and as small
+GOALS = {CLIP: 20.0}  # how many times as fast as PUBLISHED, and as small
 SAMPLE = 24  # pairs whose content is compared
 
 

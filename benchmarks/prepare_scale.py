@@ -1,9 +1,9 @@
 """python -m benchmarks.prepare_scale: memory and disk of preparing 100,000 pairs, and the time to open the result.
 
-A few long videos of 32x32 pixels at 25 frames a second, every frame of which is annotated (`--frame all`), so that the
-number of pairs is large and the videos are small. Sampled five times a second while `prepare` runs: the resident memory
-of its processes, summed (what they share counts several times), and what lies in its output folder. The result takes
-100 kB a pair: 10 GB for 100,000.
+A few long videos of 32x32 pixels at 25 frames a second. Every frame is annotated (`--frame all`), so that there are
+many pairs in small videos. Sampled five times a second while `prepare` runs: the resident memory of its processes,
+summed (what they share counts several times), and the size of its output folder. The result takes 100 kB a pair: 10 GB
+for 100,000.
 
 Measured on two cores of an AMD EPYC that others used, too: 332 s, 0.34 GB of memory, 10.4 GB of disk and 11.2 GB at
 most on the way, opened in 1.9 s.

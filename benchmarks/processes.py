@@ -16,7 +16,7 @@ GRACE = 5.0  # seconds from SIGTERM to SIGKILL
 def group_cpu_seconds() -> float:
     """CPU time so far of this process's group: its own, that of its workers, and that of the children it waited for.
 
-    What others do on the machine stretches the clock's time, not this one.
+    Other programs on the machine make the wall-clock time longer, but not this.
     """
     ticks, group = 0, os.getpgrp()
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -32,8 +32,8 @@ def group_cpu_seconds() -> float:
 class Neighbours:
     """What share of the machine's CPU time others than this process's group have taken since this was made.
 
-    Where it is much, times are not worth comparing: two threads that share a core with a third one may take ten times
-    as long, since each waits for the other.
+    Where it is much, times cannot be compared: two threads that share a core with a third one may take ten times as
+    long, since each waits for the other.
     """
 
     MUCH = 0.05
@@ -50,7 +50,7 @@ class Neighbours:
 
     @classmethod
     def warning(cls, share: float) -> str:
-        """What to say of it; "" if it was little."""
+        """A warning for the reader; "" if it was little."""
         return f"others took {100 * share:.0f}% of the CPUs' time meanwhile" if share > cls.MUCH else ""
 
 

@@ -50,8 +50,8 @@ class Stage:
     Args:
         name: its row.
         run: what is timed; it gets what ``prepare`` returned, if there is one.
-        bytes: that must be moved.
-        flop: that must be computed; None: PyTorch counts them while ``run`` runs once.
+        bytes: how many must be moved.
+        flop: how many must be computed; None: PyTorch counts them while ``run`` runs once.
         unit: LAYERS or VECTOR.
         prepare: run before each timed run, untimed.
         in_step: whether a training step holds it (evaluation counts are not part of one).
@@ -344,7 +344,7 @@ def widest(found: list[Found]) -> Found:
 
 
 def table_of(found: list[Found], step: Times | None, ceilings: dict[str, float], title: str) -> Table:
-    """A row a stage, and where all were measured their sum beside the whole ``step``."""
+    """One row for each stage; where all were measured, also their sum beside the whole ``step``."""
     rates = [f"{unit} {digits(ceilings[unit] / 1e12)} TFLOP/s" for unit in (LAYERS, VECTOR)]
     caption = ", ".join(["ceilings measured in this run: copy " + digits(ceilings["copy"] / 1e9) + " GB/s", *rates])
     table = Table(title=title, caption=caption)
@@ -414,7 +414,7 @@ class Result:
         return f"step at {100 * floor / self.step.median:.0f}% of its floor's speed; {words}"
 
     def notes(self) -> list[str]:
-        """What must be said of the figures, a line each."""
+        """What a reader must know of the figures, one line each."""
         lines = [Neighbours.warning(self.others), "" if self.complete else self.headline()]
         if over := [each.name for each in self.found if each.share > 1.05]:
             lines.append(f"over 100%: {', '.join(over)}: the ceilings vary, or something else kept the machine busy")

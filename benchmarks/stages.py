@@ -12,10 +12,10 @@ import torch
 class StageClock:
     """Adds up seconds by stage. A stage inside another one is not counted in the outer one.
 
-    It counts what the thread that made it does; a stage that another thread (the loader's) enters is none.
+    It counts only the thread that made it; stages of other threads (the loader's) are ignored.
 
-    ``synchronize``: wait for the GPU at every border, so that work is counted where it was asked for. That itself
-    costs time: shares are then right, but the total is not a measurement of the undisturbed run.
+    ``synchronize``: wait for the GPU between stages, so that work is counted in the stage that launched it. This takes
+    time itself: the shares are then right, but the total is longer than that of an undisturbed run.
     """
 
     def __init__(self, synchronize: bool = False) -> None:

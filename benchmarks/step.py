@@ -11,8 +11,8 @@ capture have columns of their own and are in no rate. Memory is a GPU's peak; on
 backward pass.
 
 Before it is timed, a method's loss and gradients are compared with the published-style baseline's, and the first loss
-of a compiled step with that of an eager one. `--baseline` times that baseline's step (float32, eager) as well; what it
-gets are views, so that the making of them, which is the workers' there, is not in its time.
+of a compiled step with that of an eager one. `--baseline` times that baseline's step (float32, eager) as well; it gets
+finished views, since its DataLoader workers make them: that is not in its time.
 """
 
 import argparse
@@ -66,7 +66,7 @@ class Row:
     saved_gib: float | None = None  # on a CPU: for the backward pass
     launches: dict[str, int] | None = None  # in one step
     first_seconds: float | None = None  # the first step, compilation included
-    prepared: dict[str, float] = field(default_factory=dict)  # seconds by `stepping.Preparation.phase`
+    prepared: dict[str, float] = field(default_factory=dict)  # seconds by `train.Preparation.phase`
     replayed: int = 0  # steps that a CUDA graph ran
     first_loss: float | None = None
     others: float = 0.0  # share of the machine's CPU time that other processes took meanwhile
@@ -245,7 +245,7 @@ def mode_settings(mode: str, device: torch.device) -> tuple[str, ...]:
 
 
 def check(settings: config.Config, device: torch.device) -> str:
-    """In words, how far loss and gradients are from the baseline's; it begins with NOT where they are not the same."""
+    """How far loss and gradients are from the baseline's, in words; begins with NOT where they are not the same."""
     from benchmarks.baselines.published_style import check as compare
 
     found = compare(settings, device)

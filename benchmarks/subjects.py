@@ -48,7 +48,7 @@ def has_pcm(method: str, model: str) -> bool:
 
 
 def methods_for(model: str) -> list[str]:
-    """The methods that there are with these networks."""
+    """The methods that these networks can train with."""
     return [method for method in METHODS if model == "full" or method != "sspl_pcm"]
 
 
@@ -83,7 +83,7 @@ def synthetic_batch(manifest: Manifest, size: int, device: torch.device, seed: i
 def counted_gflop(settings: config.Config) -> float:
     """GFLOP a pair of matrix products and convolutions in one training step, forward and backward, as PyTorch counts.
 
-    Shapes alone are computed. Element-wise work, batch norms and what our own kernels do are not in it.
+    Only shapes are computed. Element-wise work, batch norms and what our own kernels do are not in it.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 

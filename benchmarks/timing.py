@@ -28,7 +28,7 @@ class Times(NamedTuple):
 
 
 def digits(value: float, most: int = 3) -> str:
-    """A number with three digits that count."""
+    """A number with three significant digits."""
     if not value or abs(value) >= 10 ** (most - 1):
         return f"{value:,.0f}"
     after = most - 1 - int(torch.tensor(abs(value), dtype=torch.float64).log10().floor())
@@ -44,11 +44,11 @@ def time_each(
     seconds: float = float("inf"),
     flush: bool = True,
 ) -> Times:
-    """Times of ``run(prepare())``, of which ``run`` alone is timed: by events on a GPU, by the clock on a CPU.
+    """Times ``run(prepare())``; only ``run`` counts: measured with events on a GPU, with the clock on a CPU.
 
-    ``warmup`` runs, then ``repeats`` or as many as fit ``seconds`` by the last warm-up run, two at least. On a GPU runs
-    are queued one behind the other, as training does it. ``flush``: write a buffer larger than any L2 cache between
-    them, so that no run finds its inputs there.
+    ``warmup`` runs come first, then ``repeats`` runs, or as many as fit into ``seconds`` if they take as long as the
+    last warm-up run, but at least two. On a GPU, runs are queued one behind the other, as in training. ``flush``: write
+    a buffer larger than any L2 cache between them, so that no run finds its inputs there.
     """
     gpu = device.type == "cuda"
     cold = torch.empty(256 << 20, dtype=torch.int8, device=device) if gpu and flush else None

@@ -1,14 +1,14 @@
 """The published data path: HDF5 of float32 frames and log-mels, PIL transforms, DataLoader workers.
 
-What the baseline reads and does, a pair and epoch:
+What the baseline reads and does for each pair in each epoch:
 
     read     a frame (256, 256, 3) float32, 768 KB, and its log-mel (3, 96, 64) float32, 72 KB, by h5py
     train    twice: PIL bicubic resize to 246, random crop to 224, random flip, to float32 in [0, 1], normalise
     test     resize to 224, the same picture as both views
     collate  the default collate function stacks the samples, the pinning thread copies them once more for a GPU
 
-Kinder than the published code, so that no speed is won by its slips: files are opened once a worker and not three times
-a pair, the waveform, which nothing uses, is not read, and workers live on from epoch to epoch.
+It is faster than the published code, so that we gain nothing from mere mistakes: each worker opens the files once, not
+three times a pair; the waveform, which is not used, is not read; and workers stay from epoch to epoch.
 """
 
 from pathlib import Path
@@ -35,7 +35,7 @@ FOLDERS = {"train": "ChaoticWorld/all_unlabeled", "test": "ChaoticWorld/labeled/
 
 
 def files_of(root: Path, split: str) -> dict[str, Path]:
-    """The published files of a split; and boxes and labels, which are there in JSON and here in NumPy's format."""
+    """The published files of a split, and its boxes and labels (NumPy files here, JSON in the published data)."""
     folder = Path(root) / FOLDERS[split]
     return {
         "frames": folder / f"h5py_{split}_frames.h5",

@@ -1,8 +1,8 @@
 """The networks and losses of the published recipe in plain PyTorch, one view at a time; published_style.py runs them.
 
-Modules carry the published names, so that the published code's state dicts load as they are. What the published code
-has not is the plain PyTorch way to do it: SemiPL's supervised term, from full-size target maps, and the demo's small
-networks (batch norm cannot see samples one by one, so their sound goes through as one batch).
+Modules carry the published names, so that the published code's state dicts load as they are. What the published
+code lacks is written in plain PyTorch: SemiPL's supervised term, from full-size target maps, and the demo's small
+networks (batch norm needs more than one sample, so their sound goes through as one batch).
 """
 
 import torch
@@ -256,7 +256,7 @@ class NetWrapper(nn.Module):
             theirs.load_state_dict({name: state[own] for name, own in names.items()})
 
     def parameter_groups(self, optim: config.OptimConfig) -> list[dict]:
-        """The published groups; a trained trunk, which the published code has not, comes last."""
+        """The published groups; a trained trunk, which the published code lacks, comes last."""
         decay = optim.weight_decay
         sound = self.net_sound.fc if self.vggish else self.net_sound
         groups = [{"params": list(sound.parameters()), "lr": optim.lr_sound, "weight_decay": decay}]

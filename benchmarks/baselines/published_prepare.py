@@ -7,9 +7,9 @@
 Where there is no `ffmpeg` on PATH, PyAV does what it does, with the same library: decode, convert to RGB, encode with
 FFmpeg's own PNG encoder at its default settings, one thread a process.
 
-Kinder than the published scripts, so that no speed is won by their slips: videos and pairs are shared out over
-processes, and packing over threads (there: one process, one video after another), arrays are written row by row (there:
-collected in memory first), the log-mel is the compiled one of this package, and nothing is synced to the disk.
+It is faster than the published scripts, so that we gain nothing from mere mistakes: several processes share videos and
+pairs, and threads share the packing (there: one process, one video after another); arrays are written row by row
+(there: collected in memory first); the log-mel is the compiled one of this package; and nothing is synced to the disk.
 """
 
 from __future__ import annotations
@@ -136,8 +136,10 @@ def pack(pairs: Path, keys: list[str], file: Path, threads: int) -> None:
 
 
 def prepare(videos: Path, wanted: dict[str, list[tuple[str, int, float]]], out: Path, processes: int) -> list[str]:
-    """The whole route. `wanted`: video → (key, fid, seconds) of its pairs. Returns the keys, in the order of the file's
-    rows. RuntimeError if a process fails."""
+    """Extract, select and pack. `wanted`: video → (key, fid, seconds) of its pairs.
+
+    Returns the keys, in the order of the file's rows. RuntimeError if a process fails.
+    """
     out.mkdir(parents=True)
     names = list(wanted)
     share = math.ceil(len(names) / processes)

@@ -5,9 +5,9 @@ of the published code: two passes through trunk, PCM, attention and head, one fo
 in a Python loop; plain PyTorch operators, float32, no compiler; AdamW as PyTorch gives it; DataLoader workers with
 h5py and PIL (published_data.py); evaluation with both views forward, then image by image in OpenCV and NumPy.
 
-It is no straw man: PyTorch's defaults stay (on a GPU cuDNN convolves in TF32 unless `tf32=False` is asked for), the
-published code's slips that only cost time are left out (published_data.py lists them; neither are pictures drawn
-during evaluation), and the loss goes to the host every 20 steps, as there.
+The comparison is fair: PyTorch's defaults stay (on a GPU cuDNN convolves in TF32 unless `tf32=False` is given);
+mistakes of the published code that only cost time are left out (published_data.py lists them, and evaluation draws no
+pictures); and the loss goes to the host every 20 steps, as there.
 """
 
 from __future__ import annotations
