@@ -45,15 +45,25 @@ def test_arrows_point_down_and_every_file_has_a_place():
         arrows(attic="")
 
 
-def test_the_page_shows_the_picture_and_names_files_that_exist():
-    text = PAGE.read_text()
-    assert "](architecture.svg)" in text
-    named = set(re.findall(r"`([\w./-]+\.(?:py|cu|h|cpp|md|yaml|json))`", text)) | set(
-        re.findall(r"`((?:essl_fast|benchmarks|tests|csrc|docs|configs)/[\w./]*)`", text)
-    )
-    assert len(named) > 40
+def named_files(text: str) -> set[str]:
+    """What a page says in backticks that is a file or a folder of the repository."""
+    files = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|cu|h|cpp|md|yaml|json))`", text)
+    return {*files, *re.findall(r"`((?:essl_fast|benchmarks|tests|csrc|docs|configs|examples)/[\w./]*)`", text)}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_files_that_a_page_names_exist(page):
     places = [ROOT, ROOT / "essl_fast"]  # a file of the package may be named from there
+    named = {name for name in named_files(page.read_text()) if not name.startswith(("annotation/", "runs/"))}
     assert not [name for name in sorted(named) if not any((place / name).exists() for place in places)]
+
+
+def test_the_page_shows_the_picture_and_names_many_files():
+    assert "](architecture.svg)" in PAGE.read_text()
+    assert len(named_files(PAGE.read_text())) > 60
+    assert "attic/none.py" in named_files("see `attic/none.py`") and "csrc/none" in named_files("see `csrc/none`")
 
 
 def test_the_page_answers_twenty_questions():
