@@ -1,8 +1,8 @@
-"""The looks of the demo world: sprites of the eight classes, cluttered backgrounds, and the frames they make.
+"""The looks of the demo world: sprites of the eight classes, cluttered backgrounds, and the frames made of them.
 
-Everything that costs is drawn once a video (sprites in two poses, a background larger than the frame, a noise sheet),
-so that a frame is a crop, a few pastes and one addition: about 0.1 ms. Both poses are shown in turn for every object,
-whether or not it sounds: nothing in a frame depends on which object sounds.
+Everything expensive is drawn once per video (sprites in two poses, a background larger than the frame, a noise sheet).
+So a frame is a crop, a few pastes and one addition: about 0.1 ms. Every object shows both poses in turn, whether it
+sounds or not: nothing in a frame depends on which object sounds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 WIDTH, HEIGHT = 320, 180  # pixels; the size that Chaotic World's annotations are in
-MARGIN_X, MARGIN_Y = 12, 8  # pixels the background can pan each way
-NOISE = 10  # grey levels; pictures keep that far from 0 and 255, so noise is added without clipping
+MARGIN_X, MARGIN_Y = 12, 8  # pixels that the background can pan in each direction
+NOISE = 10  # grey levels; pictures stay this far from 0 and 255, so that noise is added without clipping
 
 Colour = tuple[int, int, int, int]
 Draw = Callable[["Pen", np.random.Generator, int], None]
@@ -28,7 +28,7 @@ def _colour(hue: float, saturation: float, value: float) -> Colour:
 
 
 class Pen:
-    """Draws in the unit square on a (width, height) picture; `hue`, `sat` and `val` are this object's own."""
+    """Draws on a (width, height) picture in coordinates 0 to 1; `hue`, `sat` and `val` are the object's colour."""
 
     def __init__(self, width: int, height: int, hue: float, sat: float, val: float):
         self.image = Image.new("RGBA", (width, height))
@@ -37,7 +37,7 @@ class Pen:
         self.hue, self.sat, self.val = hue, sat, val
 
     def own(self, light: float = 1.0, turn: float = 0.0, pale: float = 1.0) -> Colour:
-        """This object's colour, darker or lighter, its hue turned, its saturation scaled."""
+        """The object's colour, its brightness scaled by `light`, its hue turned, its saturation scaled by `pale`."""
         return _colour(self.hue + turn, self.sat * pale, self.val * light)
 
     def _at(self, points: tuple[float, ...]) -> list[float]:
@@ -140,7 +140,7 @@ def _singer(pen: Pen, rng: np.random.Generator, pose: int) -> None:
     pen.oval(0.34, 0.74 - gape / 2, 0.66, 0.74 + gape / 2, fill=pen.own(0.75, 0.06, 1.2))
 
 
-# class: (how to draw it, its hue, its texture's waves per sprite across and down)
+# class: (function that draws it, its hue, waves of its texture across and down the sprite)
 LOOKS: dict[str, tuple[Draw, float, tuple[float, float]]] = {
     "bell": (_bell, 0.145, (0.0, 9.0)),
     "bird": (_bird, 0.34, (10.0, 6.0)),
@@ -154,7 +154,7 @@ LOOKS: dict[str, tuple[Draw, float, tuple[float, float]]] = {
 
 
 def sprite(kind: str, rng: np.random.Generator, width: int, height: int) -> list[np.ndarray]:
-    """Two poses of one object of class `kind`: [(height, width, 4) uint8] * 2, touching all four sides of their box."""
+    """Two poses of one object of class `kind`, RGBA uint8 (height, width, 4); together they touch all four sides."""
     draw, hue, (across, down) = LOOKS[kind]
     hue, sat, val = hue + rng.uniform(-0.03, 0.03), rng.uniform(0.68, 0.98), rng.uniform(0.68, 0.98)
     mirrored = rng.random() < 0.5
@@ -177,7 +177,7 @@ def sprite(kind: str, rng: np.random.Generator, width: int, height: int) -> list
 
 
 def background(rng: np.random.Generator) -> np.ndarray:
-    """A cluttered scene of blotches and many small shapes, (HEIGHT + 2 * MARGIN_Y, WIDTH + 2 * MARGIN_X, 3) uint8."""
+    """A scene of blotches and many small shapes, RGB uint8 (HEIGHT + 2 * MARGIN_Y, WIDTH + 2 * MARGIN_X, 3)."""
     width, height = WIDTH + 2 * MARGIN_X, HEIGHT + 2 * MARGIN_Y
     corners = np.array(
         [[_colour(rng.random(), rng.uniform(0, 0.6), rng.uniform(0.2, 0.85))[:3] for _ in "ab"] for _ in "ab"]
@@ -204,7 +204,7 @@ def background(rng: np.random.Generator) -> np.ndarray:
             canvas.polygon((x, y, x + w, y + h / 3, x + w / 3, y + h), fill=fill)
         elif form == 3:
             canvas.line((x, y, x + w * rng.uniform(-2, 2), y + h * 1.5), fill=fill, width=int(rng.integers(1, 4)))
-        else:  # a striped patch: texture too is found outside the objects
+        else:  # a striped patch, so that there is texture outside the objects, too
             for k in range(0, int(w), 6):
                 canvas.rectangle((x + k, y, x + k + 2, y + h), fill=fill)
     grain = rng.normal(0, 7, (height, width, 1)).astype(np.float32)
@@ -213,15 +213,17 @@ def background(rng: np.random.Generator) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def noise_sheet() -> np.ndarray:
-    """Noise of all videos, (HEIGHT + 64, WIDTH + 64, 3) uint8, added modulo 256; frames take it at random offsets."""
+    """The noise of all videos, uint8 (HEIGHT + 64, WIDTH + 64, 3); frames add it modulo 256, at random offsets."""
     noise = np.random.default_rng(20240419).normal(0, 2.5, (HEIGHT + 64, WIDTH + 64, 3))
     return np.clip(np.rint(noise), -NOISE, NOISE).astype(np.int8).view(np.uint8)
 
 
 def stamp(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A sprite (h, w, 4) uint8 made ready to paste: pixels times opacity, and what shows through, (h, w, 3) uint16.
+    """Prepare a sprite, RGBA uint8 (h, w, 4), for pasting.
 
-    Both are in 1/256: a paste is then a product, a sum and a shift, ten times faster than dividing by 255 every time.
+    Returns:
+        Pixels times opacity, and one minus opacity, both uint16 (h, w, 3) in units of 1/256. With these, a paste is a
+        product, a sum and a shift, ten times faster than dividing by 255 each time.
     """
     opacity = picture[..., 3:].astype(np.uint16) + (picture[..., 3:] > 127)
     through = np.ascontiguousarray(np.broadcast_to(256 - opacity, (*picture.shape[:2], 3)))
@@ -229,7 +231,7 @@ def stamp(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def paste(frame: np.ndarray, stamped: tuple[np.ndarray, np.ndarray], x: int, y: int) -> None:
-    """Blends what `stamp` made into `frame` (H, W, 3) uint8 with its top left corner at (x, y); all of it inside."""
+    """Blend what `stamp` returned into `frame`, uint8 (H, W, 3), with its top left corner at (x, y), all inside it."""
     pixels, through = stamped
     height, width = pixels.shape[:2]
     under = frame[y : y + height, x : x + width]

@@ -1,8 +1,9 @@
 """The plan of the demo world: which objects a scene has, where they move, which one sounds and when it is annotated.
 
-Nothing here makes a pixel or a sample. The balance that makes the task fair is kept here: sounding classes are
-equally frequent, the sounding object has each rank in size equally often among scenes with as many objects, and
-places are drawn without regard to which object sounds.
+A scene has three to five moving objects of different classes over a cluttered background. One of them sounds. Only
+knowing which look belongs to which sound tells which one it is, because the plan is balanced: all classes sound equally
+often; among scenes of as many objects, the sounding object has each rank in size equally often; and places, movements
+and poses are drawn without regard to which object sounds. Nothing here makes a pixel or a sample.
 """
 
 from __future__ import annotations
@@ -12,51 +13,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from essl_fast.common.errors import InputError
 from essl_fast.data.synthetic.look import HEIGHT, LOOKS, WIDTH
+from essl_fast.data.synthetic.settings import SPLITS, WorldSettings
 
 CLASSES = tuple(sorted(LOOKS))
-CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
-SPLITS = ("train", "test")
-HALF_WINDOW = 1.5  # seconds of sound on each side of an annotated frame
-SAFETY = 0.08  # seconds kept free at the end of the track: an encoder may drop part of its last block
-
-
-@dataclass(frozen=True)
-class WorldSettings:
-    """What a world is made of: number of videos, seed, codec, seconds of each, frames a second."""
-
-    train_videos: int = 320
-    test_videos: int = 80
-    seed: int = 0
-    codec: str = "h264"
-    seconds: float = 4.0
-    fps: int = 12
-
-    def __post_init__(self) -> None:
-        if self.codec not in CODECS:
-            raise InputError(f"demo world: unknown codec {self.codec!r}; choose one of {', '.join(CODECS)}")
-        if self.train_videos < 0 or self.test_videos < 0 or self.train_videos + self.test_videos < 1:
-            raise InputError("demo world: train_videos and test_videos must not be negative, and not both 0")
-        if not 4 <= self.fps <= 60:
-            raise InputError(f"demo world: fps is {self.fps}; give 4 to 60")
-        if self.seed < 0:
-            raise InputError(f"demo world: seed is {self.seed}; give 0 or more")
-        first, last = self.fid_range()
-        if last - first < 5:
-            raise InputError(
-                f"demo world: {self.seconds} s at {self.fps} fps leave too few frames with "
-                f"{HALF_WINDOW} s of sound on each side; give at least {2 * HALF_WINDOW + SAFETY + 6 / self.fps:.2f} s"
-            )
-
-    def fid_range(self) -> tuple[int, int]:
-        """First and last frame number that has its whole sound window inside the track."""
-        return math.ceil(HALF_WINDOW * self.fps), math.floor((self.seconds - HALF_WINDOW - SAFETY) * self.fps)
 
 
 @dataclass(frozen=True)
 class ObjectPlan:
-    """One object: it sways about `centre` by up to `sway` pixels (x, y); `period` in seconds, `phase` in turns."""
+    """One object, which sways around a point.
+
+    Attributes:
+        kind: its class.
+        width, height: pixels of the 320x180 frame.
+        centre: (x, y) in pixels, around which it sways.
+        sway: (x, y) in pixels, how far at most.
+        period: (x, y) in seconds.
+        phase: (x, y) in turns.
+        pose_period: seconds between two changes of pose.
+    """
 
     kind: str
     width: int
@@ -68,7 +43,7 @@ class ObjectPlan:
     pose_period: float
 
     def box(self, seconds: float) -> tuple[int, int, int, int]:
-        """Half-open xyxy box in pixels of the 320x180 frame at this time; always inside the frame."""
+        """The box at a time: xyxy, half-open, in pixels of the 320x180 frame, always inside the frame."""
         x, y = (
             round(c + s * math.sin(2 * math.pi * (seconds / t + p)) - side / 2)
             for c, s, t, p, side in zip(
@@ -79,12 +54,25 @@ class ObjectPlan:
         return x, y, x + self.width, y + self.height
 
     def pose(self, seconds: float) -> int:
+        """The pose at a time, 0 or 1."""
         return int(seconds / self.pose_period + self.phase[0]) & 1
 
 
 @dataclass(frozen=True)
 class ScenePlan:
-    """One video. `objects` from back to front; `sounding` indexes them; `groups` are first and last annotated fids."""
+    """One video.
+
+    Attributes:
+        name: of the video, eight capital letters.
+        split: "train" or "test".
+        index: of the video in its split.
+        settings: of the world.
+        objects: from back to front.
+        sounding: index of the object that sounds.
+        groups: first and last fid of each annotated stretch.
+        rate: of the sound, Hz.
+        channels: of the sound, 1 or 2.
+    """
 
     name: str
     split: str
@@ -103,9 +91,11 @@ class ScenePlan:
 
     @property
     def frames(self) -> int:
+        """Number of frames."""
         return round(self.settings.seconds * self.settings.fps)
 
     def time(self, fid: int) -> float:
+        """Seconds at which a frame is annotated."""
         return fid / self.settings.fps
 
     def fids(self) -> list[int]:
@@ -113,7 +103,7 @@ class ScenePlan:
         return [fid for start, end in self.groups for fid in range(start, end + 1)]
 
     def rng(self, what: str) -> np.random.Generator:
-        """The generator of one side of this scene ("layout", "look", "sound"), independent of all others."""
+        """The random generator of one aspect of this scene ("layout", "look", "sound"), independent of all others."""
         return _generator(self.settings.seed, self.split, self.index, what)
 
 
@@ -122,16 +112,18 @@ def _generator(seed: int, split: str, index: int, what: str) -> np.random.Genera
 
 
 def _balanced(rng: np.random.Generator, count: int, values: int) -> np.ndarray:
-    """`count` numbers below `values`, each as often as the others (give or take one), in random order."""
+    """`count` numbers below `values` in random order; how often they occur differs by at most one."""
     return rng.permutation((np.arange(count) + rng.integers(values)) % values)
 
 
 def _place(rng: np.random.Generator, number: int) -> list[dict]:
-    """Places and movements of `number` objects, as arguments of ObjectPlan: anywhere in the frame, near-disjoint (the
-    overlap that is allowed grows only while no place is found)."""
+    """Places and movements of `number` objects, as arguments of ObjectPlan.
+
+    They are anywhere in the frame and hardly overlap: the overlap that is allowed grows only while no place is found.
+    """
     low, high = {3: (68, 96), 4: (60, 88), 5: (56, 76)}[
         number
-    ]  # sides on the 224 grid, where objects are learned and scored
+    ]  # sides on the 224 grid, on which objects are learned and scored
     sizes = [
         (round(rng.uniform(low, high) * WIDTH / 224), round(rng.uniform(low, high) * HEIGHT / 224))
         for _ in range(number)
@@ -157,8 +149,11 @@ def _place(rng: np.random.Generator, number: int) -> list[dict]:
 def _try_places(
     rng: np.random.Generator, sizes: list[tuple[int, int]], sways: list[tuple[float, float]], allowed: float
 ) -> list[tuple[float, float]]:
-    """Centres one after another, each uniform over where the object stays inside the frame; fewer than asked where
-    one got stuck. Two objects may share at most `allowed` of the smaller one's area."""
+    """Centres of the objects, each drawn uniformly from where the object stays inside the frame.
+
+    Two objects may share at most `allowed` of the smaller one's area. The list ends early at an object for which no
+    place was found.
+    """
     centres: list[tuple[float, float]] = []
     for (w, h), (sx, sy) in zip(sizes, sways, strict=True):
         for _ in range(40):
@@ -176,7 +171,7 @@ def _try_places(
 
 
 def _groups(rng: np.random.Generator, settings: WorldSettings) -> tuple[tuple[int, int], ...]:
-    """One or two annotated stretches, apart, all of whose frames have their sound window inside the track."""
+    """One or two separate annotated stretches. The 3 s of sound around each of their frames are inside the track."""
     first, last = settings.fid_range()
     parts = int(rng.integers(1, 3))
     edges = [first + (last + 1 - first) * i // parts for i in range(parts + 1)]
@@ -197,14 +192,14 @@ def _names(seed: int, count: int) -> list[str]:
 
 
 def plan_world(settings: WorldSettings) -> list[ScenePlan]:
-    """Everything but pixels and samples: a plan per video, train first. Deterministic; the codec plays no part."""
+    """The plans of all videos, training first. A function of the settings; the codec has no influence."""
     names = iter(_names(settings.seed, settings.train_videos + settings.test_videos))
     plans = []
     for split, count in zip(SPLITS, (settings.train_videos, settings.test_videos), strict=True):
         order = _generator(settings.seed, split, 0, "order")
         kinds = _balanced(order, count, len(CLASSES))
         numbers = np.array([4, 4, 4, 3, 5])[_balanced(order, count, 5)]
-        ranks = np.zeros(count, np.int64)  # of the sounding object's area among its scene's, 0 the smallest
+        ranks = np.zeros(count, np.int64)  # of the sounding object's area in its scene; 0 is the smallest
         for number in (3, 4, 5):
             same = np.flatnonzero(numbers == number)
             ranks[same] = _balanced(order, len(same), number)

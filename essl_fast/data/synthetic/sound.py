@@ -1,8 +1,8 @@
 """The sounds of the demo world: one recipe per class, each with its own timbre and rhythm, varied from clip to clip.
 
-A recipe takes (rng, n, rate) and returns n mono float32 samples of any level; `clip` scales them, adds faint pink
-noise and, for stereo, a pan. Pitch, tempo, brightness, phase and level all vary with the generator, so no two clips
-of a class are alike, yet the classes stay apart in their mean spectrum and in their modulation.
+A recipe takes (rng, n, rate) and returns n mono float32 samples of any level. `clip` scales them, adds faint pink noise
+and, for stereo, a pan. Pitch, tempo, brightness, phase and level all vary with the random generator, so no two clips of
+a class are equal, but the classes differ in their mean spectrum and in their modulation.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Callable
 
 import numpy as np
 
-TABLE = 4096  # samples of one period in a wavetable: a look-up costs a fifth of summing the partials' sines
+TABLE = 4096  # samples of one period in a wavetable; a look-up costs a fifth of a sum of sines
 
 Recipe = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def _phase(frequency: np.ndarray | float, n: int, rate: int, start: float) -> np.ndarray:
-    """Phase in periods, (n,) float64, of a tone whose frequency in Hz is constant or given for every sample."""
+    """Phase in periods, float64 (n,), of a tone with a constant frequency, or with one for every sample, in Hz."""
     if np.ndim(frequency) == 0:
         return start + np.arange(n) * (float(frequency) / rate)
     return start + np.cumsum(frequency) / rate
 
 
 def _wavetable(amplitudes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One period, (TABLE,) float32, of harmonics 1, 2, ... with these amplitudes and random phases."""
+    """One period, float32 (TABLE,), of harmonics 1, 2, ... with these amplitudes and random phases."""
     spectrum = np.zeros(TABLE // 2 + 1, np.complex128)
     spectrum[1 : len(amplitudes) + 1] = amplitudes * np.exp(2j * np.pi * rng.random(len(amplitudes)))
     table = np.fft.irfft(spectrum)
@@ -40,21 +40,21 @@ def _sine(phase: np.ndarray) -> np.ndarray:
 
 
 def _add(out: np.ndarray, snippet: np.ndarray, at: int, gain: float) -> None:
-    """Adds `snippet` into `out` from sample `at` (which may be negative), cut at both ends."""
+    """Add `snippet` to `out` from sample `at` on, which may be negative; what is outside of `out` is dropped."""
     first, last = max(at, 0), min(at + len(snippet), len(out))
     if last > first:
         out[first:last] += np.float32(gain) * snippet[first - at : last - at]
 
 
 def _beats(rng: np.random.Generator, n: int, rate: int, per_second: float, jitter: float) -> list[int]:
-    """Sample positions of beats, from half a beat before the clip on, each moved by up to `jitter` of a beat."""
+    """Positions of beats in samples, from half a beat before the clip on, each moved by up to `jitter` beats."""
     step = rate / per_second
     count = int(n / step) + 2
     return [int((i - rng.random() * 0.5 + jitter * rng.uniform(-1, 1)) * step) for i in range(count)]
 
 
 def _noise_band(rng: np.random.Generator, n: int, rate: int, low: float, high: float, tilt: float = 0.0) -> np.ndarray:
-    """Noise between `low` and `high` Hz with soft edges; power falls by `tilt` * 6 dB per octave."""
+    """Noise, float32 (n,), between `low` and `high` Hz with soft edges; power falls by `tilt` * 6 dB per octave."""
     spectrum = np.fft.rfft(rng.standard_normal(n, dtype=np.float32))
     hertz = np.maximum(np.fft.rfftfreq(n, 1 / rate), 1.0)
     gain = 1 / (1 + (low / hertz) ** 4) / (1 + (hertz / high) ** 4) / hertz**tilt
@@ -205,5 +205,5 @@ def clip(kind: str, rng: np.random.Generator, seconds: float, rate: int, channel
     )  # tanh: short peaks pass, none clips
     if channels == 1:
         return sound[None]
-    pan = rng.uniform(0.7, 1.0, 2)  # unlike in a real room it says nothing about the place: the task is vision by class
+    pan = rng.uniform(0.7, 1.0, 2)  # does not tell where the object is, unlike in reality: the class must tell
     return np.stack([sound * np.float32(gain) for gain in pan[:channels]])

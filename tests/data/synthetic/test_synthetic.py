@@ -16,12 +16,12 @@ import av
 import numpy as np
 import pytest
 
+from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
+from essl_fast.data.synthetic import World, look, make_world, sound, videos
 from essl_fast.data.synthetic import __main__ as synthetic_door
-from essl_fast.data.synthetic import look, sound
-from essl_fast.data.synthetic import world as making
-from essl_fast.data.synthetic.plan import CLASSES, CODECS, ScenePlan, WorldSettings, plan_world
-from essl_fast.data.synthetic.world import World, make_world
+from essl_fast.data.synthetic.plan import CLASSES, ScenePlan, plan_world
+from essl_fast.data.synthetic.settings import CODECS, WorldSettings
 from tests import ROOT
 
 SMALL = {"train_videos": 5, "test_videos": 3, "seed": 5, "progress": False}
@@ -119,13 +119,13 @@ def test_files_follow_from_the_seed_whatever_the_workers(world: World, tmp_path:
 def test_decoded_pictures_and_sound_are_the_rendered_ones(world: World) -> None:
     for plan in plan_world(world.settings)[:3]:
         frames, _ = video(world.videos / f"{plan.name}.mp4")
-        drawn = np.stack(list(making.render_frames(plan)))
+        drawn = np.stack(list(videos.render_frames(plan)))
         error = np.abs(frames.astype(int) - drawn).mean((1, 2, 3))
         apart = np.abs(drawn[1:].astype(int) - drawn[:-1]).mean((1, 2, 3))
         assert error.max() < 12 and np.median(apart) > 3
         shifted = np.abs(frames[1:].astype(int) - drawn[:-1]).mean((1, 2, 3))
         assert (error[1:] < shifted).mean() > 0.9, "frame i of the file is frame i of the plan"
-        made, (heard, rate) = making.render_sound(plan), track(world.videos / f"{plan.name}.mp4")
+        made, (heard, rate) = videos.render_sound(plan), track(world.videos / f"{plan.name}.mp4")
         assert rate == plan.rate and heard.shape[0] == plan.channels
         n = min(made.shape[1], heard.shape[1])
         assert np.corrcoef(made[0, :n], heard[0, :n])[0, 1] > 0.9, "the track is the sound, and not moved in time"
@@ -138,7 +138,7 @@ def test_every_codec_encodes_and_decodes(codec: str, tmp_path: Path) -> None:
     with av.open(str(path)) as file:
         assert file.streams.video[0].codec_context.codec.canonical_name == codec
     frames, times = video(path)
-    drawn = np.stack(list(making.render_frames(plan_world(made.settings)[0])))
+    drawn = np.stack(list(videos.render_frames(plan_world(made.settings)[0])))
     assert frames.shape == drawn.shape and np.allclose(times, np.arange(48) / 12, atol=1e-3)
     assert np.abs(frames.astype(int) - drawn).mean() < 12
 
@@ -186,10 +186,11 @@ def test_wrong_input_is_named(
     ):
         with pytest.raises(InputError, match=message):
             make_world(tmp_path / "new", **wrong)
-    monkeypatch.setitem(making.ENCODERS, "av1", (("libnone",), "yuv420p", {}))
-    assert synthetic_door.main(["--out", str(tmp_path / "new"), "--codec", "av1"]) == 2
+    monkeypatch.setitem(videos.ENCODERS, "av1", (("libnone",), "yuv420p", {}))
+    arguments = ["--out", str(tmp_path / "new"), "--codec", "av1"]
+    assert command(lambda: synthetic_door.main(arguments), synthetic_door.PROG) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"{making.PROG}: error: ") and "no av1 encoder (libnone)" in error
+    assert error.startswith("python -m essl_fast.data.synthetic: error: ") and "no av1 encoder (libnone)" in error
     assert not (tmp_path / "new").exists()
 
 
@@ -268,9 +269,9 @@ def test_objects_are_of_the_size_that_a_14_by_14_map_can_hold_and_seldom_overlap
 
 def test_the_picture_does_not_say_which_object_sounds() -> None:
     plan = plan_world(WorldSettings(train_videos=1, test_videos=0, seed=9))[0]
-    frames = list(making.render_frames(plan))
+    frames = list(videos.render_frames(plan))
     for other in range(len(plan.objects)):
-        again = making.render_frames(replace(plan, sounding=other))
+        again = videos.render_frames(replace(plan, sounding=other))
         assert all(np.array_equal(a, b) for a, b in zip(frames, again, strict=True))
     others = {replace(plan, sounding=i).kind for i in range(len(plan.objects))}
     assert len(others) == len(plan.objects), "while the sound is another one"
@@ -327,7 +328,7 @@ def spectrum(sound: np.ndarray, rate: int) -> np.ndarray:
 def test_classes_can_be_told_by_ear() -> None:
     def clips(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         plans = scenes(split)[:count]
-        features = [spectrum(making.render_sound(p).mean(0), p.rate) for p in plans]
+        features = [spectrum(videos.render_sound(p).mean(0), p.rate) for p in plans]
         return np.stack(features), np.array([CLASSES.index(p.kind) for p in plans])
 
     known, kinds = clips("train", 96)
