@@ -196,6 +196,8 @@ def test_every_folder_is_a_room():
     }
     assert {folder.removeprefix("essl_fast").removeprefix(".") for folder in folders} <= MAY.keys()
     assert not [each for each in MAY if f"essl_fast.{each}".rstrip(".") not in CODE.modules]
+    files = {file.rpartition("/")[0] for file in CODE.sources if file.startswith("essl_fast/")}
+    assert {folder.replace("/", ".") for folder in files} == folders  # the others are in no wheel
     assert not [folder for folder in folders if not ast.get_docstring(CODE.trees[CODE.modules[folder]])]
 
 

@@ -194,6 +194,7 @@ def test_export_says_the_same_of_networks_that_it_does_not_export(place):
     assert str(refused.value) == EXPECTED["exported"]
 
 
+@pytest.mark.filterwarnings("ignore:Error detected in")  # anomaly detection, which prints where it began
 def test_a_step_is_replayed(place, capsys, exact):
     (step,) = (place / "diverged").glob("nonfinite-*.pt")
     assert door("essl_fast.replay").main([str(step), *data_of(place, "diverged"), "--device", "cpu"]) == 0
