@@ -23,12 +23,11 @@ from essl_fast import checkpoints, config, kernels
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading.loader import Loader, RawBatch
+from essl_fast.data.loading import Loader, RawBatch
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate.loaders import loader_settings
+from essl_fast.evaluate import loader_settings
 from essl_fast.runtime.devices import pick_device
-from essl_fast.train.faults import Fault
-from essl_fast.train.trainer import Trainer
+from essl_fast.train import Fault, Trainer, runs_on
 
 PROG = "python -m essl_fast.replay"
 
@@ -113,7 +112,7 @@ def batch_of(trainer: Trainer, fault: Fault) -> RawBatch:
     for rank in range(fault.ranks):
         with Loader(
             trainer.manifest,
-            trainer.train_splits,
+            trainer.data.splits,
             batch_size=settings.data.batch_size,
             side=config.STORED_SIDE,
             device=trainer.device,
@@ -152,7 +151,8 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
         views, top, left, flip = kernels.random_views(
             raw.frames, raw.rows, raw.index, settings.seed, fault.epoch, config.SIZE, trainer.dtype
         )
-        boxes = kernels.view_boxes(trainer.boxes[raw.index], top, left, flip, config.STORED_SIDE, config.SIZE)
+        boxes, labelled = (known[raw.index] for known in trainer.data.labels)
+        boxes = kernels.view_boxes(boxes, top, left, flip, config.STORED_SIDE, config.SIZE)
     places = [Place("weight", name, found) for name, value in model.state_dict().items() if (found := amiss(value))]
     for name, value in (("views", views), ("sound", raw.sound)):
         places += [Place("input", name, found)] if (found := amiss(value)) else []
@@ -161,7 +161,7 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
         with torch.autograd.set_detect_anomaly(True, check_nan=True):
             with torch.autocast(device.type, trainer.dtype, enabled=trainer.dtype != torch.float32):
                 forward = model(views, raw.sound)
-                losses = trainer.objective(forward, boxes, trainer.labelled[raw.index])
+                losses = trainer.step.objective(forward, boxes, labelled)
             places += watch.outputs
             places += [
                 Place("output", name, found)
@@ -182,7 +182,7 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
     places += watch.gradients
     gradients = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
     places += [Place("gradient", f"of {name}", found) for name, value in gradients if (found := amiss(value))]
-    return Report(fault, places, values, operation, state.get("runs_on", ""), trainer.runs_on())
+    return Report(fault, places, values, operation, state.get("runs_on", ""), runs_on(trainer))
 
 
 def tell(report: Report) -> Iterator[str]:

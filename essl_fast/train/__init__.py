@@ -5,8 +5,18 @@ from essl_fast.common.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "Fault": "faults",
+        "Fault": "events",
+        "Observer": "observers",
+        "Observers": "observers",
+        "Preparation": "events",
+        "Reading": "events",
         "Trainer": "trainer",
-        "forbidden": "trainer",
+        "WARMUP": "graphs",
+        "build_optimizer": "optimizer",
+        "fit": "run",
+        "forbidden": "state",
+        "register_logger": "observers",
+        "runs_on": "state",
+        "train_epoch": "loop",
     },
 )

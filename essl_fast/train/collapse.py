@@ -1,9 +1,8 @@
-"""Whether the projections of SSPL and SemiPL have collapsed."""
+"""Whether the projections of methods that compare two views (SSPL, SemiPL) have collapsed."""
 
 import torch
 from torch import Tensor
 
-COMPARING = ("sspl", "semipl")  # methods that compare the views' projections, which may collapse
 COLLAPSED_BELOW = 0.1  # of projection_std; a healthy run is near 1
 RANK_BELOW, RANKED_FROM = 1.5, 8  # of projection_rank, in steps of so many pairs
 SPREAD = ("projection_std", "projection_rank")  # of :func:`projection_spread`

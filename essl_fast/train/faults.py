@@ -1,46 +1,86 @@
-"""What keeps a run safe: numbers that are not finite change nothing, collapse is seen, a run directory has one owner.
-
-A step whose loss or gradient is not finite must not reach the weights, even where the host reads losses only now and
-then. So the decision stays on the device: :class:`Guard` gives AdamW the flag that gradient scaling uses too
-(``found_inf``: the fused kernels then leave weights and moments as they are), and puts batch norm's running statistics
-back, which the forward pass had already moved. Nothing in it waits for the device, and all its tensors keep their
-places, so that it can be part of a CUDA graph.
-"""
+"""What goes wrong in a run without ending it: pairs that do not decode, and steps that were not finite."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from essl_fast import checkpoints, config
+from essl_fast.data.shards import Manifest
+from essl_fast.runtime import distributed
+from essl_fast.runtime.distributed import World
+from essl_fast.train.events import Fault
+from essl_fast.train.observers import Observers
 
-LEAST_SCALE = 2.0**-14  # fp16's loss scale begins at 2^16 and halves at each overflow: 30 in a row are no accident
-KEPT = 3  # steps that were not finite: as many of a run are kept for a replay
+KEPT = 3  # steps that were not finite: so many of a run are kept for a replay
 
 
-def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """L2 norm over all gradients (0-d, float32 on their device), in one read of each.
+class Faults:
+    """The faults of a run so far, on this rank; observers hear of each new one.
 
-    It is finite exactly if all gradients are and their squares do not overflow, as AdamW's second moment would.
+    skipped: pairs that were left out, since they do not decode: row in the manifest -> reason.
+    not_finite: steps that were not finite, as plain dicts of :class:`Fault`.
     """
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
+    def __init__(self, settings: config.Config, manifest: Manifest, world: World, observers: Observers) -> None:
+        self._settings, self._manifest, self._world, self._observers = settings, manifest, world, observers
+        self.skipped: dict[int, str] = {}
+        self.not_finite: list[dict] = []
+        self._folder: Path | None = None
+        self._state: Callable[[], dict] = dict
 
-class Fault(NamedTuple):
-    """A step that was not finite."""
+    def keep_in(self, folder: Path, state: Callable[[], dict]) -> None:
+        """Keep the first steps that are not finite in ``folder`` for `python -m essl_fast.replay`.
 
-    epoch: int  # from 0
-    step: int  # of the epoch, from 0
-    rows: list[int]  # of the batch's pairs in the manifest, rank after rank
-    keys: list[str]
-    losses: dict[str, float]  # means over the ranks
-    later: int  # steps that changed the model between this one and when the host heard of it
-    ranks: int
+        state: gives what a replay needs besides the fault.
+        """
+        self._folder, self._state = folder, state
 
-    def file(self, folder: Path) -> Path:
-        """Where it is kept for a replay."""
-        return folder / f"nonfinite-{self.epoch + 1}-{self.step + 1}.pt"
+    def skip(self, row: int, reason: str, epoch: int) -> None:
+        """The pair at ``row`` of the manifest does not decode; found in ``epoch`` (from 1)."""
+        if row not in self.skipped:
+            self.skipped[row] = reason
+            self._observers.on_skipped(self._manifest.key(row), reason, epoch)
+
+    def share(self, epoch: int) -> None:
+        """Every rank learns which pairs the other ranks skipped. All ranks call it together."""
+        for theirs in distributed.gather(self.skipped, self._world):
+            for row, reason in theirs.items():
+                self.skip(row, reason, epoch)
+
+    def of_epoch(self, epoch: int) -> int:
+        """How many steps of an epoch (from 0) were not finite."""
+        return sum(fault["epoch"] == epoch for fault in self.not_finite)
+
+    def pass_over(self, fault: Fault, steps_per_epoch: int, latched: bool) -> None:
+        """Count a step that was not finite and keep it for a replay.
+
+        Args:
+            steps_per_epoch: of which `max_nonfinite` may be passed over.
+            latched: the run stops at the first such step, whatever `max_nonfinite` says.
+
+        Raises:
+            FloatingPointError: the settings do not let the run go on.
+        """
+        self.not_finite.append(fault._asdict())
+        skips = self._settings.on_nonfinite == "skip"
+        file = self._keep(fault)
+        self._observers.on_not_finite(fault, file, skips)
+        most = max(1, int(self._settings.max_nonfinite * steps_per_epoch))
+        if not skips or self.of_epoch(fault.epoch) > most:
+            raise FloatingPointError(describe(fault, file, None if latched else most))
+
+    def _keep(self, fault: Fault) -> Path | None:
+        """Write a step for a replay; its file, None if there is none."""
+        if self._folder is None or len(self.not_finite) > KEPT:
+            return None
+        file = fault.file(self._folder)
+        if self._world.leads:
+            try:
+                checkpoints.save(file, self._state() | {"kind": "nonfinite", "fault": fault._asdict()})
+            except OSError as error:  # the fault itself must be told, whatever the disk says
+                self._observers.on_message(f"cannot write {file}: {error.strerror}")
+                return None
+        return file
 
 
 def describe(fault: Fault, file: Path | None, most: int | None) -> str:
@@ -53,58 +93,3 @@ def describe(fault: Fault, file: Path | None, most: int | None) -> str:
     text += "" if most is not None else ", or go on without such steps with --on_nonfinite skip"
     text += f". `python -m essl_fast.replay {file}` shows where it begins" if file else ""
     return f"{text}. The batch's pairs: {', '.join(fault.keys)}"
-
-
-class Guard:
-    """Keeps a step that is not finite from changing the model; its ``flag`` (0-d float32, 1 or 0) says whether it was.
-
-    :meth:`begin` before the forward pass, :meth:`judge` between backward and update, :meth:`settle` after the update.
-    latch: after the first such step no other changes the model either, so that when the host hears of it, the weights
-    are those that the step began with.
-    """
-
-    def __init__(self, model: nn.Module, device: torch.device, latch: bool) -> None:
-        self.latch = latch
-        self.flag = torch.zeros((), device=device)  # of the last step
-        self.gate = torch.zeros((), device=device)  # whether the model is left as it is
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in model.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
-        self._groups = []
-        for buffers in by_type.values():
-            before, chosen = (
-                torch.empty(sum(b.numel() for b in buffers), dtype=buffers[0].dtype, device=device) for _ in range(2)
-            )
-            parts = chosen.split([b.numel() for b in buffers])
-            views = [part.view(b.shape) for part, b in zip(parts, buffers, strict=True)]
-            self._groups.append((buffers, before, chosen, views))
-
-    @torch.no_grad()
-    def begin(self) -> None:
-        """Remember the buffers: batch norm's running statistics."""
-        for buffers, before, _, _ in self._groups:
-            torch.cat([b.reshape(-1) for b in buffers], out=before)
-
-    @torch.no_grad()
-    def judge(self, loss: Tensor, norm: Tensor | None) -> Tensor:
-        """From the loss and the gradients' norm (None: something else watches them) the flag for the optimizer."""
-        finite = loss.detach().isfinite() if norm is None else loss.detach().isfinite() & norm.isfinite()
-        self.flag.copy_(finite.logical_not())
-        if self.latch:
-            self.gate.copy_(torch.maximum(self.gate, self.flag))
-        else:
-            self.gate.copy_(self.flag)
-        return self.gate
-
-    @torch.no_grad()
-    def settle(self) -> None:
-        """Put the buffers back if the step was not to change the model."""
-        closed = self.gate > 0
-        for buffers, before, chosen, views in self._groups:
-            torch.cat([b.reshape(-1) for b in buffers], out=chosen)
-            torch.where(closed, before, chosen, out=chosen)
-            torch._foreach_copy_(buffers, views)
-
-    def reset(self) -> None:
-        """Let updates through again."""
-        self.gate.zero_()

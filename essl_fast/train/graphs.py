@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from essl_fast.common.errors import InputError
-from essl_fast.config.settings import Config
+from essl_fast.config import Config
+from essl_fast.train.events import Preparation
 
 WARMUP = 3  # real steps before the capture, the one that compiles among them
 
@@ -38,14 +39,6 @@ class Inputs(NamedTuple):
     top: Tensor  # (V, B) int32: the views' windows
     left: Tensor  # (V, B) int32
     flip: Tensor  # (V, B) bool
-
-
-class Preparation(NamedTuple):
-    """A step that did more than compute: its time is not training's."""
-
-    phase: str  # "compile": the first of its batch size, where the step is compiled; "warm-up"; "capture"
-    batch: int  # pairs
-    seconds: float  # of the whole step, until the device was done
 
 
 class Capture(Protocol):

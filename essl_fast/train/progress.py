@@ -1,37 +1,95 @@
-"""The progress of a training run on the terminal."""
+"""The progress of a run on the terminal: lines that stay, and a bar over all epochs."""
+
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from essl_fast.train.events import Fault, Preparation, Reading
+from essl_fast.train.observers import Observer
 
-class EpochBars:
-    """A bar over all epochs: loss, pairs/s, share of time waiting for data, time left. In a pipe, lines alone."""
 
-    def __init__(self, console: Console, epochs: int, steps: int, done: int = 0) -> None:
-        self.console, self.epochs, self.steps = console, epochs, steps
+class TerminalProgress(Observer):
+    """Prints what happens in a run. On a terminal it also shows a bar over all epochs: loss, pairs/s, time left.
+
+    split: the split that the epochs are evaluated on, for their lines.
+    """
+
+    def __init__(self, console: Console, split: str = "val") -> None:
+        self.console, self._split = console, split
+        self._epochs = 0
+        self._bar: Progress | None = None
+
+    def on_message(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    def on_train_start(self, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
         columns = [
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
         ]
-        self._bar = Progress(
-            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        self._epochs = epochs
+        self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+        self._task = self._bar.add_task(
+            "train", total=epochs * steps_per_epoch, completed=steps_done, epoch="", text=""
         )
-        self._task = self._bar.add_task("train", total=epochs * steps, completed=done, epoch="", text="")
-
-    def __enter__(self) -> "EpochBars":
         self._bar.start()
-        return self
 
-    def __exit__(self, *_) -> None:
-        self._bar.stop()
+    def on_step(self, epoch: int, reading: Reading | None) -> None:
+        if self._bar is not None:
+            text = {"text": describe_reading(reading)} if reading else {}
+            self._bar.update(self._task, advance=1, epoch=f"{epoch + 1}/{self._epochs}", **text)
 
-    def step(self, epoch: int, text: str = "") -> None:
-        """Advance by one step; ``text`` (kept when empty) is shown beside the bar."""
-        fields = {"text": text} if text else {}
-        self._bar.update(self._task, advance=1, epoch=f"{epoch + 1}/{self.epochs}", **fields)
+    def on_prepared(self, done: Preparation, step: int, graphs: dict[str, int]) -> None:
+        if done.phase != "warm-up":
+            self.on_message(describe_preparation(done, graphs))
 
-    def line(self, text: str) -> None:
-        """A line that stays."""
-        self._bar.console.print(text, highlight=False, soft_wrap=True)
+    def on_skipped(self, key: str, reason: str, epoch: int) -> None:
+        self.on_message(f"skipped {key}, which does not decode: {reason}")
+
+    def on_not_finite(self, fault: Fault, file: Path | None, passed: bool) -> None:
+        if passed:
+            self.on_message(f"passed over step {fault.step + 1} of epoch {fault.epoch + 1}, which was not finite")
+
+    def on_epoch(self, entry: dict) -> None:
+        self.on_message(describe_epoch(entry, self._split))
+
+    def on_warning(self, epoch: int, text: str) -> None:
+        self.on_message(f"warning: {text}")
+
+    def on_stop(self, signal: str, epoch: int, step: int, checkpoint: Path) -> None:
+        self.on_message(f"stopped after step {step}, which {checkpoint} holds")
+
+    def on_train_end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def describe_reading(reading: Reading) -> str:
+    """The state of an epoch, beside the bar."""
+    waiting = f"{100 * reading.waiting:.0f}% waiting for data"
+    return f"loss {reading.loss:.4f}, {reading.pairs_per_second:.1f} pairs/s, {waiting}"
+
+
+def describe_epoch(entry: dict, split: str) -> str:
+    """An epoch's entry of the history as a line."""
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in entry["losses"].items())
+    line = f"epoch {entry['epoch']:>3}: {losses}, {entry['pairs_per_second']:.1f} pairs/s"
+    line += f", {100 * entry['waiting']:.0f}% waiting for data"
+    if found := entry.get("selection"):
+        line += f"; {split}: success {100 * found['success_at_half']:.1f}%, AUC {100 * found['auc']:.1f}%"
+    return line
+
+
+def describe_preparation(done: Preparation, graphs: dict[str, int]) -> str:
+    """What a step did besides training, as a line."""
+    verb = "compiled" if done.phase == "compile" else "captured as a CUDA graph"
+    line = f"step of {done.batch} pairs {verb} in {done.seconds:.1f} s"
+    if done.phase == "compile" and any(graphs.values()):
+        line += f" ({graphs['hits']} of {sum(graphs.values())} graphs from the cache)"
+    return f"{line}, which is not in the pairs/s"

@@ -27,15 +27,13 @@ SMALL = 64  # width of the head: the checkpoints of a run are then some 100 KB a
 
 def shrink() -> None:
     """Models get a small head, and nobody draws pictures: the same code, less to compute and to write."""
-    from essl_fast import models
-    from essl_fast.models import localizer
+    from essl_fast.models import heads
     from essl_fast.report import figures
-    from essl_fast.train import running
+    from essl_fast.train import results
 
-    head = localizer.SimSiamHead
-    localizer.SimSiamHead = lambda channels: head(channels, SMALL, SMALL // 4)
-    assert models.build is localizer.build
-    for module, names in ((figures, ("curves", "overlays")), (running, ("write_report",))):
+    head = heads.SimSiamHead
+    heads.SimSiamHead = lambda channels: head(channels, SMALL, SMALL // 4)
+    for module, names in ((figures, ("curves", "overlays")), (results, ("write_report",))):
         for name in names:
             assert callable(getattr(module, name))
             setattr(module, name, lambda *_, **__: None)
@@ -93,7 +91,7 @@ def serve() -> None:
     import torch
     import torch._dynamo  # which an optimizer imports
 
-    for name in ("evaluate.__main__", "prepare.__main__", "replay", "train.__main__", "data.loading.pipeline"):
+    for name in ("evaluate.__main__", "prepare.__main__", "replay", "train.__main__", "data.loading.decoder"):
         importlib.import_module(f"essl_fast.{name}")
     torch.set_num_threads(1)
     shrink()

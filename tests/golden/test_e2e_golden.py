@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from essl_fast import config, models
 from essl_fast.checkpoints.sspl import from_sspl_name, load_sspl
 from essl_fast.models import objectives
-from essl_fast.train.trainer import build_optimizer
+from essl_fast.train import build_optimizer
 from tests.golden.store import golden, recipe_state
 
 PARTS = {"frame": "frame", "sound": "sound", "pcm": "pcm", "head": "ssl_head"}  # golden's prefix -> part

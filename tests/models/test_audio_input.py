@@ -9,11 +9,11 @@ from torch import nn
 
 from essl_fast import config, kernels, models
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading.loader import Loader
-from essl_fast.data.loading.pool import Pools, bytes_per_pair
+from essl_fast.data.loading import Loader, Pools, bytes_per_pair
 from essl_fast.data.shards import Manifest
 from essl_fast.models.audio_input import Embeddings, log_mel, sound_of
-from essl_fast.train.trainer import Trainer
+from essl_fast.train import Trainer, train_epoch
+from essl_fast.train.state import last_state, resume
 from tests.data.shards.test_shards import write_folder
 
 
@@ -168,28 +168,25 @@ def test_a_run_computes_each_embedding_once_and_goes_on_from_a_checkpoint(tiny, 
 
     monkeypatch.setattr(models, "build", build_small)
 
-    class Bars:
-        step = line = staticmethod(lambda *_: None)
-
     with pytest.warns(UserWarning, match="keeps random weights"):
         whole = Trainer(settings, manifest, torch.device("cpu"))
     calls = []
     assert whole.loader.pool.sound.shape[1:] == (3, 128)
     whole.model.audio.features.register_forward_hook(lambda *_: calls.append(1))
     kept = []
-    whole.train_epoch(Bars(), lambda: kept.append(copy.deepcopy(whole.state())) if whole.step == 2 else None)
+    train_epoch(whole, lambda: kept.append(copy.deepcopy(last_state(whole))) if whole.steps == 2 else None)
     for _ in range(2):
         whole.evaluate("val")
-    seen = whole.loader.pool.there.sum() + manifest.pairs("val")
+    seen = whole.loader.pool.present.sum() + manifest.pairs("val")
     assert len(calls) == seen
-    whole.train_epoch(Bars(), lambda: None)
-    assert len(calls) == whole.loader.pool.there.sum() + manifest.pairs("val")
+    train_epoch(whole)
+    assert len(calls) == whole.loader.pool.present.sum() + manifest.pairs("val")
 
     with pytest.warns(UserWarning, match="keeps random weights"):
         resumed = Trainer(settings, manifest, torch.device("cpu"))
-    resumed.resume(kept[0])
-    resumed.train_epoch(Bars(), lambda: None)
-    resumed.train_epoch(Bars(), lambda: None)
+    resume(resumed, kept[0])
+    train_epoch(resumed)
+    train_epoch(resumed)
     assert [entry["losses"] for entry in resumed.history] == [entry["losses"] for entry in whole.history]
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name

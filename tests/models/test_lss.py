@@ -9,7 +9,7 @@ from essl_fast import config, kernels, models
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.models import Forward, objectives
-from essl_fast.train.trainer import Trainer
+from essl_fast.train import Trainer
 
 VIEWS, BATCH, CHANNELS, SIDE, DIM = 2, 3, 6, 4, 5
 SIZE = 224

@@ -10,15 +10,14 @@ import torch
 from torch import nn
 
 from essl_fast import checkpoints, config, models, replay
-from essl_fast.common.commands import command, console
+from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
-from essl_fast.models import localizer
+from essl_fast.models import heads, localizer
 from essl_fast.runtime.runlog import read_log
+from essl_fast.train import Observer, Trainer, collapse, guard, rundir, train_epoch
 from essl_fast.train import __main__ as train_door
-from essl_fast.train import collapse, faults, ownership, running
-from essl_fast.train import trainer as trainer_module
-from essl_fast.train.progress import EpochBars
+from essl_fast.train.state import faulty_state
 
 SETTINGS = ["--data.batch_size", "5", "--device", "cpu", "--epochs", "1", "--overlays", "0", "--baselines", "false"]
 
@@ -26,8 +25,8 @@ SETTINGS = ["--data.batch_size", "5", "--device", "cpu", "--epochs", "1", "--ove
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """A small head: the same code in a fraction of the time."""
-    head = localizer.SimSiamHead
-    monkeypatch.setattr(localizer, "SimSiamHead", lambda channels: head(channels, 64, 16))
+    head = heads.SimSiamHead
+    monkeypatch.setattr(heads, "SimSiamHead", lambda channels: head(channels, 64, 16))
 
 
 def network(seed=0):
@@ -39,18 +38,18 @@ def steps(batches, poison=(), latch=False):
     """The state of a network and its optimizer after a step with each batch; the gradients of some are spoiled."""
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    guard, flags = faults.Guard(model, torch.device("cpu"), latch), []
+    watch, flags = guard.Guard(model, torch.device("cpu"), latch), []
     for number, batch in enumerate(batches):
-        guard.begin()
+        watch.begin()
         loss = model(batch).square().mean()
         optimizer.zero_grad()
         loss.backward()
         if number in poison:
             model[0].weight.grad[1, 2] = poison[number]
-        optimizer.found_inf = guard.judge(loss, faults.gradient_norm(model.parameters()))
+        optimizer.found_inf = watch.judge(loss, guard.gradient_norm(model.parameters()))
         optimizer.step()
-        guard.settle()
-        flags.append(guard.flag.item())
+        watch.settle()
+        flags.append(watch.flag.item())
     moments = [value for state in optimizer.state.values() for value in state.values()]
     return [*model.state_dict().values(), *moments], flags
 
@@ -117,7 +116,7 @@ def test_the_warning_of_a_collapse():
 
 def trainer_of(prepared, *more):
     settings = config.load("demo", [*SETTINGS, "--data.root", str(prepared), *more])
-    return trainer_module.Trainer(settings, Manifest.load(prepared), torch.device("cpu"))
+    return Trainer(settings, Manifest.load(prepared), torch.device("cpu"))
 
 
 def spoil(trainer, at):
@@ -133,9 +132,19 @@ def spoil(trainer, at):
     return before
 
 
+class Listener(Observer):
+    """Keeps the faults that it is told of."""
+
+    def __init__(self):
+        self.faults = []
+
+    def on_not_finite(self, fault, file, passed):
+        self.faults.append(fault)
+
+
 def run_epoch(trainer):
-    with EpochBars(console(quiet=True), 1, len(trainer.loader)) as bars, trainer.loader:
-        return trainer.train_epoch(bars, lambda: None)
+    with trainer.loader:
+        return train_epoch(trainer)
 
 
 def parameters(trainer, state):
@@ -147,15 +156,15 @@ def parameters(trainer, state):
 def test_a_run_stops_with_the_weights_that_the_bad_step_began_with(tiny, read_every):
     """Also where losses are read only after further steps, as on a GPU."""
     trainer = trainer_of(tiny[1])
-    trainer.read_every, before, heard = read_every, spoil(trainer, 1), []
-    trainer.on_not_finite = heard.append
+    trainer.losses.every, before, listener = read_every, spoil(trainer, 1), Listener()
+    trainer.observers.add(listener)
     with pytest.raises(FloatingPointError, match="a gradient is not finite in epoch 1, step 2; lower the learning ra"):
         run_epoch(trainer)
     assert len(before) == (2 if read_every == 1 else len(trainer.loader))
     expected, now = parameters(trainer, before[1]), parameters(trainer, trainer.model.state_dict())
     assert all(torch.equal(now[name], value) for name, value in expected.items())
     assert any(not torch.equal(before[0][name], value) for name, value in expected.items())
-    (fault,) = heard
+    (fault,) = listener.faults
     assert (fault.epoch, fault.step, fault.later, len(fault.keys)) == (0, 1, 0, 5)
     assert math.isfinite(fault.losses["loss"]) and fault.keys == [trainer.manifest.key(row) for row in fault.rows]
 
@@ -163,13 +172,13 @@ def test_a_run_stops_with_the_weights_that_the_bad_step_began_with(tiny, read_ev
 def test_a_step_may_be_passed_over(tiny):
     trainer = trainer_of(tiny[1], "--on_nonfinite", "skip")
     spoil(trainer, 1)
-    losses, read = [], trainer.read_losses
+    losses = []
 
-    def watched():
-        losses.append(read())
-        return losses[-1]
+    class Losses(Observer):
+        def on_step(self, epoch, reading):
+            losses.append(reading.loss)
 
-    trainer.read_losses = watched
+    trainer.observers.add(Losses())
     entry = run_epoch(trainer)
     assert entry["not_finite"] == 1 and entry["pairs"] == trainer.loader.pairs == 19
     sizes = [5, 5, 5, 4]
@@ -186,9 +195,9 @@ def test_a_step_may_be_passed_over(tiny):
 
 def test_fp16_that_overflows_at_every_scale_stops(tiny):
     trainer = trainer_of(tiny[1])
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=faults.LEAST_SCALE)
+    trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=guard.LEAST_SCALE)
     trainer.read_losses()
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=faults.LEAST_SCALE / 2)
+    trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=guard.LEAST_SCALE / 2)
     with pytest.raises(FloatingPointError, match="overflow at every loss scale.*use --precision bf16 or fp32"):
         trainer.read_losses()
     trainer.loader.close()
@@ -197,7 +206,7 @@ def test_fp16_that_overflows_at_every_scale_stops(tiny):
 def test_a_loss_that_is_not_finite_is_kept_and_replayed(tiny, tmp_path, capsys):
     out = tmp_path / "hot"
     arguments = [*SETTINGS, "--data.root", str(tiny[1]), "--out", str(out), "--optim.lr_trunk", "1e30"]
-    assert command(lambda: train_door.main(arguments), running.PROG) == 1
+    assert command(lambda: train_door.main(arguments), train_door.PROG) == 1
     error = capsys.readouterr().err
     (file,) = out.glob("nonfinite-*.pt")
     assert f"python -m essl_fast.replay {file}" in error and "lower the learning rates" in error
@@ -224,18 +233,11 @@ def test_a_loss_that_is_not_finite_is_kept_and_replayed(tiny, tmp_path, capsys):
 def test_a_replay_of_what_is_finite_says_so(tiny, tmp_path, capsys):
     trainer = trainer_of(tiny[1])
     spoil(trainer, 0)
-    files = []
-
-    def keep(fault):
-        files.append(tmp_path / "step.pt")
-        more = {"kind": "nonfinite", "fault": fault._asdict(), "runs_on": "cuda in bfloat16", "scale": 1.0}
-        checkpoints.save(files[0], trainer.best_state() | more)
-        return files[0]
-
-    trainer.on_not_finite = keep
+    trainer.faults.keep_in(tmp_path, lambda: faulty_state(trainer) | {"runs_on": "cuda in bfloat16"})
     with pytest.raises(FloatingPointError, match="essl_fast.replay"):
         run_epoch(trainer)
-    assert replay.main([str(files[0]), "--device", "cpu"]) == 1
+    (file,) = tmp_path.glob("nonfinite-1-1.pt")
+    assert replay.main([str(file), "--device", "cpu"]) == 1
     said = capsys.readouterr().out
     assert "ran on cuda in bfloat16, this is cpu in float32" in said and "everything is finite this time" in said
     with pytest.raises(InputError, match="is no step to replay"):
@@ -263,7 +265,7 @@ def test_a_run_that_collapses_is_told(tiny, tmp_path, capsys, monkeypatch):
         model.head.projector[6].weight.requires_grad_(False)
         return model
 
-    monkeypatch.setattr("essl_fast.models.build", collapsed)
+    monkeypatch.setattr(models, "build", collapsed)
     out = tmp_path / "run"
     assert train_door.main([*SETTINGS, "--data.root", str(tiny[1]), "--out", str(out), "--epochs", "2"]) == 0
     assert capsys.readouterr().out.count("warning: the projections have collapsed") == 1
@@ -273,20 +275,20 @@ def test_a_run_that_collapses_is_told(tiny, tmp_path, capsys, monkeypatch):
 
 
 def test_a_run_directory_has_one_owner(tmp_path, monkeypatch):
-    with ownership.owned(tmp_path):
+    with rundir.owned(tmp_path):
         with pytest.raises(InputError, match=rf"another training is at work in .* \(process {os.getpid()} on "):
-            with ownership.owned(tmp_path):
+            with rundir.owned(tmp_path):
                 pass
-        assert (tmp_path / ownership.LOCK).exists()
+        assert (tmp_path / rundir.LOCK).exists()
     assert not list(tmp_path.iterdir())
-    (tmp_path / ownership.LOCK).write_text("process 1 on a machine that lost power\n")  # nobody holds it
-    with ownership.owned(tmp_path):
-        assert f"process {os.getpid()}" in (tmp_path / ownership.LOCK).read_text()
+    (tmp_path / rundir.LOCK).write_text("process 1 on a machine that lost power\n")  # nobody holds it
+    with rundir.owned(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / rundir.LOCK).read_text()
 
     def none(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", none)
     said = []
-    with ownership.owned(tmp_path, said.append):
+    with rundir.owned(tmp_path, said.append):
         assert "has no locks (No locks available)" in said[0]

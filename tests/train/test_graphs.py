@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from essl_fast import config, kernels, models
-from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.kernels import fp8
-from essl_fast.models import localizer
+from essl_fast.models import heads
 from essl_fast.runtime.devices import pick_precision
-from essl_fast.train import graphs, progress
+from essl_fast.train import Observer, Trainer, graphs, train_epoch
 from essl_fast.train.graphs import WARMUP, Inputs, Stepper, wants_capture
-from essl_fast.train.rates import Rates, optimizer_state
-from essl_fast.train.trainer import Trainer
+from essl_fast.train.meters import rate
+from essl_fast.train.optimizer import Rates, optimizer_state
+from essl_fast.train.state import last_state, resume
 from tests.tools.recording import RecordedStep, Recorder
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -29,40 +29,25 @@ def quick_and_in_order(monkeypatch):
     """One thread, so that sums are the same; a narrow head, whose 9 M parameters would be most of the time here."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    narrow = functools.partial(localizer.SimSiamHead, dim=64, hidden=32)
-    monkeypatch.setattr(localizer, "SimSiamHead", narrow)
+    narrow = functools.partial(heads.SimSiamHead, dim=64, hidden=32)
+    monkeypatch.setattr(heads, "SimSiamHead", narrow)
     yield
     torch.set_num_threads(before)
 
 
 def trainer_of(prepared, captured, *overrides, batch=4):
-    settings = config.load(
-        "demo",
-        [
-            "--data.root",
-            str(prepared),
-            "--data.batch_size",
-            str(batch),
-            "--data.threads",
-            "1",
-            "--epochs",
-            "3",
-            "--data.last_batch",
-            "keep",
-            *SCHEDULE,
-            *overrides,
-        ],
-    )
+    words = f"--data.root {prepared} --data.batch_size {batch} --data.threads 1 --epochs 3 --data.last_batch keep"
+    settings = config.load("demo", [*words.split(), *SCHEDULE, *overrides])
     trainer = Trainer(settings, Manifest.load(prepared), CPU)
     if captured:
-        own = trainer.stepper
+        step, own = trainer.step, trainer.step.stepper
 
         def state():
-            moments = [t for s in trainer.optimizer.state.values() for t in s.values()]
-            guard = [trainer.guard.flag, trainer.guard.gate]
+            moments = [t for s in step.optimizer.state.values() for t in s.values()]
+            guard = [step.guard.flag, step.guard.gate]
             return [*trainer.model.parameters(), *trainer.model.buffers(), *moments, *guard]
 
-        trainer.stepper = Stepper(own._body, trainer.optimizer, batch, RecordedStep(state), held=own._held, must=True)
+        step.stepper = Stepper(own._body, step.optimizer, batch, RecordedStep(state), held=own._held, must=True)
     trainer.model.train()
     return trainer
 
@@ -74,7 +59,7 @@ def run(trainer, epochs):
         for raw in trainer.loader:
             losses = trainer.train_step(raw)
             found.append({name: value.item() for name, value in losses.items()})
-            trainer.step += 1
+            trainer.steps += 1
         trainer.epoch += 1
     return found
 
@@ -91,16 +76,16 @@ def test_replays_equal_plain_steps(tiny, resident):
     expected = run(plain, 2)
     assert run(captured, 2) == expected
     assert same_weights(captured, plain)
-    for mine, theirs in zip(captured.optimizer.state.values(), plain.optimizer.state.values(), strict=True):
+    for mine, theirs in zip(captured.step.optimizer.state.values(), plain.step.optimizer.state.values(), strict=True):
         assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
-    pool = captured.loader.pool
-    assert (captured.stepper._inputs.frames is (pool and pool.frames)) == (resident == "always")  # not a copy of it
+    pool = captured.loader.pool  # which is not copied
+    assert (captured.step.stepper._inputs.frames is (pool and pool.frames)) == (resident == "always")
     pairs, steps = plain.loader.pairs, len(plain.loader)
-    assert pairs % 4 and captured.stepper.captured
+    assert pairs % 4 and captured.step.stepper.captured
     full = 2 * (pairs // 4)
-    assert captured.stepper.counts == {"plain": 2 * steps - full + WARMUP, "replayed": full - WARMUP}
-    assert plain.stepper.counts == {"plain": 2 * steps, "replayed": 0} and not plain.stepper.prepared
-    phases = [(done.phase, done.batch) for done in captured.stepper.prepared]
+    assert captured.step.stepper.counts == {"plain": 2 * steps - full + WARMUP, "replayed": full - WARMUP}
+    assert plain.step.stepper.counts == {"plain": 2 * steps, "replayed": 0} and not plain.step.stepper.prepared
+    phases = [(done.phase, done.batch) for done in captured.step.stepper.prepared]
     assert phases == [("warm-up", 4)] * WARMUP + [("capture", 4)]
     assert len({loss["loss"] for loss in expected}) == len(expected)  # each step saw something else
 
@@ -141,7 +126,7 @@ def test_without_the_compiled_module_a_step_can_be_captured_too(tiny, monkeypatc
     monkeypatch.setattr(kernels, "_compiled", lambda tensor: False)
     captured, plain = (trainer_of(tiny[1], c) for c in (True, False))
     assert run(captured, 1) == run(plain, 1)
-    assert captured.stepper.captured and captured.stepper.counts["replayed"] > 0
+    assert captured.step.stepper.captured and captured.step.stepper.counts["replayed"] > 0
     with pytest.raises(RuntimeError, match="not permitted while capturing"), Recorder():
         torch.tensor([1.0, 2.0])
 
@@ -153,13 +138,13 @@ def test_a_capture_that_fails_leaves_plain_steps_and_says_so(tiny):
         def record(self, work):
             raise RuntimeError("CUDA error: operation failed\nlong explanation")
 
-    own = captured.stepper
-    captured.stepper = Stepper(own._body, captured.optimizer, 4, Refuses(None), held=own._held)
+    own = captured.step.stepper
+    captured.step.stepper = Stepper(own._body, captured.step.optimizer, 4, Refuses(None), held=own._held)
     assert run(captured, 1) == run(plain, 1) and same_weights(captured, plain)
-    assert captured.stepper.note == "the step runs uncaptured, more slowly: CUDA error: operation failed"
-    assert captured.stepper.counts["replayed"] == 0
-    must = Stepper(own._body, captured.optimizer, 4, Refuses(None), held=own._held, must=True)
-    captured.stepper = must
+    assert captured.step.stepper.note == "the step runs uncaptured, more slowly: CUDA error: operation failed"
+    assert captured.step.stepper.counts["replayed"] == 0
+    must = Stepper(own._body, captured.step.optimizer, 4, Refuses(None), held=own._held, must=True)
+    captured.step.stepper = must
     with pytest.raises(RuntimeError, match="cuda_graphs: on, but the step could not be captured: CUDA error"):
         run(captured, 2)
 
@@ -195,7 +180,7 @@ def test_a_capture_that_became_invalid_gives_back_stream_and_allocator(tiny, mon
         raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nlong explanation")
 
     trainer = trainer_of(tiny[1], False)
-    stepper = Stepper(body, trainer.optimizer, 4, graphs.CudaCapture(CPU))
+    stepper = Stepper(body, trainer.step.optimizer, 4, graphs.CudaCapture(CPU))
     assert not stepper._record()
     assert done == [before, (3, (0, 7))]
     assert stepper.note.endswith("more slowly: CUDA error: operation not permitted when stream is capturing")
@@ -211,16 +196,16 @@ def test_a_resumed_run_goes_on_with_the_same_bits(tiny):
         while len(found) < stop:
             for raw in begun.loader:
                 found.append({name: value.item() for name, value in begun.train_step(raw).items()})
-                begun.step += 1
+                begun.steps += 1
                 if len(found) == stop:
                     break
             else:
                 begun.epoch += 1
-        assert begun.stepper.captured == first
-        state = begun.state()
+        assert begun.step.stepper.captured == first
+        state = last_state(begun)
         assert all(isinstance(group["lr"], float) for group in state["optimizer"]["param_groups"])
         later = trainer_of(tiny[1], second)
-        later.resume(state)
+        resume(later, state)
         found += run(later, 2)
         assert found == expected and same_weights(later, whole)
 
@@ -231,7 +216,7 @@ def test_a_step_that_is_not_finite_is_caught_in_a_replay(tiny):
     batches = [raw for raw in trainer.loader if len(raw.index) == 4]
     for raw in (batches * WARMUP)[: WARMUP + 1]:
         trainer.train_step(raw)
-    assert trainer.stepper.captured
+    assert trainer.step.stepper.captured
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     bad = batches[0]._replace(sound=torch.full_like(batches[0].sound, float("nan")))
     assert trainer.train_step(bad)["non_finite"].item() == 1
@@ -290,6 +275,10 @@ def test_8_bits_are_for_the_frozen_trunk_and_chips_that_have_them():
 
 
 def test_the_compilers_time_is_not_in_the_rate(tiny):
+    class Listener(Observer):
+        def on_prepared(self, done, step, graphs):
+            told.append(done)
+
     trainer, told = trainer_of(tiny[1], False), []
     sizes = set()
 
@@ -299,17 +288,17 @@ def test_the_compilers_time_is_not_in_the_rate(tiny):
             time.sleep(0.4)  # the compiler
         return {"loss": torch.ones(()), "non_finite": torch.zeros(())}
 
-    trainer.stepper = Stepper(body, trainer.optimizer, 4, compiled=True)
-    trainer.on_prepared = told.append
-    entry = trainer.train_epoch(progress.EpochBars(commands.console(quiet=True), 1, 1), lambda: None)
+    trainer.step.stepper = Stepper(body, trainer.step.optimizer, 4, compiled=True)
+    trainer.observers.add(Listener())
+    entry, speed = train_epoch(trainer), trainer.speed
     last = trainer.loader.pairs % 4
     assert [(done.phase, done.batch) for done in told] == [("compile", 4), ("compile", last)]
-    assert trainer.seconds["compile"] == sum(done.seconds for done in told) >= 0.8
-    assert trainer.untimed == {"run": 4 + last, "epoch": 0}
+    assert speed.seconds["compile"] == sum(done.seconds for done in told) >= 0.8
+    assert speed.untimed == {"run": 4 + last, "epoch": 0}
     timed = trainer.loader.pairs - 4 - last
-    assert entry["pairs_per_second"] == pytest.approx(timed / trainer.seconds["train"])
-    assert trainer.mean_rate() == entry["pairs_per_second"]
-    assert trainer._rate(8, 8, {"train": 0.5, "compile": 5.5}) == 8 / 6  # there is nothing else to go by
+    assert entry["pairs_per_second"] == pytest.approx(timed / speed.seconds["train"])
+    assert speed.mean_rate() == entry["pairs_per_second"]
+    assert rate(1, 8, 8, {"train": 0.5, "compile": 5.5}) == 8 / 6  # there is nothing else to go by
 
 
 @pytest.mark.gpu
@@ -320,32 +309,13 @@ def test_a_cuda_graph_trains_as_plain_steps_do(tiny, resident, compiled):
     """In float32 on a real GPU: losses and weights of two epochs, within what atomics may reorder."""
     found = {}
     for mode in ("off", "on"):
-        settings = config.load(
-            "demo",
-            [
-                "--data.root",
-                str(tiny[1]),
-                "--data.batch_size",
-                "4",
-                "--data.last_batch",
-                "keep",
-                "--device",
-                "cuda",
-                "--precision",
-                "fp32",
-                "--compile",
-                compiled,
-                "--cuda_graphs",
-                mode,
-                "--data.resident",
-                resident,
-                *SCHEDULE,
-            ],
-        )
+        words = f"--data.root {tiny[1]} --data.batch_size 4 --data.last_batch keep --device cuda --precision fp32"
+        words += f" --compile {compiled} --cuda_graphs {mode} --data.resident {resident}"
+        settings = config.load("demo", [*words.split(), *SCHEDULE])
         trainer = Trainer(settings, Manifest.load(tiny[1]), GPU)
         trainer.model.train()
         losses = run(trainer, 2)
-        assert trainer.stepper.captured == (mode == "on") and not trainer.stepper.note
+        assert trainer.step.stepper.captured == (mode == "on") and not trainer.step.stepper.note
         found[mode] = losses, {name: value.cpu() for name, value in trainer.model.state_dict().items()}
         trainer.loader.close()
     for mine, theirs in zip(found["on"][0], found["off"][0], strict=True):

@@ -13,27 +13,14 @@ from essl_fast import config, models
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.runtime import distributed
-from essl_fast.train.running import find_run
-from essl_fast.train.trainer import Trainer
+from essl_fast.train import Trainer
+from essl_fast.train.rundir import find_run
 from tests.tools.ranks import run_ranks
 
 
 def settings_of(prepared, batch, method):
-    return config.load(
-        "demo",
-        [
-            "--data.root",
-            str(prepared),
-            "--data.batch_size",
-            str(batch),
-            "--data.threads",
-            "1",
-            "--objective.method",
-            method,
-            "--data.last_batch",
-            "keep",
-        ],
-    )
+    settings = f"--data.root {prepared} --data.batch_size {batch} --data.threads 1 --data.last_batch keep"
+    return config.load("demo", [*settings.split(), "--objective.method", method])
 
 
 def three_steps(world, prepared, batch, method):
@@ -48,10 +35,10 @@ def three_steps(world, prepared, batch, method):
     losses = []
     with trainer.loader as loader:
         for raw in loader:
-            trainer.unread.append((raw.index, trainer.train_step(raw), trainer.step))
+            trainer.losses.add(raw.index, trainer.train_step(raw), trainer.steps)
             losses.append(trainer.read_losses())
-            trainer.step += 1
-            if trainer.step == 3:
+            trainer.steps += 1
+            if trainer.steps == 3:
                 break
     state = {name: value.numpy().copy() for name, value in trainer.model.state_dict().items()}
     wider.remove()
@@ -80,31 +67,11 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
     """The command as users start it: rank 0 alone writes and prints."""
     _, prepared = tiny
     out = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        "-m",
-        "essl_fast.train",
-        "--config",
-        "demo",
-        "--data.root",
-        str(prepared),
-        "--data.batch_size",
-        "2",
-        "--out",
-        str(out),
-        "--epochs",
-        "2",
-        "--overlays",
-        "2",
-        "--device",
-        "cpu",
-        "--data.resident_shared",
-        "always",
-    ]
+    torchrun = "-m torch.distributed.run --nproc-per-node=2 --standalone -m essl_fast.train"
+    settings = (
+        f"--config demo --data.root {prepared} --data.batch_size 2 --out {out} --epochs 2 --overlays 2 --device cpu"
+    )
+    command = [sys.executable, *f"{torchrun} {settings} --data.resident_shared always".split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

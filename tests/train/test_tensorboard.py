@@ -4,8 +4,11 @@ import sys
 
 import pytest
 
+from essl_fast import config
 from essl_fast.common.errors import InputError
-from essl_fast.train import tensorboard
+from essl_fast.train import Observer, Observers, tensorboard
+from essl_fast.train.observers import LOGGERS, logger_names
+from essl_fast.train.run import check
 
 ENTRY = {
     "epoch": 3,
@@ -30,34 +33,42 @@ def test_the_numbers_of_an_epoch():
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InputError, match=r"tensorboard: .*pip install tensorboard"):
-        tensorboard.TensorBoardLog("nowhere")
+        check(config.load("demo", ["--tensorboard", "true"]))
 
 
-def test_both_logs_get_everything(tmp_path):
-    heard = []
-
-    class Log:
-        def write(self, event, **values):
-            heard.append((event, values))
+def test_all_observers_are_told_everything():
+    class Log(Observer):
+        def on_epoch(self, entry):
+            told.append(("epoch", entry))
 
         def close(self):
-            heard.append("closed")
+            told.append("closed")
 
-    both = tensorboard.Both(Log(), Log())
-    both.write("epoch", epoch=1)
+    told, both = [], Observers(Log())
+    both.add(Log())
+    both.on_epoch({"epoch": 1})
+    both.on_message("nobody prints it")
     both.close()
-    assert heard == [("epoch", {"epoch": 1})] * 2 + ["closed"] * 2
+    assert told == [("epoch", {"epoch": 1})] * 2 + ["closed"] * 2
+
+
+def test_loggers_are_found_by_name():
+    settings = config.load("demo", ["--tensorboard", "true"])
+    assert logger_names(settings) == ["tensorboard"] and LOGGERS.get("tensorboard") is tensorboard.TensorBoardLog
+    assert logger_names(config.load("demo", ["--loggers", "[tensorboard]", "--tensorboard", "true"])) == ["tensorboard"]
+    with pytest.raises(InputError, match="loggers: there is no logger 'mine'.*tensorboard.*--import"):
+        check(config.load("demo", ["--loggers", "[mine]"]))
 
 
 def test_event_files(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = tensorboard.TensorBoardLog(tmp_path)
-    log.write("start", step=0)
-    log.write("epoch", **ENTRY)
-    log.write("end", test={"success_at_half": 0.5, "auc": 0.25}, selected={"epoch": 3})
+    log = tensorboard.TensorBoardLog(None, tmp_path)
+    log.on_start(False, {"step": 0})
+    log.on_epoch(ENTRY)
+    log.on_end({"test": {"success_at_half": 0.5, "auc": 0.25}, "selected": {"epoch": 3}})
     log.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert found["loss/loss"] == [(3, 0.5)] and found["test/auc"] == [(3, 0.25)] and len(found) == 8

@@ -14,32 +14,20 @@ import pytest
 import torch
 
 from essl_fast import checkpoints, config, models
-from essl_fast.common import commands
 from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import QUARANTINE, Manifest, read_index
 from essl_fast.evaluate import __main__ as evaluate_door
 from essl_fast.models import objectives, weights
 from essl_fast.runtime import runlog
+from essl_fast.train import Trainer, forbidden
 from essl_fast.train import __main__ as train_door
-from essl_fast.train import running
-from essl_fast.train import trainer as trainer_module
+from essl_fast.train.demo import demo_data
+from essl_fast.train.optimizer import learning_rate_factor
+from essl_fast.train.state import resume
 
 # The warm-up ends within the first epoch, so that a resume meets every part of the schedule.
-ARGUMENTS = [
-    "--epochs",
-    "2",
-    "--data.batch_size",
-    "5",
-    "--device",
-    "cpu",
-    "--eval_every",
-    "1",
-    "--overlays",
-    "4",
-    "--optim.warmup",
-    "0.5",
-]
+ARGUMENTS = "--epochs 2 --data.batch_size 5 --device cpu --eval_every 1 --overlays 4 --optim.warmup 0.5".split()
 
 
 @pytest.fixture(autouse=True)
@@ -186,8 +174,8 @@ def test_the_demo_from_nothing(tmp_path):
 
 def test_the_demo_replaces_what_another_version_left_in_its_cache(tmp_path, capsys):
     arguments = ["--demo.train_videos", "10", "--demo.test_videos", "1", "--demo.cache", str(tmp_path)]
-    settings, console = config.load("demo", arguments), commands.console()
-    prepared, objects = running.demo_data(settings, console)
+    settings = config.load("demo", arguments)
+    prepared, objects = demo_data(settings.demo, print)
     made = {path: path.read_bytes() for path in prepared.rglob("*") if path.is_file()}
     manifest = json.loads((prepared / "manifest.json").read_text())
     # As the first version left it: another format, without a setting that came later.
@@ -196,7 +184,7 @@ def test_the_demo_replaces_what_another_version_left_in_its_cache(tmp_path, caps
     (prepared / "manifest.json").write_text(json.dumps(manifest))
     world = prepared.parent / "world" / "world.json"
     world.write_text(json.dumps(json.loads(world.read_text()) | {"version": 0}))
-    assert running.demo_data(settings, console) == (prepared, objects)
+    assert demo_data(settings.demo, print) == (prepared, objects)
     assert {path: path.read_bytes() for path in prepared.rglob("*") if path.is_file()} == made
     assert "another version's: making it again" in capsys.readouterr().out
 
@@ -207,12 +195,12 @@ def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):
         train_door.main(["--resume", str(out), "--optim.lr_head", "0.5"])
     settings = config.load(str(out / "config.yaml"))
     manifest = Manifest.load(prepared)
-    trainer = trainer_module.Trainer(settings, manifest, torch.device("cpu"))
+    trainer = Trainer(settings, manifest, torch.device("cpu"))
     state = checkpoints.load(out / "last.pt")
     with pytest.raises(InputError, match="not the data set"):
-        trainer.resume({**state, "data": {**state["data"], "pairs": 1}})
+        resume(trainer, {**state, "data": {**state["data"], "pairs": 1}})
     with pytest.raises(InputError, match="only last.pt"):
-        trainer.resume(checkpoints.load(out / "best.pt"))
+        resume(trainer, checkpoints.load(out / "best.pt"))
     trainer.loader.close()
     with pytest.raises(InputError, match="not a run directory"):
         train_door.main(["--resume", str(tmp_path / "nowhere")])
@@ -223,7 +211,7 @@ def test_what_may_change_on_a_resume():
 
     def refused(*overrides):
         after = config.to_dict(config.load("sspl", overrides))
-        return [line.split(":")[0] for line in trainer_module.forbidden(config.difference(before, after))]
+        return [line.split(":")[0] for line in forbidden(config.difference(before, after))]
 
     assert refused("epochs=50", "data.root=elsewhere", "data.threads=3", "checkpoint_steps=7", "out=there") == []
     assert refused("data.resident=never", "data.resident_budget_gb=3", "data.on_error=skip", "data.max_errors=1") == []
@@ -331,7 +319,7 @@ def test_a_finished_run_is_not_overwritten(finished):
 
 def run_command(capsys, *arguments):
     """Exit code and error line of the command, run in this process."""
-    code = command(lambda: train_door.main(list(map(str, arguments))), running.PROG)
+    code = command(lambda: train_door.main(list(map(str, arguments))), train_door.PROG)
     return code, capsys.readouterr().err.strip()
 
 
@@ -378,22 +366,9 @@ def test_the_published_protocol_says_so(tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["sspl", "semipl"])
 def test_the_papers_networks_take_a_step(tiny, name, recwarn):
-    settings = config.load(
-        name,
-        [
-            "--model.vgg16_weights",
-            "none",
-            "--model.vggish_weights",
-            "none",
-            "--data.batch_size",
-            "2",
-            "--device",
-            "cpu",
-            "--model.pcm_cycles",
-            "1",
-        ],
-    )
-    trainer = trainer_module.Trainer(settings, Manifest.load(tiny[1]), torch.device("cpu"))
+    weights = "--model.vgg16_weights none --model.vggish_weights none"
+    settings = config.load(name, f"{weights} --data.batch_size 2 --device cpu --model.pcm_cycles 1".split())
+    trainer = Trainer(settings, Manifest.load(tiny[1]), torch.device("cpu"))
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     losses = trainer.train_step(next(iter(trainer.loader)))
     trainer.loader.close()
@@ -410,7 +385,7 @@ def test_compiled_step_equals_the_plain_one(tiny, precision, tolerance):
     found = []
     for compiled in ("off", "on"):
         arguments = ["--compile", compiled, "--data.batch_size", "4", "--device", "cpu", "--precision", precision]
-        trainer = trainer_module.Trainer(config.load("demo", arguments), Manifest.load(tiny[1]), torch.device("cpu"))
+        trainer = Trainer(config.load("demo", arguments), Manifest.load(tiny[1]), torch.device("cpu"))
         found.append({k: v.item() for k, v in trainer.train_step(next(iter(trainer.loader))).items()})
         trainer.loader.close()
     # L_U is near 0 before training, a mean of cosines: their rounding is absolute, not relative.
@@ -464,7 +439,7 @@ def test_a_run_on_a_gpu(tiny, tmp_path, precision):
     assert checkpoints.load(out / "last.pt")["epoch"] == 3
 
     settings = config.load(str(out / "config.yaml"))
-    trainer = trainer_module.Trainer(settings, Manifest.load(tiny[1]), torch.device("cuda"))
+    trainer = Trainer(settings, Manifest.load(tiny[1]), torch.device("cuda"))
     raw = next(iter(trainer.loader))
     trainer.train_step(raw)  # compiles, and waits as it likes
     torch.cuda.set_sync_debug_mode("error")
@@ -477,8 +452,8 @@ def test_a_run_on_a_gpu(tiny, tmp_path, precision):
 
 
 def test_learning_rate_factor():
-    assert {trainer_module.learning_rate_factor("constant", step, 10, 2) for step in range(10)} == {1.0}
-    factors = [trainer_module.learning_rate_factor("cosine", step, 10, 2) for step in range(10)]
+    assert {learning_rate_factor("constant", step, 10, 2) for step in range(10)} == {1.0}
+    factors = [learning_rate_factor("cosine", step, 10, 2) for step in range(10)]
     assert factors[:3] == [0.5, 1.0, 1.0] and all(a > b for a, b in zip(factors[2:], factors[3:], strict=False))
     assert factors[-1] < 0.05
 

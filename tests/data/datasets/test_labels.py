@@ -11,7 +11,7 @@ from essl_fast import config
 from essl_fast.common.errors import InputError
 from essl_fast.data.datasets.labels import labelled
 from essl_fast.data.shards import Manifest
-from essl_fast.train.trainer import Trainer
+from essl_fast.train import Trainer
 
 
 def manifest_of(train=60, val=10, test=10, seed=0):
@@ -85,9 +85,12 @@ def test_training_goes_without_them(tiny):
     trainer = Trainer(config.load("demo", [*arguments, "0.5"]), manifest, torch.device("cpu"))
     trainer.loader.close()
     rows = manifest.rows("train")
-    assert 0 < trainer.labelled[rows].sum() < len(rows) and trainer.labelled[manifest.rows("test")].all()
-    np.testing.assert_array_equal(trainer.labelled, labelled(manifest, ["train"], 0.5))
-    assert trainer.labels_dropped == manifest.labelled.sum() - trainer.labelled.sum() > 0
+    assert (
+        0 < trainer.data.labels.labelled[rows].sum() < len(rows)
+        and trainer.data.labels.labelled[manifest.rows("test")].all()
+    )
+    np.testing.assert_array_equal(trainer.data.labels.labelled, labelled(manifest, ["train"], 0.5))
+    assert trainer.data.labels_dropped == manifest.labelled.sum() - trainer.data.labels.labelled.sum() > 0
     with pytest.raises(InputError, match="none has a box at data.labelled_fraction 0"):
         settings = config.load("demo", [*arguments, "0", "--objective.method", "supervised"])
         Trainer(settings, manifest, torch.device("cpu"))

@@ -1,12 +1,19 @@
-"""Learning rates as tensors on the device, and their schedule."""
+"""AdamW with the recipe's groups, and its learning rates as tensors on the device."""
 
 import math
 
 import torch
 
+from essl_fast import config, models
+
+
+def build_optimizer(model: models.Localizer, optim: config.OptimConfig) -> torch.optim.AdamW:
+    """AdamW with the recipe's groups, in the published order; fused: one pass over all parameters of a group."""
+    return torch.optim.AdamW(model.parameter_groups(optim), betas=(0.9, 0.999), eps=1e-8, fused=True)
+
 
 def learning_rate_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """What the learning rates are multiplied with at ``step`` of ``steps``."""
+    """What the learning rates are multiplied with at ``step`` (from 0) of ``steps``; they rise for ``warmup`` steps."""
     if schedule == "constant":
         return 1.0
     if step < warmup:
@@ -15,7 +22,7 @@ def learning_rate_factor(schedule: str, step: int, steps: int, warmup: int) -> f
 
 
 class Rates:
-    """The learning rates of an optimizer's groups as one tensor on the device, so that a schedule recaptures nothing.
+    """The learning rates of an optimizer's groups as one tensor on the device, so that a schedule needs no new capture.
 
     float32 on a GPU, as the fused update wants it there; float64 on a CPU, where it equals a plain number to the bit.
     """

@@ -1,0 +1,117 @@
+"""What a run trains on: the loader, the memory behind it, and the boxes and labels on the device."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from essl_fast import config, models
+from essl_fast.common.errors import InputError
+from essl_fast.data import datasets
+from essl_fast.data.loading import Exchange, Loader, Pools
+from essl_fast.data.shards import Manifest
+from essl_fast.evaluate import evaluation_loader, loader_settings
+from essl_fast.models import objectives
+from essl_fast.runtime.distributed import World
+
+
+class Labels(NamedTuple):
+    """What is known of every pair of the manifest, on the device."""
+
+    boxes: Tensor  # (P, K, 4) int32 xyxy on the 224 grid, as the stored frame shows them; padded with empty boxes
+    labelled: Tensor  # (P,) bool: the boxes may be used in training
+
+
+def training_splits(settings: config.Config, manifest: Manifest) -> list[str]:
+    """The splits that are trained on. The published protocol selects on the test set and trains on all other videos."""
+    return ["train", "val"] if settings.select_on == "test" and manifest.pairs("val") else ["train"]
+
+
+def evaluated_splits(settings: config.Config, manifest: Manifest) -> list[str]:
+    """The splits that the run evaluates, those that the data has."""
+    return [split for split in sorted({settings.select_on, "test"}) if manifest.pairs(split)]
+
+
+class TrainingData:
+    """The data of a run, on this rank.
+
+    Args:
+        on_fault: called with the row and the reason of a pair that does not decode and is left out.
+
+    Attributes:
+        splits: what is trained on.
+        pools: decoded pairs that stay in memory, of training and evaluation.
+        loader: the batches.
+        labels: boxes and labels on the device.
+        excluded: quarantined pairs that are left out.
+        labels_dropped: labelled pairs that train without their boxes (`data.labelled_fraction`).
+
+    Raises:
+        InputError: the data cannot be trained on with these settings.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        manifest: Manifest,
+        model: models.Localizer,
+        dtype: torch.dtype,
+        device: torch.device,
+        world: World,
+        on_fault: Callable[[int, str], None],
+    ) -> None:
+        data = settings.data
+        self.splits = training_splits(settings, manifest)
+        exchanges = world.size > 1 and "never" not in (data.resident, data.resident_shared)
+        exchange = Exchange(world.rank, world.size, device) if exchanges else None
+        self.pools = Pools(data.resident, data.resident_budget_gb, device, data.resident_shared, exchange)
+        self.loader = Loader(
+            manifest,
+            self.splits,
+            batch_size=data.batch_size,
+            side=config.STORED_SIDE,
+            device=device,
+            shuffle=True,
+            last_batch=data.last_batch,
+            epochs=settings.epochs,
+            least=2 if world.size == 1 else 1,  # batch norm needs two pairs over all ranks
+            pools=self.pools,
+            on_fault=on_fault,
+            rank=world.rank,
+            world_size=world.size,
+            **loader_settings(settings, model, dtype),
+        )
+        # The evaluated splits get their place in memory now, so that what does not fit is known at once.
+        evaluated = [
+            evaluation_loader(manifest, split, settings, model, device, dtype, self.pools, world=world)
+            for split in evaluated_splits(settings, manifest)
+        ]
+        self.excluded = sum(loader.excluded for loader in [self.loader, *evaluated])
+        refuse_batch_of_one(settings, self.loader.pairs, world)
+        labelled = datasets.labelled(manifest, self.splits, data.labelled_fraction)
+        refuse_no_labels(settings, manifest, labelled)
+        self.labels_dropped = int((manifest.labelled & ~labelled).sum())
+        boxes = torch.from_numpy(np.array(manifest.boxes)).to(device)
+        self.labels = Labels(boxes, torch.from_numpy(labelled).to(device))
+
+
+def refuse_batch_of_one(settings: config.Config, pairs: int, world: World) -> None:
+    """InputError if the last batch of an epoch is one pair: batch norm needs two."""
+    data = settings.data
+    if data.last_batch == "keep" and world.size == 1 and pairs % data.batch_size == 1:
+        raise InputError(
+            f"data.batch_size: {pairs} training pairs leave a last batch of one pair, and batch norm needs two; "
+            f"choose another size, or --data.last_batch drop"
+        )
+
+
+def refuse_no_labels(settings: config.Config, manifest: Manifest, labelled: np.ndarray) -> None:
+    """InputError if the objective needs boxes and no training pair has any."""
+    method, fraction = settings.objective.method, settings.data.labelled_fraction
+    if objectives.facts(method).needs_labels and not labelled[manifest.rows("train")].any():
+        raise InputError(
+            f"{manifest.root}: objective.method {method} needs labelled pairs, and none has a box"
+            + (f" at data.labelled_fraction {fraction:g}" if fraction < 1 else "")
+        )

@@ -1,0 +1,92 @@
+"""The training loop.
+
+for each epoch:
+    for each batch:
+        step                      two views, forward, backward, update
+        checkpoint                every so many steps, and when a signal came; a signal then ends the run
+    evaluate                      on the selection split; the best weights so far become best.pt
+    checkpoint                    last.pt: where all of it stands
+"""
+
+import signal
+from collections.abc import Callable
+from typing import NoReturn
+
+from essl_fast.runtime.stopping import Stopped, Stopping
+from essl_fast.train.collapse import collapse
+from essl_fast.train.rundir import RunDirectory
+from essl_fast.train.state import best_state, last_state
+from essl_fast.train.trainer import Trainer
+
+
+def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None:
+    """Train to the last epoch: evaluate, keep the best weights, keep where the run stands.
+
+    Args:
+        trainer: where it stands is where training begins.
+        directory: gets best.pt and last.pt.
+        stopping: says whether a signal asks for the end. All ranks act on it at the same step.
+
+    Raises:
+        Stopped: after the step, or the evaluation, in which a signal came to any rank; last.pt is then of that step.
+        FloatingPointError: a step was not finite and the settings do not let the run go on.
+    """
+    settings, observers = trainer.settings, trainer.observers
+    observers.on_train_start(settings.epochs, len(trainer.loader), trainer.steps)
+    try:
+        while trainer.epoch < settings.epochs:
+            for raw in trainer.batches():
+                trainer.take_step(raw)
+                signum = stopping.agreed(trainer.world) if asks(trainer) else 0
+                if signum or due(settings.checkpoint_steps, trainer.steps):
+                    directory.save_last(last_state(trainer))
+                if signum:
+                    stop(trainer, directory, signum)
+
+            entry = trainer.end_epoch()
+            last = trainer.epoch == settings.epochs
+            if last or due(settings.eval_every, trainer.epoch):
+                select(trainer, directory, entry)
+            observers.on_epoch(entry)  # before last.pt: killed in between, the epoch is logged twice, not never
+            signum = stopping.agreed(trainer.world)
+            if last or signum or due(settings.checkpoint_epochs, trainer.epoch):
+                directory.save_last(last_state(trainer))
+            if warning := collapse(trainer.history, settings.data.batch_size):
+                observers.on_warning(trainer.epoch, warning)
+            if signum:
+                stop(trainer, directory, signum)
+    finally:
+        observers.on_train_end()
+
+
+def train_epoch(trainer: Trainer, after_step: Callable[[], None] = lambda: None) -> dict:
+    """The rest of the current epoch alone, without evaluation or checkpoints; its entry of the history."""
+    for raw in trainer.batches():
+        trainer.take_step(raw)
+        after_step()
+    return trainer.end_epoch()
+
+
+def due(every: int, count: int) -> bool:
+    """Whether something that is done ``every`` so many (0: never) is done at ``count``."""
+    return bool(every) and count % every == 0
+
+
+def asks(trainer: Trainer) -> bool:
+    """Whether this step looks for a signal. Several ranks must agree, which takes time: they ask now and then."""
+    return trainer.world.size == 1 or due(trainer.losses.every, trainer.steps)
+
+
+def select(trainer: Trainer, directory: RunDirectory, entry: dict) -> None:
+    """Evaluate the selection split into the epoch's entry; the best weights so far become best.pt."""
+    found = trainer.evaluate(trainer.settings.select_on).result(trainer.manifest)
+    entry["selection"] = {key: found[key] for key in ("success_at_half", "auc")}
+    if trainer.is_best(entry["selection"]):
+        directory.save_best(best_state(trainer))
+
+
+def stop(trainer: Trainer, directory: RunDirectory, signum: int) -> NoReturn:
+    """End the run after a signal; last.pt holds where it stands."""
+    name = signal.Signals(signum).name
+    trainer.observers.on_stop(name, trainer.epoch, trainer.steps, directory.last)
+    raise Stopped(signum)

@@ -1,0 +1,159 @@
+"""What a run measures of itself: its losses, its speed, and where its time goes."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from essl_fast.runtime import distributed
+from essl_fast.runtime.distributed import World
+
+
+class StepLosses(NamedTuple):
+    """The losses of one step, on the host."""
+
+    index: Tensor  # (B,) int64: this rank's pairs
+    step: int  # of the epoch, from 0
+    losses: dict[str, float]  # means over the ranks
+    finite: bool
+    later: int  # steps that were launched after it and before the host read it
+
+
+class LossMeter:
+    """The losses of the epoch so far.
+
+    They stay on the device until :meth:`read` fetches all of them in one transfer, since reading waits for a GPU.
+
+    every: steps between two readings. unread: losses that are still on the device. sums: of the losses that were read,
+    each times its pairs. counted: pairs in the sums; those of steps that were not finite are not.
+    """
+
+    def __init__(self, world: World, every: int) -> None:
+        self._world, self.every = world, every
+        self.unread: list[tuple[Tensor, dict[str, Tensor], int]] = []
+        self.sums: dict[str, float] = {}
+        self.counted = 0
+
+    @property
+    def due(self) -> bool:
+        """Whether enough steps have gone by to read their losses."""
+        return len(self.unread) >= self.every
+
+    def add(self, index: Tensor, losses: dict[str, Tensor], step: int) -> None:
+        """The losses (0-d, on the device) of a step with the pairs ``index`` (B,)."""
+        self.unread.append((index, losses, step))
+
+    def read(self) -> list[StepLosses]:
+        """What was added since the last call, in order. All ranks call it together."""
+        unread, self.unread = self.unread, []
+        if not unread:
+            return []
+        table = torch.stack([torch.stack(list(losses.values())) for _, losses, _ in unread])
+        table = (distributed.total(table, self._world) / self._world.size).tolist()
+        found = []
+        for number, ((index, losses, step), values) in enumerate(zip(unread, table, strict=True), 1):
+            named = dict(zip(losses, values, strict=True))
+            finite = not named.pop("non_finite") and abs(named["loss"]) < float("inf")
+            found.append(StepLosses(index, step, named, finite, len(unread) - number))
+        return found
+
+    def count(self, step: StepLosses) -> None:
+        """Add a step to the epoch's sums."""
+        self.counted += len(step.index)
+        for name, value in step.losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * len(step.index)
+
+    def means(self) -> dict[str, float]:
+        """The epoch's losses so far, means over this rank's pairs."""
+        return {name: total / max(1, self.counted) for name, total in self.sums.items()}
+
+    def reset(self) -> None:
+        """A new epoch begins."""
+        self.sums, self.counted = {}, 0
+
+
+class SpeedMeter:
+    """Pairs a second, and where the time of a run goes.
+
+    Time is added up between two calls of :meth:`tick`. A step that compiles, warms up or is captured counts apart.
+
+    seconds: of the run, by what they were spent on: train (waiting included), eval, wait (for data), compile.
+    epoch_seconds: the same of the epoch so far. pairs: of all ranks in the run. seen: of this rank in the epoch so far.
+    untimed: pairs of this rank, in the run and in the epoch, in steps whose time is "compile".
+    """
+
+    def __init__(self, world: World, waited: Callable[[], float]) -> None:
+        """``waited`` gives the seconds that the loader has been waited for so far."""
+        self._world, self._waited = world, waited
+        self.seconds = {"train": 0.0, "eval": 0.0, "wait": 0.0, "compile": 0.0}
+        self.epoch_seconds = {"train": 0.0, "wait": 0.0, "compile": 0.0}
+        self.untimed = {"run": 0, "epoch": 0}
+        self.pairs = self.seen = 0
+        self.began, self.elapsed = time.perf_counter(), 0.0  # of this process; of those before it
+        self.skip()
+
+    def skip(self) -> None:
+        """What went by since the last tick is not counted."""
+        self._last, self._waited_before = time.perf_counter(), self._waited()
+
+    def tick(self) -> None:
+        """What went by since the last tick was training."""
+        passed, waited = time.perf_counter() - self._last, self._waited() - self._waited_before
+        self.skip()
+        for sums in (self.seconds, self.epoch_seconds):
+            sums["train"] += passed
+            sums["wait"] += waited
+
+    def prepared(self, seconds: float, pairs: int) -> None:
+        """So many seconds since the last tick are the compiler's, in a step with so many pairs of this rank."""
+        self._last += seconds
+        for sums in (self.seconds, self.epoch_seconds):
+            sums["compile"] += seconds
+        self.untimed = {name: count + pairs for name, count in self.untimed.items()}
+
+    def add(self, pairs: int) -> None:
+        """A step with so many pairs of this rank was launched."""
+        self.seen += pairs
+        self.pairs += pairs * self._world.size
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """What goes by inside is spent on evaluation."""
+        begin = time.perf_counter()
+        yield
+        self.seconds["eval"] += time.perf_counter() - begin
+
+    def reset(self) -> None:
+        """A new epoch begins."""
+        self.seen, self.untimed["epoch"] = 0, 0
+        self.epoch_seconds = {"train": 0.0, "wait": 0.0, "compile": 0.0}
+
+    def rate(self) -> float:
+        """Pairs per second of all ranks in the epoch so far."""
+        return rate(self._world.size, self.seen, self.untimed["epoch"], self.epoch_seconds)
+
+    def mean_rate(self) -> float:
+        """Pairs per second of all ranks in the run so far."""
+        return rate(self._world.size, self.pairs // self._world.size, self.untimed["run"], self.seconds)
+
+    def waiting(self) -> float:
+        """Share of the epoch's time so far in which the host waited for data."""
+        return self.epoch_seconds["wait"] / max(self.epoch_seconds["train"], 1e-9)
+
+    def total_seconds(self) -> float:
+        """Seconds since the run began, over all processes that worked on it."""
+        return self.elapsed + time.perf_counter() - self.began
+
+
+def rate(ranks: int, pairs: int, untimed: int, seconds: dict[str, float]) -> float:
+    """Pairs per second of all ranks, of which each had ``pairs``.
+
+    Steps that compiled, warmed up or were captured, with ``untimed`` pairs, and their time count only if there were no
+    others.
+    """
+    if pairs > untimed:
+        return ranks * (pairs - untimed) / max(seconds["train"], 1e-9)
+    return ranks * pairs / max(seconds["train"] + seconds["compile"], 1e-9)

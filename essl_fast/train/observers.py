@@ -1,0 +1,110 @@
+"""What watches a training run: progress on the terminal, the log, TensorBoard, and loggers of your own.
+
+A logger of your own is an :class:`Observer` that is made with (settings, run directory, complete epochs), and found by
+its name in `loggers`. An earlier process may have logged epochs after the complete ones: they are trained again.
+
+    from essl_fast import register_logger
+    from essl_fast.train import Observer
+
+    @register_logger("mine")
+    class Mine(Observer):
+        def __init__(self, settings, folder, epoch): ...
+        def on_epoch(self, entry): ...
+
+    python -m essl_fast.train --import my_module --loggers '[mine]'
+"""
+
+from pathlib import Path
+
+from essl_fast import config
+from essl_fast.common.registry import Registry
+from essl_fast.train.events import Fault, Preparation, Reading
+
+LOGGERS = Registry("logger", setting="loggers", own=("essl_fast.train.tensorboard",))
+register_logger = LOGGERS.register
+
+
+class Observer:
+    """Watches a run from the process that leads it. Every method does nothing here: override what you need.
+
+    An exception in a method ends the run.
+    """
+
+    @classmethod
+    def check(cls) -> None:
+        """InputError if it cannot be used here, a package is missing, say. Called before anything slow is done."""
+
+    def on_start(self, resumed: bool, facts: dict) -> None:
+        """Before the first step. facts: environment, config, data, step, changed, passed, weights: plain values."""
+
+    def on_message(self, text: str) -> None:
+        """A line for the user."""
+
+    def on_train_start(self, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
+        """The training loop begins."""
+
+    def on_step(self, epoch: int, reading: Reading | None) -> None:
+        """A step of ``epoch`` (from 0) was launched. reading: where losses were read after it."""
+
+    def on_prepared(self, done: Preparation, step: int, graphs: dict[str, int]) -> None:
+        """The run's step number ``step`` (from 1) compiled, warmed up or was captured.
+
+        graphs: how many graphs were compiled for it: "hits" came from the cache, "misses" were made.
+        """
+
+    def on_skipped(self, key: str, reason: str, epoch: int) -> None:
+        """A pair does not decode and is left out from ``epoch`` (from 1) on."""
+
+    def on_not_finite(self, fault: Fault, file: Path | None, passed: bool) -> None:
+        """A step was not finite. file: what replay reads; passed: the run goes on without the step."""
+
+    def on_baseline(self, name: str, result: dict) -> None:
+        """What something that the trained model must beat scores on the test split."""
+
+    def on_epoch(self, entry: dict) -> None:
+        """An epoch is complete. entry: as in the history: epoch (from 1), losses, pairs_per_second, ..."""
+
+    def on_warning(self, epoch: int, text: str) -> None:
+        """Something about the run so far is likely to be wrong."""
+
+    def on_stop(self, signal: str, epoch: int, step: int, checkpoint: Path) -> None:
+        """A signal ends the run after ``step``, which ``checkpoint`` holds."""
+
+    def on_train_end(self) -> None:
+        """The training loop has ended, also by an error."""
+
+    def on_end(self, summary: dict) -> None:
+        """The run is complete. summary: what summary.json holds."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+class Observers(Observer):
+    """Several observers that are told everything, in their order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = list(observers)
+
+    def add(self, observer: Observer) -> None:
+        self.observers.append(observer)
+
+
+def _forward(name: str):
+    def tell(self: Observers, *args, **kwargs) -> None:
+        for observer in self.observers:
+            getattr(observer, name)(*args, **kwargs)
+
+    tell.__name__, tell.__doc__ = name, getattr(Observer, name).__doc__
+    return tell
+
+
+for _name in vars(Observer):
+    if _name == "close" or _name.startswith("on_"):
+        setattr(Observers, _name, _forward(_name))
+
+
+def logger_names(settings: config.Config) -> list[str]:
+    """The loggers that the settings ask for, by name."""
+    names = list(settings.loggers)
+    return names if "tensorboard" in names or not settings.tensorboard else [*names, "tensorboard"]

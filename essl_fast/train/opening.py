@@ -1,0 +1,55 @@
+"""What a run says of itself before its first step."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from essl_fast.kernels import native
+from essl_fast.train.rundir import RunDirectory
+from essl_fast.train.trainer import Trainer
+
+
+def opening_lines(
+    trainer: Trainer, directory: RunDirectory, resumed_from: Path | None, changed: list[str], passed: list[str]
+) -> Iterator[str]:
+    """Lines for the user.
+
+    Args:
+        resumed_from: the checkpoint that the run goes on from.
+        changed: settings that differ from the checkpoint's.
+        passed: checkpoints that were passed over, with the reasons.
+    """
+    settings, world = trainer.settings, trainer.world
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
+    yield (
+        f"{settings.name}: {settings.objective.method}, {trainer.loader.pairs} training pairs, {trained:.1f} M trained "
+        f"parameters, {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}"
+        + (f", {world.size} processes" if world.size > 1 else "")
+        + f"; run directory {directory.path}"
+    )
+    yield from (f"differs from the checkpoint: {line}" for line in changed)
+    yield from (f"passed over: {line}" for line in passed)
+    if passed and resumed_from:
+        yield f"goes on from {resumed_from}, step {trainer.steps}"
+    if trainer.epoch >= settings.epochs:
+        why = f"the run has already trained {trainer.epoch} epochs, so with --epochs {settings.epochs}"
+        yield f"{why} there is nothing to train: it is evaluated again"
+    yield from slower_parts(trainer)
+    if trainer.data.excluded:
+        yield f"{trainer.data.excluded} quarantined pairs are left out"
+    if trainer.data.labels_dropped:
+        yield f"{trainer.data.labels_dropped} labelled pairs train without their boxes (data.labelled_fraction)"
+
+
+def slower_parts(trainer: Trainer) -> Iterator[str]:
+    """A line for everything that runs more slowly here than it could, with the remedy."""
+    on_gpu = trainer.device.type == "cuda"
+    if not native.available():
+        yield f"PyTorch alone makes the views, more slowly: {native.why_unavailable()}"
+    elif on_gpu and not native.has_cuda():
+        yield (
+            "PyTorch alone makes the views, more slowly: the compiled module has no CUDA part; run "
+            "`ESSL_CUDA=1 pip install .` in the source folder, which says what is missing"
+        )
+    if on_gpu and trainer.settings.compile == "auto" and not trainer.step.compiled:
+        yield "the step runs uncompiled, more slowly: torch.compile needs a C compiler and Python's headers"
+    yield from trainer.data.pools.notes

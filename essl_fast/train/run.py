@@ -1,0 +1,287 @@
+"""A whole training run, from the settings to the summary: what `python -m essl_fast.train` does."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+
+from essl_fast import checkpoints, config, models
+from essl_fast.common import commands
+from essl_fast.common.errors import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.evaluate import warn_of_consensus
+from essl_fast.profiling import ProfiledRun, StepProfile, largest_gaps
+from essl_fast.runtime import distributed, provenance
+from essl_fast.runtime.compiling import keep_cache, wants_compile
+from essl_fast.runtime.devices import pick_device
+from essl_fast.runtime.distributed import ALONE, World
+from essl_fast.runtime.stopping import Stopping
+from essl_fast.train import loop
+from essl_fast.train.demo import demo_data
+from essl_fast.train.logfile import LogFile
+from essl_fast.train.observers import LOGGERS, Observers, logger_names
+from essl_fast.train.opening import opening_lines
+from essl_fast.train.progress import TerminalProgress
+from essl_fast.train.results import conclude
+from essl_fast.train.rundir import RunDirectory, find_run, owned
+from essl_fast.train.state import faulty_state, last_state, resume
+from essl_fast.train.trainer import Trainer
+
+COMMAND = "python -m essl_fast.train"
+
+
+class Data(NamedTuple):
+    """What a run is trained and tested on."""
+
+    manifest: Manifest
+    objects: dict | None  # every object of each pair's frame, where that is known (the demo)
+    seconds: float  # that it took to make and open
+
+
+class Past(NamedTuple):
+    """What a resumed run goes on from."""
+
+    checkpoint: Path | None  # None: the run begins
+    state: dict | None
+    passed: list[str]  # a line for each checkpoint that was passed over, and for a best.pt that is lost
+
+
+def fit(
+    settings: config.Config | str = "demo",
+    overrides: Sequence[str] = (),
+    *,
+    resume: str | Path = "",
+    profile: int = 0,
+    quiet: bool = False,
+    report: Callable[[dict, Path, Console], None] = lambda summary, out, console: None,
+) -> dict:
+    """Train, evaluate, and leave everything in a run directory: what the command does, with the same defaults.
+
+    Args:
+        settings: a Config, the name of a shipped config, or a YAML file. A Config is changed: `data.root` becomes
+            absolute.
+        overrides: like ["--epochs", "3"] or ["epochs=3"]; only where ``settings`` is a name or a file.
+        resume: run directory to continue; "" begins a run.
+        profile: trace so many training steps.
+        quiet: print nothing.
+        report: called at the end with the summary, the run directory and the terminal.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        InputError: a setting, a file or the data is wrong; the message says what to do.
+        FloatingPointError: a step was not finite.
+        Stopped: Ctrl-C or SIGTERM; the run directory holds where it stands.
+    """
+    if isinstance(settings, str):
+        settings = config.load(str(Path(resume) / "config.yaml") if resume else settings, overrides)
+    check(settings)
+    world = distributed.world_of()
+    device = pick_device(distributed.own_device(settings.device, world))
+    console = commands.console(quiet=quiet or not world.leads)
+    with distributed.joined(world, device):
+        out, checkpoint = find_run(settings, str(resume), world)
+        with ended_well(out, console, device, world):
+            summary = run(settings, out, checkpoint, console, device, world, profile)
+    report(summary, out, console)
+    return summary
+
+
+def check(settings: config.Config) -> None:
+    """InputError for settings that name what is not there, before anything slow is done."""
+    models.check(settings)
+    for name in logger_names(settings):
+        LOGGERS.get(name).check()
+
+
+@contextlib.contextmanager
+def ended_well(out: Path, console: Console, device: torch.device, world: World) -> Iterator[None]:
+    """However the run ends, the user learns how to go on, and no other rank waits for this one."""
+    again = COMMAND if world.size == 1 else f"torchrun --nproc-per-node={world.size} -m essl_fast.train"
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if (out / "last.pt").exists():
+            console.print(f"stopped; continue with: {again} --resume {out}", highlight=False, soft_wrap=True)
+        distributed.give_up(world, device, getattr(error, "code", 130))
+        raise
+    except Exception as error:
+        if isinstance(error, OSError):
+            then = f"mend that, then go on with: {COMMAND} --resume {out}" if out.is_dir() else "choose another --out"
+            name, why = error.filename or out, error.strerror or str(error)
+            error = InputError(f"cannot write or read {name}: {why}; {then}")
+        if world.size > 1:
+            told = f"{COMMAND}: error: rank {world.rank}: {type(error).__name__}: {error}"
+            if checkpoints.existing(out / "last.pt"):  # also where the reason is that another rank is gone
+                told += f"; to go on: {again} --resume {out}"
+            print(told, file=sys.stderr)
+            distributed.give_up(world, device, 1)
+        raise error
+
+
+def run(
+    settings: config.Config,
+    out: Path,
+    checkpoint: Path | None,
+    console: Console,
+    device: torch.device,
+    world: World = ALONE,
+    profile: int = 0,
+) -> dict:
+    """Train to the end and write the run directory ``out``, which the leading rank does; the summary.
+
+    checkpoint: what the run goes on from, None to begin. profile: trace so many training steps.
+    """
+    began = time.perf_counter()
+    directory = RunDirectory(out, settings.checkpoint_keep, world.leads)
+    observers = Observers(*([TerminalProgress(console, settings.select_on)] if world.leads else []))
+    with contextlib.ExitStack() as stack:
+        if settings.deterministic:
+            be_deterministic()
+        past = look_back(checkpoint, directory, world, stack, observers.on_message)
+        data = open_data(settings, world, observers.on_message)
+        warn_of_consensus(settings, data.manifest, console)
+        if wants_compile(settings.compile, device) or device.type == "cuda":  # Triton compiles its kernels in any case
+            keep_cache(settings.compile_cache)
+        trainer = Trainer(settings, data.manifest, device, world, observers)
+        trainer.speed.began = began
+        changed = resume(trainer, past.state) if past.state else []
+        past.passed.extend(without_best(trainer, directory))
+        if profile and world.leads:
+            trainer.profile = StepProfile(directory.profile, device, profile)
+        open_directory(trainer, directory, past, stack)
+        environment = provenance.environment(device)
+        facts = {
+            "environment": environment,
+            "config": config.to_dict(settings),
+            "data": str(data.manifest.root),
+            "step": trainer.steps,
+            "changed": changed,
+            "passed": past.passed,
+            "weights": trainer.loaded,
+        }
+        observers.on_start(past.state is not None, facts)
+        for line in opening_lines(trainer, directory, past.checkpoint, changed, past.passed):
+            observers.on_message(line)
+        score_untrained(trainer, directory)
+        if past.state is None:
+            directory.save_last(last_state(trainer))
+        with Stopping() as stopping, trainer.loader:  # which stops decoding, however this ends
+            loop.train(trainer, directory, stopping)
+        tell_profile(trainer, directory, console)
+        return conclude(trainer, directory, data.objects, data.seconds, environment)
+
+
+def be_deterministic() -> None:
+    """Deterministic algorithms, for bit-equal reruns."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may pick another order of sums
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def look_back(
+    checkpoint: Path | None,
+    directory: RunDirectory,
+    world: World,
+    stack: contextlib.ExitStack,
+    say: Callable[[str], None],
+) -> Past:
+    """The newest whole checkpoint of a run that is resumed; ``stack`` owns the directory from now on."""
+    if checkpoint is None:
+        return Past(None, None, [])
+    with distributed.leader_first(world):
+        if world.leads:
+            stack.enter_context(owned(directory.path, say))
+    return Past(*checkpoints.newest(checkpoint))
+
+
+def open_data(settings: config.Config, world: World, say: Callable[[str], None]) -> Data:
+    """The data set of the settings, whose `data.root` becomes absolute. InputError if it cannot be selected on."""
+    began = time.perf_counter()
+    objects = None
+    if settings.data.root == "demo":
+        with distributed.leader_first(world):
+            root, objects = demo_data(settings.demo, say)
+    else:
+        root = Path(settings.data.root).resolve()
+        settings.data.root = str(root)  # a checkpoint may be used from any folder
+    manifest = Manifest.load(root)
+    if not manifest.pairs(settings.select_on):
+        raise InputError(
+            f"select_on: {root} has no {settings.select_on} split; prepare it with --validation above 0 (where no "
+            "training pair has boxes, with --val-list), or use --select_on test"
+        )
+    return Data(manifest, objects, time.perf_counter() - began)
+
+
+def without_best(trainer: Trainer, directory: RunDirectory) -> list[str]:
+    """If best.pt was damaged or deleted, the best of the epochs to come takes its place; a line that says so.
+
+    After the last epoch none comes: then the end of the run tells it."""
+    if trainer.best is None or trainer.epoch >= trainer.settings.epochs:
+        return []
+    wrong = directory.best_fault()
+    if wrong is None:
+        return []
+    trainer.best = None
+    return [f"{directory.best} ({wrong}): the best of the epochs from here on will be the run's best"]
+
+
+def open_directory(trainer: Trainer, directory: RunDirectory, past: Past, stack: contextlib.ExitStack) -> None:
+    """Make the run directory, or go on in it, and begin to log. InputError if another run was made there meanwhile."""
+    settings, observers, leads = trainer.settings, trainer.observers, trainer.world.leads
+    with distributed.leader_first(trainer.world):
+        directory.path.mkdir(parents=True, exist_ok=True)
+        if leads and past.checkpoint is None:
+            stack.enter_context(owned(directory.path, observers.on_message))
+            if directory.holds_a_run:
+                raise InputError(f"out: a run was made in {directory.path} in the meantime; choose another directory")
+        directory.save_config(settings)
+        if leads:
+            observers.add(LogFile(directory.log))
+            for name in logger_names(settings):
+                observers.add(LOGGERS.get(name)(settings, directory.path, trainer.epoch))
+    stack.callback(observers.close)
+    trainer.faults.keep_in(directory.path, lambda: faulty_state(trainer))
+
+
+def score_untrained(trainer: Trainer, directory: RunDirectory) -> None:
+    """What the model scores on the test split before its first step, if the settings ask for it."""
+    if not trainer.settings.baselines or trainer.untrained:
+        return
+    if trainer.steps == 0:
+        trainer.untrained = trainer.evaluate("test").result(trainer.manifest)
+        trainer.observers.on_baseline("untrained", trainer.untrained)
+    else:  # a checkpoint of version 1 does not have it: the first start wrote it into the log
+        trainer.untrained = directory.logged_baseline("untrained")
+
+
+def tell_profile(trainer: Trainer, directory: RunDirectory, console: Console) -> None:
+    """End a trace of training steps and say what it shows."""
+    profile = trainer.profile
+    if profile is None:
+        return
+    profile.close()
+    if profile.table is None:
+        console.print(f"no profile: the run had no more than {profile.skip} steps", highlight=False)
+        return
+    console.print(profile.table)
+    profiled = ProfiledRun(
+        settings=trainer.settings,
+        device=trainer.device,
+        dtype=trainer.dtype,
+        trained=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        compiled=trainer.step.compiled,
+        threads=trainer.loader.threads,
+        streams=trainer.loader.streams,
+    )
+    for line in largest_gaps(profiled, profile, directory.profile / "stages.json"):
+        trainer.observers.on_message(line)
+    trainer.observers.on_message(f"trace: {directory.profile / 'trace.json'}")

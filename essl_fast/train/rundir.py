@@ -1,0 +1,146 @@
+"""The run directory: what it holds, which one a command means, and who owns it.
+
+config.yaml         the settings, all of them
+log.jsonl           environment, every epoch, every evaluation
+last.pt             the state that --resume continues from, exactly
+last-1.pt           the one before it, from which --resume continues should last.pt be damaged
+best.pt             the weights of the best epoch on the selection split
+summary.json        results of the trained model and of what it must beat
+curves.png, overlays.png
+test_pairs.jsonl, gallery.npz      cIoU of every test pair; frames and maps of some, for the report
+report.html         all of it to look at; `python -m essl_fast.report` makes it again, or of several runs
+tensorboard/        with --tensorboard true
+profile/            with --profile: trace.json, for Perfetto
+nonfinite-E-S.pt    a step that was not finite, for `python -m essl_fast.replay`
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import yaml
+
+from essl_fast import checkpoints, config
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import atomic_file
+from essl_fast.runtime import distributed
+from essl_fast.runtime.distributed import World
+from essl_fast.runtime.runlog import read_log
+
+LOCK = ".lock"
+
+
+class RunDirectory:
+    """The files of a run. Only the rank that leads writes them.
+
+    keep: how many last checkpoints there are to be.
+    """
+
+    def __init__(self, path: Path, keep: int, leads: bool) -> None:
+        self.path, self._keep, self._leads = Path(path), keep, leads
+        self.last, self.best = self.path / "last.pt", self.path / "best.pt"
+        self.config, self.log = self.path / "config.yaml", self.path / "log.jsonl"
+        self.summary, self.report = self.path / "summary.json", self.path / "report.html"
+        self.curves, self.overlays = self.path / "curves.png", self.path / "overlays.png"
+        self.profile = self.path / "profile"
+
+    @property
+    def holds_a_run(self) -> bool:
+        """Whether a run has left a checkpoint to go on from."""
+        return bool(checkpoints.existing(self.last))
+
+    def save_last(self, state: dict) -> None:
+        if self._leads:
+            checkpoints.save(self.last, state, self._keep)
+
+    def save_best(self, state: dict) -> None:
+        if self._leads:
+            checkpoints.save(self.best, state)
+
+    def save_config(self, settings: config.Config) -> None:
+        if self._leads:
+            with atomic_file(self.config) as file:
+                file.write(yaml.safe_dump(config.to_dict(settings), sort_keys=False).encode())
+
+    def logged_baseline(self, name: str) -> dict | None:
+        """The last result of a baseline that the log holds."""
+        past = [event for event in read_log(self.log) if event["event"] == "baseline" and event["name"] == name]
+        return past[-1]["result"] if past else None
+
+    def best_fault(self) -> str | None:
+        """What is wrong with best.pt, in words; None if nothing is."""
+        if not self.best.is_file():
+            return "it is gone"
+        wrong = checkpoints.damage(self.best)
+        if wrong == checkpoints.UNSEALED and checkpoints.load(self.best):  # of version 1, which had no checksum
+            return None
+        return wrong
+
+
+def find_run(settings: config.Config, resume: str, world: World) -> tuple[Path, Path | None]:
+    """The run directory that a command means, and the checkpoint to go on from, or None.
+
+    resume: the directory to continue, "" to begin a run. InputError if the directory holds another run.
+    """
+    if resume:
+        out = Path(resume)
+        began = checkpoints.existing(out / "last.pt") or (out / "best.pt").exists()
+        return out, out / "last.pt" if began else None  # one that ended before its first checkpoint begins again
+    stamp = distributed.share(time.strftime("%Y%m%d-%H%M%S"), world)
+    out = Path(settings.out or Path("runs") / f"{settings.name}-{stamp}")
+    if world.restarts:  # torchrun has started the group again: the command is the first one's
+        if not settings.out:
+            raise InputError("out: torchrun's restart cannot tell which run to go on with; give --out DIR, or --resume")
+        if checkpoints.existing(out / "last.pt"):
+            return out, out / "last.pt"
+    elif checkpoints.existing(out / "last.pt"):
+        raise InputError(
+            f"out: {out} holds a run already; continue it with --resume {out}, or choose another directory"
+        )
+    return out, None
+
+
+@contextlib.contextmanager
+def owned(folder: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
+    """Own a run directory, which must exist, while the context lasts; InputError if another training owns it.
+
+    The lock ends with the process, however that ends. ``say`` is told if the file system has no locks.
+    """
+    path = Path(folder) / LOCK
+    held = _lock(path, folder, say)
+    try:
+        yield
+    finally:
+        if held is not None:
+            with contextlib.suppress(OSError):  # the folder is gone, or nobody may write to it any more
+                os.unlink(path)  # while it is held: whoever waits sees that it is no longer the one at this path
+            os.close(held)
+
+
+def _lock(path: Path, folder: Path, say: Callable[[str], None]) -> int | None:
+    while True:
+        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(held), os.stat(path)):
+                os.ftruncate(held, 0)
+                os.write(held, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
+                return held
+            os.close(held)  # its owner removed it between our two calls: once more
+        except BlockingIOError:
+            who = os.read(held, 200).decode(errors="replace").strip() or "another process"
+            os.close(held)
+            raise InputError(
+                f"out: another training is at work in {folder} ({who}): wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            os.close(held)
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            why = f"the file system of {folder} has no locks ({error.strerror})"
+            say(f"warning: {why}: let no other training work there")
+            return None

@@ -1,0 +1,148 @@
+"""The state of a run: what its checkpoints hold, and what a run that resumes one may change."""
+
+import torch
+
+from essl_fast import checkpoints, config, models
+from essl_fast.common.errors import InputError
+from essl_fast.runtime import distributed
+from essl_fast.train.optimizer import optimizer_state
+from essl_fast.train.trainer import Trainer
+
+# Settings that may differ between a checkpoint and the run that resumes it: where things are, how often to look, how
+# long to train. The data may have moved; that it is the same is checked by its manifest.
+FREE = (
+    "out",
+    "name",
+    "overlays",
+    "tensorboard",
+    "loggers",
+    "imports",
+    "checkpoint_",
+    "eval_every",
+    "data.root",
+    "data.threads",
+    "data.prefetch",
+    "epochs",
+    "data.resident",
+    "data.on_error",
+    "data.max_errors",
+    "demo.cache",
+    "on_nonfinite",
+    "max_nonfinite",
+    "compile_cache",
+    "cuda_graphs",
+    "model.pcm_checkpoint",
+)
+
+
+def forbidden(changed: list[str]) -> list[str]:
+    """Those lines of :func:`config.difference` that a resumed run may not have."""
+    hard = [line for line in changed if not line.startswith(FREE)]
+    # A weight file may have moved; its content is checked by its hash. To "none" or from it is another network.
+    return [line for line in hard if "_weights: " not in line or "none" in line.split()]
+
+
+def runs_on(trainer: Trainer) -> str:
+    """What "auto" settings came to: two runs that differ here do not compute the same numbers."""
+    return f"{trainer.device.type} in {str(trainer.dtype).removeprefix('torch.')}"
+
+
+def _header(trainer: Trainer) -> dict:
+    """What every checkpoint of a run begins with."""
+    keep = models.unpublished_parts(trainer.settings.model)  # frozen weights that no published file holds
+    return {
+        "config": config.to_dict(trainer.settings),
+        "data_root": str(trainer.manifest.root),
+        "data": trainer.manifest.header,
+        "model": checkpoints.trained_state(trainer.model, keep=keep),
+    }
+
+
+def best_state(trainer: Trainer) -> dict:
+    """What best.pt holds: the weights, and how they were selected."""
+    return {"kind": "best", **_header(trainer), "best": trainer.best}
+
+
+def faulty_state(trainer: Trainer) -> dict:
+    """What a replay of a step that was not finite needs besides the fault itself."""
+    return best_state(trainer) | {"runs_on": runs_on(trainer), "scale": trainer.step.scaler.get_scale()}
+
+
+def last_state(trainer: Trainer) -> dict:
+    """What last.pt holds: everything that :func:`resume` needs to go on as if nothing had happened.
+
+    All ranks call it together.
+    """
+    trainer.read_losses()
+    world, losses, speed = trainer.world, trainer.losses, trainer.speed
+    return {
+        "kind": "last",
+        **_header(trainer),
+        "optimizer": optimizer_state(trainer.step.optimizer),
+        "scaler": trainer.step.scaler.state_dict(),
+        "loader": trainer.loader.state_dict(),
+        "rng": torch.get_rng_state(),
+        "epoch": trainer.epoch,
+        "step": trainer.steps,
+        "seconds": dict(speed.seconds),
+        "pairs": speed.pairs,
+        "sums": dict(losses.sums),
+        "seen": distributed.gather(speed.seen, world),
+        "history": trainer.history,
+        "counted": distributed.gather(losses.counted, world),
+        "not_finite": trainer.faults.not_finite,
+        "untrained": trainer.untrained,
+        "best": trainer.best,
+        "epoch_seconds": dict(speed.epoch_seconds),
+        "untimed": dict(speed.untimed),
+        "elapsed": speed.total_seconds(),
+        "runs_on": runs_on(trainer),
+    }
+
+
+def check_resume(trainer: Trainer, state: dict) -> list[str]:
+    """The settings that differ from the checkpoint's and may; InputError if anything else differs."""
+    if state.get("kind") != "last":
+        raise InputError("only last.pt can be resumed; best.pt holds weights alone")
+    before = config.to_dict(config.from_dict(state["config"]))  # settings that came later had their defaults
+    changed = config.difference(before, config.to_dict(trainer.settings))
+    if hard := forbidden(changed):
+        raise InputError("the checkpoint was made with other settings: " + "; ".join(hard) + ". Resume without them.")
+    if state["runs_on"] != runs_on(trainer):
+        raise InputError(
+            f"the checkpoint was made on {state['runs_on']}, this run would be on {runs_on(trainer)}: "
+            "resume it on a machine like the first"
+        )
+    if state["data"] != trainer.manifest.header:
+        raise InputError(
+            f"{trainer.manifest.root} is not the data set that the checkpoint was trained on; give its folder"
+        )
+    return changed
+
+
+def resume(trainer: Trainer, state: dict) -> list[str]:
+    """Continue from :func:`last_state`; the settings that differ from its own.
+
+    Raises:
+        InputError: the run may not go on with these settings, this data or this device.
+    """
+    changed = check_resume(trainer, state)
+    checkpoints.load_trained(trainer.model, state["model"])
+    step, losses, speed, rank = trainer.step, trainer.losses, trainer.speed, trainer.world.rank
+    step.optimizer.load_state_dict(state["optimizer"])
+    step.rates.attach(step.optimizer)
+    step.scaler.load_state_dict(state["scaler"])
+    trainer.loader.load_state_dict(state["loader"])
+    torch.set_rng_state(state["rng"])
+    trainer.epoch, trainer.steps = state["epoch"], state["step"]
+    trainer.history, trainer.best = list(state["history"]), state["best"]
+    trainer.untrained = state.get("untrained")
+    trainer.faults.not_finite = list(state.get("not_finite", []))
+    losses.sums = dict(state["sums"])
+    losses.counted = state.get("counted", state["seen"])[rank]  # version 1 counted all
+    speed.pairs, speed.seen = state["pairs"], state["seen"][rank]
+    speed.seconds = {**speed.seconds, **state["seconds"]}
+    speed.epoch_seconds = {**speed.epoch_seconds, **state["epoch_seconds"]}
+    speed.untimed = dict(state.get("untimed", speed.untimed))  # an earlier version timed all
+    speed.elapsed = state["elapsed"]
+    return changed

@@ -1,0 +1,181 @@
+"""The training step: two views of each pair, forward, backward, update.
+
+    RawBatch ──▶ windows of the views ──▶ Inputs ──▶ Stepper ──▶ losses
+                 (seed, epoch, pair)                   │ runs the body plainly, or replays it as one CUDA graph
+                                                       ▼
+                      views, boxes ▶ network ▶ objective ▶ backward ▶ AdamW, unless a value is not finite
+
+The body reads nothing that changes from step to step but tensors, and no value on the host: a CUDA graph can hold it.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from essl_fast import config, kernels, models
+from essl_fast.data.loading import RawBatch
+from essl_fast.models import objectives
+from essl_fast.runtime import distributed, stages
+from essl_fast.runtime.compiling import compile_training, wants_compile
+from essl_fast.runtime.distributed import ALONE, World
+from essl_fast.train.collapse import projection_spread
+from essl_fast.train.data import Labels
+from essl_fast.train.graphs import CudaCapture, Inputs, Stepper, wants_capture
+from essl_fast.train.guard import LEAST_SCALE, Guard, gradient_norm
+from essl_fast.train.optimizer import Rates, build_optimizer, learning_rate_factor
+
+Losses = dict[str, Tensor]  # scalars by name, on the device: "loss", its parts, "non_finite"
+
+
+class TrainStep:
+    """One training step of a model on a batch, on this rank.
+
+    Args:
+        settings: of the run.
+        model: on the device. Its weights are updated in place.
+        labels: boxes and labels of every pair.
+        consensus: annotators that must agree for a pixel to count fully.
+        steps_per_epoch: for the learning-rate schedule.
+        held: the frames of every batch are one and the same tensor, a pool.
+        device, dtype, world: where it runs, in what autocast computes, and with how many others.
+    """
+
+    def __init__(
+        self,
+        settings: config.Config,
+        model: models.Localizer,
+        labels: Labels,
+        *,
+        consensus: int,
+        steps_per_epoch: int,
+        held: bool,
+        device: torch.device,
+        dtype: torch.dtype,
+        world: World = ALONE,
+    ) -> None:
+        self.settings, self.labels, self.model = settings, labels, model
+        self.device, self.dtype, self.world = device, dtype, world
+        self.steps_per_epoch = steps_per_epoch
+        self._facts = objectives.facts(settings.objective.method)
+        if not self._facts.trains_head:
+            model.head.requires_grad_(False)
+        self.objective = objectives.build(replace(settings.objective, consensus=consensus))
+        self.optimizer = build_optimizer(model, settings.optim)
+        self.rates = Rates(self.optimizer, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.guard = Guard(model, device, latch=settings.on_nonfinite == "stop")
+        self.compiled = wants_compile(settings.compile, device)
+        if self.compiled and settings.data.on_error == "skip":  # a batch that lost pairs is a graph of its own
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        self._network, self._forward = model, self._losses
+        if world.size > 1:
+            self._network = data_parallel(model, settings, self.compiled)
+        elif self.compiled:
+            self._forward = torch.compile(self._losses, fullgraph=True, dynamic=False)
+        self.stepper = Stepper(
+            self._body,
+            self.optimizer,
+            settings.data.batch_size,
+            CudaCapture(device) if wants_capture(settings, device, dtype, world.size) else None,
+            held=held,
+            compiled=self.compiled,
+            must=settings.cuda_graphs == "on",
+            mark=lambda: stages.stage("step"),
+            device=device,
+        )
+
+    def __call__(self, raw: RawBatch, epoch: int, step: int) -> Losses:
+        """Train on a batch.
+
+        Args:
+            raw: this rank's pairs.
+            epoch: from 0; with the pair and the seed it decides the views.
+            step: of the run, from 0; it decides the learning rates.
+
+        Returns:
+            The losses (0-d, on the device), and "non_finite": 1 where the step changed nothing for that reason.
+        """
+        optim, per_epoch = self.settings.optim, self.steps_per_epoch
+        steps, warmup = self.settings.epochs * per_epoch, round(optim.warmup * per_epoch)
+        self.rates.scale(learning_rate_factor(optim.schedule, step, steps, warmup))
+        with stages.stage("views"):
+            margin = config.STORED_SIDE - config.SIZE
+            windows = kernels.view_params(self.settings.seed, epoch, raw.index, margin)
+        return self.stepper(Inputs(raw.frames, raw.rows, raw.sound, raw.index, *windows))
+
+    def check_scale(self, epoch: int) -> None:
+        """FloatingPointError if fp16's gradients overflow at every sensible loss scale. In fp16 it waits."""
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE:
+            raise FloatingPointError(
+                f"fp16: the gradients overflow at every loss scale, down to {self.scaler.get_scale():g}, in epoch "
+                f"{epoch + 1}; use --precision bf16 or fp32, or lower the learning rates"
+            )
+
+    def _body(self, batch: Inputs) -> Losses:
+        """What a CUDA graph can hold of the step."""
+        self.guard.begin()
+        windows = batch.top, batch.left, batch.flip
+        with stages.stage("views"):
+            views = kernels.two_views(batch.frames, batch.rows, *windows, config.SIZE, self.dtype)
+            boxes = kernels.view_boxes(self.labels.boxes[batch.index], *windows, config.STORED_SIDE, config.SIZE)
+            labelled = self.labels.labelled[batch.index]
+        with stages.stage("forward"):
+            losses = self._forward(views, batch.sound, boxes, labelled, self._shares(labelled))
+        with stages.stage("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(losses["loss"]).backward()
+        with stages.stage("optimizer"):
+            self._update(losses["loss"])
+        return {name: value.detach() for name, value in losses.items()} | {"non_finite": self.guard.flag.clone()}
+
+    def _losses(self, views: Tensor, sound: Tensor, boxes: Tensor, labelled: Tensor, shares=objectives.WHOLE) -> Losses:
+        """views (V, B, 3, 224, 224), sound (B, ...), boxes (V, B, K, 4), labelled (B,) -> the losses."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            forward = self._network(views, sound)
+            losses = self.objective(forward, boxes, labelled, shares)
+            if self._facts.compares_views:
+                losses |= projection_spread(forward.z)
+            return losses
+
+    def _shares(self, labelled: Tensor) -> objectives.Shares:
+        """What this rank's batch weighs among those of all ranks."""
+        if self.world.size == 1:
+            return objectives.WHOLE
+        counts = torch.stack([torch.ones_like(labelled, dtype=torch.float32).sum(), labelled.sum()])
+        return objectives.Shares.of(counts, distributed.total(counts, self.world), self.world.size)
+
+    def _update(self, loss: Tensor) -> None:
+        """Clip the gradients if asked, then update the weights, unless the loss or a gradient is not finite."""
+        norm = None
+        if self.settings.optim.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.clip_norm)
+        if self.scaler.is_enabled():  # gradient scaling meets overflows all the time and looks for them itself
+            self.guard.judge(loss, None)
+        else:
+            norm = gradient_norm(self.model.parameters()) if norm is None else norm
+            # Ranks share the gradients but not the loss, and must decide alike.
+            self.optimizer.found_inf = self.guard.judge(loss if self.world.size == 1 else norm, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.guard.settle()
+
+
+def data_parallel(model: models.Localizer, settings: config.Config, compiled: bool) -> DistributedDataParallel:
+    """The model with gradients averaged, and batch statistics taken, over all ranks.
+
+    DDP itself cannot be part of a graph, and gradients of a compiled part are there only when its whole graph has run
+    backward. So each part is compiled as a graph of its own: the head's gradients, the largest, are then summed over
+    the ranks while the PCM's are still computed.
+    """
+    models.synchronize(model)
+    for part in model.children() if compiled else ():
+        compile_training(part)
+    return DistributedDataParallel(
+        model,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=settings.model.pcm and not settings.model.pcm_cycles,  # then its blend has no gradient
+    )
