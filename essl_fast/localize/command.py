@@ -12,7 +12,7 @@ from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, write_json
 from essl_fast.data import media
-from essl_fast.data.datasets.truth import read_truth
+from essl_fast.data.datasets import read_truth
 from essl_fast.localize.finder import SoundFinder
 from essl_fast.localize.inputs import open_input, pick_decoder
 from essl_fast.localize.moments import Localization, find_moments, moment_places
@@ -75,7 +75,7 @@ def localize(
 ) -> Localization:
     """Localize the sound of a video, or of a picture with a sound, and write the results into a folder.
 
-    It is this long since it has every option of the command.
+    One function, since it has every option of the command: most of its lines are signature and docstring.
 
     Args:
         given: a video, or a picture with `sound`.

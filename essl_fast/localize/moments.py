@@ -17,8 +17,7 @@ import torch
 
 from essl_fast.config import SIZE
 from essl_fast.data import media
-from essl_fast.data.datasets.annotations import boxes_to_grid
-from essl_fast.data.datasets.truth import Truth
+from essl_fast.data.datasets import Truth, boxes_to_grid
 from essl_fast.data.loading import reels
 from essl_fast.data.media import Window, open_windows
 from essl_fast.data.media.footage import Footage

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from essl_fast.data.datasets.truth import Truth
+from essl_fast.data.datasets import Truth
 from essl_fast.data.media import video_file
 from essl_fast.data.media.footage import Footage
 from essl_fast.localize.drawing import Overlay, fit

@@ -53,7 +53,10 @@ class Page(HTMLParser):
 
 
 def make_run(folder, name="run", epochs=4, ended=True, root="/data/chaotic", select_on="val", rng=None):
-    """A run directory with everything that train writes for a report, in small."""
+    """A run directory with everything that train writes for a report, in small.
+
+    One function, since it is one table of values, which tests read together.
+    """
     rng = rng or np.random.default_rng(0)
     folder.mkdir(parents=True)
     config = {

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import tarfile
+import time
 import zlib
 from collections.abc import Container
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_manifest_gives_back_what_was_written(folder):
 
 
 def test_bytes_do_not_depend_on_place_or_time(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("time.time", lambda: 1.0)
+    monkeypatch.setattr(time, "time", lambda: 1.0)
     old = os.umask(0o077)
     try:
         again = write_folder(tmp_path / "elsewhere" / "out")
