@@ -12,31 +12,31 @@ from essl_fast.common.lazy import lazy_exports
 if TYPE_CHECKING:
     from essl_fast import kernels as kernels
     from essl_fast import models as models
-    from essl_fast.checkpoints.restoring import load_checkpoint as load_checkpoint
-    from essl_fast.data.datasets.registry import register_dataset as register_dataset
-    from essl_fast.data.loading.loader import Loader as Loader
-    from essl_fast.data.shards.manifest import Manifest as Manifest
-    from essl_fast.localize.finder import SoundFinder as SoundFinder
-    from essl_fast.models.registry import register_audio as register_audio
-    from essl_fast.models.registry import register_objective as register_objective
-    from essl_fast.models.registry import register_trunk as register_trunk
-    from essl_fast.train.observers import register_logger as register_logger
+    from essl_fast.checkpoints import load_checkpoint as load_checkpoint
+    from essl_fast.data.datasets import register_dataset as register_dataset
+    from essl_fast.data.loading import Loader as Loader
+    from essl_fast.data.shards import Manifest as Manifest
+    from essl_fast.localize import SoundFinder as SoundFinder
+    from essl_fast.models import register_audio as register_audio
+    from essl_fast.models import register_objective as register_objective
+    from essl_fast.models import register_trunk as register_trunk
+    from essl_fast.train import register_logger as register_logger
 
 __version__ = "0.1.0"
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "Loader": "data.loading.loader",
-        "Manifest": "data.shards.manifest",
-        "SoundFinder": "localize.finder",
+        "Loader": "data.loading",
+        "Manifest": "data.shards",
+        "SoundFinder": "localize",
         "kernels": "",
-        "load_checkpoint": "checkpoints.restoring",
+        "load_checkpoint": "checkpoints",
         "models": "",
-        "register_audio": "models.registry",
-        "register_dataset": "data.datasets.registry",
-        "register_logger": "train.observers",
-        "register_objective": "models.registry",
-        "register_trunk": "models.registry",
+        "register_audio": "models",
+        "register_dataset": "data.datasets",
+        "register_logger": "train",
+        "register_objective": "models",
+        "register_trunk": "models",
     },
 )

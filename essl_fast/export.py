@@ -1,7 +1,7 @@
 """python -m essl_fast.export RUN_OR_CHECKPOINT --to sspl --out DIR: a trained model as another code's files.
 
 sspl    the published SSPL code's frame_best.pth, sound_best.pth, ssl_head_best.pth and, with a PCM, pcm_best.pth:
-        whole state dicts, the frozen networks included, which that code's test.py loads as they are
+        complete state dicts, with the frozen networks, which that code's test.py can load
 """
 
 if __name__ == "__main__":

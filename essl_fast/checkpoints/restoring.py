@@ -7,10 +7,9 @@ import torch
 
 from essl_fast import config, models
 from essl_fast.checkpoints import sspl
-from essl_fast.checkpoints.saving import checkpoint_of, load, load_trained, settings_of
+from essl_fast.checkpoints.files import checkpoint_of, load
+from essl_fast.checkpoints.model_state import load_trained, settings_of
 from essl_fast.runtime.devices import pick_device
-
-PUBLISHED_FILES = ("vgg16", "vggish")  # the frozen networks whose weights a checkpoint does not hold
 
 
 def load_checkpoint(

@@ -1,4 +1,4 @@
-"""The published SSPL code's checkpoints: its state dicts into our modules, and ours into its files.
+"""The published SSPL code's checkpoints: reading them into our modules, and writing our modules as its files.
 
     part       file              published module    ours
     frame      frame_best.pth    VGG-16              trunk
@@ -6,9 +6,9 @@
     pcm        pcm_best.pth      PCNet, if any       pcm
     ssl_head   ssl_head_best.pth SimSiam             head
 
-Its training saves the objects that DDP wraps: every key of sound, pcm and ssl_head begins with ``module.``, none of
-frame does. Its test loads them, strictly, into objects wrapped alike, so what is written here has the same prefixes.
-What is read may have them or not. One table, ``_PREFIXES``, serves both directions.
+Its training saves modules that DDP wraps: every key of sound, pcm and ssl_head begins with ``module.``, and no key of
+frame does. Its test loads them, strictly, into modules wrapped in the same way. So the files written here have the same
+prefixes; files that are read may have them or not. One table, ``_PREFIXES``, serves both directions.
 """
 
 import re
@@ -24,7 +24,7 @@ FILES = {part: f"{part}_best.pth" for part in ("frame", "sound", "pcm", "ssl_hea
 _WRAPPED = ("sound", "pcm", "ssl_head")  # saved from DDP
 _DDP = "module."
 
-# By part: how an entry's name begins in the published module, and how in ours. What follows is the same in both.
+# By part: the beginning of an entry's name in the published module, and in ours. The rest of the name is the same.
 _PREFIXES = {
     "frame": {"feat_extractor.": "features."},
     "sound": {name: name for name in ("features.", "embeddings.", "fc.")},
@@ -58,7 +58,7 @@ _PREFIXES = {
 
 
 def _renamed(name: str, prefixes: dict[str, str]) -> str | None:
-    """The name with its beginning exchanged; None if no prefix is its beginning. None of them begins another."""
+    """The name with its prefix replaced; None if it has none of the prefixes. No prefix is the beginning of another."""
     return next((new + name[len(old) :] for old, new in prefixes.items() if name.startswith(old)), None)
 
 
@@ -75,9 +75,14 @@ def to_sspl_name(part: str, name: str) -> str | None:
 def load_sspl_part(module: nn.Module, part: str, sd: dict) -> None:
     """Load one published state dict into one of our modules.
 
-    ``part`` is "frame" (VGG16Trunk), "sound" (VGGish), "pcm" (PCM) or "ssl_head" (SimSiamHead); keys may carry DDP's
-    ``module.``; values are tensors or arrays. Batch norm's ``num_batches_tracked`` may be absent and is then 0.
-    Raises InputError if an entry is unknown, missing or of another shape.
+    Args:
+        module: a VGG16Trunk, VGGish, PCM or SimSiamHead.
+        part: "frame", "sound", "pcm" or "ssl_head", in that order.
+        sd: tensors or arrays by name; names may begin with DDP's ``module.``. Batch norm's ``num_batches_tracked`` may
+            be missing and is then 0.
+
+    Raises:
+        InputError: an entry is unknown, missing or of another shape.
     """
     if part not in _PREFIXES:
         raise InputError(f"SSPL has the parts {', '.join(_PREFIXES)}, not {part!r}")
@@ -108,15 +113,20 @@ def load_sspl_part(module: nn.Module, part: str, sd: dict) -> None:
 
 
 def _modules(model: nn.Module) -> dict[str, nn.Module]:
-    """A Localizer's modules by part, those that it has."""
+    """The modules of a Localizer by part, without those that it does not have."""
     modules = {"frame": model.trunk, "sound": model.audio, "pcm": model.pcm, "ssl_head": model.head}
     return {part: module for part, module in modules.items() if module is not None}
 
 
 def load_sspl(model: nn.Module, parts: dict[str, dict]) -> None:
-    """Load the published code's state dicts {"frame", "sound", "pcm", "ssl_head"} into a Localizer, all or none.
+    """Load the published code's state dicts into a Localizer; if one does not fit, the model stays as it was.
 
-    "pcm" is needed if, and allowed only if, the model has a PCM. Raises InputError.
+    Args:
+        model: the localizer.
+        parts: state dicts by part: "frame", "sound", "ssl_head" and, if and only if the model has a PCM, "pcm".
+
+    Raises:
+        InputError: the parts are not those of the model, or an entry does not fit.
     """
     modules = _modules(model)
     if set(parts) != set(modules):
@@ -132,9 +142,10 @@ def load_sspl(model: nn.Module, parts: dict[str, dict]) -> None:
 
 
 def sspl_parts(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
-    """A Localizer's state dicts by part, as the published code names their entries: its strict loading takes them.
+    """The state dicts of a Localizer by part, with the published code's names, so that its strict loading takes them.
 
-    InputError if the model is not of the published architecture.
+    Raises:
+        InputError: the model is not of the published architecture.
     """
     modules = _modules(model)
     for part, module in modules.items():
@@ -153,10 +164,14 @@ def sspl_parts(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def write_files(folder: Path, parts: dict[str, dict]) -> list[Path]:
-    """Write :func:`sspl_parts` as the published files, each whole or not at all; InputError if one is there already."""
+    """Write :func:`sspl_parts` as the published files, each of them completely or not at all; their paths.
+
+    Raises:
+        InputError: the folder holds one of the files already, or cannot be written.
+    """
     folder = Path(folder)
     paths = {part: folder / FILES[part] for part in parts}
-    # A file of a part that is not written would be taken for this model's, too.
+    # An old file of a part that this model does not have would be taken for this model's.
     if there := [name for name in FILES.values() if (folder / name).exists()]:
         raise InputError(f"{folder} holds {there[0]} already; give another folder, or move it away")
     try:
@@ -170,9 +185,10 @@ def write_files(folder: Path, parts: dict[str, dict]) -> list[Path]:
 
 
 def read_files(folder: Path) -> dict[str, dict]:
-    """The state dicts in a folder of published files, by part; "pcm" only if pcm_best.pth is there. Runs no code.
+    """The state dicts in a folder of published files, by part; "pcm" only if pcm_best.pth is there. No code is run.
 
-    InputError names the file that is missing, damaged or no state dict.
+    Raises:
+        InputError: a file is missing, damaged or no state dict; the message names it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -212,12 +228,16 @@ def _what(value) -> str:
 
 
 def shape_of(parts: dict[str, dict]) -> dict[str, int | bool]:
-    """What of a ModelConfig the state dicts fix: pcm, pcm_cycles (with a PCM), out_dim. InputError if they do not."""
+    """The settings of ModelConfig that follow from the state dicts: pcm, pcm_cycles (with a PCM), out_dim.
+
+    Raises:
+        InputError: they are not those of the published networks.
+    """
     names = {from_sspl_name("sound", name): value for name, value in parts["sound"].items()}
     if "fc.2.weight" not in names or names["fc.2.weight"].ndim != 2:
         raise InputError(f"{FILES['sound']} has no fc.2.weight: it is not the published sound network")
     found = {"pcm": "pcm" in parts, "out_dim": len(names["fc.2.weight"])}
-    if found["pcm"]:  # two of these norms a cycle
+    if found["pcm"]:  # each cycle has two of these norms
         own = (from_sspl_name("pcm", name) or "" for name in parts["pcm"])
         numbers = {int(m[1]) for name in own if (m := re.fullmatch(r"cycle_predict_norm\.(\d+)\.weight", name))}
         found["pcm_cycles"] = len(numbers) // 2

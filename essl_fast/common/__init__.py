@@ -1,4 +1,4 @@
-"""What every room may use: errors, files that are whole or not there, and how commands begin and end."""
+"""What all packages may use: errors, atomic files, registries of named parts, and how commands begin and end."""
 
 from essl_fast.common.lazy import lazy_exports
 

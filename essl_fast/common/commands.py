@@ -1,4 +1,4 @@
-"""What the commands have in common: how they begin and end, and with which exit code.
+"""What the commands have in common: how they begin, read their options, and end with an exit code.
 
     if __name__ == "__main__":
         from essl_fast.common.commands import begin
@@ -9,8 +9,8 @@
     if __name__ == "__main__":
         sys.exit(command(main, PROG))
 
-Every error is one line, `python -m essl_fast.NAME: error: what is wrong, and what to do`. This module imports nothing
-of ours until there is one: doctor has to work where the rest cannot be imported.
+Every error is one line, `python -m essl_fast.NAME: error: what is wrong, and what to do`. This module imports only
+what always works, because doctor has to run where other packages are broken or missing.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ if TYPE_CHECKING:
 def begin() -> None:
     """Let Ctrl-C end the program at once and silently, by the signal itself, until :func:`command` takes over.
 
-    Importing PyTorch takes seconds, and a Ctrl-C meanwhile would print a long traceback. Only for a module that is run,
-    above its imports: importing one changes no signal. SIGINT that a shell has set to be ignored stays so.
+    A Ctrl-C during slow imports would print a long traceback. Call it only in a module that is run as a program, above
+    its imports: importing a module must not change signals. If a shell has set SIGINT to be ignored, it stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def command(main: Callable[[], int], prog: str) -> int:
-    """Run a command's main, and give its exit code: what the user can mend becomes one line and exit code 2."""
+    """Run a command's main and return its exit code: an error that the user can fix is one line and exit code 2."""
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # of begin
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as begin has set it
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return main()
     except InputError as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a folder without the right to write
+    except OSError as error:  # a full disk, a folder that must not be written
         print(
             f"{prog}: error: cannot write or read {error.filename or 'a file'}: {error.strerror or error}",
             file=sys.stderr,
         )
         return 2
-    except FloatingPointError as error:  # training went astray: nothing of the user's input is wrong
+    except FloatingPointError as error:  # training diverged: the input itself is not wrong
         print(f"{prog}: stopped: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as error:  # or train's Stopped, which knows the signal
+    except KeyboardInterrupt as error:  # or train's Stopped, which has the exit code of its signal
         print(f"{prog}: stopped", file=sys.stderr)
         return getattr(error, "code", 130)
 
@@ -110,7 +110,7 @@ def say_imports(console: Console, names: list[str]) -> None:
 
 
 def console(quiet: bool = False) -> Console:
-    """Wide enough in a pipe that no line of ours is wrapped. quiet: prints nothing."""
+    """A console to print on; in a pipe it is wide enough not to wrap our lines. ``quiet``: it prints nothing."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 132, quiet=quiet)

@@ -1,10 +1,10 @@
-"""What tells users of a fault in what they gave."""
+"""Errors in what a user gave: arguments, settings, files."""
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong. The message says what, in which file, and what to do next."""
+    """Something that the user gave is wrong. The message says what, in which file, and what to do."""
 
 
 def short(text: str) -> str:
-    """A text in quotes for a message, cut to 60 characters."""
+    """A text in quotes for a message, shortened to 60 characters."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

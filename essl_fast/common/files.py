@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a crash or a power cut; and JSON that others may have made."""
+"""Files that are complete or not there, also after a crash or a power cut; and JSON that others may have written."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-PACKAGE = Path(__file__).resolve().parents[1]  # the folder essl_fast/: in a clone, configs/ and .git lie beside it
+PACKAGE = Path(__file__).resolve().parents[1]  # the folder essl_fast/; in a clone, configs/ and .git are beside it
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
+    """Write a folder's entries to the disk, so that renames in it survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -23,11 +23,13 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, tag: str = "", sync: bool = True) -> Iterator[BinaryIO]:
-    """A binary file that appears under ``path``, complete and synced, when the block ends well, else not at all.
+    """A binary file that appears under ``path``, complete, when the block ends without an error, and else not at all.
 
-    Until then it is ``.NAME.partial`` beside it, which a later attempt overwrites; with a ``tag`` of its own,
-    ``.NAME.TAG.partial``, several processes may make the same file. Without ``sync`` that holds for a process that
-    dies, but not for a machine that does: for files that nobody needs after that.
+    Args:
+        path: the file. Until the end it is ``.NAME.partial`` beside it, which a later attempt overwrites.
+        tag: makes that name ``.NAME.TAG.partial``, so that several processes can make the same file.
+        sync: write it to the disk before it appears. Without that, it may be incomplete after a power cut, but not
+            after the death of the process.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}{tag and '.' + tag}.partial")
@@ -40,7 +42,7 @@ def atomic_file(path: Path, tag: str = "", sync: bool = True) -> Iterator[Binary
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a write or a sync that failed says no name
+        if isinstance(error, OSError) and error.filename is None:  # errors of write and sync have no name
             error.filename = str(path)
         raise
     if sync:
@@ -48,8 +50,12 @@ def atomic_file(path: Path, tag: str = "", sync: bool = True) -> Iterator[Binary
 
 
 def parse_json(data: bytes | str) -> Any:
-    """What a JSON text says. ValueError for anything wrong with it: nested too deep, too, or with numbers that JSON
-    does not have (NaN, Infinity), or text that no file can hold (half a surrogate pair)."""
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deep, has numbers that JSON does not have (NaN, Infinity), or text that
+            no file can hold (half a surrogate pair).
+    """
     try:
         value = json.loads(data, parse_constant=_refuse)
         if (b"\\u" if isinstance(data, bytes) else "\\u") in data:
@@ -64,12 +70,12 @@ def _refuse(name: str) -> None:
 
 
 def sealed(values: dict[str, Any]) -> bytes:
-    """A JSON object with a CRC-32 of all the rest in it, as "seal"."""
+    """The values as JSON, with a CRC-32 of them all as the entry "seal"."""
     return json.dumps(values | {"seal": _seal(values)}).encode()
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """What :func:`sealed` was given. ValueError if that is not it any more."""
+    """The values that :func:`sealed` was given. ValueError if the text has changed since."""
     values = parse_json(data)
     if not isinstance(values, dict) or values.pop("seal", None) != _seal(values):
         raise ValueError("it is not as it was written: its CRC-32 differs")
@@ -81,8 +87,10 @@ def _seal(values: dict[str, Any]) -> int:
 
 
 def refuse_packed(path: Path) -> None:
-    """ValueError for a ZIP archive that unpacks to more than the file's own size: PyTorch writes its archives unpacked,
-    and would read one of kilobytes into gigabytes of memory."""
+    """ValueError if a file is a ZIP archive with compressed or overlapping records.
+
+    PyTorch does not compress its archives. A compressed one of kilobytes could fill gigabytes of memory.
+    """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
@@ -93,6 +101,6 @@ def refuse_packed(path: Path) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Write JSON so that the file is whole or not there."""
+    """Write a JSON file that is complete or not there."""
     with atomic_file(path) as file:
         file.write(json.dumps(value, indent=1, allow_nan=False).encode() + b"\n")

@@ -1,6 +1,6 @@
-"""The names that a package hands on, each imported when it is first asked for.
+"""The names that a package exports, each imported when it is first used.
 
-So `import essl_fast` takes milliseconds, and a command's help does not wait for PyTorch.
+That way `import essl_fast` takes milliseconds, and a command's help does not wait for PyTorch.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def lazy_exports(
 
     Args:
         package: its `__name__`.
-        places: exported name -> the module of the package that has it, relative to the package; "" where the name is a
-            module itself.
+        places: exported name -> the module that defines it, relative to the package; "" if the name is a module of the
+            package itself.
     """
 
     def find(name: str) -> Any:

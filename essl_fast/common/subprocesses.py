@@ -1,4 +1,4 @@
-"""Further interpreters that run this very package, wherever they are started from."""
+"""Child processes that import this very package, whatever folder they start in."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,6 @@ from essl_fast.common.files import PACKAGE
 
 
 def with_package(more: dict[str, str] | None = None) -> dict[str, str]:
-    """The environment of a child process that is to import the same essl_fast as this one, with ``more`` in it."""
+    """Environment variables, ``more`` among them, for a child process that imports the same essl_fast as this one."""
     paths = [str(Path(PACKAGE).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(more or {})}

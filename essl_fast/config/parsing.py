@@ -10,7 +10,7 @@ from essl_fast.config.settings import Config, check
 
 
 def configs_folder() -> Path:
-    """Where the shipped YAML files are: in the installed package, or beside it in a clone."""
+    """The folder of the shipped YAML files: in the installed package, or beside it in a clone."""
     here = PACKAGE
     for place in (here / "configs", here.parent / "configs"):
         if (place / "demo.yaml").is_file():
@@ -19,7 +19,7 @@ def configs_folder() -> Path:
 
 
 def find_file(name: str) -> Path:
-    """A config by path, or by the name of a shipped one ("semipl", "paper/row1")."""
+    """The file of a config: a path, or the name of a shipped one ("semipl", "paper/row1"). InputError."""
     if Path(name).is_file():
         return Path(name)
     folder = configs_folder()
@@ -31,7 +31,11 @@ def find_file(name: str) -> Path:
 
 
 def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The config of a file or shipped name, with ``overrides`` like ["--data.batch_size", "64"] or "epochs=3"."""
+    """The config of a file or shipped name, with overrides like ["--data.batch_size", "64"] or ["epochs=3"].
+
+    Raises:
+        InputError: there is no such file, or a setting is unknown or impossible.
+    """
     arguments = [o if o.startswith("-") or "=" not in o else f"--{o}" for o in overrides]
     return parse(["--config", name, *arguments], prog="essl_fast.config.settings")[0]
 
@@ -46,7 +50,7 @@ def parser(prog: str, description: str = ""):
     class Parser(jsonargparse.ArgumentParser):
         def error(self, message, ex=None):
             text = " ".join(str(message).split())
-            if 'Parser key "data": Unable to load config' in text:  # doctor, evaluate and reproduce have that option
+            if 'Parser key "data": Unable to load config' in text:  # doctor, evaluate and reproduce have --data DIR
                 text = "--data: is a file of settings here; the prepared folder is --data.root DIR"
             if text == "Unexpected config:":
                 text = "--config: the file has no settings in it"
@@ -73,7 +77,21 @@ def parser(prog: str, description: str = ""):
 def parse(
     argv: list[str], prog: str, description: str = "", extra=None, default: str = "demo"
 ) -> tuple[Config, object]:
-    """Config, and the namespace with the ``extra(parser)`` options, from a command line without the program's name."""
+    """The Config of a command line.
+
+    Args:
+        argv: the arguments, without the program's name.
+        prog: the program's name, for help and errors.
+        description: for help.
+        extra: called with the parser, to add options of the command's own.
+        default: file or shipped name, used if the arguments have no --config.
+
+    Returns:
+        The config, and the namespace that holds the command's own options.
+
+    Raises:
+        InputError: an argument is wrong.
+    """
     own = parser(prog, description)
     if extra:
         extra(own)
@@ -92,7 +110,7 @@ def parse(
     except InputError:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        # Of text that is no UTF-8, numbers of any length, and a group without anything in it.
+        # Text that is no UTF-8, endless numbers, an empty group of settings.
         raise InputError(f"{' '.join(argv)}: not a file or value of settings ({error})") from error
     values = {f.name: getattr(ready, f.name) for f in fields(Config)}
     added = [name for name in getattr(ready, "import") if name not in values["imports"]]

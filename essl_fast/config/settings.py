@@ -1,7 +1,7 @@
-"""Settings of the training and evaluation commands: one dataclass a topic, YAML files, and ``--a.b value`` overrides.
+"""The settings of training and evaluation: one dataclass per topic.
 
-A YAML file (a name from configs/ or a path) is read over the defaults below, the command line over the file. An
-unknown key or an impossible value is an error that names it.
+A YAML file (a name from configs/ or a path) replaces defaults, and the command line (``--a.b value``) replaces both. An
+unknown key or an impossible value is an error that names it. The docstrings are the text of --help.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from essl_fast.common.errors import InputError
 
 SIZE = 224  # side of a view and of the grid that boxes live on
-STORED_SIDE = int(SIZE * 1.1)  # side of a stored training frame, from which views are cropped
+STORED_SIDE = int(SIZE * 1.1)  # side of a stored training frame; views are cropped from it
 
 
 @dataclass
@@ -25,7 +25,7 @@ class ModelConfig:
         pcm: put the predictive coding module between trunk and attention.
         pcm_cycles: cycles of the predictive coding module.
         pcm_checkpoint: keep no activations of the PCM's cycles for the backward pass, but compute each cycle again
-            there: less memory for more time, the same gradients.
+            there: less memory, more time, the same gradients.
         trunk_fp8: an experiment, not proven to be faster: the frozen VGG-16 computes in 8 bits (e4m3). On a GPU it
             needs sm_89 or later and precision bf16; a CPU emulates the rounding.
         out_dim: channels that attention and head see (512 with vgg16).
@@ -54,10 +54,10 @@ class ObjectiveConfig:
     Args:
         method: sspl (L_U), semipl (L_U + supervised_weight * L_S) or supervised (L_S alone: with every pair labelled,
             the fully supervised setting; all boxes of a frame count); lss (triplet loss) or lss_semi (triplet loss +
-            supervised_weight * cross-entropy of the attention with the boxes), which need model.head lss.
+            supervised_weight * cross-entropy of the attention with the boxes), both with model.head lss.
         supervised_weight: the paper's lambda.
-        supervised_map: what L_S of semipl and supervised compares with the boxes: minmax, the attention map, or
-            sigmoid, 1 / (1 + exp(-supervised_scale * similarity)), which says "nowhere", too.
+        supervised_map: the map that L_S of semipl and supervised compares with the boxes: minmax, the attention map,
+            or sigmoid, 1 / (1 + exp(-supervised_scale * similarity)), which can also answer "nowhere".
         supervised_scale: that scale; the similarity is a cosine, from -1 to 1.
         consensus: annotators that must agree for a pixel to count fully; 0 is the data set's own number (1 Chaotic
             World, VGG-SS; 2 Flickr-SoundNet).
@@ -78,7 +78,7 @@ class OptimConfig:
         lr_sound: learning rate of the audio network's trained part.
         lr_pcm: learning rate of the predictive coding module.
         lr_head: learning rate of projector and predictor.
-        lr_trunk: learning rate of a trained trunk (small).
+        lr_trunk: learning rate of a trunk that is trained (small).
         weight_decay: decoupled decay of everything but the PCM's step sizes.
         schedule: constant (the recipe) or cosine (up over the warm-up, then down to 0).
         warmup: epochs over which cosine's rates rise.
@@ -101,24 +101,25 @@ class DataConfig:
 
     Args:
         root: folder that `python -m essl_fast.prepare` wrote, or demo: the synthetic world is made and prepared.
-        batch_size: pairs a step, on each GPU.
+        batch_size: pairs per step, on each GPU.
         last_batch: keep the smaller last batch of an epoch, or drop it as the published code does.
-        threads: decoding threads of the loader; 0 is all cores, shared by the processes on a host, 8 at most.
-        prefetch: batches decoded ahead; 0 is as many as hold 256 pairs, 2 to 4.
-        resident: keep decoded pairs in memory (the GPU's, or a CPU's own), so that each is decoded once: auto does so
-            where they fit the budget, always insists, never streams. Batches are the same either way.
-        resident_shared: on several processes, keep a share of the pairs in each, and exchange rows in every step: auto
-            does so where the whole does not fit each of them. Batches are the same either way.
-        embeddings: keep the frozen audio network's embeddings of each pair in place of its spectrogram, so that they
+        threads: decoding threads of the loader; 0 is all cores, shared by the processes on a host, at most 8.
+        prefetch: batches decoded ahead; 0 is as many as hold 256 pairs, from 2 to 4.
+        resident: keep decoded pairs in memory (the GPU's, or a CPU's own), so that each is decoded once: auto keeps
+            them if they fit the budget, always keeps them or stops, never streams. Batches are the same either way.
+        resident_shared: with several processes, each keeps a share of the pairs, and they exchange rows in every step:
+            auto does so if a process cannot keep all of them. Batches are the same either way.
+        embeddings: keep the frozen audio network's embeddings of each pair instead of its spectrogram, so that they
             are computed once: auto does so with model.audio vggish, on insists, off computes them in every step.
-        resident_budget_gb: memory for that, in 10^9 bytes; 0 is 60% of what is free on the GPU, or half of the host's.
-        on_error: a frame that does not decode: stop, or skip its pair, which is logged.
-        max_errors: share of the pairs that on_error skip may lose before it stops all the same.
-        exclude_quarantined: of the pairs that `prepare --verify` listed, leave out none, bad ones (corrupt, truncated,
-            without sound), or all (black and silent ones, too).
+        resident_budget_gb: memory for resident pairs, in 10^9 bytes; 0 is 60% of the free memory of the GPU, or half of
+            the host's.
+        on_error: for a frame that does not decode: stop, or skip its pair, which is logged.
+        max_errors: largest share of the pairs that on_error skip may lose; above it training stops all the same.
+        exclude_quarantined: of the pairs that `prepare --verify` listed, leave out none, the bad ones (corrupt,
+            truncated, without sound), or all (also black and silent ones).
         labelled_fraction: share of each class's labelled training pairs that keep their boxes; the others are trained
-            on without. Which ones is a function of their keys alone, and those of a smaller share are among those of
-            a larger one. What is evaluated keeps its boxes.
+            on without boxes. The choice depends only on the keys of the pairs, and a larger share contains a smaller
+            one. Pairs that are evaluated keep their boxes.
     """
 
     root: str = "demo"
@@ -165,15 +166,16 @@ class Config:
         epochs: passes over the training pairs.
         seed: seed of weights, order, and views.
         device: auto (a GPU where there is one), cuda, cuda:N or cpu.
-        precision: auto (bf16 on a GPU, fp32 on a CPU), bf16, fp16, fp32, or tf32, which is fp32 but for products, whose
-            factors a GPU rounds to 10 bits.
+        precision: auto (bf16 on a GPU, fp32 on a CPU), bf16, fp16, fp32, or tf32: fp32, but a GPU rounds the factors of
+            products to 10 bits.
         compile: torch.compile: auto (on a GPU), on or off.
-        compile_cache: folder that keeps what is compiled for the next run; empty means essl_fast/compile in the user's
-            cache folder, off PyTorch's own temporary one. TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it.
-        cuda_graphs: replay the step as one CUDA graph: auto (on one GPU, but in fp16), on or off.
-        eval_every: epochs between evaluations on the selection split; 0 evaluates at the end alone.
+        compile_cache: folder that keeps compiled code for the next run; empty means essl_fast/compile in the user's
+            cache folder, off means PyTorch's own temporary folder. The variables TORCHINDUCTOR_CACHE_DIR and
+            TRITON_CACHE_DIR, if set, win over it.
+        cuda_graphs: replay the step as one CUDA graph: auto (on one GPU, except in fp16), on or off.
+        eval_every: epochs between evaluations on the selection split; 0 evaluates only at the end.
         checkpoint_epochs: epochs between writes of last.pt; the last epoch always writes one.
-        checkpoint_steps: steps between further writes within an epoch; 0 for none.
+        checkpoint_steps: steps between further writes within an epoch; 0 means none.
         checkpoint_keep: how many last checkpoints to keep: last.pt and, before it, last-1.pt and so on.
         select_on: split that picks best.pt: val (a tenth of the training videos), or test (the published protocol:
             it then trains on all training videos, and says so in its results).
@@ -184,9 +186,10 @@ class Config:
         loggers: further loggers by name, which modules of imports register; tensorboard true is short for tensorboard.
         imports: modules to import first, from the current folder or installed, which register networks, objectives,
             data sets or loggers of your own. `--import MODULE` adds one.
-        on_nonfinite: a step whose loss or gradient is infinite or not a number: stop, or skip it, which is counted.
-            Either way it changes no weight, and is kept for `python -m essl_fast.replay`.
-        max_nonfinite: share of an epoch's steps that on_nonfinite skip may pass over, one at least, before it stops.
+        on_nonfinite: for a step whose loss or gradient is infinite or not a number: stop, or skip it, which is counted.
+            In both cases it changes no weight, and is kept for `python -m essl_fast.replay`.
+        max_nonfinite: largest share of an epoch's steps that on_nonfinite skip may pass over (at least one step); above
+            it training stops all the same.
     """
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -275,7 +278,7 @@ def check(config: Config) -> Config:
 
 
 def check_device(name: str) -> None:
-    """InputError if a device is named in a way that no command knows."""
+    """InputError unless a device's name is auto, cpu, cuda or cuda:N."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
         raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
 
@@ -286,8 +289,11 @@ def to_dict(config: Config) -> dict:
 
 
 def from_dict(values: dict) -> Config:
-    """The Config of :func:`to_dict`'s dict; InputError for a key this version does not know, or a value of another
-    kind than the setting's."""
+    """The Config of a dict that :func:`to_dict` made.
+
+    Raises:
+        InputError: a setting is unknown to this version, has a value of another type, or an impossible one.
+    """
 
     def fill(kind, values, prefix=""):
         if not isinstance(values, dict):
@@ -312,7 +318,7 @@ def from_dict(values: dict) -> Config:
 
 
 def _is_of(value: object, kind: object) -> bool:
-    """Whether a setting of this type hint, one of those above, may have the value."""
+    """Whether a value fits a setting's type hint, of the kinds that are used above."""
     if get_origin(kind) is list:
         return type(value) is list and all(_is_of(each, get_args(kind)[0]) for each in value)
     if get_origin(kind) is Literal:

@@ -1,25 +1,30 @@
-"""YAML that others may have written: looked at before anything is made of it.
+"""YAML that others may have written: checked before it is loaded.
 
-YAML's aliases make a file of a few lines an object of gigabytes, or one that contains itself, and jsonargparse walks
-through either forever; it also imports what a `class_path` names before it says that there is none here. Settings need
-none of that. Plain loading (PyYAML's safe loader) runs no code, whatever a tag says.
+With YAML's aliases a file of a few lines can become an object of gigabytes, or one that contains itself, and
+jsonargparse would walk through it forever. It would also import the module that a `class_path` names. Settings need
+none of that. Loading itself (PyYAML's safe loader) runs no code, whatever a tag says.
 """
 
 from __future__ import annotations
 
 import yaml
 
-MOST_NODES, MOST_DEPTH, LONGEST = 10_000, 20, 1 << 20  # of a file of settings, all aliases followed; characters
+MOST_NODES, MOST_DEPTH = 10_000, 20  # of a file of settings, with all aliases followed
+LONGEST = 1 << 20  # characters
 _READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_FORBIDDEN = {"class_path", "init_args", "__path__", "config"}  # keys that jsonargparse knows and settings do not have
+_FORBIDDEN = {"class_path", "init_args", "__path__", "config"}  # keys with a meaning in jsonargparse, but no settings
 
 
 def refuse_bombs(text: str) -> str:
-    """The text itself; yaml.YAMLError if it is no YAML, or is larger, deeper or stranger than settings are."""
+    """The text itself, if it is YAML that could be settings.
+
+    Raises:
+        yaml.YAMLError: it is no YAML, is larger or deeper than settings are, or has a forbidden or repeated key.
+    """
     if len(text) > LONGEST:
         raise yaml.YAMLError(f"{len(text):,} characters are no settings: at most {LONGEST:,} are read")
-    sizes: dict[str, int | None] = {}  # of what an anchor names, in nodes; None: it is not complete
-    stack: list[list] = [[None, 0, None, 0]]  # anchor, nodes, keys of a mapping so far, children
+    sizes: dict[str, int | None] = {}  # anchor -> nodes of its value; None: the value is not complete
+    stack: list[list] = [[None, 0, None, 0]]  # per open value: anchor, nodes, a mapping's keys so far, children
     for event in yaml.parse(text, Loader=_READER):
         if isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
             anchor, nodes, _, _ = stack.pop()

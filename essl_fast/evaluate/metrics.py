@@ -1,7 +1,7 @@
-"""How good a localization is: cIoU, success rate, AUC; and what later work asks as well.
+"""How good a localization is: cIoU, success rate and AUC, and the metrics of later work.
 
-The cIoU with an adaptive threshold, success by the size of what sounds, and whether the model listens at all: average
-precision and max-F1 where silent or foreign sound must be told from the frame's own.
+The latter are the cIoU with an adaptive threshold, success by object size, and average precision and max-F1 of telling
+the frame's own sound from silence or another sound, which show whether the model listens at all.
 """
 
 from typing import NamedTuple
@@ -25,29 +25,41 @@ class Summary(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """How well confidence and cIoU together tell what sounds in a frame from what does not."""
+    """How well a model tells the sounds of its frames from other sounds."""
 
     average_precision: float
     max_f1: float
     threshold: float  # the confidence at which F1 is largest
 
 
-# Pixels of the 224 x 224 grid from which on an object is called so (Mo & Morgado, NeurIPS 2022); as shares of the frame
-# 0, 2.0%, 18.4% and 41.3%.
+# The least area of each size, in pixels of the 224 x 224 grid (Mo & Morgado, NeurIPS 2022). As shares of the frame they
+# are 0, 2.0%, 18.4% and 41.3%.
 SIZES = {"small": 0, "medium": 32**2, "large": 96**2, "huge": 144**2}
 
 
 def ciou(similarity: Tensor, boxes: Tensor, consensus: int = 1, size: int = 224, threshold: float = 0.5) -> Tensor:
-    """Consensus IoU (B,) float64 of similarity maps (B, h, w) with boxes (B, K, 4) on the size x size grid.
+    """Consensus IoU of similarity maps with boxes (Senocak et al., CVPR 2018).
 
-    NaN where neither the map nor the boxes cover anything (0 / 0).
+    Args:
+        similarity: (B, h, w) maps.
+        boxes: (B, K, 4) int32 xyxy on the size x size grid.
+        consensus: annotators that must agree for a pixel to count fully.
+        size: side of the grid.
+        threshold: of the map, resized to the grid and scaled to 0..1.
+
+    Returns:
+        (B,) float64; NaN where neither the map nor the boxes cover anything (0 / 0).
     """
     intersection, union = kernels.localization_counts(similarity, boxes, consensus, size, threshold)
     return intersection / union
 
 
 def summarize(ciou) -> Summary:
-    """Success rate at 0.5, AUC and the 21-point curve of cIoU scores (N,); NaN is a miss, also at threshold 0."""
+    """Success rate at 0.5, AUC and the 21-point curve of cIoU scores (N,). NaN is a miss, also at threshold 0.
+
+    Raises:
+        ValueError: there are no scores.
+    """
     scores = np.asarray(ciou.cpu() if isinstance(ciou, torch.Tensor) else ciou, dtype=np.float64)
     if scores.ndim != 1 or not len(scores):
         raise ValueError(f"summarize: expected (N,) scores with N >= 1, got shape {scores.shape}")
@@ -58,7 +70,13 @@ def summarize(ciou) -> Summary:
 
 
 def per_class(ciou, class_id, classes) -> dict[str, dict]:
-    """Pairs, success rate at 0.5 and AUC of each class that occurs; ``class_id`` (N,) indexes ``classes``."""
+    """Pairs, success rate at 0.5 and AUC of each class that occurs.
+
+    Args:
+        ciou: (N,) scores.
+        class_id: (N,) indices into ``classes``; others are ignored.
+        classes: names.
+    """
     scores = np.asarray(ciou, dtype=np.float64)
     class_id = np.asarray(class_id)
     table = {}
@@ -71,19 +89,27 @@ def per_class(ciou, class_id, classes) -> dict[str, dict]:
 
 
 def ciou_adaptive(similarity: Tensor, boxes: Tensor, consensus: int = 1, size: int = 224) -> Tensor:
-    """Consensus IoU (B,) float64 where the threshold gives each map (B, h, w) the area of its boxes (B, K, 4).
+    """Consensus IoU with a threshold for each map that gives it the area of its boxes: where matters, not how large.
 
-    The model has to say where, not how far. With n the pixels that any box covers, the threshold is the n-th largest
-    value of the map resized to size x size, and all values from it on are inferred (more than n where values tie). For
-    a frame without boxes n is half the grid, and the cIoU 0. A map with a NaN infers nothing. The definition of "cIoU
-    Adap." in Senocak et al., Sound Source Localization is All about Cross-Modal Alignment, ICCV 2023, whose code leaves
-    the n-th value itself out.
+    With n the number of pixels that any box covers, the threshold is the n-th largest value of the map resized to size
+    x size; the pixels with this value or a larger one are inferred (more than n if values are equal). For a frame
+    without boxes n is half the grid, and the cIoU is 0. A map with a NaN infers nothing. This is "cIoU Adap." of
+    Senocak et al., Sound Source Localization is All about Cross-Modal Alignment, ICCV 2023, except that their code
+    leaves out the n-th value itself.
+
+    Args:
+        similarity: (B, h, w) maps.
+        boxes: (B, K, 4) int32 xyxy on the size x size grid.
+        consensus, size: as in :func:`ciou`.
+
+    Returns:
+        (B,) float64.
     """
     heat = heat_maps(similarity, size)
     weights = kernels.box_weights(boxes, size, consensus).double()
     covered = (weights > 0).sum(dim=(1, 2))
     ranks = (size * size - torch.where(covered > 0, covered, size * size // 2) + 1).tolist()
-    # One selection a map: on a CPU 0.5 ms each, where sorting all of them takes 6 ms.
+    # Selecting one value per map takes 0.5 ms each on a CPU; sorting a map takes 6 ms.
     flat = heat.flatten(1)
     pairs = zip(flat, ranks, strict=True)
     least = torch.stack([row.kthvalue(rank).values for row, rank in pairs]) if len(flat) else flat.new_empty(0)
@@ -94,14 +120,16 @@ def ciou_adaptive(similarity: Tensor, boxes: Tensor, consensus: int = 1, size: i
 
 
 def areas(boxes: Tensor, consensus: int = 1, size: int = 224) -> Tensor:
-    """What the boxes (B, K, 4) cover of the size x size grid together, (B,) float64 pixels, by their weights."""
+    """The area that the boxes (B, K, 4) of each frame cover together, as the sum of pixel weights: (B,) float64."""
     return kernels.box_weights(boxes, size, consensus).double().sum(dim=(1, 2))
 
 
 def per_size(ciou, area) -> dict[str, dict]:
-    """Pairs, success rate at 0.5 and AUC by size (see SIZES), of those that occur; ``area`` (N,) from :func:`areas`.
+    """Pairs, success rate at 0.5 and AUC of each size that occurs, see SIZES.
 
-    Pairs without a box have no size and are in none.
+    Args:
+        ciou: (N,) scores.
+        area: (N,) from :func:`areas`; pairs without a box (area 0) are left out.
     """
     area = np.asarray(area, dtype=np.float64)
     size = np.searchsorted(list(SIZES.values()), area, side="right") - 1
@@ -109,20 +137,26 @@ def per_size(ciou, area) -> dict[str, dict]:
 
 
 def detection(confidence, found, negative) -> Detection:
-    """Average precision and max-F1 of N pairs with their own sound, among M with a sound that is not the frame's.
+    """Average precision and max-F1 of telling N pairs with their own sound from M with another sound.
 
-    confidence (N,) is the largest similarity of each pair's map, found (N,) bool whether its cIoU is at least 0.5;
-    negative (M,) the confidence of frames under silence, or under another pair's sound. At a threshold t, what is as
-    confident as t is detected: TP are detected pairs that were found, FP all other detections, whether negatives or
-    pairs looked for in the wrong place, and N - TP are missed.
+    At a threshold t every frame with a confidence of at least t is detected. TP are the detected pairs whose object was
+    found, FP are all other detections (negatives, and pairs localized in the wrong place), and N - TP are missed:
 
         precision = TP / (TP + FP)     recall = TP / N     F1 = 2 TP / (2 TP + FP + (N - TP))
         AP = sum over thresholds t, falling, of (recall_t - recall before) * best precision from t down
 
-    every confidence that occurs being a threshold. A model that does not listen is as confident of a negative, and has
-    half the precision. After Mo & Morgado, A Closer Look at Weakly-Supervised Audio-Visual Source Localization, NeurIPS
-    2022. Their code differs in details: about 200 thresholds; as confidence the mean of the map's upper quarter; and
-    its recall does not count pairs that were detected in the wrong place. NaN is the least of all confidences.
+    Every confidence that occurs is a threshold. A model that does not listen has the same confidence for a negative,
+    and half the precision. After Mo & Morgado, A Closer Look at Weakly-Supervised Audio-Visual Source Localization,
+    NeurIPS 2022. Their code differs in details: it uses about 200 thresholds, the mean of the map's upper quarter as
+    confidence, and a recall that does not count pairs detected in the wrong place.
+
+    Args:
+        confidence: (N,) the largest similarity of each pair's map; NaN is the smallest confidence.
+        found: (N,) bool, the pair's cIoU is at least 0.5.
+        negative: (M,) the confidence of frames under silence, or under another pair's sound.
+
+    Raises:
+        ValueError: the shapes do not fit, or N is 0.
     """
     confidence, negative = (np.asarray(x, dtype=np.float64) for x in (confidence, negative))
     found = np.asarray(found, dtype=bool)
@@ -131,7 +165,7 @@ def detection(confidence, found, negative) -> Detection:
         raise ValueError(f"detection: expected confidence and found (N,) with N >= 1 and negative (M,), got {shapes}")
     scores = np.nan_to_num(np.concatenate([confidence, negative]), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     order = np.argsort(-scores, kind="stable")
-    last = np.append(scores[order][1:] != scores[order][:-1], True)  # of those with equal confidence
+    last = np.append(scores[order][1:] != scores[order][:-1], True)  # the last one of equal confidences
     true = np.concatenate([found, np.zeros(len(negative), bool)])[order].cumsum()[last]
     detected = np.arange(1, len(scores) + 1)[last]
     recall = true / len(confidence)

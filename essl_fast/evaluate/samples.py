@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from essl_fast.data.loading.loader import RawBatch
+from essl_fast.data.loading import RawBatch
 from essl_fast.data.shards import Manifest
 
 

@@ -1,12 +1,12 @@
-"""What a batch carries of its sound, made of the samples once a pair: log-mel examples, or their embeddings.
+"""What a batch carries of its sound: log-mel examples, or the embeddings that a frozen audio network makes of them.
 
-Where the audio network's front is frozen (VGGish but for its projection), what it makes of a pair never changes. So it
-is computed where the pair is decoded, and a pool keeps 1,536 bytes (float32; 768 in bf16) instead of 73,728 of log-mel
-or 96,000 of samples. Training and evaluation share it.
+If the front of the audio network is frozen (VGGish without its projection), its output for a pair never changes. So it
+is computed where the pair is decoded, and a pool keeps 1,536 bytes per pair (float32; 768 in bf16) instead of 73,728 of
+log-mel or 96,000 of samples. Training and evaluation share this.
 
-An embedding must not depend on which pairs it was computed with: a run that is resumed fills its pool in other batches,
-and goes on with the same bits all the same. So a network sees one shape alone, whatever the batch: on a CPU a pair at a
-time (0.09 s of one core; 0.07 s in batches of 16), on a GPU `CHUNK` pairs, the last ones filled up with zeros.
+An embedding must not depend on the other pairs of the batch: a run that is resumed fills its pool in other batches, and
+has to go on with the same bits. So the network always gets the same shape: one pair at a time on a CPU (0.09 s on one
+core; 0.07 s in batches of 16), `CHUNK` pairs on a GPU, where the last chunk is filled up with zeros.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ def log_mel(pcm: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """(B, 48000) int16 -> (B, 3, 128), what the frozen part of ``network`` makes of each pair's three examples.
+    """(B, 48000) int16 -> (B, 3, E), the output of the frozen part of ``network`` for each pair's three examples.
 
-    ``dtype``: float32, or what autocast computes in and gives. Two of the same network and dtype are equal: loaders
-    that are given them share a pool. Each pair is by itself, to the bit on a CPU; on a GPU its neighbours do not matter
-    either, but its place in a chunk may change the rounding.
+    Two of the same network and dtype are equal, so that loaders that are given them share a pool. On a CPU a pair's
+    embedding does not depend on its neighbours, to the bit. On a GPU its place in a chunk may change the rounding.
     """
 
-    network: nn.Module
-    dtype: torch.dtype
+    network: nn.Module  # an audio network with embed((B, 3, 96, 64)) -> (B, 3, E)
+    dtype: torch.dtype  # float32, or the type in which autocast computes, which is then the embeddings'
 
     @torch.no_grad()
     def __call__(self, pcm: Tensor) -> Tensor:
@@ -54,7 +53,7 @@ class Embeddings:
 
 
 def sound_of(settings: config.Config, model: Localizer, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What the loaders of a run make of the samples: what `data.embeddings` and the model come to."""
+    """What the loaders of a run make of the samples: embeddings if settings and model allow it, otherwise log-mel."""
     if settings.data.embeddings == "off" or not hasattr(model.audio, "embed"):
         return log_mel
     return Embeddings(model.audio, dtype)

@@ -1,4 +1,4 @@
-"""Heads on the pooled features: SimSiam's (Chen & He, 2021) for SSPL and SemiPL, and that of LSS."""
+"""Heads, which turn the pooled features into what objectives compare: SimSiam's for SSPL and SemiPL, and LSS's."""
 
 from torch import Tensor, nn
 
@@ -13,10 +13,10 @@ def _run(layers: nn.Sequential, x: Tensor, views: int) -> Tensor:
 
 
 class SimSiamHead(nn.Module):
-    """Projector in_dim -> 2048 -> 2048 -> 2048 and predictor 2048 -> 512 -> 2048.
+    """SimSiam's head (Chen & He, 2021): projector in_dim -> 2048 -> 2048 -> 2048, predictor 2048 -> 512 -> 2048.
 
     forward: pooled features (V, B, in_dim) -> p, z (V, B, 2048). In training each view is normalised by its own
-    batch statistics, and the running statistics are updated view by view. z carries no gradient.
+    batch statistics, and the running statistics are updated view by view. z has no gradient.
     """
 
     attention = "minmax"
@@ -52,10 +52,10 @@ class SimSiamHead(nn.Module):
 
 
 class LSSHead(nn.Module):
-    """From what the attention pooled to the space of the sound's embedding (Senocak et al., CVPR 2018).
+    """LSS's head (Senocak et al., CVPR 2018): it maps pooled features into the space of the sound's embedding.
 
-    forward: pooled features (V, B, in_dim), of rectified maps, -> (V, B, out_dim): linear to ``hidden``, ReLU, linear.
-    It treats every sample by itself.
+    forward: pooled features (V, B, in_dim) of rectified maps -> (V, B, out_dim): linear to ``hidden``, ReLU, linear.
+    Every sample is treated by itself.
     """
 
     attention = "softmax"
@@ -68,7 +68,7 @@ class LSSHead(nn.Module):
         return self.layers(pooled)
 
     def compare(self, pooled: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (V, B, out_dim) of what the attention pooled, and of the sound (B, out_dim), the same per view."""
+        """Embeddings (V, B, out_dim) of the pooled features, and the sound's (B, out_dim), the same for every view."""
         return self(pooled), embedding.expand(len(pooled), -1, -1)
 
 

@@ -1,4 +1,4 @@
-"""The localizer: visual trunk, audio network, PCM if asked for, audio-guided attention, head."""
+"""The localizer: visual trunk, audio network, optional PCM, audio-guided attention, head."""
 
 from typing import NamedTuple
 
@@ -11,9 +11,9 @@ from essl_fast.models.registry import AUDIO, HEADS, TRUNKS, trunk_facts
 
 
 class Forward(NamedTuple):
-    """What a forward pass gives, each led by the view axis."""
+    """The output of a forward pass; the first axis of each tensor is the view."""
 
-    p: Tensor  # (V, B, 2048) predictions; with LSS's head (V, B, D) embeddings of what the attention pooled
+    p: Tensor  # (V, B, 2048) predictions; with LSS's head (V, B, D) embeddings of the pooled features
     z: Tensor  # (V, B, 2048) projections, without gradient; with LSS's head (V, B, D) embeddings of the sound
     similarity: Tensor  # (V, B, h, w) cosine maps
     attention: Tensor  # (V, B, h, w) the same, min-max scaled; with LSS's head their softmax
@@ -22,10 +22,13 @@ class Forward(NamedTuple):
 class Localizer(nn.Module):
     """views (V, B, 3, H, W) and log-mel (B, 3, 96, 64) -> :class:`Forward`.
 
-    In place of the log-mel, VGGish also takes its own embeddings of it (B, 3, 128), which may be kept: it is frozen.
+    An audio network with a frozen front also takes its own embeddings (B, 3, E) instead of the log-mel, which may be
+    kept from an earlier pass. The head decides the attention: min-max scaled for SimSiam's, softmax for LSS's.
 
-    ``freeze_trunk``: the trunk runs without gradients and is in no optimizer group, as VGG-16 in the recipe.
-    The head decides the attention: min-max scaled for SimSiam's, softmax for LSS's.
+    Args:
+        trunk, audio, head: modules as in essl_fast/models/registry.py.
+        pcm: the predictive coding module, or None.
+        freeze_trunk: the trunk runs without gradients and is in no optimizer group, as VGG-16 in the recipe.
     """
 
     def __init__(
@@ -38,27 +41,34 @@ class Localizer(nn.Module):
             trunk.requires_grad_(False)
 
     def prepare(self, dtype: torch.dtype) -> None:
-        """Bring a frozen trunk into its form for inference of views of ``dtype``, or that up to date."""
+        """Make a frozen trunk's form for inference on views of ``dtype``, or update it after weights have changed."""
         if self.freeze_trunk and hasattr(self.trunk, "prepare"):
             self.trunk.prepare(dtype)
 
     def see(self, views: Tensor) -> Tensor:
-        """The trunk's maps (V * B, C, h, w), view after view: what the sound has no part in."""
+        """The trunk's maps (V * B, C, h, w), view after view. They do not depend on the sound."""
         # All views in one pass; batch norms keep them apart.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_trunk):
             return self.trunk(views.flatten(0, 1), len(views))
 
     def meet(self, maps: Tensor, log_mel: Tensor) -> tuple[kernels.Attention, Tensor]:
-        """Maps of :meth:`see` under a sound a pair: pooled (V, B, C), similarity and attention (V, B, h, w); and the
-        sound's embedding (B, D)."""
+        """Where the sounds are in the maps.
+
+        Args:
+            maps: (V * B, C, h, w) of :meth:`see`.
+            log_mel: (B, 3, 96, 64), or embeddings, one sound for each pair.
+
+        Returns:
+            The attention: pooled (V, B, C), similarity and attention (V, B, h, w); and the sounds' embedding (B, D).
+        """
         embedding, projection = self.audio(log_mel)
         batch = len(projection)
         count = len(maps) // batch
         if self.pcm is not None:
             maps = self.pcm(maps, embedding.repeat(count, 1), count)
         if self.head.attention == "softmax":
-            # Rectified first, as LSS's features are (VGG-16 here ends before its last ReLU): no cosine is negative.
-            # Without that, a map could be negative everywhere: its relu(s) is 0, its softmax uniform, its gradient 0.
+            # LSS's features are rectified, and VGG-16 here ends before its last ReLU. Without it a similarity map could
+            # be negative everywhere: relu(s) would be 0, its softmax uniform, and nothing could be learnt from it.
             attention = kernels.softmax_attention(maps.relu(), projection.relu().repeat(count, 1))
         else:
             attention = kernels.audio_guided_attention(maps, projection.repeat(count, 1))
@@ -74,9 +84,10 @@ class Localizer(nn.Module):
         return Forward(p, z, attention.similarity, attention.attention)
 
     def parameter_groups(self, optim) -> list[dict]:
-        """AdamW's groups in the published order: audio, PCM, PCM's rates (not decayed), head; then a trained trunk.
+        """The optimizer's groups, in the published order: audio, PCM, the PCM's rates, head; then a trained trunk.
 
-        ``optim`` has lr_sound, lr_pcm, lr_head, lr_trunk and weight_decay.
+        Args:
+            optim: has lr_sound, lr_pcm, lr_head, lr_trunk and weight_decay. The PCM's rates are not decayed.
         """
         decay = optim.weight_decay
         groups = [("sound", self.audio.parameters(), optim.lr_sound, decay)]
@@ -95,9 +106,12 @@ class Localizer(nn.Module):
 
 
 def build(config) -> Localizer:
-    """The localizer that ``config`` (a ModelConfig) describes, with random weights.
+    """The localizer that ``config`` (a ModelConfig) describes, with random weights from PyTorch's generator.
 
-    Pretrained VGG-16 and VGGish come from :func:`essl_fast.models.weights.load_pretrained`.
+    :func:`essl_fast.models.load_pretrained` then loads the published VGG-16 and VGGish.
+
+    Raises:
+        InputError: a part is unknown.
     """
     trunk = TRUNKS.get(config.trunk)(config)
     channels = config.out_dim if config.pcm else trunk.channels

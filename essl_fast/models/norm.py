@@ -1,12 +1,12 @@
 """Batch norm of a batch that holds several views, each normalised by its own statistics.
 
-The published code passes the views through the networks one after the other. One pass over all views gives the same:
-every layer but batch norm treats samples alone, and here batch norm takes its statistics view by view, and moves its
-running statistics by view 1, then view 2. Convolutions and matrix products see twice the batch, kernels are launched
-half as often.
+The published code passes the views through the networks one after the other. One pass over all views gives the same
+result: every layer except batch norm treats each sample by itself, and here batch norm takes its statistics view by
+view, and updates its running statistics by view 1, then by view 2. Convolutions and matrix products get twice the
+batch, and half as many kernels are launched.
 
 With several processes the statistics of a view are those of all ranks together (``synced``): each rank contributes
-count, mean and variance, one collective a layer forward and one backward, whatever the number of views.
+count, mean and variance, with one collective per layer forward and one backward, whatever the number of views.
 """
 
 import contextlib
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as collectives  # those that a compiled graph can hold
+import torch.distributed._functional_collectives as collectives  # these can be part of a compiled graph
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class _Gather(torch.autograd.Function):
-    """(...) of each rank -> (ranks, ...) on every rank; the gradient sums what all ranks made of this rank's part."""
+    """(...) of each rank -> (ranks, ...) on every rank. The gradient of a rank's part is the sum over all ranks."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
@@ -35,11 +35,11 @@ class _Gather(torch.autograd.Function):
 class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
     """``BatchNorm1d`` and ``BatchNorm2d`` over (V * B, C) or (V * B, C, H, W), view after view.
 
-    ``forward(x, views=V)`` equals, in training, V calls of PyTorch's module on the chunks ``x.chunk(V)`` in outputs,
-    gradients and running statistics; in evaluation, where there are no batch statistics, one call on all of x.
-    Parameters and buffers carry PyTorch's names. ``synced``: batch statistics are taken over all ranks of
-    ``torch.distributed``, which may hold different numbers of samples. ``tracking``: running statistics are moved; see
-    :func:`untracked`.
+    In training ``forward(x, views=V)`` equals V calls of PyTorch's module on the chunks ``x.chunk(V)``, in outputs,
+    gradients and running statistics. In evaluation, where batch statistics are not used, it equals one call on x.
+    Parameters and buffers have PyTorch's names. ``synced``: batch statistics are taken over all ranks of
+    ``torch.distributed``, which may hold different numbers of samples. ``tracking``: running statistics are updated;
+    see :func:`untracked`.
     """
 
     synced, tracking = False, True
@@ -62,9 +62,9 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.num_batches_tracked.add_(views)
         if self.synced or torch.compiler.is_compiling():
             return self._in_one(x, views, count)
-        # Eager: PyTorch's own kernels, whose statistics and normalisation are one launch each.
+        # Eager: PyTorch's own kernels take one launch for the statistics and one for the normalisation.
         running = self.running_mean, self.running_var
-        if not self.tracking:  # copies: without any, autograd would save less than the forward pass did
+        if not self.tracking:  # copies: with None, autograd would save other tensors than the first forward pass did
             running = tuple(each.clone() for each in running)
         parts = [
             F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps)
@@ -73,7 +73,7 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         return parts[0] if views == 1 else torch.cat(parts)
 
     def _in_one(self, x: Tensor, views: int, count: int) -> Tensor:
-        """All views by one reduction and one element-wise pass, which the compiler fuses with what follows."""
+        """All views in one reduction and one element-wise pass, which the compiler fuses with the next layers."""
         grouped = x.unflatten(0, (views, -1))
         wide = grouped if grouped.dtype == torch.float64 else grouped.float()
         over = [dim for dim in range(1, grouped.ndim) if dim != 2]
@@ -101,8 +101,10 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 @contextlib.contextmanager
 def untracked(model: nn.Module) -> Iterator[None]:
-    """Within the context the model's batch norms leave their running statistics alone: a forward pass that is computed
-    a second time, for its backward, has moved them already."""
+    """Within the context the model's batch norms do not update their running statistics.
+
+    For a forward pass that is computed a second time, for its backward pass: the first one has updated them already.
+    """
     norms = [module for module in model.modules() if isinstance(module, ViewBatchNorm)]
     for norm in norms:
         norm.tracking = False
@@ -114,7 +116,7 @@ def untracked(model: nn.Module) -> Iterator[None]:
 
 
 def synchronize(model: nn.Module) -> None:
-    """From now on the model's batch norms take their statistics over all ranks."""
+    """Make the model's batch norms take their statistics over all ranks from now on."""
     for module in model.modules():
         if isinstance(module, ViewBatchNorm):
             module.synced = True

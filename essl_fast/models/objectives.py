@@ -1,9 +1,9 @@
-"""What a method minimises: SSPL's L_U, SemiPL's L_U + lambda L_S, L_S alone, and LSS's triplet loss.
+"""Objectives, the losses that a method minimises: SSPL's, SemiPL's, the supervised one, and LSS's.
 
     L_U = -(cos(p1, z2) + cos(p2, z1)) / 2      attraction of two views of one frame under one sound; no negatives
-    L_S = cross-entropy of the attention map with the box map, where there are boxes
-    L_T = (d+)^2 + (1 - d-)^2                   LSS: the frame nearer to its own sound than to another clip's
-    L_A = cross-entropy of LSS's attention with the normalised box map, where there are boxes
+    L_S = cross-entropy of the attention map with the box map, for labelled pairs
+    L_T = (d+)^2 + (1 - d-)^2                   LSS: a frame is nearer to its own sound than to another clip's
+    L_A = cross-entropy of LSS's attention with the normalised box map, for labelled pairs
 
 | method     | minimises          |
 | ---------- | ------------------ |
@@ -13,13 +13,18 @@
 | lss        | L_T                |
 | lss_semi   | L_T + lambda L_A   |
 
-An objective is called as ``objective(forward, boxes, labelled)`` with a :class:`~essl_fast.models.Forward`, boxes
-(B, K, 4) as both views see them or (V, B, K, 4) view by view, and labelled (B,) bool. It gives a dict of scalars:
-"loss", to minimise, and its parts.
+An objective is called as ``objective(forward, boxes, labelled, shares)``:
 
-Several processes hold different numbers of pairs, and of labelled ones. So that the mean over the ranks' losses is the
-loss of all pairs together, each part is scaled by the rank's ``shares`` (the fourth argument): its samples times ranks
-over all samples.
+    forward    :class:`~essl_fast.models.Forward`
+    boxes      (B, K, 4) int32, the same for all views, or (V, B, K, 4), view by view
+    labelled   (B,) bool
+    shares     :class:`Shares`, by default those of one process
+
+It returns a dict of 0-d tensors: "loss", which is minimised, and its parts.
+
+Several processes hold different numbers of pairs and of labelled pairs. Each part of the loss is therefore scaled by
+the rank's share, (its samples) * (number of ranks) / (all samples): then the mean of the ranks' losses is the loss of
+all pairs together.
 """
 
 from collections.abc import Callable
@@ -36,14 +41,14 @@ Objective = Callable[..., dict[str, Tensor]]
 
 
 class Shares(NamedTuple):
-    """What this rank's part of a mean weighs in the mean over ranks: 1 where all have the same number of samples."""
+    """The weight of this rank's means in the mean over ranks: 1 if all ranks have the same number of samples."""
 
     unsupervised: Tensor | float = 1.0
     supervised: Tensor | float = 1.0
 
     @classmethod
     def of(cls, counts: Tensor, totals: Tensor, ranks: int) -> "Shares":
-        """``counts`` (2,): pairs and labelled pairs of this rank; ``totals`` (2,): of all ranks."""
+        """From counts (2,), this rank's pairs and labelled pairs, and totals (2,), those of all ranks."""
         return cls(*(counts * ranks / totals.clamp(min=1)))
 
 
@@ -58,26 +63,26 @@ def unsupervised(forward) -> Tensor:
 
 
 def supervised(forward, boxes: Tensor, labelled: Tensor, consensus: int, scale: float | None = None) -> Tensor:
-    """L_S: mean over the labelled samples of every view; all boxes (..., K, 4) of a frame are where it sounds.
+    """L_S: mean over the labelled samples of every view; all boxes (..., K, 4) of a frame count as sounding.
 
-    The map is the min-max attention (SemiPL), or, with a ``scale``, the sigmoid of scale times the similarity.
+    The map is the min-max attention (SemiPL) or, with a ``scale``, the sigmoid of scale times the similarity.
     """
     maps = forward.attention if scale is None else _wide(forward.similarity).mul(scale).sigmoid()
-    boxes, labelled = _of_views(forward, boxes, labelled)
+    boxes, labelled = _per_view(forward, boxes, labelled)
     return kernels.pixel_bce(maps.flatten(0, 1), boxes, labelled, consensus)
 
 
 def triplet(forward) -> Tensor:
     """L_T of LSS (Senocak et al., CVPR 2018): mean over the samples of every view.
 
-    forward.p (V, B, D) are the embeddings of what the attention pooled, forward.z (V, B, D) those of the pairs' sounds.
-    Each view of a pair is a sample. Its negative is the sound of the pair before it in the batch, the last one's for
-    the first: another clip, as batches are shuffled. With Euclidean distances near to its own sound and far to the
-    other one, (d+, d-) = softmax(near, far), and the loss is their squared distance to (0, 1). As d- = 1 - d+ and
-    d+ = sigmoid(near - far), that is 2 sigmoid(near - far)^2.
+    forward.p (V, B, D) are the embeddings of the pooled features, forward.z (V, B, D) those of the pairs' sounds. Each
+    view of a pair is a sample. Its negative is the sound of the pair before it in the batch (for the first pair: the
+    last one), which is another clip, because batches are shuffled. With near and far, the Euclidean distances to its
+    own sound and to the negative, (d+, d-) = softmax(near, far), and the loss is the squared distance of (d+, d-) to
+    (0, 1). Because d- = 1 - d+ and d+ = sigmoid(near - far), this is 2 sigmoid(near - far)^2.
 
-    A rank takes negatives from its own part of the batch; where that is one pair, it is its own negative: a loss of 1/2
-    without a gradient.
+    A rank takes negatives from its own part of the batch. If that is a single pair, it is its own negative: its loss is
+    1/2 and has no gradient.
     """
     p, z = _wide(forward.p), _wide(forward.z)
     near = torch.linalg.vector_norm(p - z, dim=-1)
@@ -88,26 +93,26 @@ def triplet(forward) -> Tensor:
 def attention_cross_entropy(forward, boxes: Tensor, labelled: Tensor, consensus: int, size: int = 224) -> Tensor:
     """L_A of LSS: -sum_i t_i log w_i, mean over the labelled samples of every view; 0 if none is labelled.
 
-    w = softmax(relu(similarity)) is the attention; t its target: the pixel weights that the boxes give on the size x
-    size grid, averaged over each position's cell and divided by their sum. A view that the crop left without a box has
-    no target and adds 0.
+    w = softmax(relu(similarity)) is the attention. Its target t are the pixel weights of the boxes on the size x size
+    grid, averaged over each position's cell and divided by their sum. A view without a box, because the crop has cut
+    all of them off, has no target and adds 0.
     """
-    boxes, labelled = _of_views(forward, boxes, labelled)
+    boxes, labelled = _per_view(forward, boxes, labelled)
     similarity = _wide(forward.similarity).flatten(0, 1)
     weights = kernels.box_weights(boxes, size, consensus).to(similarity.dtype)
     cells = F.adaptive_avg_pool2d(weights, similarity.shape[1:]).flatten(1)
-    target = cells / cells.sum(dim=1, keepdim=True).clamp(min=1e-6)  # a pixel of one cell alone is 4e-3 at 14 x 14
+    target = cells / cells.sum(dim=1, keepdim=True).clamp(min=1e-6)  # a single pixel gives 4e-3 at 14 x 14
     per_sample = -(target * similarity.relu().flatten(1).log_softmax(dim=1)).sum(dim=1)
-    # where, not a product: an unlabelled sample's NaN must stay out of the sum.
+    # where, not a product: a NaN of an unlabelled sample must stay out of the sum.
     return torch.where(labelled, per_sample, 0).sum() / labelled.sum().clamp(min=1)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """x in float32 at least."""
+    """x in float32, or in float64 if it is that already."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _of_views(forward, boxes: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
+def _per_view(forward, boxes: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
     """Boxes (V * B, K, 4) and labelled (V * B,), view after view."""
     views = len(forward.similarity)
     if boxes.ndim == 3:

@@ -1,13 +1,15 @@
 """SSPL's predictive coding module (PCM): the visual map and the audio embedding correct each other over a few cycles.
 
-Three representations r: 3x3, 7x7 and 14x14. Each layer predicts the one below (top-down; the lowest predicts the
-audio embedding), and the error of that prediction corrects the layer (bottom-up):
+Song et al., CVPR 2022. There are three representations r, of 3x3, 7x7 and 14x14. Each layer predicts the one below
+(top-down; the lowest one predicts the audio embedding), and the error of that prediction corrects the layer
+(bottom-up):
 
     top-down    r_l <- gelu(BN((1 - b_l) r_l + b_l * predict(r_{l+1})))
     bottom-up   r_l <- gelu(BN(r_l + a_l * correct(r_{l-1} - prediction of r_{l-1})))
 
-with per-channel rates a, b = relu of a parameter. As in the published code the top layer is mixed with the visual map
-without batch norm, and in the cycles a prediction has neither batch norm nor GELU; every cycle has its own batch norms.
+with rates a, b per channel, each the relu of a parameter. As in the published code, the top layer is mixed with the
+visual map without batch norm, predictions within the cycles have neither batch norm nor GELU, and every cycle has its
+own batch norms.
 """
 
 import contextlib
@@ -25,10 +27,15 @@ LEVELS = 3
 class PCM(nn.Module):
     """Visual map (V * B, width, 14, 14) and audio embedding (V * B, audio_dim) -> (V * B, out_dim, 14, 14).
 
-    ``width``: channels of every representation, VGG-16's 512 in the recipe. ``cycles`` may be 0: then only the initial
-    top-down and bottom-up pass runs, and the blend rates get no gradient. ``views`` is V: the batch norms take their
-    statistics of each view by itself. ``checkpoint``: the cycles keep their inputs alone for the backward pass, and
-    are computed again there: about 1/5 of the memory for 4/5 of a forward pass more.
+    ``views`` of :meth:`forward` is V: the batch norms take their statistics of each view by itself.
+
+    Args:
+        cycles: may be 0: then only the initial top-down and bottom-up pass runs, and the blend rates get no gradient.
+        audio_dim: of the audio embedding.
+        out_dim: channels of the result.
+        width: channels of every representation, VGG-16's 512 in the recipe.
+        checkpoint: the cycles keep only their inputs for the backward pass, and are computed again there. That takes
+            about 1/5 of the memory and 4/5 of a forward pass more.
     """
 
     def __init__(
@@ -67,7 +74,7 @@ class PCM(nn.Module):
         return F.max_pool2d(self.predict[level](r), 2)
 
     def _audio_error(self, r: Tensor, audio: Tensor) -> Tensor:
-        """What the lowest representation's prediction of the audio embedding lacks, as a correction."""
+        """The correction of the lowest representation: the error of its prediction of the audio embedding."""
         predicted = F.gelu(self.predict[0](r)).mean(dim=(2, 3))
         # The error is the same at all 3x3 positions, and a 1x1 convolution of a constant is a constant.
         return self.correct[0]((audio - predicted)[:, :, None, None])
@@ -91,7 +98,7 @@ class PCM(nn.Module):
     def forward(self, visual: Tensor, audio: Tensor, views: int = 1) -> Tensor:
         if visual.shape[1:] != (self.width, 14, 14):
             raise ValueError(f"PCM: the visual map must be (V * B, {self.width}, 14, 14), got {tuple(visual.shape)}")
-        # predicted[l]: what level l+1 says of level l; the visual map itself stands above the top.
+        # predicted[l]: the prediction of level l by level l + 1; the visual map itself is above the top level.
         predicted = [visual]
         for level in (2, 1):
             below = self._predict_below(level, predicted[0])
@@ -120,9 +127,9 @@ class PCM(nn.Module):
         return self._bottom_up(r, predicted, audio, norms, views)
 
     def _checkpointed(self, cycle: int, visual: Tensor, audio: Tensor, views: int, r: list[Tensor]) -> list[Tensor]:
-        """:meth:`_cycle`, of which only the inputs are kept: the backward pass computes it again.
+        """:meth:`_cycle`, keeping only its inputs: the backward pass computes it again.
 
-        Running statistics move once. The compiler sees to that itself, since a graph holds their update apart.
+        Running statistics are updated once. Under the compiler that needs no care: their update is not recomputed.
         """
         contexts = (
             {} if torch.compiler.is_compiling() else {"context_fn": lambda: (contextlib.nullcontext(), untracked(self))}

@@ -25,7 +25,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.common.registry import Registry, import_modules
 
 if TYPE_CHECKING:
-    from essl_fast.config.settings import Config, ModelConfig
+    from essl_fast.config import Config, ModelConfig
 
 Factory = TypeVar("Factory", bound=Callable)
 

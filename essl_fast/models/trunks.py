@@ -15,27 +15,27 @@ VGG16_WIDTHS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 51
 
 
 class Prepared(NamedTuple):
-    """Weights and biases, layer after layer, as inference takes them."""
+    """Weights and biases, layer after layer, in the form that inference uses."""
 
     dtype: torch.dtype  # of the images
     tensors: list[Tensor]
-    fused: list[bool]  # of each layer: whether convolution, bias and ReLU are one kernel
-    scales: list[Tensor]  # of the weights that are e4m3: all but the first layer's, or none
+    fused: list[bool]  # for each layer: convolution, bias and ReLU are one kernel
+    scales: list[Tensor]  # of the e4m3 weights: of all layers but the first, or empty
 
 
 class VGG16Trunk(nn.Module):
     """VGG-16 up to conv5_3, before its ReLU: (B, 3, H, W) -> (B, 512, H/16, W/16).
 
-    Parameters carry torchvision's names (``features.0.weight`` ...), so that its weight file loads as it is.
+    Parameters have torchvision's names (``features.0.weight`` ...), so that its weight file can be loaded unchanged.
 
-    :meth:`prepare` brings it into its form for inference, which :meth:`forward` then uses where no gradient is asked
-    for: weights cast once instead of in every step under autocast, bias and ReLU in the convolution where that can be.
+    :meth:`prepare` makes a form for inference, which :meth:`forward` then uses when gradients are off: weights are cast
+    once instead of in every step under autocast, and bias and ReLU are part of the convolution where possible.
     """
 
     channels = 512
 
     def __init__(self, fp8: bool = False) -> None:
-        """fp8: the form for inference computes in 8 bits, an experiment (see kernels/fp8.py)."""
+        """``fp8``: the form for inference computes in 8 bits, an experiment (see kernels/fp8.py)."""
         super().__init__()
         self.fp8 = fp8
         layers: list[nn.Module] = []
@@ -57,9 +57,9 @@ class VGG16Trunk(nn.Module):
     @torch.inference_mode(False)
     @torch.no_grad()
     def prepare(self, dtype: torch.dtype) -> None:
-        """Make the form for inference of images of ``dtype``; where it is there, bring it up to date in its place.
+        """Make the form for inference on images of ``dtype``, or update it in place if it exists.
 
-        To be called again after the weights were moved or changed by hand; loading a state dict does so by itself.
+        Call it again after the weights were moved or changed by hand; loading a state dict does that by itself.
         """
         own = [p for layer in self.features if isinstance(layer, nn.Conv2d) for p in (layer.weight, layer.bias)]
         device = own[0].device
@@ -74,7 +74,7 @@ class VGG16Trunk(nn.Module):
             self._ready = Prepared(dtype, tensors, fused, scales)
             return
         for mine, given in zip([*ready.tensors, *ready.scales], [*tensors, *scales], strict=True):
-            mine.copy_(given)  # in its place, since a CUDA graph may hold the address
+            mine.copy_(given)  # in place, because a CUDA graph may hold the address
 
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
         ready = self._ready
@@ -91,7 +91,7 @@ class VGG16Trunk(nn.Module):
         return F.conv2d(images, next(tensors), next(tensors), padding=1)
 
     def _in_8_bits(self, images: Tensor, ready: Prepared) -> Tensor:
-        """The first layer, of 3 channels, in the images' type, all others in e4m3."""
+        """The layers in e4m3, except the first one of 3 channels, which computes in the images' type."""
         weights, scales, first = iter(ready.tensors), iter(ready.scales), True
         with torch.autocast(images.device.type, enabled=False):
             for entry in VGG16_WIDTHS:
@@ -106,7 +106,7 @@ class VGG16Trunk(nn.Module):
 
 
 def _cast(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """The parameter's values in ``dtype``, a weight's in channels_last; a copy unless it is all that already."""
+    """A parameter in ``dtype``, and a weight in channels_last; not a copy if the parameter is like that already."""
     layout = torch.channels_last if parameter.ndim == 4 else torch.preserve_format
     return parameter.detach().to(dtype, memory_format=layout)
 
@@ -117,7 +117,7 @@ def _prepare_again(trunk: VGG16Trunk, _) -> None:
 
 
 class SmallTrunk(nn.Module):
-    """A trunk that a CPU trains in minutes: 4x4 patches, then four stages of 3x3 convolutions, down to stride 16.
+    """A trunk that a CPU can train in minutes: 4x4 patches, then four stages of 3x3 convolutions, down to stride 16.
 
     (V * B, 3, H, W) -> (V * B, channels, H/16, W/16); 0.15 GFLOP for 224 x 224. ``views`` is V: the batch norms take
     their statistics of each view by itself.

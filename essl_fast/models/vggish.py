@@ -9,11 +9,11 @@ from essl_fast.models.registry import register_audio
 
 
 class VGGish(nn.Module):
-    """VGGish (Hershey et al., 2017), its layers frozen, and a trained two-layer projection.
+    """VGGish (Hershey et al., 2017) with frozen layers, and a trained projection of two layers.
 
-    forward: (B, E, 96, 64), or what ``embed`` made of it, (B, E, 128) -> embedding (B, 128), the L2-normalised mean
-    over the examples, and projection (B, out_dim), the mean of ``fc``'s output over them. Parameter names of the
-    frozen part are those of the published PyTorch port, so that its weight file loads as it is.
+    forward: (B, E, 96, 64), or the output of ``embed`` for it, (B, E, 128) -> embedding (B, 128), the L2-normalised
+    mean over the examples, and projection (B, out_dim), the mean of ``fc``'s output over them. The frozen parameters
+    have the names of the published PyTorch port, so that its weight file can be loaded unchanged.
     """
 
     embedding_dim = 128
@@ -43,7 +43,7 @@ class VGGish(nn.Module):
 
     @torch.no_grad()
     def embed(self, log_mel: Tensor) -> Tensor:
-        """(B, E, 96, 64) -> (B, E, 128), not negative; independent of the augmentation, so it may be kept per pair."""
+        """(B, E, 96, 64) -> (B, E, 128), not negative. It never changes for a pair, so that it may be kept."""
         maps = self.features(log_mel.flatten(0, 1)[:, None])
         return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1)).unflatten(0, log_mel.shape[:2])
 
@@ -55,10 +55,10 @@ class VGGish(nn.Module):
 
 
 class SmallAudioNet(nn.Module):
-    """A trained audio network for the demo: (B, E, 96, 64) -> embedding (B, 128), of norm 1; projection (B, out_dim).
+    """An audio network that is trained from scratch, for the demo.
 
-    Strided convolutions, then the mean over time, which keeps the spectrum; like VGGish it takes the examples one by
-    one and averages them.
+    (B, E, 96, 64) -> embedding (B, 128) of norm 1, and projection (B, out_dim). Strided convolutions, then the mean
+    over time, which keeps the spectrum. Like VGGish it treats the examples one by one and averages the results.
     """
 
     embedding_dim = 128

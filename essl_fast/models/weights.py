@@ -1,4 +1,4 @@
-"""Pretrained weights of the frozen parts: found, checked by their hash, downloaded where there is a network."""
+"""Published weights of the frozen networks: found or downloaded, and checked by their hash."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from torch import nn
 from essl_fast.common.errors import InputError
 from essl_fast.models.registry import audio_facts, trunk_facts
 
-# file name -> address; the eight digits in the name begin the file's SHA-256, by torch.hub's convention.
+# By torch.hub's convention the eight digits in a file's name are the beginning of its SHA-256.
 SOURCES = {
     "vgg16": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "vggish": "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
@@ -22,11 +22,11 @@ SOURCES = {
 
 
 class WeightsError(InputError):
-    """A weight file is missing or is not what it should be; the message says which file to put where."""
+    """A weight file is missing or damaged; the message says which file to put where."""
 
 
 def check_hash(path: Path, name: str) -> None:
-    """Raise WeightsError unless the file's SHA-256 begins as the published name of ``name`` says."""
+    """Raise WeightsError unless the file's SHA-256 begins with the digits in the published file's name."""
     expected = Path(SOURCES[name]).stem.rsplit("-", 1)[1]
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -51,9 +51,15 @@ def _download(name: str, to: Path, timeout: float) -> None:
 
 
 def find(name: str, setting: str = "auto", timeout: float = 20.0) -> Path | None:
-    """The weight file of ``name`` ("vgg16" or "vggish"), verified; None for setting "none".
+    """The weight file of a published network, its hash checked; None for the setting "none".
 
-    ``setting``: "none", "auto" (torch.hub's cache, else a download), or a path. Raises WeightsError.
+    Args:
+        name: "vgg16" or "vggish".
+        setting: "none", "auto" (torch.hub's cache, else a download), or a path.
+        timeout: of the download, in seconds.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or cannot be downloaded.
     """
     if setting == "none":
         return None
@@ -82,7 +88,7 @@ def find(name: str, setting: str = "auto", timeout: float = 20.0) -> Path | None
 
 
 def _load(module: nn.Module, path: Path, wanted: dict[str, str], name: str) -> None:
-    """Copy ``wanted`` (ours -> theirs) of the file into the module; strict on names and shapes."""
+    """Copy the entries ``wanted`` (our name -> name in the file) into the module; all must be there and fit."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     missing = [theirs for theirs in wanted.values() if theirs not in state]
     if missing:
@@ -93,9 +99,18 @@ def _load(module: nn.Module, path: Path, wanted: dict[str, str], name: str) -> N
 
 
 def load_pretrained(model: nn.Module, config) -> list[str]:
-    """Load VGG-16 and VGGish into a Localizer as ``config`` (a ModelConfig) asks; returns what was loaded, in words.
+    """Load the published VGG-16 and VGGish into a Localizer's frozen parts.
 
-    "none" leaves the frozen part at its random start, with a warning: fine for a test, not for a result.
+    Args:
+        model: the localizer.
+        config: a ModelConfig. The weights "none" leave a frozen part at its random start, with a warning: that is good
+            for tests only.
+
+    Returns:
+        What was loaded, in words.
+
+    Raises:
+        WeightsError: a file is missing or damaged.
     """
     done = []
     for module, name in (

@@ -95,7 +95,7 @@ def _run_row(results: Results, row: Row, seed: int, title: str, console: Console
     folder, arguments = results.plan.folder(row, seed), results.plan.arguments(row, seed)
     summary = runs.finished(folder, arguments)
     if summary is None:
-        verb = "going on" if checkpoints.kept(folder / "last.pt") else "training"
+        verb = "going on" if checkpoints.existing(folder / "last.pt") else "training"
         console.print(f"{title}: {verb}", highlight=False)
         try:
             runs.train(folder, arguments)

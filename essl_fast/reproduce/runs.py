@@ -17,7 +17,6 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.reproduce.plan import PROG
 from essl_fast.runtime.stopping import Stopped
-from essl_fast.train import forbidden
 
 
 def finished(folder: Path, arguments: list[str]) -> dict | None:
@@ -34,7 +33,7 @@ def finished(folder: Path, arguments: list[str]) -> dict | None:
         summary = json.loads((folder / "summary.json").read_text())
         found = config.from_dict(summary["config"])
     except FileNotFoundError:
-        if checkpoints.kept(folder / "last.pt") and (folder / "config.yaml").is_file():
+        if checkpoints.existing(folder / "last.pt") and (folder / "config.yaml").is_file():
             _check_settings(folder, config.parse(["--config", str(folder / "config.yaml")], PROG)[0], arguments)
         return None
     except InputError:
@@ -53,7 +52,7 @@ def _check_settings(folder: Path, found: config.Config, arguments: list[str]) ->
     wanted = config.parse(arguments, PROG)[0]
     different = config.difference(config.to_dict(found), config.to_dict(wanted))
     # A resumed run may have another number of epochs; here that would be another result.
-    if hard := [line for line in different if forbidden([line]) or line.startswith("epochs: ")]:
+    if hard := [line for line in different if checkpoints.forbidden([line]) or line.startswith("epochs: ")]:
         raise InputError(f"{folder} is of other settings ({'; '.join(hard)}): give another --out, or delete it")
     return wanted.data.root
 
@@ -66,7 +65,7 @@ def train(folder: Path, arguments: list[str]) -> None:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
-    given = [*arguments, "--resume" if checkpoints.kept(folder / "last.pt") else "--out", str(folder)]
+    given = [*arguments, "--resume" if checkpoints.existing(folder / "last.pt") else "--out", str(folder)]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     with open(log, "ab") as out:
         child = subprocess.Popen(

@@ -1,7 +1,7 @@
-"""torch.compile: whether the step is compiled, and where what it makes is kept for the next run.
+"""torch.compile: whether the step is compiled, and where the compiled code is kept for the next run.
 
-A step with the predictive coding module takes Inductor a minute or so; the same step of a later run is read from the
-cache instead. The cache is keyed by the code, the versions and the chip, so that it never has to be emptied.
+Inductor takes about a minute for a step with the predictive coding module; a later run reads the same step from the
+cache. The cache is keyed by the code, the versions and the chip, so that it never has to be emptied.
 """
 
 import os
@@ -18,7 +18,11 @@ INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 
 
 def wants_compile(setting: str, device: torch.device) -> bool:
-    """Whether the step is compiled; InputError if that is asked for and cannot be done."""
+    """Whether the step is to be compiled, for the setting auto, on or off.
+
+    Raises:
+        InputError: the setting is on, and something that torch.compile needs is missing.
+    """
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
     has_compiler = any(shutil.which(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang"))
     if setting == "off" or (setting == "auto" and device.type != "cuda"):
@@ -32,11 +36,19 @@ def wants_compile(setting: str, device: torch.device) -> bool:
 
 
 def keep_cache(setting: str) -> Path | None:
-    """Make Inductor and Triton keep what they compile; the folder, None where nothing is set.
+    """Make Inductor and Triton keep compiled code in a folder.
 
-    setting: a folder; "" for essl_fast/compile in the user's cache; "off" for PyTorch's own, a temporary folder that
-    may not outlive a reboot. TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR go before it, each where the user has set it.
-    InputError for a folder that cannot be written.
+    If the user has set TORCHINDUCTOR_CACHE_DIR or TRITON_CACHE_DIR, that variable stays as it is.
+
+    Args:
+        setting: a folder; "" for essl_fast/compile in the user's cache; "off" for PyTorch's own folder, which is
+            temporary and may not survive a reboot.
+
+    Returns:
+        The folder, or None if nothing was set.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
     if setting == "off" or (INDUCTOR in os.environ and TRITON in os.environ):
         return None
@@ -50,25 +62,25 @@ def keep_cache(setting: str) -> Path | None:
     if not writable:
         if setting:
             raise InputError(f"compile_cache: {folder} cannot be written; give another folder, or off")
-        return None  # nobody asked for it: a home that is read-only must not stop a run
+        return None  # the default folder, which nobody asked for: a read-only home must not stop a run
     os.environ.setdefault(INDUCTOR, str(folder / "inductor"))
     os.environ.setdefault(TRITON, str(folder / "triton"))
     return folder
 
 
 def compile_training(module: nn.Module) -> None:
-    """Compile a module's forward pass as one graph, for training alone: evaluation comes in other batch sizes."""
+    """Compile a module's forward pass as one graph, only for training: evaluation has other batch sizes."""
     plain = module.forward
     compiled = torch.compile(plain, fullgraph=True, dynamic=False)
     module.forward = lambda *inputs: (compiled if module.training else plain)(*inputs)
 
 
 def cache_counts() -> dict[str, int]:
-    """Graphs that this process has compiled so far: "hits" came from the cache, "misses" were made."""
+    """Graphs that this process has needed so far: "hits" came from the cache, "misses" were compiled."""
     from torch._dynamo.utils import counters
 
     whole, inductor = counters["aot_autograd"], counters["inductor"]
-    # AOTAutograd's cache holds forward and backward together; where it hits, Inductor's is not asked.
+    # AOTAutograd's cache holds forward and backward together; if it hits, Inductor's is not asked.
     return {
         "hits": whole["autograd_cache_hit"] + inductor["fxgraph_cache_hit"],
         "misses": inductor["fxgraph_cache_miss"] + inductor["fxgraph_cache_bypass"],

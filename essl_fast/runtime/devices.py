@@ -1,4 +1,4 @@
-"""Which device and which precision a setting means."""
+"""The device and the dtype that a setting means on this machine."""
 
 import torch
 
@@ -7,7 +7,11 @@ from essl_fast.common.errors import InputError
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device of a setting; InputError if it is none, or asks for a GPU that is not there."""
+    """The torch device of the setting auto, cpu, cuda or cuda:N.
+
+    Raises:
+        InputError: the name is no device, or there is no such GPU.
+    """
     config.check_device(name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -23,10 +27,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of autocast: bf16 on a GPU and float32 on a CPU for "auto".
+    """The dtype of autocast for the setting auto (bf16 on a GPU, float32 on a CPU), bf16, fp16, fp32 or tf32.
 
-    Also tells PyTorch whether float32 products may round their factors to TF32: for "tf32" alone. Its own default lets
-    convolutions do so.
+    It also tells PyTorch whether float32 products may round their factors to TF32: only for "tf32". (PyTorch's own
+    default allows that for convolutions.)
+
+    Raises:
+        InputError: fp16 on a CPU.
     """
     if name == "auto":
         name = "bf16" if device.type == "cuda" else "fp32"

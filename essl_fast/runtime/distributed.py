@@ -1,10 +1,10 @@
-"""Several processes that train one model, one a GPU: torchrun starts them, this joins them.
+"""Several processes that train one model, one per GPU: torchrun starts them, this file joins them.
 
     torchrun --nproc-per-node=8 -m essl_fast.train --config full --out runs/full
 
-Every rank computes the same plan and the same results, so no rank tells another what to do: batches are a function of
-(seed, epoch, rank, number of ranks), gradients are averaged by DDP, batch statistics are taken over all ranks, and
-evaluation results are gathered on all of them. Rank 0 alone prints and writes.
+Every rank computes the same plan and the same results, so that no rank has to tell another what to do: batches are a
+function of (seed, epoch, rank, number of ranks), gradients are averaged by DDP, batch statistics are taken over all
+ranks, and evaluation results are gathered on all of them. Only rank 0 prints and writes.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ from essl_fast.common.errors import InputError
 
 
 class World(NamedTuple):
-    """This process among those that train together."""
+    """This process and the processes that train with it."""
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among those of this machine: the number of its GPU
+    local_rank: int = 0  # among the processes of this machine: the number of its GPU
     restarts: int = 0  # how often torchrun has started this group again
 
     @property
     def leads(self) -> bool:
-        """Whether this is the rank that prints and writes."""
+        """Whether this is rank 0, which prints and writes."""
         return self.rank == 0
 
 
@@ -38,7 +38,7 @@ ALONE = World()
 
 
 def world_of(environment: dict[str, str] | None = None) -> World:
-    """The world that torchrun's environment variables describe. InputError if they are not torchrun's."""
+    """The world that torchrun's environment variables describe. InputError if only some of them are set."""
     environment = os.environ if environment is None else environment
     if int(environment.get("WORLD_SIZE", "1")) < 2:
         return ALONE
@@ -53,7 +53,11 @@ def world_of(environment: dict[str, str] | None = None) -> World:
 
 
 def own_device(name: str, world: World) -> str:
-    """The device setting of this rank: "cuda" means the GPU of its number, where there are several processes."""
+    """The device setting of this rank: with several processes, "cuda" means the GPU with its local rank.
+
+    Raises:
+        InputError: the setting names one GPU for all processes, or there are fewer GPUs than processes.
+    """
     if world.size == 1 or name.startswith("cpu"):
         return name
     if ":" in name:
@@ -71,11 +75,11 @@ def own_device(name: str, world: World) -> str:
 
 @contextlib.contextmanager
 def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[None]:
-    """The processes of ``world`` as one group, NCCL on GPUs and gloo on CPUs, for the time of the context.
+    """Within the context the processes of ``world`` are one group, with NCCL on GPUs and gloo on CPUs.
 
-    A rank that waits longer than ``minutes`` for the others gives up with an error: none waits for ever for a dead one.
-    After an error the group is not taken apart: NCCL would wait for ranks that wait for this one. The process is to
-    end, see :func:`give_up`.
+    A rank that waits longer than ``minutes`` for the others gives up with an error, so that none waits for ever for a
+    dead one. After an error the group is not taken apart, because NCCL would wait for ranks that wait for this one: end
+    the process with :func:`give_up`.
     """
     if world.size == 1:
         yield
@@ -94,9 +98,9 @@ def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[
 
 
 def give_up(world: World, device: torch.device, code: int) -> None:
-    """End this process at once after an error on a GPU, if others train with it: torchrun then ends those.
+    """End this process at once after an error, if it is on a GPU and others train with it: torchrun then ends those.
 
-    The interpreter's own way out runs NCCL's destructors, which may wait for the other ranks until their timeout.
+    A normal exit would run NCCL's destructors, which may wait for the other ranks until their timeout.
     """
     if world.size > 1 and device.type == "cuda":
         sys.stdout.flush()
@@ -105,15 +109,15 @@ def give_up(world: World, device: torch.device, code: int) -> None:
 
 
 def leader_first(world: World) -> contextlib.AbstractContextManager[None]:
-    """Rank 0 runs the context's body before the others, which then find what it made. Its error ends all of them."""
+    """Rank 0 runs the body of the context first; the others then find what it made. Its error is an error of all."""
     return _leader_first(world) if world.size > 1 else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def _leader_first(world: World) -> Iterator[None]:
     if not world.leads:
-        if (told := share(None, world)) is not None:
-            raise InputError(f"rank 0 stopped: {told}")
+        if (reason := share(None, world)) is not None:
+            raise InputError(f"rank 0 stopped: {reason}")
         yield
         return
     try:
@@ -125,7 +129,7 @@ def _leader_first(world: World) -> Iterator[None]:
 
 
 def share(value: Any, world: World) -> Any:
-    """Rank 0's value on every rank; plain Python values, through the CPU."""
+    """Rank 0's value, on every rank. Plain Python values; they go through the CPU."""
     if world.size == 1:
         return value
     box = [value]
@@ -134,7 +138,7 @@ def share(value: Any, world: World) -> Any:
 
 
 def gather(value: Any, world: World) -> list[Any]:
-    """Every rank's value, in the ranks' order, on every rank."""
+    """The values of all ranks, in the order of the ranks, on every rank."""
     if world.size == 1:
         return [value]
     values: list[Any] = [None] * world.size
@@ -143,7 +147,7 @@ def gather(value: Any, world: World) -> list[Any]:
 
 
 def total(values: torch.Tensor, world: World) -> torch.Tensor:
-    """The ranks' tensors, summed; on the device, without waiting for it."""
+    """The sum of the ranks' tensors, on the device, without waiting for it."""
     if world.size > 1:
         values = values.clone()
         dist.all_reduce(values)

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, source."""
+"""What a run used: versions, machine, source."""
 
 import hashlib
 import os
@@ -15,7 +15,11 @@ PACKAGES = ("torch", "torchaudio", "triton", "nvidia-dali-cuda130", "numpy", "av
 
 
 def source_revision() -> dict:
-    """Git commit of the source ("-dirty" where it differs), if it is a clone, and a digest of the package's files."""
+    """The source as {"commit", "sha256"}.
+
+    commit is the Git commit, with "-dirty" if files differ from it, or None if this is no clone; sha256 is a digest of
+    the package's Python files.
+    """
     package = PACKAGE
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
@@ -27,12 +31,12 @@ def source_revision() -> dict:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10)
             commit = done.stdout.strip() or None
         except (OSError, subprocess.TimeoutExpired):
-            commit = None  # no git on this machine: the digest still names the source
+            commit = None  # there is no git: the digest still identifies the source
     return {"commit": commit, "sha256": digest.hexdigest()}
 
 
 def environment(device: torch.device) -> dict:
-    """Versions, machine and source, as plain values."""
+    """Versions, machine and source, as plain values for a log."""
     from essl_fast.kernels import native
 
     versions = {}

@@ -1,4 +1,4 @@
-"""What a run leaves behind: JSON lines, the environment, progress on the terminal."""
+"""The log of a run: one JSON object per line."""
 
 import json
 import os
@@ -7,19 +7,20 @@ from pathlib import Path
 
 
 class RunLog:
-    """Appends one JSON object a line to a file: {"event": ..., "time": seconds since the epoch, ...}.
+    """Appends one JSON object per line to a file: {"event": ..., "time": seconds since 1970, ...}.
 
-    A last line that a crash cut short is removed first: nothing can be appended to it.
+    If a crash has cut the last line short, it is removed first, because nothing can be appended to it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         if self.path.exists():
-            held = self.path.read_bytes()
-            os.truncate(self.path, held.rfind(b"\n") + 1)
+            text = self.path.read_bytes()
+            os.truncate(self.path, text.rfind(b"\n") + 1)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, event: str, **values) -> None:
+        """Append a line, which is in the file when this returns."""
         self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
         self._file.flush()
 
@@ -38,6 +39,6 @@ class NoLog:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file; a last line cut short by a crash is left out."""
+    """The objects of a JSON-lines file, without a last line that a crash has cut short."""
     lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]

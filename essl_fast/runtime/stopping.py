@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM from whoever runs the machine: training ends after a step, with everything saved.
+"""Ctrl-C and SIGTERM end training after the current step, with everything saved.
 
     with Stopping() as stopping:
         for step, batch in ...:
@@ -6,7 +6,7 @@
             if signum := stopping.agreed(world):      # every rank gets the same answer
                 save(); raise Stopped(signum)
 
-The first signal only leaves a note, which training looks at between two steps. The second ends the process at once.
+The first signal is only noted, and training looks at the note between two steps. The second ends the process at once.
 """
 
 import os
@@ -24,7 +24,7 @@ _NOTICE = b"\nstopping after this step, with a checkpoint; once more stops at on
 
 
 class Stopped(KeyboardInterrupt):
-    """Training ended because a signal asked it to; `code` is the exit status by which a shell tells that."""
+    """Training ended because of a signal; ``code`` is the exit status that shells use for it, 128 + the signal."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -32,18 +32,20 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """While the context lasts, a first SIGINT or SIGTERM is noted, and a second one raises :class:`Stopped` wherever
-    the main thread is. In another thread than the main one nothing is changed: signals cannot be caught there."""
+    """Within the context a first SIGINT or SIGTERM is noted, and a second one raises :class:`Stopped` at once.
+
+    In a thread other than the main one it changes nothing, because signals cannot be caught there.
+    """
 
     def __init__(self) -> None:
-        self.signum = 0  # of the first signal; 0: there was none
+        self.signum = 0  # the first signal; 0: there was none
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 before = signal.getsignal(signum)
-                if before not in (signal.SIG_IGN, None):  # ignored is what a shell wants of jobs in its background
+                if before not in (signal.SIG_IGN, None):  # a shell lets its background jobs ignore signals
                     self._before[signum] = signal.signal(signum, self._note)
         return self
 
@@ -55,12 +57,12 @@ class Stopping:
         if self.signum:
             raise Stopped(signum)
         self.signum = signum
-        os.write(2, _NOTICE)  # not print: the signal may have come in the midst of one
+        os.write(2, _NOTICE)  # not print: the signal may have interrupted one
 
     def agreed(self, world: World = ALONE) -> int:
-        """The signal that any rank was sent, the same on all of them; 0 if none. Every rank has to ask.
+        """The signal that any rank has received, the same on all ranks; 0 if none. Every rank has to call it.
 
-        The ranks tell each other through the CPU, so that no GPU is waited for.
+        The ranks talk through the CPU, so that none waits for its GPU.
         """
         if world.size == 1:
             return self.signum

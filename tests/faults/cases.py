@@ -55,7 +55,7 @@ def _kill_training(fault: str) -> None:
         until(child, (out / ".last.pt.partial").exists)
         child.kill(by)
         assert child.wait() in ENDED[by], child.said()
-        assert checkpoints.fault(out / "last.pt") is None
+        assert checkpoints.damage(out / "last.pt") is None
         resumed(bench, out)
 
 
@@ -112,7 +112,7 @@ def _(bench: Bench) -> None:
         except FileExistsError:
             time.sleep(0.001)
     told(child, out / "last.pt", "No space left", f"--resume {out}")
-    assert checkpoints.fault(out / "last.pt") is None
+    assert checkpoints.damage(out / "last.pt") is None
     resumed(bench, out)
 
 
@@ -161,7 +161,7 @@ def _(bench: Bench) -> None:
     out.chmod(0o555)
     told(child, "last.pt", "Permission denied", f"--resume {out}")
     out.chmod(0o755)
-    assert checkpoints.fault(out / "last.pt") is None
+    assert checkpoints.damage(out / "last.pt") is None
     resumed(bench, out)
 
 
@@ -214,7 +214,7 @@ def _(bench: Bench) -> None:
     both[1].kill(signal.SIGKILL)
     assert both[1].wait() == -9
     assert both[0].wait() == 1 and f"--resume {out}" in both[0].said(), both[0].said()
-    assert checkpoints.fault(out / "last.pt") is None
+    assert checkpoints.damage(out / "last.pt") is None
     for rank in ranks(bench, "--resume", out):
         succeeds(rank)
     assert (found := worlds.run_differs(out, whole)) is None, found

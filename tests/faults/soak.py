@@ -96,7 +96,7 @@ def reached(out: Path) -> int:
     """The step of a run's newest checkpoint, -1 if there is none."""
     from essl_fast import checkpoints
 
-    files = checkpoints.kept(out / "last.pt")
+    files = checkpoints.existing(out / "last.pt")
     return checkpoints.newest(files[0])[1]["step"] if files else -1
 
 

@@ -289,7 +289,7 @@ def _checkpoint(rng: random.Random, data: bytes) -> bytes:
 
 
 def seal(body: bytes) -> bytes:
-    """A checkpoint's body with its length and CRC-32 behind it, as `essl_fast.checkpoints.saving` writes them."""
+    """A checkpoint's body with its length and CRC-32 behind it, as `essl_fast.checkpoints.files` writes them."""
     return body + struct.pack("<8sQI", b"ESSLCRC1", len(body), zlib.crc32(body))
 
 

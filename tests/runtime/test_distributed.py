@@ -32,7 +32,7 @@ def test_the_world_is_torchruns():
 
 
 def test_a_rank_that_fails_on_a_gpu_ends_at_once_and_nothing_else_does():
-    code = "import sys, torch\nfrom essl_fast import distributed as d\nworld = d.World(0, int(sys.argv[1]))\n"
+    code = "import sys, torch\nfrom essl_fast.runtime import distributed as d\nworld = d.World(0, int(sys.argv[1]))\n"
     code += "import atexit\natexit.register(print, 'orderly')\nd.give_up(world, torch.device(sys.argv[2]), 3)\n"
     cases = ("2", "cuda", 3, ""), ("1", "cuda", 0, "orderly\n"), ("2", "cpu", 0, "orderly\n")
     for size, device, code_of_exit, said in cases:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from essl_fast import checkpoints, config, models
+from essl_fast.checkpoints import files
 from essl_fast.common.errors import InputError
 from tests.golden.store import golden
 
@@ -104,11 +105,11 @@ def test_the_last_few_are_kept(tmp_path):
     path = tmp_path / "last.pt"
     for epoch in range(5):
         checkpoints.save(path, {"epoch": epoch}, keep=3)
-    assert [file.name for file in checkpoints.kept(path)] == ["last.pt", "last-1.pt", "last-2.pt"]
-    assert [checkpoints.load(file)["epoch"] for file in checkpoints.kept(path)] == [4, 3, 2]
+    assert [file.name for file in checkpoints.existing(path)] == ["last.pt", "last-1.pt", "last-2.pt"]
+    assert [checkpoints.load(file)["epoch"] for file in checkpoints.existing(path)] == [4, 3, 2]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last-1.pt", "last-2.pt", "last.pt"]
     (tmp_path / "last-x.pt").touch()
-    assert len(checkpoints.forerunners(path)) == 2
+    assert len(files.older(path)) == 2
 
 
 def test_a_file_system_without_links(tmp_path, monkeypatch):
@@ -118,7 +119,7 @@ def test_a_file_system_without_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     for epoch in range(3):
         checkpoints.save(tmp_path / "last.pt", {"epoch": epoch}, keep=2)
-    assert [checkpoints.load(file)["epoch"] for file in checkpoints.kept(tmp_path / "last.pt")] == [2, 1]
+    assert [checkpoints.load(file)["epoch"] for file in checkpoints.existing(tmp_path / "last.pt")] == [2, 1]
 
 
 def test_every_flipped_bit_is_noticed(tmp_path):
@@ -134,7 +135,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         with pytest.raises(InputError, match="not a readable checkpoint"):
             checkpoints.load(path)
     path.write_bytes(whole)
-    assert checkpoints.fault(path) is None and torch.equal(checkpoints.load(path)["x"], torch.arange(1000.0))
+    assert checkpoints.damage(path) is None and torch.equal(checkpoints.load(path)["x"], torch.arange(1000.0))
 
 
 def test_the_newest_that_is_whole(tmp_path):
@@ -149,7 +150,7 @@ def test_the_newest_that_is_whole(tmp_path):
     assert found == tmp_path / "last-1.pt" and state["epoch"] == 1 and "last.pt is not a readable" in passed[0]
     path.unlink()
     assert checkpoints.newest(path)[0] == tmp_path / "last-1.pt"
-    for file in checkpoints.kept(path):
+    for file in checkpoints.existing(path):
         file.write_bytes(b"nothing")
     with pytest.raises(InputError, match="no checkpoint of .* is whole"):
         checkpoints.newest(path)

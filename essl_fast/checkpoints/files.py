@@ -1,34 +1,31 @@
-"""Checkpoints: ours, written atomically and checked when read, and the published SSPL code's state dicts.
+"""Our checkpoint files: written atomically, checked when read.
 
-A file is what ``torch.save`` writes, then 20 bytes: ``ESSLCRC1``, the length of what is before them (uint64) and its
-CRC-32 (uint32), little-endian. PyTorch reads no checksum of its own, so a flipped bit would pass for a weight.
+A file is the output of ``torch.save``, then a seal of 20 bytes: ``ESSLCRC1``, the length of that output (uint64) and
+its CRC-32 (uint32), little-endian. PyTorch itself checks no checksum, so without the seal a flipped bit would pass for
+a weight.
 """
 
 import os
 import re
 import struct
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from torch import nn
 
-from essl_fast import models
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, refuse_packed, sync_folder
-from essl_fast.config.settings import Config, from_dict
 
 FORMAT = "essl_fast checkpoint"
 VERSION = 2  # 1 had no checksum and no count of steps that were not finite
 _SEAL = struct.Struct("<8sQI")
 _MAGIC = b"ESSLCRC1"
-UNSEALED = "it was cut short"
+UNSEALED = "it was cut short"  # what damage() says of a file that does not end in a seal
 
 
 class _Summing:
-    """Passes what is written on to a file, and knows its length and CRC-32."""
+    """A file to write to that also counts the bytes and their CRC-32."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.length, self.crc = file, 0, 0
@@ -43,15 +40,18 @@ class _Summing:
 
 
 def numbered(path: Path, number: int) -> Path:
-    """Where the checkpoint is that was ``path`` so many writes ago: last.pt, last-1.pt, last-2.pt."""
+    """Where the checkpoint is now that was at ``path`` ``number`` writes ago: last.pt, last-1.pt, last-2.pt."""
     return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
 
 
 def save(path: Path, state: dict, keep: int = 1) -> None:
-    """Write ``state`` (tensors and plain values) so that ``path`` is at every moment the old file or the new one.
+    """Write a checkpoint, so that ``path`` is at every moment the old file or the new one, also on the disk.
 
-    keep: how many there are to be, with those before it (see :func:`numbered`). What is on the disk counts: an old file
-    leaves its place only when the new one is complete and synced.
+    Args:
+        path: the file.
+        state: tensors and plain values.
+        keep: how many checkpoints to keep, this one and the ones before it (see :func:`numbered`). An old file leaves
+            its place only when the new one is complete and synced.
     """
     path = Path(path)
     with atomic_file(path, sync=False) as file:
@@ -61,12 +61,12 @@ def save(path: Path, state: dict, keep: int = 1) -> None:
         file.flush()
         os.fsync(file.fileno())
         if keep > 1 and path.exists():
-            _pass_on(path, keep)
+            _renumber(path, keep)
     sync_folder(path.parent)
 
 
-def _pass_on(path: Path, keep: int) -> None:
-    """Give ``path`` and its forerunners their next numbers; ``path`` stays as well, until it is replaced."""
+def _renumber(path: Path, keep: int) -> None:
+    """Give ``path`` and the older ones their next numbers; ``path`` itself stays as well, until it is replaced."""
     for number in range(keep - 1, 1, -1):
         if numbered(path, number - 1).exists():
             os.replace(numbered(path, number - 1), numbered(path, number))
@@ -74,7 +74,7 @@ def _pass_on(path: Path, keep: int) -> None:
     link.unlink(missing_ok=True)
     try:
         os.link(path, link)
-    except OSError:  # a file system without links: for a moment there is only the numbered one, which is as good
+    except OSError:  # a file system without links: for a moment there is only the numbered file, which serves as well
         os.replace(path, numbered(path, 1))
     else:
         os.replace(link, numbered(path, 1))
@@ -94,9 +94,12 @@ def checkpoint_of(given: Path) -> Path:
     return given / "best.pt" if given.is_dir() else given
 
 
-def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint file as far as its checksum tells, None if nothing. A file of version 1 has none;
-    :func:`load` knows these. Reads it once, in pieces."""
+def damage(path: Path) -> str | None:
+    """How a checkpoint file is damaged, as far as its checksum tells; None if it is not.
+
+    A file of version 1 has no checksum: the answer is then UNSEALED, and :func:`load` looks further. The file is read
+    once, in pieces.
+    """
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -119,8 +122,8 @@ def fault(path: Path) -> str | None:
         return f"it cannot be read: {error.strerror}"
 
 
-def forerunners(path: Path) -> list[Path]:
-    """The numbered checkpoints beside ``path``, the newest first."""
+def older(path: Path) -> list[Path]:
+    """The older checkpoints beside ``path`` (last-1.pt, last-2.pt, ...), the newest first."""
     path = Path(path)
     found = {}
     for other in path.parent.glob(f"{path.stem}-*{path.suffix}"):
@@ -129,30 +132,30 @@ def forerunners(path: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def kept(path: Path) -> list[Path]:
-    """``path`` and its forerunners, those that are there, the newest first."""
-    return [file for file in (Path(path), *forerunners(path)) if file.is_file()]
+def existing(path: Path) -> list[Path]:
+    """The checkpoint files that exist, of ``path`` and the older ones, the newest first."""
+    return [file for file in (Path(path), *older(path)) if file.is_file()]
 
 
 def _remedy(path: Path) -> str:
-    """Where to go on when ``path`` is of no use."""
-    older = forerunners(path)
-    if whole := next((other for other in older if fault(other) is None), None):
+    """What to do when ``path`` cannot be used."""
+    if whole := next((other for other in older(path) if damage(other) is None), None):
         return f"{whole} is whole: train --resume {path.parent} goes on from there by itself, evaluate takes its path"
-    if path.name == "best.pt" and fault(path.with_name("last.pt")) is None:
+    if path.name == "best.pt" and damage(path.with_name("last.pt")) is None:
         return f"{path.with_name('last.pt')} is whole: evaluate that"
     return "no older one is whole: use a copy, or train again into another directory"
 
 
 def load(path: Path) -> dict:
-    """Read a checkpoint without running any code in it; InputError if it is not one of ours, or not as it was written.
+    """Read a checkpoint; no code in it is run. Files of version 1, which have no checksum, are read as well.
 
-    Files of version 1, which have no checksum, are read as well.
+    Raises:
+        InputError: it is missing, damaged, or not one of ours; the message names a whole one if there is one.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; train writes last.pt and best.pt into its run directory")
-    wrong = fault(path)
+    wrong = damage(path)
     if wrong not in (None, UNSEALED):
         raise InputError(f"{path} is not a readable checkpoint ({wrong}); {_remedy(path)}")
     try:
@@ -174,11 +177,11 @@ def load(path: Path) -> dict:
 
 
 def _reason(path: Path, error: Exception) -> str:
-    """Why PyTorch did not read a file. Its own words on foreign files advise to run what is in them."""
+    """Why PyTorch could not read a file. Its own message for foreign files advises to run the code in them."""
     said = str(error).strip().splitlines()
     with open(path, "rb") as file:
         head = file.read(4)
-    if not head or (said and "central directory" in said[0]):  # of the zip file that it is, at its end
+    if not head or (said and "central directory" in said[0]):  # which a zip file has at its end
         return UNSEALED
     if head != b"PK\x03\x04":
         return "it is no file of PyTorch's"
@@ -188,51 +191,18 @@ def _reason(path: Path, error: Exception) -> str:
 
 
 def newest(path: Path) -> tuple[Path, dict, list[str]]:
-    """``path`` or, where it is gone or damaged, the newest forerunner that is whole: (its path, state, a line for each
-    one that was passed over). InputError if none is."""
+    """Load the newest checkpoint that is whole: ``path`` or, if it is gone or damaged, the next older one that is.
+
+    Returns:
+        Its path, its state, and a line for each one that was passed over.
+
+    Raises:
+        InputError: none is whole.
+    """
     path, passed = Path(path), []
-    for candidate in [path, *forerunners(path)]:
+    for candidate in [path, *older(path)]:
         try:
             return candidate, load(candidate), passed
         except InputError as error:
             passed.append(str(error).split("; ")[0])
     raise InputError(f"{'; '.join(passed)}: no checkpoint of {path.parent} is whole; use a copy, or train again")
-
-
-def trained_state(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, torch.Tensor]:
-    """The model's state without its frozen parameters, which published files hold; those named as ``keep`` stay."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad and not name.startswith(tuple(keep))}
-    return {name: value for name, value in model.state_dict().items() if name not in frozen}
-
-
-def settings_of(state: dict) -> Config:
-    """The settings that a checkpoint was trained with.
-
-    The modules that registered its parts, ``imports`` of the settings, are imported.
-
-    Raises:
-        InputError: there are no settings or no model, a module cannot be imported, or a part is unknown.
-    """
-    if missing := [name for name in ("config", "model") if name not in state]:
-        raise InputError(f"the checkpoint has no {missing[0]}; give last.pt or best.pt of a run directory")
-    return models.check(from_dict(state["config"]))
-
-
-def load_trained(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load :func:`trained_state` into a model whose frozen part is already in place; InputError if it does not fit."""
-    if not isinstance(state, dict) or not all(
-        isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type != "meta"
-        for value in state.values()
-    ):
-        raise InputError("the checkpoint's model is no dict of tensors; it was made by something else")
-    own = model.state_dict()
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    unknown = [name for name in state if name not in own]
-    missing = [name for name in own if name not in state and name not in frozen]
-    shapes = [name for name in state if name in own and state[name].shape != own[name].shape]
-    if unknown or missing or shapes:
-        raise InputError(
-            f"the checkpoint is of another architecture: {len(unknown)} entries are unknown, {len(missing)} missing, "
-            f"{len(shapes)} of another shape (the first: {(unknown + missing + shapes)[0]})"
-        )
-    model.load_state_dict({**own, **state})

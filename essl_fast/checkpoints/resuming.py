@@ -1,0 +1,34 @@
+"""Which settings a run may change when it resumes a checkpoint."""
+
+# Settings that may differ between a checkpoint and the run that resumes it: where things are, how often to look, how
+# long to train. The data may have moved; that it is the same is checked by its manifest.
+FREE = (
+    "out",
+    "name",
+    "overlays",
+    "tensorboard",
+    "loggers",
+    "imports",
+    "checkpoint_",
+    "eval_every",
+    "data.root",
+    "data.threads",
+    "data.prefetch",
+    "epochs",
+    "data.resident",
+    "data.on_error",
+    "data.max_errors",
+    "demo.cache",
+    "on_nonfinite",
+    "max_nonfinite",
+    "compile_cache",
+    "cuda_graphs",
+    "model.pcm_checkpoint",
+)
+
+
+def forbidden(changed: list[str]) -> list[str]:
+    """Those lines of :func:`config.difference` that a resumed run may not have."""
+    hard = [line for line in changed if not line.startswith(FREE)]
+    # A weight file may have moved; its content is checked by its hash. To "none" or from it is another network.
+    return [line for line in hard if "_weights: " not in line or "none" in line.split()]
