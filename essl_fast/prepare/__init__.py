@@ -5,8 +5,11 @@ from essl_fast.common.lazy import lazy_exports
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "PreparedDifferently": "preparing",
-        "prepare": "preparing",
-        "prepare_dataset": "preparing",
+        "PreparedDifferently": "folder",
+        "prepare": "run",
+        "prepare_dataset": "run",
+        "print_summary": "reporting",
+        "reporter": "reporting",
+        "verify": "verifying",
     },
 )

@@ -1,4 +1,4 @@
-"""What prepare tells its user while it works, and at its end."""
+"""What prepare prints while it works, and at its end."""
 
 from __future__ import annotations
 
@@ -13,25 +13,33 @@ from rich.table import Table
 
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json
-from essl_fast.data.datasets.annotations import SPLITS
-from essl_fast.data.shards import CLIP, Manifest
+from essl_fast.data.shards import CLIP, SPLITS, Manifest
 
 
 class Reporter:
-    """Reports nothing; the base of those that do."""
+    """Reports nothing. The base of those that report."""
 
     def line(self, text: str) -> None:
+        """Report a line."""
         del text
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Gives a function to call with the number of those done, of `total`, since it was called last."""
+        """Report progress inside of a `with` block.
+
+        Args:
+            what: the name of the things, for the user.
+            total: how many there are.
+
+        Yields:
+            A function to call with the number of things done since the last call.
+        """
         del what, total
         yield lambda count: None
 
 
 class _Lines(Reporter):
-    """For a pipe or a log file: a line about every tenth of the way."""
+    """For a pipe or a log file: a line for each tenth of the work."""
 
     def line(self, text: str) -> None:
         print(f"prepare: {text}", file=sys.stderr, flush=True)
@@ -50,7 +58,7 @@ class _Lines(Reporter):
 
 
 class _Bar(_Lines):
-    """For a terminal."""
+    """For a terminal: a progress bar."""
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -61,12 +69,16 @@ class _Bar(_Lines):
 
 
 def reporter(progress: bool) -> Reporter:
+    """One that reports on stderr, as a terminal or a file needs it; without `progress`, one that reports nothing."""
     return (_Bar() if sys.stderr.isatty() else _Lines()) if progress else Reporter()
 
 
 def print_summary(manifest: Manifest) -> None:
-    """Tables on stdout: pairs of each split; frames that could not be clips; what was left out, why, and where to read
-    on."""
+    """Print tables on stdout: the pairs of each split, frames that could not be clips, and what was left out.
+
+    Raises:
+        InputError: left_out.jsonl is damaged.
+    """
     console = Console()
     table = Table(title=escape(str(manifest.root)), title_justify="left")
     for heading in ("split", "videos", "pairs", "clips", "shards", "MB"):
@@ -83,8 +95,8 @@ def print_summary(manifest: Manifest) -> None:
         table.add_column("reason")
         table.add_column("pairs", justify="right")
         table.add_column("first", overflow="fold")
-        for reason, told in sorted(instead.items()):
-            table.add_row(escape(reason), str(told["pairs"]), escape(told["first"]))
+        for reason, entry in sorted(instead.items()):
+            table.add_row(escape(reason), str(entry["pairs"]), escape(entry["first"]))
         console.print(table)
     counts = manifest.header["left_out"]
     if not counts:

@@ -16,7 +16,7 @@ from benchmarks import loader as benchmark  # noqa: E402
 from benchmarks.baselines.published_data import export  # noqa: E402
 from benchmarks.engines import EngineSampler  # noqa: E402
 from essl_fast.data.shards import Manifest  # noqa: E402
-from essl_fast.prepare.preparing import prepare  # noqa: E402
+from essl_fast.prepare import prepare  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -18,9 +18,10 @@ from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json, sealed, unsealed
 from essl_fast.config.yamls import refuse_bombs
 from essl_fast.data.datasets.tables import Table
-from essl_fast.data.media.clips import _header_boxes
+from essl_fast.data.media.mp4 import header_boxes
 from essl_fast.data.shards import tars
-from essl_fast.prepare import parts
+from essl_fast.prepare.tasks import stem_of
+from tests.fuzz import engine
 from tests.fuzz.engine import Child, fuzz
 from tests.fuzz.targets import TARGETS
 
@@ -87,11 +88,11 @@ BAD = [(escape, "outside"), (crash, "signal 11"), (hog, "MemoryError"), (sleep, 
 def test_the_fuzzer_sees(tmp_path, monkeypatch, does, what):
     """A child with a target that does it."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom tests.fuzz import child, targets, test_fuzz\n"
-        f"targets.TARGETS['bad'] = targets.Target('bad', lambda place: {{'x': b'1'}}, test_fuzz.{does.__name__})\n"
+        "import sys\nfrom pathlib import Path\nfrom tests.fuzz import child, target, targets, test_fuzz\n"
+        f"targets.TARGETS['bad'] = target.Target('bad', lambda place: {{'x': b'1'}}, test_fuzz.{does.__name__})\n"
         "child.serve(Path(sys.argv[1]), sys.argv[2:])\n"
     )
-    monkeypatch.setattr("tests.fuzz.engine.SERVE", ("-c", script))
+    monkeypatch.setattr(engine, "SERVE", ("-c", script))
     child = Child(tmp_path / "a" / "b", ["bad"], deadline=2.0)
     try:
         told = child.ask("bad", "x", b"1")
@@ -146,7 +147,7 @@ def test_a_cell_of_something_else_is_refused_or_a_list_of_boxes(tmp_path_factory
 @EXAMPLES
 @given(st.text())
 def test_any_name_becomes_a_plain_file_name(video):
-    stem = parts.stem_of(video) if video.isascii() or not any("\ud800" <= c <= "\udfff" for c in video) else "x"
+    stem = stem_of(video) if video.isascii() or not any("\ud800" <= c <= "\udfff" for c in video) else "x"
     assert "/" not in stem and "\0" not in stem and len(f".{stem}.json.1234567.partial".encode()) <= 255
     if video and not any("\ud800" <= c <= "\udfff" for c in video):
         assert tars.decode_key(tars.encode_key(video)) == video and "." not in tars.encode_key(video)
@@ -208,6 +209,6 @@ def test_a_tar_of_one_member_is_refused(tmp_path_factory, name, kind, size):
 def test_boxes_of_any_size_end(boxes):
     data = b"".join((size & 0xFFFFFFFF).to_bytes(4) + kind for kind, size in boxes)
     try:
-        assert all(isinstance(kind, bytes) for kind in _header_boxes(data))
+        assert all(isinstance(kind, bytes) for kind in header_boxes(data))
     except ValueError:
         return

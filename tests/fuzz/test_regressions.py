@@ -15,21 +15,21 @@ from essl_fast import checkpoints, config
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json
 from essl_fast.data import media, shards
-from essl_fast.data.datasets import annotations, truth
-from essl_fast.data.media import clips, jpeg
+from essl_fast.data.datasets import read_chaotic_world, truth
+from essl_fast.data.media import jpeg
 from essl_fast.data.media.limits import DEMUXER
-from essl_fast.data.shards import tars
-from essl_fast.data.shards.reading import Shards
-from essl_fast.evaluate import tables
+from essl_fast.data.shards import Shards, tars
+from essl_fast.evaluate import table
 from essl_fast.prepare.reporting import print_summary
 from tests.fuzz.mutate import seal
-from tests.fuzz.targets import _clips, _jpegs, _prepared
+from tests.fuzz.target_folders import prepared_folder
+from tests.fuzz.target_media import jpegs, make_clips
 from tests.tools.media import make_video, row, write_annotations
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    return _prepared(tmp_path_factory.mktemp("prepared"))
+    return prepared_folder(tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture
@@ -223,14 +223,14 @@ def test_a_name_that_no_file_has_is_an_error(tmp_path):
     write_annotations(tmp_path, {"v": [row(16, 1.5)]}, {})
     (tmp_path / "train_ssl.txt").write_text("v" * 300)
     with pytest.raises(InputError, match="is longer than"):
-        annotations.read_chaotic_world(tmp_path)
+        read_chaotic_world(tmp_path)
 
 
 @pytest.mark.parametrize("cell", ["[" * 90_000, "-" * 90_000 + "1", "1" * 5000, "[[1,2,3,__import__('os')]]", "1+1"])
 def test_a_cell_is_never_evaluated(tmp_path, cell):
     write_annotations(tmp_path, {"v": [row(16, 1.5, cell)]}, {})
     with pytest.raises(InputError, match="column bbox"):
-        annotations.read_chaotic_world(tmp_path)
+        read_chaotic_world(tmp_path)
 
 
 def test_a_sound_of_a_billion_frames_is_an_error(tmp_path):
@@ -302,21 +302,21 @@ def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
 
 @pytest.mark.parametrize("kind, begin", [(b"ctts", 0xFFFFFFF0)])
 def test_a_clip_cannot_say_that_it_has_billions_of_frames(tmp_path, kind, begin):
-    name, data = next((n, d) for n, d in _clips(tmp_path).items() if n.startswith("h264"))
+    name, data = next((n, d) for n, d in make_clips(tmp_path).items() if n.startswith("h264"))
     at = data.index(kind)
     data = data[: at + 12] + struct.pack(">I", begin) + data[at + 16 :]
     with pytest.raises(media.MediaError, match="its .* frames are shown"):
-        clips.decode_clip(data, 0)
+        media.decode_clip(data, 0)
 
 
 def test_boxes_within_boxes_without_end_are_refused():
     data = b"".join(struct.pack(">I4s", 8 * (20_000 - n), b"moov") for n in range(20_000))
     with pytest.raises(media.MediaError, match="no clip"):
-        clips.decode_clip(data, 0)
+        media.decode_clip(data, 0)
 
 
 def test_a_progressive_picture_of_many_scans_is_refused(tmp_path):
-    data = _jpegs(tmp_path)["progressive-RGB.jpg"]
+    data = jpegs(tmp_path)["progressive-RGB.jpg"]
     assert jpeg.jpeg_size(np.frombuffer(data, np.uint8)) == (160, 96)
     at = data.rindex(b"\xff\xda")
     with pytest.raises(ValueError, match="scans"):
@@ -337,5 +337,5 @@ def test_a_class_may_look_like_markup(capsys):
     from rich.console import Console
 
     result = {"pairs": 1, "success_at_half": 1.0, "auc": 1.0}
-    Console().print(tables.table("t", {"[/x] horn": result}))
+    Console().print(table("t", {"[/x] horn": result}))
     assert "[/x] horn" in capsys.readouterr().out

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from essl_fast.data import media
-from essl_fast.data.datasets.annotations import boxes_to_grid, read_chaotic_world
+from essl_fast.data.datasets import boxes_to_grid, read_chaotic_world
 from essl_fast.data.media import audio
 from essl_fast.data.shards import iterate
-from essl_fast.prepare.preparing import prepare
+from essl_fast.prepare import prepare
 from tests.golden.store import golden
 from tests.tools.media import make_video, write_annotations
 

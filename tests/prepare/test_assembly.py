@@ -16,8 +16,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.common.files import sealed, unsealed
 from essl_fast.data import media
 from essl_fast.data.shards import Manifest, ShardWriter, iterate
-from essl_fast.prepare import assembly, parts
-from essl_fast.prepare.preparing import prepare
+from essl_fast.prepare import finishing, prepare, workers
 from tests import ROOT
 from tests.tools.media import make_video, row, write_annotations
 from tests.tools.prepare import arguments, hashes, left_out, run
@@ -25,7 +24,7 @@ from tests.tools.prepare import arguments, hashes, left_out, run
 KILLER = """
 import importlib, os, signal, sys, time
 from pathlib import Path
-from essl_fast.prepare import parts
+from essl_fast.prepare import workers
 module, name, calls, in_worker = sys.argv[1], sys.argv[2], int(sys.argv[3]), "WORKER" in os.environ
 module = importlib.import_module(module)
 holder = getattr(module, name.split(".")[0]) if "." in name else module
@@ -39,11 +38,11 @@ def dying(*args, **kwargs):
     return real(*args, **kwargs)
 if name in ("make_part", "to_pcm16") and not in_worker:
     os.environ["WORKER"] = "yes"
-    parts._SERVE = "-c", KILLER, *sys.argv[1:4]
+    workers.WORKER = "-c", KILLER, *sys.argv[1:4]
 else:
     setattr(holder, name.split(".")[-1], dying)
 if in_worker:
-    parts._serve(Path(sys.argv[4]), int(sys.argv[5]))
+    workers.serve(Path(sys.argv[4]), int(sys.argv[5]))
 else:
     from essl_fast.prepare.__main__ import main
     sys.exit(main(sys.argv[4:]))
@@ -77,24 +76,24 @@ def interrupted(monkeypatch, holder, name: str, calls: int = 0):
 
 def remade(monkeypatch) -> list[str]:
     """The videos that are read from now on."""
-    made, real = [], parts._Worker.make
-    monkeypatch.setattr(parts._Worker, "make", lambda worker, task: made.append(task.video) or real(worker, task))
+    made, real = [], workers.Worker.make
+    monkeypatch.setattr(workers.Worker, "make", lambda worker, task: made.append(task.video) or real(worker, task))
     return made
 
 
 @pytest.mark.parametrize(
     "module, name, calls, pairs",
     [
-        ("essl_fast.prepare.parts", "make_part", 2, 0),  # between two videos
+        ("essl_fast.prepare.workers", "make_part", 2, 0),  # between two videos
         ("essl_fast.data.media.audio", "to_pcm16", 6, 0),  # inside a video
         ("essl_fast.data.shards.tars", "ShardWriter.add", 8, 5),  # in the second shard
         ("essl_fast.data.shards.tars", "atomic_file", 1, 5),  # the second shard's index
         ("essl_fast.data.shards.tars", "sync_folder", 2, 10),  # the third shard is there, and not in the journal
-        ("essl_fast.prepare.assembly", "drop_part", 1, 10),  # in the journal, but its parts not yet removed
+        ("essl_fast.prepare.journal", "drop_part", 1, 10),  # in the journal, but its parts not yet removed
         ("essl_fast.data.shards.tars", "ShardWriter.add", 14, 12),  # in the middle of val, the last of train not full
-        ("essl_fast.prepare.assembly", "write_manifest", 0, 21),  # all shards there, nothing else
-        ("essl_fast.data.shards.manifest", "atomic_file", 4, 21),  # in the middle of the columns
-        ("essl_fast.prepare", "shutil.rmtree", 0, 21),  # all there, but the parts not yet removed
+        ("essl_fast.prepare.finishing", "write_manifest", 0, 21),  # all shards there, nothing else
+        ("essl_fast.data.shards.writing", "atomic_file", 4, 21),  # in the middle of the columns
+        ("essl_fast.prepare.run", "shutil.rmtree", 0, 21),  # all there, but the parts not yet removed
     ],
 )
 def test_killed_and_continued_ends_with_the_same_bytes(world, reference, tmp_path, module, name, calls, pairs):
@@ -141,7 +140,7 @@ def test_parts_wait_on_disk_no_longer_than_needed(world, tmp_path, monkeypatch):
         return real(writer, *args)
 
     monkeypatch.setattr(ShardWriter, "add", add)
-    monkeypatch.setattr("essl_fast.prepare.parts.make_in_order.__defaults__", (8,))
+    monkeypatch.setattr(workers.make_in_order, "__defaults__", (8,))
     run(world, tmp_path / "out", pairs_per_shard=4)
     assert 1 <= max(most) <= 3 and most[-1] <= 2
 
@@ -171,7 +170,7 @@ def change(world: Path, video: str) -> None:
 
 def test_a_video_that_changes_takes_its_shards_with_it(world, reference, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    with interrupted(monkeypatch, assembly, "write_manifest"):
+    with interrupted(monkeypatch, finishing, "write_manifest"):
         run(world, out)
     before = noted(out)
     order = list(dict.fromkeys(pair["json"]["video"] for n in range(3) for pair in iterate(out / f"train-0000{n}.tar")))
@@ -190,7 +189,7 @@ def test_a_missing_video_that_comes_back_is_in_its_place(world, reference, tmp_p
     shutil.copytree(world, copy, copy_function=os.link)
     lost = copy / "videos/c.mp4"
     lost.rename(copy / "c.mp4")
-    with interrupted(monkeypatch, assembly, "write_manifest"):
+    with interrupted(monkeypatch, finishing, "write_manifest"):
         run(copy, out)
     assert 0 < len(noted(out)) < 6
     (copy / "c.mp4").rename(lost)
@@ -200,7 +199,7 @@ def test_a_missing_video_that_comes_back_is_in_its_place(world, reference, tmp_p
 
 def test_a_shard_that_is_lost_is_made_again(world, reference, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    with interrupted(monkeypatch, assembly, "write_manifest"):
+    with interrupted(monkeypatch, finishing, "write_manifest"):
         run(world, out)
     (out / "train-00002.tar").unlink()
     (out / ".parts/shards/val-00000.json").write_text("{")
@@ -210,7 +209,7 @@ def test_a_shard_that_is_lost_is_made_again(world, reference, tmp_path, monkeypa
 
 
 def test_shards_of_other_settings_do_not_stay(world, tmp_path, monkeypatch):
-    with interrupted(monkeypatch, assembly, "write_manifest"):
+    with interrupted(monkeypatch, finishing, "write_manifest"):
         run(world, tmp_path / "out", pairs_per_shard=2)
     assert (tmp_path / "out/train-00005.tar").exists()
     run(world, tmp_path / "out", pairs_per_shard=1000)
@@ -237,7 +236,7 @@ def test_the_last_shard_of_a_split_knows_the_videos_behind_it(tmp_path, monkeypa
     rows = [row(20, 2.0), row(22, 2.2)]
     write_annotations(tmp_path / "notes", {"a": rows, "b": rows}, {"t": rows})
     (tmp_path / "videos/b.mp4").rename(tmp_path / "b.mp4")
-    with interrupted(monkeypatch, assembly, "write_manifest"):
+    with interrupted(monkeypatch, finishing, "write_manifest"):
         run(tmp_path, tmp_path / "out", validation=0)
     (tmp_path / "b.mp4").rename(tmp_path / "videos/b.mp4")
     manifest = run(tmp_path, tmp_path / "out", validation=0)
@@ -264,7 +263,7 @@ def test_no_part_can_hold_the_others_up_for_ever(tmp_path, monkeypatch):
     for name in (names[0], names[-1], "t"):
         make_video(tmp_path / f"videos/{name}.mp4")
     write_annotations(tmp_path / "notes", {name: [row(20, 2.0)] for name in names}, {"t": [row(20, 2.0)]})
-    monkeypatch.setattr("essl_fast.prepare.parts.make_in_order.__defaults__", (1,))
+    monkeypatch.setattr(workers.make_in_order, "__defaults__", (1,))
     assert len(run(tmp_path, tmp_path / "out", validation=0)) == 3
     assert {entry["reason"] for entry in left_out(tmp_path / "out")} == {media.MISSING}
 

@@ -16,14 +16,14 @@ from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
-from essl_fast.data.datasets import listed
+from essl_fast.data.datasets import listed, read_dataset
 from essl_fast.data.media import stills
 from essl_fast.data.shards import SPLITS, Manifest, iterate
 from essl_fast.evaluate import __main__ as evaluate_door
-from essl_fast.evaluate import protocol
+from essl_fast.evaluate import consensus_of, warn_of_consensus
 from essl_fast.kernels import reference
+from essl_fast.prepare import PreparedDifferently, prepare_dataset
 from essl_fast.prepare.__main__ import PROG, main
-from essl_fast.prepare.preparing import PreparedDifferently
 from essl_fast.train import __main__ as train_door
 from tests.golden.store import golden
 from tests.tools import datasets as tools
@@ -82,7 +82,7 @@ def full(task, folder):
     if task.video == "1005":
         raise OSError(28, "No space left on device")
     return real(task, folder)
-parts.make_part = full"""
+workers.make_part = full"""
 
 
 def test_resuming_changes_no_byte(flickr, tmp_path, monkeypatch, capsys):
@@ -159,12 +159,12 @@ def test_flickr_trains_and_evaluates(flickr, trained, tmp_path, capsys):
 
 def test_another_consensus_is_told(flickr, capsys):
     manifest, settings = Manifest.load(flickr[1]), config.Config()
-    assert protocol.consensus_of(settings, manifest) == 2
-    protocol.warn_of_consensus(settings, manifest, commands.console())
+    assert consensus_of(settings, manifest) == 2
+    warn_of_consensus(settings, manifest, commands.console())
     assert not capsys.readouterr().out
     settings.objective.consensus = 1
-    assert protocol.consensus_of(config.check(settings), manifest) == 1
-    protocol.warn_of_consensus(settings, manifest, commands.console())
+    assert consensus_of(config.check(settings), manifest) == 1
+    warn_of_consensus(settings, manifest, commands.console())
     assert "warning: objective.consensus 1 overrides the 2 of" in capsys.readouterr().out
 
 
@@ -267,11 +267,9 @@ def test_vggss(trained, tmp_path, capsys):
     assert [entry["key"] for entry in result["each"]] == [manifest.key(row) for row in manifest.rows("test")]
     assert set(result["per_class"]) == {"class 0", "class 1"} and 0 <= result["auc"] <= 1
     with pytest.raises(PreparedDifferently, match="validation was 0.1, is 0.2"):
-        from essl_fast.data import datasets
-        from essl_fast.prepare.preparing import prepare_dataset
-
-        lists = {"train": root / "vggss_10k.txt", "val": root / "val.txt", "test": root / "test.txt"}
-        again = datasets.pairs_of_files("vggss", [root], lists, validation=0.2)
+        lists = {"train_list": "vggss_10k.txt", "val_list": "val.txt", "test_list": "test.txt"}
+        lists = {option: root / name for option, name in lists.items()}
+        again = read_dataset({"dataset": "vggss", "data": [root], **lists, "validation": 0.2})
         prepare_dataset(again, out, pairs_per_shard=3, workers=1, progress=False)
 
 

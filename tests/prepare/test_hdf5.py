@@ -16,12 +16,10 @@ from essl_fast import config, kernels, models
 from essl_fast.common.errors import InputError
 from essl_fast.data import media
 from essl_fast.data.datasets import hdf5, listed
-from essl_fast.data.loading.loader import Loader
-from essl_fast.data.loading.pipeline import resize_host
-from essl_fast.data.loading.pool import Pools
+from essl_fast.data.loading import Loader, Pools, resize_host
 from essl_fast.data.shards import CLIP, CORRUPT, JPEG, PNG, Manifest
-from essl_fast.evaluate import evaluation
-from essl_fast.prepare.verify import verify
+from essl_fast.evaluate import evaluate
+from essl_fast.prepare import verify
 from tests import ROOT
 from tests.golden.store import golden
 from tests.prepare.test_datasets import BOXES, TEST, TRAIN, VGG, pairs_of, prepared
@@ -92,7 +90,7 @@ def test_boxes(chaotic_h5, tmp_path):
     assert not manifest.labelled[manifest.rows("train")].any()
     settings, device = config.load("demo"), torch.device("cpu")
     model = models.build(settings.model)
-    found = evaluation.evaluate(model, manifest, "test", settings, device, torch.float32, show=1)
+    found = evaluate(model, manifest, "test", settings, device, torch.float32, show=1)
     assert len(found.rows) == 2 and np.isfinite(found.ciou).all() and len(found.samples) == 1
 
 

@@ -14,8 +14,9 @@ from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
 from essl_fast.data import media
 from essl_fast.data.shards import Manifest, iterate
+from essl_fast.prepare import prepare
+from essl_fast.prepare import run as runs
 from essl_fast.prepare.__main__ import PROG, main
-from essl_fast.prepare.preparing import prepare
 from tests import ROOT
 from tests.tools.media import clicks, make_video, number_of, row, truncate, write_annotations
 from tests.tools.prepare import arguments, hashes, left_out, run, workers_that
@@ -91,7 +92,7 @@ def test_the_seed_changes_validation(world, tmp_path):
 
 def test_a_finished_folder_is_left_alone(world, reference, tmp_path, monkeypatch, capsys):
     before = hashes(reference)
-    monkeypatch.setattr("essl_fast.prepare.assemble", lambda *_: pytest.fail("it worked again"))
+    monkeypatch.setattr(runs, "assemble", lambda *_: pytest.fail("it worked again"))
     assert main(arguments(world, reference)) == 0
     captured = capsys.readouterr()
     assert captured.err.endswith(f"{reference} is complete: nothing to do\n") and "train" in captured.out

@@ -14,12 +14,10 @@ import pytest
 
 from essl_fast.common.errors import InputError
 from essl_fast.data import media, shards
-from essl_fast.data.media import nvdec
-from essl_fast.data.media.clips import decode_clip
+from essl_fast.data.media import decode_clip, nvdec
 from essl_fast.data.shards import Manifest, iterate
-from essl_fast.prepare import assembly
+from essl_fast.prepare import finishing, prepare
 from essl_fast.prepare.__main__ import main
-from essl_fast.prepare.preparing import prepare
 from tests import ROOT
 from tests.prepare.test_assembly import KILLER, interrupted
 from tests.tools.media import make_video, number_of, row, write_annotations
@@ -101,7 +99,7 @@ def test_clips_killed_and_continued(world, clips, tmp_path):
 def test_a_clip_that_is_too_large_becomes_a_picture(world, clips, tmp_path, monkeypatch):
     sizes = sorted(len(pair["mp4"]) for pair in pairs_of(clips).values() if "mp4" in pair)
     most = sizes[len(sizes) // 2]
-    workers_that(monkeypatch, f"parts.LARGEST_CLIP = {most}")
+    workers_that(monkeypatch, f"decoding.LARGEST_CLIP = {most}")
     manifest = run(world, tmp_path / "out", visual="clip")
     told = manifest.header["jpeg_instead"]["clip too large"]
     assert told["pairs"] > 0 and told["first"].endswith("MB from one key frame to the frame")
@@ -149,7 +147,7 @@ def test_a_run_that_goes_on_elsewhere_does_not_change_its_mind(world, tmp_path, 
     run(world, tmp_path / "out", visual="auto")
     assert hashes(tmp_path / "out") == hashes(whole)
     # other settings are another run, which asks anew
-    with interrupted(monkeypatch, assembly, "write_manifest"):
+    with interrupted(monkeypatch, finishing, "write_manifest"):
         run(world, tmp_path / "new", visual="auto")
     assert run(world, tmp_path / "new", visual="auto", seed=1).header["settings"]["decoders"] == then
 

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
-from tests.data.datasets.test_flickr import xml
+from essl_fast.data.datasets.listed import annotate
+from essl_fast.kernels import reference
 from tests.tools.media import make_sound
 
 RATE = 16_000
@@ -115,3 +117,24 @@ def make_chaotic_h5(root: Path, train: list[str], test: list[str], boxes: list[d
     (base / "labeled" / "Annotations").mkdir()
     (base / "labeled" / "Annotations" / "ChaoticWorld_test.json").write_text(json.dumps(boxes, indent=4))
     return root
+
+
+def xml(boxes, annotators: int = 2) -> str:
+    """The published layout: annotators, their boxes one after another, `type` first in each."""
+    names = ("xmin", "ymin", "xmax", "ymax")
+    shares = [boxes[number::annotators] for number in range(annotators)]
+    lines = ["<annotation>"]
+    for number, share in enumerate(shares, 1):
+        lines.append(f"<annotator{number}>")
+        for box in share:
+            sides = "".join(f"<{name}>{value}</{name}>" for name, value in zip(names, box, strict=True))
+            lines.append(f"<bbox><type>object</type>{sides}</bbox>")
+        lines.append(f"</annotator{number}>")
+    return "\n".join([*lines, "</annotation>\n"])
+
+
+def label_map(label_of, name: str, consensus: int) -> np.ndarray:
+    """The box map (224, 224) that training and evaluation see, times the consensus."""
+    pairs = annotate({"test": [name]}, label_of, "annotations").pairs
+    boxes = torch.from_numpy(pairs[0].boxes if len(pairs) else np.zeros((1, 4), np.int32))[None]
+    return reference.box_weights(boxes, 224, consensus)[0].numpy() * consensus

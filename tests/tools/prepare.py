@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 
 from essl_fast.data.shards import Manifest
-from essl_fast.prepare import parts
-from essl_fast.prepare.preparing import prepare
+from essl_fast.prepare import prepare, workers
 from tests.tools.media import clicks, make_video, row, write_annotations
 
 COMMON = ["--validation", "0.25", "--pairs-per-shard", "5", "--visual", "jpeg"]
@@ -51,7 +50,8 @@ def left_out(out: Path) -> list[dict]:
 def workers_that(monkeypatch, patch: str) -> None:
     """Let workers run these lines before they begin; `real` is what makes parts, `die(signal)` ends the worker."""
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom essl_fast.data import media, parts\nreal = parts.make_part\n"
-        f"def die(by): os.kill(os.getpid(), by)\n{patch}\nparts._serve(Path(sys.argv[1]), int(sys.argv[2]))\n"
+        "import os, sys\nfrom pathlib import Path\nfrom essl_fast.data import media\n"
+        "from essl_fast.prepare import decoding, workers\nreal = workers.make_part\n"
+        f"def die(by): os.kill(os.getpid(), by)\n{patch}\nworkers.serve(Path(sys.argv[1]), int(sys.argv[2]))\n"
     )
-    monkeypatch.setattr(parts, "_SERVE", ("-c", script))
+    monkeypatch.setattr(workers, "WORKER", ("-c", script))

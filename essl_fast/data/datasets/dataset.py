@@ -1,214 +1,147 @@
-"""The data sets that `prepare` reads, each by a reader of its own: what it asks for, and where its files are.
+"""A data set as `prepare` takes it, and the register of the readers that make one.
 
-| `--dataset` | reader        | `--from-h5`  | consensus |
-| ----------- | ------------- | ------------ | --------- |
-| chaotic     | `annotations` | `published`  | 1         |
-| flickr      | `flickr`      | training     | 2         |
-| vggss       | `vggss`       | `published`  | 1         |
+| `--dataset`  | reader      | consensus |
+| ------------ | ----------- | --------- |
+| chaotic      | `chaotic`   | 1         |
+| flickr       | `flickr`    | 2         |
+| vggss        | `vggss`     | 1         |
+| chaotic-h5   | `published` | 1         |
+| flickr-h5    | `published` | 2         |
+| vggss-h5     | `published` | 1         |
 
-The readers' docstrings show the folder trees.
+`--dataset NAME --from-h5 DIR` means the reader NAME-h5. The docstrings of the readers show their folder trees;
+docs/datasets.md shows how to add a reader.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from essl_fast.common.errors import InputError
-from essl_fast.data import media
-from essl_fast.data.datasets import annotations as notes
-from essl_fast.data.datasets import flickr, hdf5, listed, published, vggss
-from essl_fast.data.datasets.listed import Files, Label
+from essl_fast.common.registry import Registry
+from essl_fast.data.datasets.annotations import SPLITS, Annotations
+from essl_fast.data.datasets.options import OPTIONS, DatasetOptions
 
-NAMES = ("chaotic", "flickr", "vggss")
-SOURCES = {"videos", "annotations", "data", "from_h5", "train_list", "val_list", "test_list"}
-_CONSENSUS = {"chaotic": 1, "flickr": flickr.CONSENSUS, "vggss": vggss.CONSENSUS}
+VIDEO, MIDDLE, STILL, HDF5 = "video", "middle", "still", "hdf5"  # the kinds of `Files`
+UNKNOWN = "unknown"  # the class of a pair that nobody named
+
+_READERS = Registry(
+    "data set",
+    setting="--dataset",
+    own=[f"essl_fast.data.datasets.{module}" for module in ("chaotic", "flickr", "vggss", "published")],
+)
+
+
+class Files(NamedTuple):
+    """The files that hold the pairs of one video.
+
+    Attributes:
+        path: the file of the frames.
+        kind: VIDEO, a video with sound: each pair is its frame and the 3 s around it;
+            MIDDLE, likewise, but its one pair is the middle of the video, whatever the annotations say;
+            STILL, a picture: its one pair is the picture and the middle 3 s of the file `sound`;
+            HDF5, a published array of frames: each pair is a row of it and of the array in `sound`.
+        sound: the file of the sound, for STILL and HDF5.
+        rows: for HDF5, frame number → row.
+    """
+
+    path: Path
+    kind: str = VIDEO
+    sound: Path | None = None
+    rows: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
     """What `prepare` makes shards of.
 
-    read: the pairs; find: video → the files of its pairs, MediaError where they are missing; settings: how it was read,
-    as far as that decides what is stored; consensus: annotators that must agree; floats: sound is kept as float32;
-    videos: frames come out of videos, so that clips are possible.
+    Attributes:
+        name: for the manifest.
+        annotations: the pairs, and what became none.
+        files_of: video → the files of its pairs. Raises `essl_fast.data.media.MediaError` if they are missing.
+        settings: everything else that decides what is stored, as JSON values. A finished folder of other settings is
+            not continued.
+        consensus: how many annotators must agree for a pixel to count fully, 1 or more.
+        float_sound: store the sound as float32 instead of int16.
+        from_videos: frames come out of videos, so that clips are possible.
     """
 
     name: str
-    read: notes.Annotations
-    find: Callable[[str], Files]
+    annotations: Annotations
+    files_of: Callable[[str], Files]
     settings: Mapping[str, Any] = field(default_factory=dict)
     consensus: int = 1
-    floats: bool = False
-    videos: bool = True
+    float_sound: bool = False
+    from_videos: bool = True
 
     def header(self) -> dict[str, Any]:
         """What the manifest's header says of the data set."""
-        return {"dataset": self.name, "consensus": self.consensus} | ({"sound": "f32"} if self.floats else {})
+        return {"dataset": self.name, "consensus": self.consensus} | ({"sound": "f32"} if self.float_sound else {})
 
 
-def chaotic(
-    videos: str | Path,
-    annotations: str | Path,
-    *,
-    frame: str = "start",
-    row_boxes: str = "first",
-    annotation_size: tuple[int, int] = (320, 180),
-    validation: float = 0.1,
-    seed: int = 0,
-) -> Dataset:
-    """Chaotic World from its videos. InputError for what `read_chaotic_world` refuses."""
-    videos = Path(videos)
-    if not videos.is_dir():
-        raise InputError(f"{videos} is not a folder: videos must name the folder that holds <video>.mp4")
-    rate = functools.cache(functools.partial(_frame_rate, videos))
-    read = notes.read_chaotic_world(
-        annotations,
-        frame=frame,
-        row_boxes=row_boxes,
-        size=tuple(annotation_size),
-        validation=validation,
-        seed=seed,
-        frame_rate=rate,
-    )
-    settings = {"frame": frame, "row_boxes": row_boxes, "annotation_size": list(annotation_size)}
-    settings |= {"validation": float(validation), "seed": seed}
-    return Dataset("chaotic", read, lambda video: Files(media.find_video(videos, video)), settings)
+Reader = Callable[[DatasetOptions], Dataset]
 
 
-def pairs_of_files(
-    name: str,
-    roots: list[Path],
-    lists: Mapping[str, Path],
-    annotations: Path | None = None,
-    *,
-    validation: float = 0.1,
-    seed: int = 0,
-) -> Dataset:
-    """Flickr-SoundNet or VGG-SS (`name`) from pictures and sounds, or short videos, in `roots`. `lists`: of train, val
-    and test, some of them; the folder or file of annotations is looked for in `roots` unless it is given. InputError
-    for a list or a folder that is missing or malformed, or a name in two lists."""
-    if not {"train", "test"} & lists.keys():
-        raise InputError(f"{name} needs --train-list or --test-list, or both: which pairs are meant?")
-    if nowhere := [root for root in roots if not Path(root).is_dir()]:
-        raise InputError(f"{nowhere[0]} is not a folder: --data must name where the pictures and sounds are")
-    entries = {split: listed.read_names(path) for split, path in lists.items()}
-    label = _labels(name, roots, annotations, needed=bool({"val", "test"} & lists.keys()))
-    splits = listed.split_names(entries, label.has, validation, seed)
-    find = listed.Folders(roots, {name: entry for names in entries.values() for name, entry in names.items()})
-    settings = {"dataset": name, "validation": float(validation), "seed": seed}
-    read = listed.annotate(splits, label, label.where)
-    return Dataset(name, read, find, settings, _CONSENSUS[name], videos=bool(find.videos))
+def register_dataset(name: str, *, needs: Iterable[str] = (), takes: Iterable[str] = ()) -> Callable[[Reader], Reader]:
+    """A decorator that makes a reader known as `--dataset NAME`.
+
+    Args:
+        name: what `--dataset` says.
+        needs: fields of `DatasetOptions` that must be given.
+        takes: fields that may be given. `validation` and `seed` always may; any other one is an error.
+
+    Returns:
+        The decorator. The reader gets a `DatasetOptions` and returns a `Dataset`.
+
+    Raises:
+        ValueError: an option does not exist, or the name is taken.
+    """
+    needs, takes = tuple(needs), tuple(takes)
+    if unknown := sorted({*needs, *takes} - OPTIONS):
+        raise ValueError(
+            f"data set {name!r}: there is no option {unknown[0]!r}; choose from {', '.join(sorted(OPTIONS))}"
+        )
+    return _READERS.register(name, needs=needs, takes=takes)
 
 
-def from_h5(
-    name: str,
-    root: Path,
-    lists: Mapping[str, Path],
-    annotations: Path | None = None,
-    *,
-    subset: str | None = None,
-    row_boxes: str = "first",
-    validation: float = 0.1,
-    seed: int = 0,
-) -> Dataset:
-    """The published HDF5 files of a data set. `lists`: of train and test, where they are not in their published place;
-    of Flickr-SoundNet, whose test pairs are files, that of test is needed for them. `subset`: 10k or 144k, where both
-    are there. InputError where h5py, a file or a list is missing or does not fit the others."""
-    hdf5.library()
-    if "val" in lists:
-        raise InputError("--val-list does not go with --from-h5: val is a share of the labelled training rows")
-    base = published.base_folder(root, name)
-    rows = {"train": published.train_rows(base, name, subset, lists.get("train"))}
-    label: dict[str, Callable[[str], Label | None]] = {"train": lambda name: None}
-    if name == "chaotic" and annotations is not None:
-        label["train"] = label["test"] = _chaotic_labels(annotations, row_boxes)
-    elif name == "chaotic":
-        label["test"] = published.label_of_chaotic(base, "test")
-    elif name == "vggss":
-        label["test"] = vggss.Boxes([base], annotations)
-    if name != "flickr":
-        rows["test"] = published.test_rows(base, name, lists.get("test"))
-    read, find = published.read_rows(rows, label, name, validation, seed)
-    if name == "flickr" and "test" in lists:
-        read, find = _with_files(read, find, base, lists["test"], annotations)
-    settings = {"dataset": name, "from_h5": True, "validation": float(validation), "seed": seed}
-    return Dataset(name, read, find, settings, _CONSENSUS[name], floats=True, videos=False)
+def dataset_names() -> list[str]:
+    """The names that `read_dataset` knows, ours and the registered ones."""
+    return _READERS.names()
 
 
-def asked_for(options: Mapping[str, Any]) -> Dataset:
-    """The data set that the options of the command ask for: "dataset", and the others where they were given. InputError
-    where one is missing or does not go with the others."""
-    given = dict(options)
-    name, h5 = given.pop("dataset"), given.pop("from_h5", None)
-    lists = {split: given.pop(f"{split}_list") for split in ("train", "val", "test") if f"{split}_list" in given}
-    common = {option: given.pop(option) for option in ("validation", "seed") if option in given}
+def read_dataset(given: Mapping[str, Any]) -> Dataset:
+    """Read the data set that the options ask for.
+
+    Args:
+        given: "dataset", and those fields of `DatasetOptions` that were given.
+
+    Raises:
+        InputError: there is no such data set, an option is missing or does not go with it, or the reader refuses.
+    """
+    options = dict(given)
+    name = options.pop("dataset")
+    if "data" in options:
+        options["data"] = tuple(options["data"])
+    h5 = "from_h5" in options
+    reader_name = f"{name}-h5" if h5 and not name.endswith("-h5") else name
+    reader, facts = _READERS.get(reader_name), _READERS.facts(reader_name)
     what = f"--dataset {name}{' with --from-h5' if h5 else ''}"
-    needed = set() if h5 else {"videos", "annotations"} if name == "chaotic" else {"data"}
-    if missing := sorted(needed - given.keys()):
-        raise InputError(f"{what} needs {' and '.join(f'--{option}' for option in missing)}")
-    own = {"frame", "row_boxes", "annotation_size"} if name == "chaotic" and not h5 else set()
-    if h5:
-        own = {"subset"} if name != "chaotic" else {"row_boxes"} & given.keys() if "annotations" in given else set()
-    if foreign := sorted(given.keys() - needed - own - {"annotations"}):
-        raise InputError(f"--{foreign[0].replace('_', '-')} does not go with {what}")
-    if h5:
-        options = {option: given[option] for option in own & given.keys()}
-        return from_h5(name, h5, lists, given.get("annotations"), **options, **common)
-    if name == "chaotic" and lists:
-        raise InputError(f"--{min(lists)}-list does not go with {what}: train_ssl.txt and test_ssl.txt are its lists")
-    if name == "chaotic":
-        return chaotic(**given, **common)
-    return pairs_of_files(name, given["data"], lists, given.get("annotations"), **common)
+    needs, takes = set(facts["needs"]), set(facts["takes"])
+    if missing := sorted(needs - options.keys()):
+        raise InputError(f"{what} needs {' and '.join(map(_flag, missing))}")
+    if foreign := sorted(options.keys() - needs - takes - {"validation", "seed"}):
+        raise InputError(f"{_flag(foreign[0])} does not go with {what}")
+    found = reader(DatasetOptions(**options))
+    if not isinstance(found, Dataset):
+        raise InputError(f"the reader of {what} returned {type(found).__name__} instead of a Dataset")
+    splits = {split for _, split, _ in found.annotations.pairs.videos()} | found.annotations.videos.keys()
+    if wrong := sorted(splits - set(SPLITS)):
+        raise InputError(f"the reader of {what} gave the split {wrong[0]!r}: choose from {', '.join(SPLITS)}")
+    return found
 
 
-def _labels(name: str, roots: list[Path], annotations: Path | None, needed: bool):
-    try:
-        return (flickr if name == "flickr" else vggss).Boxes(roots, annotations)
-    except listed.NoAnnotations:
-        if needed or annotations is not None:
-            raise
-        return _Nothing()  # training pairs alone need no labels
-
-
-class _Nothing:
-    where = "no annotations"
-
-    def has(self, name: str) -> bool:
-        return False
-
-    def __call__(self, name: str) -> None:
-        return None
-
-
-def _chaotic_labels(root: Path, row_boxes: str) -> Callable[[str], Label | None]:
-    """Name → label, of Chaotic World's annotations, by the first frame of each sound."""
-    read = notes.read_chaotic_world(root, row_boxes=row_boxes, validation=0)
-    return {
-        pair.key: Label(pair.boxes.tolist(), notes.GRID, pair.classes, f"{pair.video}.csv") for pair in read.pairs
-    }.get
-
-
-def _with_files(read: notes.Annotations, find: Callable[[str], Files], base: Path, test: Path, annotations):
-    """Training rows and the test pairs of Flickr-SoundNet together."""
-    entries = listed.read_names(test)
-    if both := entries.keys() & set(read.videos["train"]):
-        raise InputError(f"{min(both)!r} and {len(both) - 1} more names are training rows and in {test}: take them out")
-    label, files = flickr.Boxes([base], annotations), listed.Folders([base], entries)
-    tested = listed.annotate({"test": list(entries)}, label, label.where)
-    for video, split, span in tested.pairs.videos():
-        pairs = [tested.pairs[index] for index in span]
-        read.pairs.add_video(video, split, [(p.fid, p.time, p.boxes.tolist(), p.classes) for p in pairs])
-    videos = read.videos | {"test": list(entries)}
-    joined = notes.Annotations(read.pairs, read.left_out + tested.left_out, videos, read.rows + tested.rows)
-    return joined, lambda video: files(video) if video in entries else find(video)
-
-
-def _frame_rate(videos: Path, video: str) -> float | None:
-    try:
-        return media.probe(media.find_video(videos, video)).frame_rate
-    except Exception:
-        return None  # whatever it is, the video's part will say why
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"

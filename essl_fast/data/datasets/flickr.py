@@ -1,20 +1,20 @@
-"""Flickr-SoundNet: pictures with sound, of which 5,000 are annotated; `--annotations` names the folder of these.
+"""Flickr-SoundNet: pictures with sound. 5,000 are annotated; `--annotations` names the folder of their XML files.
 
     SoundNet_Flickr/
-        5k_labeled/Annotations/<name>.xml       one file a pair; also Annotations/<name>.xml
+        5k_labeled/Annotations/<name>.xml       a file for each pair; also Annotations/<name>.xml
         5k_labeled/Data/frames/<name>.jpg       also Data/frames/, frames/
         5k_labeled/Data/audio/<name>.wav        also Data/audio/, audio/
         frames/<path>/*.jpg, mp3/<path's folder>/*.mp3      SoundNet's own tree, where the training list has paths
 
-    flickr_10k.txt, flickr_144k.csv             training lists, a name or the path of a video a line
-    flickr_test.csv                             the test list of 249 or 250 pairs, the name first in each line
+    flickr_10k.txt, flickr_144k.csv             training lists: a name or the path of a video on each line
+    flickr_test.csv                             the test list of 249 or 250 pairs: the name comes first on each line
 
 An XML file holds the boxes of several annotators, in pixels of a 256 x 256 picture:
 
     <annotation> <annotator> <bbox> <type/> <xmin>10</xmin> <ymin>20</ymin> <xmax>100</xmax> <ymax>120</ymax> </bbox> …
 
-As in the published code, the first child of a `bbox` is passed over and the next four are the box, whatever their tags
-and wherever in the file their parents are two levels down. A pixel counts fully where two boxes agree: consensus 2.
+As in the published code, every `bbox` two levels below the root is read; its first child is ignored and the next four
+are the box, whatever their tags. A pixel counts fully where two boxes agree: consensus 2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.datasets.listed import UNKNOWN, Label, NoAnnotations
+from essl_fast.data.datasets.dataset import UNKNOWN, Dataset, register_dataset
+from essl_fast.data.datasets.listed import LISTED, Label, NoAnnotations, listed_dataset
+from essl_fast.data.datasets.options import DatasetOptions
 
 SIDE = 256  # pixels of the pictures that the boxes were drawn on
 CONSENSUS = 2
@@ -31,20 +33,33 @@ _FOLDERS = ("Annotations", "5k_labeled/Annotations", "annotations")
 _LARGEST = 1 << 20  # bytes of an XML file; published ones have 1 KB
 
 
+@register_dataset("flickr", **LISTED)
+def read_flickr(options: DatasetOptions) -> Dataset:
+    """`--dataset flickr`. InputError as `listed_dataset`."""
+    return listed_dataset("flickr", XmlLabels, CONSENSUS, options)
+
+
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses a document type: only there can entities be declared, which expand without end."""
+    """Refuses a document type: only there can a file declare entities, which can expand without end."""
 
     def doctype(self, name: str, public: str | None, system: str | None) -> None:
         del name, public, system
         raise ValueError("it declares a document type, which annotations do not need")
 
 
-class Boxes:
-    """Name → its `Label`, read when it is asked for, or None where there is no XML file.
-
-    `folder`: of the XML files. NoAnnotations where it is none, or none of `_FOLDERS` is in any of `roots`."""
+class XmlLabels:
+    """The labels of a folder of XML files. Each file is read when its label is asked for."""
 
     def __init__(self, roots: list[Path], folder: Path | None = None):
+        """Find the folder.
+
+        Args:
+            roots: folders that may hold it.
+            folder: the folder itself, if it is known.
+
+        Raises:
+            NoAnnotations: `folder` is no folder, or no root has one.
+        """
         places = [folder] if folder else [root / name for root in roots for name in _FOLDERS]
         self.folder = next((place for place in places if place.is_dir()), None)
         if self.folder is None:
@@ -56,6 +71,7 @@ class Boxes:
         return (self.folder / f"{name}.xml").is_file()
 
     def __call__(self, name: str) -> Label | None:
+        """The label of a name, None if it has no XML file. InputError if the file is malformed."""
         path = self.folder / f"{name}.xml"
         if not path.is_file():
             return None
@@ -63,7 +79,7 @@ class Boxes:
 
 
 def read_boxes(path: Path) -> list[list[float]]:
-    """The boxes of an XML file, in its order: xyxy in pixels of a 256 x 256 picture. InputError if it is malformed."""
+    """The boxes of an XML file, in its order: K x 4, xyxy, pixels of a 256 x 256 picture. InputError if malformed."""
     fix = "fetch it again, or take its name out of the lists"
     try:
         if (size := path.stat().st_size) > _LARGEST:

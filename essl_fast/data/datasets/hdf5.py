@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from essl_fast.common.errors import InputError
+from essl_fast.data.media import MediaError
 from essl_fast.data.media.jpeg import MOST_PIXELS
-from essl_fast.data.media.video import MediaError
 from essl_fast.data.shards import SAMPLES, SOUNDS
 
 DAMAGED = "HDF5 row unreadable"

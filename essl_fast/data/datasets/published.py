@@ -1,21 +1,8 @@
-"""The published, preprocessed HDF5 files → a data set: which row is which pair, and its boxes.
+"""The published, preprocessed HDF5 files → a data set: the pair of each row, and its boxes.
 
-    ChaoticWorld/   all_unlabeled/h5py_train_{frames,audios,spects}.h5      all_unlabeled/ChaoticWorld_train.csv
-                    labeled/Data/h5py_test_{frames,audios,spects}.h5        labeled/ChaoticWorld_test.csv
-                    labeled/Annotations/ChaoticWorld_test.json
-    VGG-Sound/      10k_unlabeled/h5py_train_{…}_10k.h5                     10k_unlabeled/*.csv
-                    144k_unlabeled/h5py_train_{…}_144k_{1..10}.h5           144k_unlabeled/*.csv
-                    5k_labeled/Data/h5py_test_{…}.h5                        vggss_test_4692.csv
-                    5k_labeled/Annotations/vggss_test_5158.json
-    SoundNet_Flickr/10k_unlabeled, 144k_unlabeled as above; its test pairs are files, see `flickr`
-
-`--from-h5` names one of these folders, or the folder that holds it. Row i of the arrays is line i of the list. The
-published script leaves out rows at the end of the arrays and not of the list: such names are left out here, too. Of the
-arrays only `frames` and `audios` are read: `spects` is the log-mel of `audios`, which is computed anew. Where it is
-there, it must have as many rows.
-
-Chaotic World's names are <video>_<frame>, and its training rows have no boxes here, unless `--annotations` names
-Chaotic World's annotations: then each row has the boxes that are there for its video and frame.
+`published_rows` shows the folders. The names of Chaotic World are <video>_<frame>. Its training rows have no boxes,
+unless `--annotations` names Chaotic World's annotations: then each row has the boxes that these list for its video and
+frame.
 """
 
 from __future__ import annotations
@@ -23,90 +10,88 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.datasets import hdf5
-from essl_fast.data.datasets.annotations import Annotations, LeftOut, choose_validation
-from essl_fast.data.datasets.listed import HDF5, NO_LABEL, UNKNOWN, Files, Label, on_grid, read_names
+from essl_fast.data.datasets import flickr, hdf5, vggss
+from essl_fast.data.datasets.annotations import GRID, NO_LABEL, SPLITS, Annotations, LeftOut, choose_validation
+from essl_fast.data.datasets.chaotic import read_chaotic_world
+from essl_fast.data.datasets.dataset import HDF5, UNKNOWN, Dataset, Files, register_dataset
+from essl_fast.data.datasets.folders import Folders
+from essl_fast.data.datasets.listed import Label, annotate, on_grid, read_names
+from essl_fast.data.datasets.options import DatasetOptions
 from essl_fast.data.datasets.pairs import Pairs, pair_key
+from essl_fast.data.datasets.published_rows import Rows, base_folder, test_rows, train_rows
 from essl_fast.data.datasets.vggss import read_boxes
 
-FOLDERS = {"chaotic": "ChaoticWorld", "flickr": "SoundNet_Flickr", "vggss": "VGG-Sound"}
-SUBSETS = ("10k", "144k")
 NO_ROW = "no row in the HDF5 file"
+_LISTS = ("train_list", "val_list", "test_list")
 _KEY = re.compile(r"(.+)_(\d{6,9})")
-_CHAOTIC_SIZE = (320, 180)  # of the frames that the boxes of its JSON file were drawn on
+_CHAOTIC_SIZE = (320, 180)  # width and height of the frames that the boxes of its JSON file refer to, pixels
+
+LabelOf = Callable[[str], Label | None]
 
 
-class Rows(NamedTuple):
-    """Where the rows of a split are: name → (number of its file, row), of (frames, audios) files in their order."""
-
-    files: list[tuple[Path, Path]]
-    names: dict[str, tuple[int, int]]
-    missing: list[str]  # names behind the last row
-
-
-def base_folder(root: Path, dataset: str) -> Path:
-    """The data set's folder: `root`, or the one of its name in it. InputError if there is neither."""
-    root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: --from-h5 must name the one that holds {FOLDERS[dataset]}")
-    inside = root / FOLDERS[dataset]
-    return inside if inside.is_dir() else root
-
-
-def train_rows(base: Path, dataset: str, subset: str | None, listed: Path | None) -> Rows:
-    """The training rows. InputError that says what is missing, where there is a choice to make, or which files differ
-    in their number of rows."""
-    if dataset == "chaotic":
-        folder = base / "all_unlabeled"
-        found = [_pair(folder, "h5py_train_{}.h5")]
-        return _rows(found, listed or folder / "ChaoticWorld_train.csv")
-    there = [name for name in SUBSETS if (base / f"{name}_unlabeled").is_dir()]
-    if subset is None and len(there) != 1:
-        what = "neither 10k_unlabeled nor 144k_unlabeled" if not there else "both 10k_unlabeled and 144k_unlabeled"
-        raise InputError(f"{base} holds {what}: {'choose one with --subset' if there else 'are the files elsewhere?'}")
-    subset = subset or there[0]
-    folder = base / f"{subset}_unlabeled"
-    numbered = sorted(folder.glob(f"h5py_train_frames_{subset}_*.h5"), key=_number)
-    if numbered:
-        found = [_pair(folder, f"h5py_train_{{}}_{subset}_{_number(path)}.h5") for path in numbered]
-        if [_number(path) for path in numbered] != list(range(1, len(numbered) + 1)):
-            raise InputError(f"{folder}: {numbered[-1].name} is there, and one with a lower number is not")
+@register_dataset("chaotic-h5", needs=("from_h5",), takes=("annotations", "row_boxes", *_LISTS))
+def read_chaotic_h5(options: DatasetOptions) -> Dataset:
+    """`--dataset chaotic --from-h5 DIR`. InputError if h5py, a file or a list is missing or does not fit the others."""
+    if options.row_boxes is not None and options.annotations is None:
+        raise InputError("--row-boxes does not go with --dataset chaotic with --from-h5")
+    base = _base(options, "chaotic")
+    rows = {"train": train_rows(base, "chaotic", None, options.train_list)}
+    if options.annotations is not None:
+        train = test = _labels_of_annotations(options.annotations, **options.given("row_boxes"))
     else:
-        found = [_pair(folder, f"h5py_train_{{}}_{subset}.h5")]
-    lists = sorted(folder.glob("*.csv"))
-    if listed is None and len(lists) != 1:
-        raise InputError(
-            f"{folder} holds {len(lists)} CSV files instead of the list of its rows: name that one with --train-list"
-        )
-    return _rows(found, listed or lists[0])
+        train, test = _no_label, _labels_of_chaotic_json(base)
+    rows["test"] = test_rows(base, "chaotic", options.test_list)
+    read, files_of = read_rows(rows, {"train": train, "test": test}, "chaotic", options.validation, options.seed)
+    return _dataset("chaotic", read, files_of, 1, options)
 
 
-def test_rows(base: Path, dataset: str, listed: Path | None) -> Rows:
-    """The test rows, of Chaotic World and VGG-SS. InputError as `train_rows`."""
-    folder = base / ("labeled" if dataset == "chaotic" else "5k_labeled") / "Data"
-    found = [_pair(folder, "h5py_test_{}.h5")]
-    if listed is None:
-        places = sorted(base.glob("vggss_test*.csv"))
-        if dataset == "chaotic":
-            name = "ChaoticWorld_test.csv"
-            places = [path for path in (base / "labeled" / name, folder / name) if path.is_file()]
-        if not places:
-            what = "labeled/ChaoticWorld_test.csv" if dataset == "chaotic" else "vggss_test_4692.csv"
-            raise InputError(f"{base / what} is not there: it names the test rows; put it there or give --test-list")
-        if len(places) > 1 and dataset == "vggss":
-            raise InputError(f"{base} holds {' and '.join(path.name for path in places)}: name one with --test-list")
-        listed = places[0]
-    return _rows(found, listed)
+@register_dataset("vggss-h5", needs=("from_h5",), takes=("annotations", "subset", *_LISTS))
+def read_vggss_h5(options: DatasetOptions) -> Dataset:
+    """`--dataset vggss --from-h5 DIR`. InputError as `read_chaotic_h5`."""
+    base = _base(options, "vggss")
+    rows = {"train": train_rows(base, "vggss", options.subset, options.train_list)}
+    labels = {"train": _no_label, "test": vggss.JsonLabels([base], options.annotations)}
+    rows["test"] = test_rows(base, "vggss", options.test_list)
+    read, files_of = read_rows(rows, labels, "vggss", options.validation, options.seed)
+    return _dataset("vggss", read, files_of, vggss.CONSENSUS, options)
 
 
-def label_of_chaotic(base: Path, split: str) -> Callable[[str], Label | None]:
-    """The boxes of ChaoticWorld_test.json; training rows have none."""
+@register_dataset("flickr-h5", needs=("from_h5",), takes=("annotations", "subset", *_LISTS))
+def read_flickr_h5(options: DatasetOptions) -> Dataset:
+    """`--dataset flickr --from-h5 DIR`: rows to train on; the pairs of --test-list are files. InputError as above."""
+    base = _base(options, "flickr")
+    rows = {"train": train_rows(base, "flickr", options.subset, options.train_list)}
+    read, files_of = read_rows(rows, {"train": _no_label}, "flickr", options.validation, options.seed)
+    if options.test_list is not None:
+        read, files_of = _with_test_files(read, files_of, base, options.test_list, options.annotations)
+    return _dataset("flickr", read, files_of, flickr.CONSENSUS, options)
+
+
+def _base(options: DatasetOptions, name: str) -> Path:
+    """The folder of the data set, after what all three data sets must check first."""
+    hdf5.library()
+    if options.val_list is not None:
+        raise InputError("--val-list does not go with --from-h5: val is a share of the labelled training rows")
+    return base_folder(options.from_h5, name)
+
+
+def _dataset(name: str, read: Annotations, files_of: Callable, consensus: int, options: DatasetOptions) -> Dataset:
+    settings = {"dataset": name, "from_h5": True, "validation": float(options.validation), "seed": options.seed}
+    return Dataset(name, read, files_of, settings, consensus, float_sound=True, from_videos=False)
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _no_label(name: str) -> None:
+    del name
+
+
+def _labels_of_chaotic_json(base: Path) -> LabelOf:
+    """Name → the boxes that ChaoticWorld_test.json has for it."""
     path = base / "labeled" / "Annotations" / "ChaoticWorld_test.json"
-    if split == "train":
-        return lambda name: None
     if not path.is_file():
         raise InputError(f"{path} is not there: it holds the boxes of the test rows")
     width, height = _CHAOTIC_SIZE
@@ -118,26 +103,47 @@ def label_of_chaotic(base: Path, split: str) -> Callable[[str], Label | None]:
     return {name: fractions(label) for name, label in labels.items()}.get
 
 
+def _labels_of_annotations(root: Path, row_boxes: str = "first") -> LabelOf:
+    """Name → the boxes that Chaotic World's annotations have for the first frame of a sound."""
+    read = read_chaotic_world(root, row_boxes=row_boxes, validation=0)
+    return {pair.key: Label(pair.boxes.tolist(), GRID, pair.classes, f"{pair.video}.csv") for pair in read.pairs}.get
+
+
+# ---------------------------------------------------------------- pairs
+
+
 def read_rows(
-    rows: Mapping[str, Rows], label: Mapping[str, Callable[[str], Label | None]], dataset: str, share: float, seed: int
+    rows: Mapping[str, Rows], labels: Mapping[str, LabelOf], dataset: str, share: float, seed: int
 ) -> tuple[Annotations, Callable[[str], Files]]:
-    """The pairs of the rows, and where each video's rows are. `label`: split → name → label. Test rows without one are
-    left out, since nobody can score them; of the training videos with labels, a share becomes val."""
+    """The pairs of the rows, and the files of each video.
+
+    Test rows without a label are left out, because they cannot be scored.
+
+    Args:
+        rows: train and, except for Flickr-SoundNet, test → its rows.
+        labels: train and test → the labels of their rows.
+        dataset: chaotic, flickr or vggss.
+        share: of the training videos with labels, the share that becomes val.
+        seed: decides which ones.
+
+    Raises:
+        InputError: the share is out of range, a name is in both splits, or a video is in two files.
+    """
     if not 0 <= share < 1:
         raise InputError(f"validation is {share}: give a share of the labelled training pairs, at least 0 and below 1")
     if both := rows["train"].names.keys() & rows["test"].names.keys() if len(rows) > 1 else ():
         raise InputError(f"{min(both)!r} and {len(both) - 1} more names are rows of both train and test")
-    found: dict[str, dict[str, list]] = {split: {} for split in ("train", "val", "test")}  # video → [(frame, ...), ...]
+    found: dict[str, dict[str, list]] = {split: {} for split in SPLITS}  # video → [(frame, ...), ...]
     places: dict[str, Files] = {}
     left_out: list[LeftOut] = []
     for split, held in rows.items():
         for name, (file, row) in held.names.items():
             video, fid = _video_of(name, dataset)
-            labelled, key, boxes = label[split](name), pair_key(video, fid), []
-            if labelled is not None:
-                boxes = on_grid(labelled, video, key, left_out)
+            label, key, boxes = labels[split](name), pair_key(video, fid), []
+            if label is not None:
+                boxes = on_grid(label, video, key, left_out)
             if not boxes and split == "test":
-                if labelled is None or not labelled.boxes:
+                if label is None or not label.boxes:
                     left_out.append(LeftOut(video, key, NO_LABEL, f"{name} has no box among the annotations"))
                 continue
             frames, sounds = held.files[file]
@@ -145,16 +151,12 @@ def read_rows(
             if known.path != frames:
                 raise InputError(f"rows of {video} are in {known.path.name} and in {frames.name}: they must be in one")
             known.rows[fid] = row
-            classes = labelled.classes if labelled else (UNKNOWN,)
-            found[split].setdefault(video, []).append((fid, 0.0, boxes, classes))
+            found[split].setdefault(video, []).append((fid, 0.0, boxes, label.classes if label else (UNKNOWN,)))
         for name in held.missing:
-            left_out.append(LeftOut(*_missing(name, dataset), NO_ROW, f"{name} is listed behind the arrays' last row"))
-    with_boxes = [video for video, pairs in found["train"].items() if any(boxes for _, _, boxes, _ in pairs)]
-    for video in choose_validation(with_boxes, share, seed):
-        pairs = found["train"].pop(video)
-        found["val"][video] = [pair for pair in pairs if pair[2]]
-        lost = [pair for pair in pairs if not pair[2]]
-        left_out += [LeftOut(video, pair_key(video, pair[0]), NO_LABEL, "a val pair without a box") for pair in lost]
+            video, fid = _video_of(name, dataset)
+            detail = f"{name} is listed behind the arrays' last row"
+            left_out.append(LeftOut(video, pair_key(video, fid), NO_ROW, detail))
+    _hold_out(found, share, seed, left_out)
     pairs = Pairs()
     for split, videos in found.items():
         for video, of_video in videos.items():
@@ -164,44 +166,35 @@ def read_rows(
     return read, places.__getitem__
 
 
+def _hold_out(found: dict[str, dict[str, list]], share: float, seed: int, left_out: list[LeftOut]) -> None:
+    """Move a share of the training videos with boxes to val, without their pairs that have no box."""
+    with_boxes = [video for video, pairs in found["train"].items() if any(boxes for _, _, boxes, _ in pairs)]
+    chosen = choose_validation(with_boxes, share, seed)
+    for video in filter(chosen.__contains__, with_boxes):  # in their order: that of a set changes from run to run
+        pairs = found["train"].pop(video)
+        found["val"][video] = [pair for pair in pairs if pair[2]]
+        lost = [pair for pair in pairs if not pair[2]]
+        left_out += [LeftOut(video, pair_key(video, pair[0]), NO_LABEL, "a val pair without a box") for pair in lost]
+
+
 def _video_of(name: str, dataset: str) -> tuple[str, int]:
-    """(video, frame) of a row's name."""
-    told = _KEY.fullmatch(name) if dataset == "chaotic" else None
-    return (told[1], int(told[2])) if told else (name, 1)
+    """(video, frame) of the name of a row."""
+    match = _KEY.fullmatch(name) if dataset == "chaotic" else None
+    return (match[1], int(match[2])) if match else (name, 1)
 
 
-def _missing(name: str, dataset: str) -> tuple[str, str]:
-    video, fid = _video_of(name, dataset)
-    return video, pair_key(video, fid)
-
-
-def _pair(folder: Path, pattern: str) -> tuple[Path, Path]:
-    return folder / pattern.format("frames"), folder / pattern.format("audios")
-
-
-def _number(path: Path) -> int:
-    number = path.stem.rpartition("_")[2]
-    if not number.isdecimal():
-        raise InputError(f"{path} is not numbered as the published files are: rename it or move it away")
-    return int(number)
-
-
-def _rows(files: list[tuple[Path, Path]], listed: Path) -> Rows:
-    """The rows of some files, one after another, under the names of a list."""
-    counts = []
-    for frames, audios in files:
-        count, heard = hdf5.rows_of(frames, "frames"), hdf5.rows_of(audios, "audios")
-        if count != heard:
-            raise InputError(f"{frames} has {count} rows and {audios.name} has {heard}: fetch them again")
-        spects = audios.with_name(audios.name.replace("audios", "spects"))
-        if spects.is_file() and (shown := hdf5.rows_of(spects, "spects")) != count:
-            raise InputError(f"{frames} has {count} rows and {spects.name} has {shown}: fetch them again")
-        counts.append(count)
-    names = list(read_names(listed, once=True))
-    if len(names) < sum(counts):
-        raise InputError(
-            f"{listed} names {len(names)} different pairs, and the arrays have {sum(counts)} rows: is it "
-            "the list of another set?"
-        )
-    places = [(file, row) for file, count in enumerate(counts) for row in range(count)]
-    return Rows(files, dict(zip(names, places, strict=False)), names[len(places) :])
+def _with_test_files(
+    read: Annotations, files_of: Callable[[str], Files], base: Path, test: Path, annotations: Path | None
+) -> tuple[Annotations, Callable[[str], Files]]:
+    """Add the test pairs of Flickr-SoundNet, which are files, to its training rows."""
+    entries = read_names(test)
+    if both := entries.keys() & set(read.videos["train"]):
+        raise InputError(f"{min(both)!r} and {len(both) - 1} more names are training rows and in {test}: take them out")
+    labels, folders = flickr.XmlLabels([base], annotations), Folders([base], entries)
+    tested = annotate({"test": list(entries)}, labels, labels.where)
+    for video, split, span in tested.pairs.videos():
+        pairs = [tested.pairs[index] for index in span]
+        read.pairs.add_video(video, split, [(p.fid, p.time, p.boxes.tolist(), p.classes) for p in pairs])
+    videos = read.videos | {"test": list(entries)}
+    joined = Annotations(read.pairs, read.left_out + tested.left_out, videos, read.rows + tested.rows)
+    return joined, lambda video: folders(video) if video in entries else files_of(video)

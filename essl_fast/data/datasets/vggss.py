@@ -1,16 +1,16 @@
-"""VGG-SS: clips of VGG-Sound, of which about 5,000 are annotated in one JSON file, which `--annotations` names.
+"""VGG-SS: clips of VGG-Sound. About 5,000 are annotated, in one JSON file that `--annotations` names.
 
     VGG-Sound/
         5k_labeled/Annotations/vggss_test_5158.json     or vggss.json, here or in metadata/
         5k_labeled/Data/frames/<name>.jpg               also Data/frames/, frames/
         5k_labeled/Data/audio/<name>.wav                also Data/audio/, audio/
-        videos/<name>.mp4                               or the clips instead: the middle frame of each, and 3 s there
+        videos/<name>.mp4                               clips instead: the middle frame and the 3 s around it
 
-    vggss_10k.txt, vggss_144k.txt                       training lists, a name a line
-    vggss_test.csv, vggss_test_4692.csv                 test lists, likewise; vggss_heard_test.csv and others do as well
+    vggss_10k.txt, vggss_144k.txt                       training lists: a name on each line
+    vggss_test.csv, vggss_test_4692.csv                 test lists, likewise; vggss_heard_test.csv and others work too
 
 A name is `<YouTube id>_<second, six digits>`. The JSON file is a list of {"file": name, "class": ..., "bbox": [[x1, y1,
-x2, y2], ...]}, in fractions of the picture's width and height. One annotator drew all of it: consensus 1.
+x2, y2], ...]}; the boxes are fractions of the picture's width and height. There is one annotator: consensus 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 
 from essl_fast.common.errors import InputError, short
 from essl_fast.common.files import parse_json
-from essl_fast.data.datasets.listed import Label, NoAnnotations
+from essl_fast.data.datasets.dataset import Dataset, register_dataset
+from essl_fast.data.datasets.listed import LISTED, Label, NoAnnotations, listed_dataset
+from essl_fast.data.datasets.options import DatasetOptions
 from essl_fast.data.datasets.tables import read_text
 
 CONSENSUS = 1
@@ -33,14 +35,26 @@ _FILES = (
 _LARGEST = 1 << 28  # bytes; the published file has 0.6 MB
 
 
-class Boxes:
-    """Name → its `Label`, or None where the JSON file does not have it.
+@register_dataset("vggss", **LISTED)
+def read_vggss(options: DatasetOptions) -> Dataset:
+    """`--dataset vggss`. InputError as `listed_dataset`."""
+    return listed_dataset("vggss", JsonLabels, CONSENSUS, options)
 
-    `file`: that file. NoAnnotations where it is not there, or none of `_FILES` is in any of `roots`; InputError where
-    it is malformed.
-    """
+
+class JsonLabels:
+    """The labels of a JSON file."""
 
     def __init__(self, roots: list[Path], file: Path | None = None):
+        """Find and read the file.
+
+        Args:
+            roots: folders that may hold it.
+            file: the file itself, if it is known.
+
+        Raises:
+            NoAnnotations: `file` is not there, or no root has one.
+            InputError: it is malformed.
+        """
         places = [file] if file else [root / name for root in roots for name in _FILES]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
@@ -51,13 +65,23 @@ class Boxes:
         return name in self._labels
 
     def __call__(self, name: str) -> Label | None:
+        """The label of a name, None if the file does not have it."""
         return self._labels.get(name)
 
 
 def read_boxes(path: Path, side: float) -> dict[str, Label]:
-    """Name → label of a JSON file as above, whose boxes are in units of a frame of `side`; also of one whose "bbox" is
-    a single box, as the published Chaotic World code writes it. Several entries of a name join. InputError if it is
-    malformed."""
+    """Read a JSON file as above, or one whose "bbox" is a single box, as the published Chaotic World code writes it.
+
+    Args:
+        path: the file.
+        side: of the square frame that the boxes refer to, in their units.
+
+    Returns:
+        Name → label. Several entries of a name are joined.
+
+    Raises:
+        InputError: the file is malformed.
+    """
     if (size := path.stat().st_size) > _LARGEST:
         raise InputError(f"{path} has {size / 1e6:.0f} MB: is it the annotations?")
     try:

@@ -22,7 +22,7 @@ import numpy as np
 
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json
-from essl_fast.config.settings import SIZE
+from essl_fast.config import SIZE
 from essl_fast.data.shards.columns import COLUMNS, read_column, split_column
 from essl_fast.data.shards.tars import PNG, SOUNDS, SPLITS
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.datasets.annotations import boxes_to_grid, choose_validation, digest, read_chaotic_world
+from essl_fast.data.datasets.annotations import boxes_to_grid, choose_validation, digest
+from essl_fast.data.datasets.chaotic import read_chaotic_world
 from tests.tools.media import row, write_annotations
 
 

@@ -4,33 +4,9 @@ import numpy as np
 import pytest
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.datasets.flickr import Boxes, read_boxes
-from essl_fast.data.datasets.listed import annotate
-from essl_fast.kernels import reference
+from essl_fast.data.datasets.flickr import XmlLabels, read_boxes
 from tests.golden.store import golden
-
-
-def xml(boxes, annotators: int = 2) -> str:
-    """The published layout: annotators, their boxes one after another, `type` first in each."""
-    names = ("xmin", "ymin", "xmax", "ymax")
-    shares = [boxes[number::annotators] for number in range(annotators)]
-    told = ["<annotation>"]
-    for number, share in enumerate(shares, 1):
-        told.append(f"<annotator{number}>")
-        for box in share:
-            sides = "".join(f"<{name}>{value}</{name}>" for name, value in zip(names, box, strict=True))
-            told.append(f"<bbox><type>object</type>{sides}</bbox>")
-        told.append(f"</annotator{number}>")
-    return "\n".join([*told, "</annotation>\n"])
-
-
-def label_map(label_of, name: str, consensus: int) -> np.ndarray:
-    """The box map (224, 224) that training and evaluation see, times the consensus."""
-    import torch
-
-    pairs = annotate({"test": [name]}, label_of, "annotations").pairs
-    boxes = torch.from_numpy(pairs[0].boxes if len(pairs) else np.zeros((1, 4), np.int32))[None]
-    return reference.box_weights(boxes, 224, consensus)[0].numpy() * consensus
+from tests.tools.datasets import label_map, xml
 
 
 def test_box_maps_equal_goldens(tmp_path):
@@ -40,11 +16,11 @@ def test_box_maps_equal_goldens(tmp_path):
     compared = 0
     for case, (boxes, count) in enumerate(zip(data["flickr_boxes256"], data["flickr_count"], strict=True)):
         (folder / f"{case}.xml").write_text(xml(boxes[:count].tolist()))
-        ours = label_map(Boxes([tmp_path]), str(case), 2)
+        ours = label_map(XmlLabels([tmp_path]), str(case), 2)
         if (boxes[:count] < 0).any():  # the published code lets these wrap around; ours are clamped
             clamped = np.clip(boxes[:count], 0, None)
             (folder / f"{case}c.xml").write_text(xml(clamped.tolist()))
-            np.testing.assert_array_equal(ours, label_map(Boxes([tmp_path]), f"{case}c", 2))
+            np.testing.assert_array_equal(ours, label_map(XmlLabels([tmp_path]), f"{case}c", 2))
             continue
         np.testing.assert_array_equal(ours, data["flickr_map2x"][case])
         compared += 1
@@ -89,8 +65,8 @@ def test_a_bad_file_is_named(tmp_path, content, told):
 
 def test_the_folder_is_looked_for(tmp_path):
     (tmp_path / "5k_labeled" / "Annotations").mkdir(parents=True)
-    assert Boxes([tmp_path]).folder == tmp_path / "5k_labeled" / "Annotations"
+    assert XmlLabels([tmp_path]).folder == tmp_path / "5k_labeled" / "Annotations"
     with pytest.raises(InputError, match="no folder of annotations: looked for .*else/Annotations, "):
-        Boxes([tmp_path / "else"])
+        XmlLabels([tmp_path / "else"])
     with pytest.raises(InputError, match="looked for .*/mine;"):
-        Boxes([tmp_path], tmp_path / "mine")
+        XmlLabels([tmp_path], tmp_path / "mine")

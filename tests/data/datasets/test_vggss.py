@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.datasets.vggss import Boxes, read_boxes
-from tests.data.datasets.test_flickr import label_map
+from essl_fast.data.datasets.vggss import JsonLabels, read_boxes
 from tests.golden.store import golden
+from tests.tools.datasets import label_map
 
 
 def test_box_maps_equal_goldens(tmp_path):
@@ -18,7 +18,7 @@ def test_box_maps_equal_goldens(tmp_path):
         for case, (boxes, count) in enumerate(zip(data["vggss_boxes"], data["vggss_count"], strict=True))
     ]
     (tmp_path / "vggss.json").write_text(json.dumps(entries))
-    labels = Boxes([tmp_path])
+    labels = JsonLabels([tmp_path])
     for case, expected in enumerate(data["vggss_map"]):
         np.testing.assert_array_equal(label_map(labels, f"clip{case}_000010", 1), expected)
     assert labels("clip0_000010").classes == ("dog barking",) and labels("other") is None
@@ -59,4 +59,4 @@ def test_a_bad_file_is_named(tmp_path, text, told):
 
 def test_the_file_is_looked_for(tmp_path):
     with pytest.raises(InputError, match="no annotations: looked for .*vggss.json, .*vggss_test_5158.json"):
-        Boxes([tmp_path])
+        JsonLabels([tmp_path])

@@ -7,7 +7,8 @@ from av import open as av_open
 from essl_fast.data import media
 from essl_fast.data.media import audio, decode_frames
 from essl_fast.data.media.audio import decode_sound
-from essl_fast.prepare import parts
+from essl_fast.prepare.parts import make_part
+from essl_fast.prepare.tasks import Task
 from tests.tools.media import clicks, damage_sound, make_video, number_of
 
 
@@ -116,8 +117,8 @@ def test_damaged_sound_costs_the_pairs_that_touch_it(tmp_path):
     sound = clicks(14, 16_000) + 0.1 * np.random.default_rng(0).normal(size=14 * 16_000).astype(np.float32)
     path = make_video(tmp_path / "a.mp4", seconds=14, sound=sound)
     damage_sound(path, 7)
-    task = parts.Task("a", str(path), tuple((f"a{second}", 10 * second + 1, second) for second in range(2, 13)))
-    part = parts.make_part(task, tmp_path / "parts")
+    task = Task("a", str(path), tuple((f"a{second}", 10 * second + 1, second) for second in range(2, 13)))
+    part = make_part(task, tmp_path / "parts")
     assert list(part["members"]) == [f"a{second}" for second in (2, 3, 4, 5, 9, 10, 11, 12)]
     assert [(key, reason) for key, reason, _ in part["left_out"]] == [
         (f"a{second}", media.SOUND_TRUNCATED) for second in (6, 7, 8)

@@ -7,8 +7,8 @@ from essl_fast.common.errors import InputError
 from essl_fast.data import media
 from essl_fast.data.media import hardware, nvdec
 from essl_fast.data.shards import Manifest, iterate
-from essl_fast.prepare import parts
-from essl_fast.prepare.preparing import prepare
+from essl_fast.prepare import prepare
+from essl_fast.prepare.tasks import Task
 from tests.tools.media import MJPEG, VP9, clicks, make_video, number_of, row, set_matrix, truncate, write_annotations
 from tests.tools.prepare import hashes, left_out, workers_that
 
@@ -126,4 +126,4 @@ hardware.decode_frames = told""",
     (tmp_path / "out/train-00000.tar").unlink()
     make("out")
     assert hashes(tmp_path / "again") == hashes(tmp_path / "out")
-    assert parts.Task("v", "v", (), False, KNOWN) != parts.Task("v", "v", ())
+    assert Task("v", "v", (), False, KNOWN) != Task("v", "v", ())

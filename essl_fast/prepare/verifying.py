@@ -2,16 +2,16 @@
 
     {"row": 17, "key": "V_000123", "reason": "black", "detail": "no pixel is brighter than 3 of 255"}
 
-An object a line, shard by shard; a pair may have several; `row` and `key` are null for a fault of a shard that none of
-its pairs has. Reasons:
+One object on each line, shard by shard. A pair may have several. `row` and `key` are null for a fault of a shard that
+is none of its pairs'. Reasons:
 
     corrupt        the frame cannot be decoded, or frame or sound are not the bytes that `prepare` wrote (CRC-32)
     truncated      the frame's picture or clip ends too early
     missing audio  the sound is not 48,000 samples
-    black          no pixel brighter than BLACK_UP_TO: a video that has not begun, as a rule
-    silent         no sample louder than SILENT_UP_TO, that is -60 dB
+    black          no pixel is brighter than BLACK_UP_TO: most often a video before its first picture
+    silent         no sample is louder than SILENT_UP_TO, that is -60 dB
 
-The first three are faults: nothing can be trained on such a pair. The last two are warnings.
+The first three are faults: such a pair cannot be used. The last two are warnings.
 """
 
 from __future__ import annotations
@@ -33,21 +33,29 @@ from PIL import Image, UnidentifiedImageError
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
 from essl_fast.data import media, shards
-from essl_fast.data.media.clips import decode_clip
+from essl_fast.data.media import decode_clip
 from essl_fast.data.media.jpeg import picture_size
 from essl_fast.data.shards import json_bytes
 from essl_fast.prepare.reporting import Reporter
 
-BLACK_UP_TO = 15  # of 255; video's black is 0, and compression leaves a few levels of noise on it
+BLACK_UP_TO = 15  # of 255; black is 0, and compression adds a few levels of noise
 SILENT_UP_TO = 32  # of 32767
-_TOGETHER = 32  # pairs that a thread takes at a time
+_CHUNK = 32  # pairs that a thread takes at a time
 
 
 def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter | None = None) -> dict[str, int]:
-    """Check every pair with `workers` threads (default: one a core this process may use) and write the list.
+    """Check every pair and write the list.
 
-    Returns how often each reason was found, the worst first; empty where all is well, and then the list is empty, too.
-    InputError where a shard or its index cannot be read at all, or the list not be written.
+    Args:
+        manifest: of the folder.
+        workers: threads. None: one for each core that this process may use.
+        say: the reporter. None: nothing is reported.
+
+    Returns:
+        Reason → how often it was found, the worst first. Empty if nothing is wrong; the list is empty then, too.
+
+    Raises:
+        InputError: a shard or its index cannot be read at all, or the list cannot be written.
     """
     say = say or Reporter()
     found: Counter[str] = Counter()
@@ -73,7 +81,7 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
 def _shard(
     manifest: shards.Manifest, entry: dict, first: int, pool: ThreadPoolExecutor, workers: int, step
 ) -> Iterator[dict]:
-    """The faults of a shard whose first pair is in row `first`."""
+    """The faults of a shard; its first pair is in row `first`."""
     tar, index = manifest.root / entry["file"], shards.read_index(manifest.root / entry["index"])
     keys = [manifest.key(first + at) for at in range(entry["pairs"])]
     if index.stems != tuple(map(shards.encode_key, keys)):
@@ -81,17 +89,17 @@ def _shard(
         raise InputError(f"{manifest.root / entry['index']} does not list the pairs of the manifest: {again}")
     digest, broken = pool.submit(_sha256, tar), False
     if not keys or not tar.stat().st_size:
-        raise InputError(f"{tar} is empty: run prepare again")  # nor can it be mapped to memory
+        raise InputError(f"{tar} is empty: run prepare again")  # an empty file cannot be mapped to memory
     with open(tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        look = functools.partial(_pairs, manifest, data, index, first)
-        everything = [range(len(keys))[at : at + _TOGETHER] for at in range(0, len(keys), _TOGETHER)]
-        for at in range(0, len(everything), workers):  # so many at once: an interrupt ends the run soon
-            some = everything[at : at + workers]
-            for part, told in zip(some, pool.map(look, some), strict=True):
-                for place, reason, detail in told:
+        check = functools.partial(_pairs, manifest, data, index, first)
+        chunks = [range(len(keys))[at : at + _CHUNK] for at in range(0, len(keys), _CHUNK)]
+        for at in range(0, len(chunks), workers):  # not all at once, so that an interrupt ends the run soon
+            some = chunks[at : at + workers]
+            for chunk, faults in zip(some, pool.map(check, some), strict=True):
+                for place, reason, detail in faults:
                     broken = broken or reason in shards.BAD
                     yield {"row": first + place, "key": keys[place], "reason": reason, "detail": detail}
-                step(len(part))
+                step(len(chunk))
     if digest.result() != entry["sha256"] and not broken:
         what = f"{tar.name} was changed (its SHA-256 differs), outside of its frames and sounds"
         yield {"row": None, "key": None, "reason": shards.CORRUPT, "detail": what}
@@ -103,11 +111,11 @@ def _sha256(path: Path) -> str:
 
 
 def _pairs(
-    manifest: shards.Manifest, data: mmap.mmap, index: shards.ShardIndex, first: int, part: range
+    manifest: shards.Manifest, data: mmap.mmap, index: shards.ShardIndex, first: int, chunk: range
 ) -> list[tuple[int, str, str]]:
-    """(place in the shard, reason, detail) of each fault of the pairs at the places `part`."""
+    """(place in the shard, reason, detail) of each fault of the pairs at the places `chunk`."""
     faults = []
-    for at in part:
+    for at in chunk:
         row = first + at
         begin, sound_at = int(index.visual_offset[at]), int(index.s16_offset[at])
         frame, sound = data[begin : begin + index.visual_size[at]], data[sound_at : sound_at + index.s16_size[at]]
@@ -120,7 +128,7 @@ def _pairs(
         elif loudest <= SILENT_UP_TO:
             faults.append((at, shards.SILENT, f"no sample is above {loudest} of 32767"))
         try:
-            rgb = _decode(frame, int(index.visual[at]), int(manifest.target[row]))
+            rgb = decode_frame(frame, int(index.visual[at]), int(manifest.target[row]))
         except (media.MediaError, ValueError, OSError) as error:
             reason = shards.TRUNCATED if _cut_off(error) else shards.CORRUPT
             faults.append((at, reason, f"the frame cannot be decoded: {error}"))
@@ -130,17 +138,27 @@ def _pairs(
     return faults
 
 
-def _decode(frame: bytes, visual: int, target: int) -> np.ndarray:
+def decode_frame(frame: bytes, visual: int, target: int) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a stored frame.
+
+    Args:
+        frame: the stored bytes.
+        visual: JPEG, CLIP or PNG.
+        target: which frame of a clip.
+
+    Raises:
+        MediaError, ValueError, OSError: it is damaged.
+    """
     if visual == shards.CLIP:
         return decode_clip(frame, target)
-    picture_size(np.frombuffer(frame, np.uint8))  # Pillow would find out what it is by itself, and read two dozen kinds
+    picture_size(np.frombuffer(frame, np.uint8))  # raises if it is not one of our kinds; Pillow reads two dozen
     try:
         with Image.open(io.BytesIO(frame), formats=("JPEG", "PNG")) as image:
             return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError:  # which says where in memory the file is
+    except UnidentifiedImageError:  # its text names an address in memory
         raise ValueError("Pillow does not know it as a JPEG or PNG file") from None
     except (SyntaxError, EOFError, struct.error, LookupError, TypeError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error  # what else Pillow raises for damaged files
+        raise ValueError(str(error)) from error  # Pillow raises all of these for damaged files
 
 
 def _cut_off(error: Exception) -> bool:
@@ -148,7 +166,7 @@ def _cut_off(error: Exception) -> bool:
 
 
 def _loudest(sound: bytes, kind: np.dtype) -> int | None:
-    """The largest sample, of 32767; None if one is no number."""
+    """The largest absolute sample, scaled to 32767; None if one is no number."""
     samples = np.frombuffer(sound, kind)
     if not np.isfinite(samples).all():
         return None

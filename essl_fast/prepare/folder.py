@@ -1,0 +1,102 @@
+"""The folder that prepare makes: whether it is finished, and who works on it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import parse_json
+from essl_fast.data import media
+from essl_fast.data.datasets import hdf5
+from essl_fast.data.media import nvdec, stills
+from essl_fast.data.shards import VERSION, Manifest
+from essl_fast.prepare.reporting import Reporter
+from essl_fast.prepare.workers import CRASHED
+
+PARTS = ".parts"
+_MENDABLE = {  # reasons that a better copy of the file removes
+    media.MISSING,
+    media.UNREADABLE,
+    media.NO_VIDEO,
+    media.NO_SOUND,
+    media.TRUNCATED,
+    media.SOUND_TRUNCATED,
+    CRASHED,
+    nvdec.FAILED,
+    stills.BAD_PICTURE,
+    hdf5.DAMAGED,
+}
+
+
+class PreparedDifferently(InputError):
+    """A finished folder was made with other settings, from other annotations, or by another version."""
+
+
+@contextlib.contextmanager
+def own_folder(out: Path, say: Reporter) -> Iterator[None]:
+    """Make `out` and its folder for parts, and lock them. The lock ends with the process, however that ends.
+
+    Raises:
+        InputError: another process holds the lock, or `out` is a file or holds files that prepare did not make.
+    """
+    parts = out / PARTS
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file: --out must name a folder")
+    if not parts.is_dir() and not (out / "manifest.json").exists() and out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} holds files that prepare did not make: choose an empty or a new folder for --out")
+    parts.mkdir(parents=True, exist_ok=True)
+    with open(parts / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another prepare is at work on {out}: wait for it, or choose another --out") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
+            why = f"the file system of {out} has no locks ({error.strerror})"
+            say.line(f"warning: {why}: make sure that no other prepare works on it")
+        yield
+
+
+def open_finished(out: Path, settings: Mapping[str, Any], say: Reporter) -> Manifest | None:
+    """The manifest of a finished folder of these settings; None if there is work to do.
+
+    Raises:
+        PreparedDifferently: the folder is of other settings.
+        InputError: its manifest.json is not one of prepare.
+    """
+    path = out / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        header = parse_json(path.read_bytes())
+        known, version = {"decoder": "pyav"} | header["settings"], header["version"]  # old folders name no decoder
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{path} is not a manifest of prepare: delete {out} or choose another --out") from None
+    if changed := _changes(known | {"format": version}, json.loads(json.dumps(settings)) | {"format": VERSION}):
+        how = "; ".join(changed)
+        raise PreparedDifferently(f"{out} was prepared differently ({how}): choose another --out or delete it")
+    try:
+        manifest = Manifest.load(out)
+    except InputError:
+        return None  # a shard was deleted, for example
+    lost = sum(count for reason, count in manifest.header["left_out"].items() if reason in _MENDABLE)
+    then = f"once they are mended, delete {out} (or choose another --out) and run again"
+    again = f"; {lost} videos or pairs were left out for faults of video files (see left_out.jsonl): {then}"
+    say.line(f"{out} is complete: nothing to do{again if lost else ''}")
+    return manifest
+
+
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How two runs differ in their settings, in words. `decoders` does not count: it follows from `visual`."""
+    names = sorted(name for name in (was.keys() | now.keys()) - {"decoders"} if was.get(name) != now.get(name))
+    if names == ["annotations"]:
+        return ["the annotations were others"]
+    # The hash of the annotations depends on the other settings, so it says nothing if these differ.
+    return [f"{name} was {was.get(name)}, is {now.get(name)}" for name in names if name != "annotations"]

@@ -1,0 +1,158 @@
+"""The options of `python -m essl_fast.prepare`. Nothing heavy is imported, so that --help is fast."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from essl_fast.common.commands import Options
+from essl_fast.data.datasets import FRAMES, ROW_BOXES, SUBSETS
+
+VISUALS = ("auto", "clip", "jpeg")
+DECODERS = ("auto", "nvdec", "pyav")
+RUN = ("out", "visual", "decoder", "pairs_per_shard", "workers")  # options of `prepare_dataset`; others are the data's
+_UNSET = {"default": argparse.SUPPRESS}  # the option is in the result only if it was given
+_FOLDER = {"type": Path, "metavar": "DIR", **_UNSET}
+_FILE = {"type": Path, "metavar": "FILE", **_UNSET}
+
+
+def parser(prog: str) -> Options:
+    """The parser of the command `prog`."""
+    made = Options(
+        prog=prog,
+        description="Read videos once: make the shards that training reads. Interrupted, the same command continues.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_dataset(made.add_argument_group("data set"))
+    _add_files(made.add_argument_group("files"))
+    _add_pairs(made.add_argument_group("which pairs"))
+    _add_shards(made.add_argument_group("what is stored, and how"))
+    _add_checks(made.add_argument_group("checks"))
+    return made
+
+
+def _add_dataset(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dataset",
+        default="chaotic",
+        metavar="NAME",
+        help="chaotic (Chaotic World), flickr (Flickr-SoundNet), vggss (VGG-SS), or one that a module of --import "
+        "registers",
+    )
+    group.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import a module of your own first, which registers a data set; may be repeated",
+    )
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--out", required=True, help="folder to make, to continue, or to --verify", **_FOLDER)
+    group.add_argument("--videos", help="chaotic: folder of <video>.mp4 (or .mkv, .webm, .avi, .mov)", **_FOLDER)
+    group.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="PATH",
+        help="chaotic: folder that holds annotation/, train_ssl.txt and test_ssl.txt; flickr: folder of the XML files; "
+        "vggss: the JSON file; for the last two, --data is searched if it is not given",
+        **_UNSET,
+    )
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        nargs="+",
+        help="flickr, vggss: folders that hold frames/ and audio/, or videos/ (docs/datasets.md shows the layouts)",
+        **_UNSET,
+    )
+    for split, what in (
+        ("train", "training pairs"),
+        ("val", "labelled pairs to choose the best epoch on"),
+        ("test", "test pairs"),
+    ):
+        group.add_argument(f"--{split}-list", help=f"flickr, vggss: names of the {what}, one on each line", **_FILE)
+    group.add_argument(
+        "--from-h5", help="instead of videos or --data: the published HDF5 files, such as ChaoticWorld/", **_FOLDER
+    )
+
+
+def _add_pairs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--frame",
+        choices=FRAMES,
+        help="chaotic: which frames: the first of each sound (published code), its middle (paper), or every annotated "
+        "one (default: start)",
+        **_UNSET,
+    )
+    group.add_argument(
+        "--row-boxes",
+        choices=ROW_BOXES,
+        help="chaotic: which boxes of an annotation row count (default: first)",
+        **_UNSET,
+    )
+    group.add_argument(
+        "--annotation-size",
+        type=_size,
+        metavar="WxH",
+        help="chaotic: pixels of the frames that the boxes were drawn on (default: 320x180)",
+        **_UNSET,
+    )
+    group.add_argument("--subset", choices=SUBSETS, help="--from-h5 of flickr, vggss: which training pairs", **_UNSET)
+    group.add_argument(
+        "--validation",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the training videos that becomes the split val, at least 0 and below 1; for flickr and vggss, "
+        "and with --from-h5, of those with boxes",
+    )
+    group.add_argument("--seed", type=int, default=0, help="decides which videos are val")
+
+
+def _add_shards(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--visual",
+        choices=VISUALS,
+        default="auto",
+        help="store frames as clips (packets copied from the video, for a GPU to decode), as JPEG pictures, or (auto) "
+        "as clips if a GPU of this machine decodes the video",
+    )
+    group.add_argument(
+        "--decoder",
+        choices=DECODERS,
+        default="pyav",
+        help="what decodes the frames of --visual jpeg: PyAV on the CPU, NVDEC on the first GPU, or (auto) NVDEC if "
+        "there is one; PyAV always decodes the videos that NVDEC does not know",
+    )
+    group.add_argument(
+        "--pairs-per-shard", type=int, default=1024, metavar="N", help="pairs in a shard; 1024 make about 128 MB"
+    )
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one for each core, at most 8)", **_UNSET
+    )
+
+
+def _add_checks(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--verify",
+        action="store_true",
+        help="decode every pair of the prepared folder once and list what is wrong in quarantine.jsonl; needs only "
+        "--out; end with code 1 if a pair is broken",
+        **_UNSET,
+    )
+    group.add_argument(
+        "--strict",
+        action="store_true",
+        help="end with code 1 if anything was left out except pairs whose 3 s of sound leave the track",
+        **_UNSET,
+    )
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width and height such as 320x180")
+    return int(width), int(height)

@@ -1,0 +1,153 @@
+"""One run of prepare: check what is asked, own the folder, make what is missing, open the result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from essl_fast.common.errors import InputError
+from essl_fast.data.datasets import GRID, Dataset, chaotic_world, digest
+from essl_fast.data.media import audio
+from essl_fast.data.media.stills import JPEG
+from essl_fast.data.shards import Manifest
+from essl_fast.prepare.assembly import assemble
+from essl_fast.prepare.decoders import choose_decoders
+from essl_fast.prepare.folder import PARTS, open_finished, own_folder
+from essl_fast.prepare.options import DECODERS, VISUALS
+from essl_fast.prepare.reporting import Reporter, reporter
+
+
+def prepare(
+    videos: str | Path,
+    annotations: str | Path,
+    out: str | Path,
+    *,
+    visual: str = "auto",
+    decoder: str = "pyav",
+    frame: str = "start",
+    row_boxes: str = "first",
+    annotation_size: tuple[int, int] = (320, 180),
+    validation: float = 0.1,
+    seed: int = 0,
+    pairs_per_shard: int = 1024,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """Prepare Chaotic World in the folder `out`.
+
+    The arguments are the options of `python -m essl_fast.prepare`, with the same defaults; see `chaotic_world` and
+    `prepare_dataset`, which do the work and raise the errors.
+    """
+    _check_workers(workers)
+    dataset = chaotic_world(
+        videos,
+        annotations,
+        frame=frame,
+        row_boxes=row_boxes,
+        annotation_size=annotation_size,
+        validation=validation,
+        seed=seed,
+    )
+    return prepare_dataset(
+        dataset,
+        out,
+        visual=visual,
+        decoder=decoder,
+        pairs_per_shard=pairs_per_shard,
+        workers=workers,
+        progress=progress,
+    )
+
+
+def prepare_dataset(
+    dataset: Dataset,
+    out: str | Path,
+    *,
+    visual: str = "auto",
+    decoder: str = "pyav",
+    pairs_per_shard: int = 1024,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Manifest:
+    """Prepare the folder `out`, continue an interrupted run, or open a finished folder of the same settings.
+
+    The bytes in `out` depend on the files and settings alone, not on `workers`.
+
+    Args:
+        dataset: what to prepare.
+        out: the folder; it is made if it does not exist.
+        visual: how frames are stored: clip, jpeg, or auto (clips if a GPU of this machine decodes the video).
+        decoder: what decodes frames for `visual="jpeg"`: pyav, nvdec, or auto.
+        pairs_per_shard: 1 or more.
+        workers: processes, 1 or more. None: one for each core that this process may use, at most 8.
+        progress: report on stderr.
+
+    Returns:
+        The manifest of the finished folder.
+
+    Raises:
+        PreparedDifferently: an InputError; the folder was made with other settings or from other annotations.
+        InputError: an argument is out of range, `out` holds something else, another run works on it, or a split has no
+            pair left.
+    """
+    out = Path(out)
+    _check_workers(workers)
+    settings = _settings(dataset, visual, decoder, pairs_per_shard)
+    say = reporter(progress)
+    if not (out / PARTS).exists() and (done := open_finished(out, settings, say)):
+        return done
+    try:
+        with own_folder(out, say):
+            if (done := open_finished(out, settings, say)) is None:
+                settings["decoders"] = choose_decoders(out, settings, say) if dataset.from_videos else None
+                if (out / "manifest.json").exists():
+                    say.line(f"{out} is damaged: preparing it again")
+                    (out / "manifest.json").unlink()
+                workers = min(len(os.sched_getaffinity(0)), 8) if workers is None else workers
+                assemble(dataset, out, out / PARTS, settings, workers, say)
+                _say_rows(dataset, say)
+                done = Manifest.load(out)
+            shutil.rmtree(out / PARTS, ignore_errors=True)
+            return done
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error}; free some space or choose another --out, then go on") from error
+
+
+def _check_workers(workers: int | None) -> None:
+    if workers is not None and workers < 1:
+        raise InputError(f"workers is {workers}: give 1 or more")
+
+
+def _settings(dataset: Dataset, visual: str, decoder: str, pairs_per_shard: int) -> dict[str, Any]:
+    """Everything that decides what is stored. InputError if the arguments do not fit together."""
+    if pairs_per_shard < 1:
+        raise InputError(f"pairs_per_shard is {pairs_per_shard}: give 1 or more")
+    if visual not in VISUALS:
+        raise InputError(f"visual is {visual!r}: choose one of {', '.join(VISUALS)}")
+    if decoder not in DECODERS:
+        raise InputError(f"decoder is {decoder!r}: choose one of {', '.join(DECODERS)}")
+    if decoder != "pyav" and visual != "jpeg":
+        raise InputError(f"decoder {decoder} is for visual jpeg, where frames are decoded, not for {visual}")
+    return {
+        "visual": visual,
+        "decoder": decoder,
+        **dataset.settings,
+        "pairs_per_shard": pairs_per_shard,
+        "seconds": audio.SECONDS,
+        "rate": audio.RATE,
+        "grid": GRID,
+        "jpeg": dict(JPEG),
+        "annotations": digest(dataset.annotations),
+    }
+
+
+def _say_rows(dataset: Dataset, say: Reporter) -> None:
+    """Say how the annotation rows of Chaotic World became pairs."""
+    if dataset.name != "chaotic" or not dataset.from_videos:
+        return
+    read = dataset.annotations
+    text = f"{read.rows} annotation rows were read: {read.merged} share the frame of an earlier one and joined its pair"
+    further = f", {read.further} further boxes of rows were ignored (--row-boxes first)" if read.further else ""
+    say.line(text + further)
