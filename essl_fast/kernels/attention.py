@@ -1,35 +1,38 @@
-"""Audio-guided attention in one read of the features, forward; the backward is in `attention_backward`.
+"""Audio-guided attention (SSPL; Song et al., CVPR 2022) in one read of the features; this is the forward.
 
-For one sample: features v_i in R^C at positions i, audio a. With F.normalize's eps = 1e-12:
+The backward is in `attention_backward`. For one sample: features v_i in R^C at positions i, audio a. With F.normalize's
+eps = 1e-12:
 
     s_i = u . v_i / n_i,   u = a / max(|a|, eps),   n_i = max(|v_i|, eps)        similarity
     w_i = (s_i - low) / D,   low = min s,   D = max s - low + 1e-10              attention
     f   = sum_i w_i v_i                                                          pooled
 
-The weights need the extremes of s, which are known only when all features have been seen. But w is affine in s:
+The weights need the extremes of s, which are known only when all features have been read. But w is affine in s:
 
     f = (sum_i s_i v_i - low sum_i v_i) / D
 
-so both sums are formed on the way, beside s, and the features are read exactly once. In float32, that difference of
-two sums would leave rounding errors of the size of |s| where the map is nearly constant, and D would divide by as
-little as 1e-10. So the first sum is taken of (s_i - pivot) v_i, with a pivot per group of threads, the s of the first
-position that it saw; at the end (pivot - low) sum_i v_i is added. All terms are then of the size of the map's range,
-and a constant map gives exactly 0, as the reference does.
+So both sums are computed in the same pass as s, and the features are read exactly once. In float32, that difference of
+two sums would leave rounding errors of the size of |s| where the map is nearly constant, and D divides by as little as
+1e-10. So the first sum is of (s_i - pivot) v_i instead, with one pivot per group of threads: s at the first position
+that the group read. At the end (pivot - low) sum_i v_i is added. Then all terms have the size of the map's range, and a
+constant map gives exactly 0, as the reference does.
 
-One program does a sample, or several share one (small batches); then each reduces its part to its own low and its two
-sums, and a second kernel joins them. Sums have one fixed order whatever the schedule: a thread's positions in
-ascending order, then a tree over groups, then a tree over programs. So the same inputs give the same bits. A NaN in
-the features makes its sample's attention and pooled vector NaN, as in the reference (Triton's min and max drop it).
+One program works on a sample, or several share one (small batches). In the second case each program reduces its part to
+its own low and its two sums, and a second kernel joins them. Sums have one fixed order whatever the schedule: a
+thread's positions in ascending order, then a tree over groups, then a tree over programs. So the same inputs give the
+same bits. A NaN in the features makes the sample's attention and pooled vector NaN, as in the reference (Triton's min
+and max would drop it).
 
-Bytes, for each sample: C H W values read once; written are H W floats of s and of w, C of f and of sum v (which the
-backward uses). 512 channels of 14 x 14 in bf16: 200,704 bytes in, 1 KiB of audio in, 5.6 KiB out. The compiled loop
-agrees: 13 tiles of 16 positions, each four 16-byte loads by 256 threads, the last one masked to its 4 positions.
-A position of 512 bf16 channels costs a warp 140 instructions (as compiled for sm_90), so a multiprocessor's four
-schedulers could do one in 35 cycles. Its 1 KiB takes 57 cycles at the 18 bytes a cycle that are a multiprocessor's
-share of an H200's 4.3 TB/s. So memory bounds it, by estimate: it was not measured on a GPU yet.
-To keep memory busy, a warp has the next tile's 2 KiB in flight while it works on this one: two programs of 8 warps and
-at most 128 registers a thread fit a multiprocessor, which makes 32 KiB, good for 1,800 cycles of latency at that rate.
-There is no barrier and no shared memory in the loop (channels_last).
+Bytes per sample: C H W values are read once; H W floats of s and of w, C floats of f and of sum v (which the backward
+uses) are written. 512 channels of 14 x 14 in bf16: 200,704 bytes and 1 KiB of audio in, 5.6 KiB out. The compiled loop
+agrees: 13 tiles of 16 positions, each four 16-byte loads by 256 threads, the last one masked to its 4 positions. A
+position of 512 bf16 channels costs a warp 140 instructions (as compiled for sm_90), so a multiprocessor's four
+schedulers could do one in 35 cycles. Its 1 KiB takes 57 cycles at 18 bytes per cycle, a multiprocessor's share of an
+H200's 4.3 TB/s. So memory is the limit, by estimate: it was not measured on a GPU yet.
+
+To keep the memory busy, a warp has the next tile's 2 KiB in flight while it works on the current one. Two programs of 8
+warps and at most 128 registers per thread fit on a multiprocessor: that makes 32 KiB, enough for 1,800 cycles of
+latency at that rate. There is no barrier and no shared memory in the loop (channels_last).
 """
 
 import torch
@@ -55,7 +58,7 @@ from essl_fast.kernels.tuning import AotCase, Config
 def candidates(shape_class: str) -> tuple[Config, ...]:
     """Launches worth measuring, the default first."""
     parts = tiles.parse(shape_class)
-    ahead = parts.bytes_each == 2 or not parts.positions_first  # or the next tile would not fit in the registers
+    ahead = parts.bytes_each == 2 or not parts.positions_first  # else the next tile would not fit into the registers
     return (
         tiles.config_of(shape_class, 64, ahead),
         tiles.config_of(shape_class, 64, not ahead),
@@ -71,7 +74,7 @@ def _default(shape_class: str) -> Config:
 
 @triton.jit
 def _extremes(s, real):
-    """(low, high, their first positions) of a map (map_size,) where real. Both are the first NaN, if there is one."""
+    """Low and high of a map (map_size,) where real, and their first positions; of the first NaN, if there is one."""
     missing = s != s
     below = tl.where(real, tl.where(missing, float("-inf"), s), float("inf"))
     above = tl.where(real, tl.where(missing, float("inf"), s), float("-inf"))
@@ -84,7 +87,7 @@ def _extremes(s, real):
 
 @triton.jit
 def _store_map(attention, extremes, b, s, i, low, high, low_at, high_at, POSITIONS: tl.constexpr):
-    """Writes a sample's attention and what the backward needs to know of its extremes."""
+    """Write a sample's attention, and its extremes for the backward."""
     w = tl.div_rn(s - low, high - low + LEAST_RANGE)
     tl.store(attention + b * POSITIONS + i, w, mask=i < POSITIONS)
     tl.store(extremes + 4 * b, low)
@@ -99,9 +102,9 @@ def _forward(
     audio,  # (B, C) any of these types
     similarity,  # (B, P) float32, s
     attention,  # (B, P) float32, w
-    pooled,  # (B, C) float32, f; with several programs a sample (B, splits, C), sums of (s - own low) v
-    sums,  # (B, C) float32, sum of v; with several programs a sample (B, splits, C)
-    extremes,  # (B, 4) float32: low, high and their positions; with several programs a sample (B, splits): own lows
+    pooled,  # (B, C) float32, f; with several programs per sample (B, splits, C), sums of (s - own low) v
+    sums,  # (B, C) float32, sum of v; with several programs per sample (B, splits, C)
+    extremes,  # (B, 4) float32: low, high, their positions; with several programs per sample (B, splits): own lows
     STRIDE_B: tl.constexpr,
     STRIDE_C: tl.constexpr,
     STRIDE_P: tl.constexpr,
@@ -113,7 +116,7 @@ def _forward(
     similarity += b * T.positions
     if T.ahead:
         coming = load_tile(features, first, end, STRIDE_C, STRIDE_P, T)
-        tl.debug_barrier()  # these loads start now: without it, ptxas has them wait for a's norm
+        tl.debug_barrier()  # starts these loads now; without it, ptxas lets them wait for a's norm
     channel = tl.arange(0, T.wide)[None, None, :]
     a = tl.load(audio + b * T.channels + channel, mask=channel < T.channels, other=0).to(tl.float32)
     u = unit(a)[0]
@@ -138,7 +141,7 @@ def _forward(
         above += tl.sum((s - pivot) * v, axis=1, keep_dims=True)
         total += tl.sum(v, axis=1, keep_dims=True)
 
-    tl.debug_barrier()  # all of the program's part of the map is written, and can be read
+    tl.debug_barrier()  # now the program's part of the map is written and can be read
     i = tl.arange(0, T.map_size)
     own = (i >= first * T.size) & (i < end * T.size) & (i < T.positions)
     s = tl.load(similarity + i, mask=own, other=0)
@@ -193,7 +196,7 @@ def forward(
     features: Tensor,  # (B, C, H, W)
     audio: Tensor,  # (B, C)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """pooled (B, C), similarity and attention (B, H, W), and for the backward sums (B, C) and extremes (B, 4)."""
+    """pooled (B, C), similarity, attention (B, H, W), and for the backward sums (B, C), extremes (B, 4); all float32."""
     batch, channels, height, width = features.shape
     outputs = _outputs(features)
     if not batch:
@@ -302,7 +305,7 @@ _attend.register_autograd(_gradients, setup_context=_keep)
 
 
 def aot_cases() -> list[AotCase]:
-    """Training's 512 x 14 x 14: each type and layout, several programs a sample; other sizes."""
+    """Training's 512 x 14 x 14: each dtype and layout, several programs per sample; other sizes."""
     classes = (
         ("c512-p196-16bit-last8-split1", "bf16", "bf16"),
         ("c512-p196-16bit-last8-split1", "fp16", "fp32"),
@@ -344,23 +347,23 @@ def _case(shape_class: str, kind: str, audio: str) -> AotCase:
 
 
 def audio_guided_attention(features: Tensor, audio: Tensor) -> Attention:
-    """Cosine map of the features with the audio, min-max scaled, and the features pooled by it.
+    """The cosine map of the features with the audio, min-max scaled, and the features pooled with it.
 
-    s_i = cos(v_i, a); w_i = (s_i - min s) / (max s - min s + 1e-10); pooled = sum_i w_i v_i. Gradients, of first order,
-    flow to both inputs; through min and max they go to the first position that has it. Sums are float32, autocast or
-    not; the same inputs on the same GPU give the same bits. Where no kernel runs (a CPU, float64, more than 2048
-    channels or 1024 positions), the reference does the work.
+    SSPL (Song et al., CVPR 2022): s_i = cos(v_i, a); w_i = (s_i - min s) / (max s - min s + 1e-10);
+    pooled = sum_i w_i v_i. Both inputs get gradients of first order; through min and max they go to the first position
+    that has the extreme. Sums are float32, also under autocast, and the same inputs on the same GPU give the same bits.
+    Where no kernel runs (a CPU, float64, more than 2048 channels or 1024 positions), the reference does the work.
 
     Args:
-        features: (B, C, H, W) float32, bfloat16, float16 or float64. Channels_last and contiguous ones, and slices of
-            them along batch or channels, are read in place.
-        audio: (B, C), on the same device; its type may differ, but for float64.
+        features: (B, C, H, W) float32, bfloat16, float16 or float64. Channels_last and contiguous tensors, and slices
+            of them along batch or channels, are read in place.
+        audio: (B, C), on the same device; its dtype may differ, except that float64 needs float64.
 
     Returns:
         Attention: pooled (B, C), similarity (B, H, W) and attention (B, H, W), float32 (float64 for float64 inputs).
 
     Raises:
-        ValueError: shapes, types or devices that do not fit together, or a map without positions or channels.
+        ValueError: shapes, dtypes or devices that do not fit together, or a map without positions or channels.
     """
     _check(features, audio)
     fits = features.shape[1] <= tiles.MAX_CHANNELS and features.shape[2] * features.shape[3] <= tiles.MAX_POSITIONS

@@ -1,33 +1,34 @@
 """Backward of the audio-guided attention: one read of the features and one write of their gradient.
 
-Notation of :mod:`essl_fast.kernels.attention`: features v_i, audio a, u = a / |a|, s_i = u . v_i / n_i, n_i = |v_i|,
-low and high the extremes of s at positions j and k, D = high - low + 1e-10, w_i = (s_i - low) / D, pooled
+Notation as in :mod:`essl_fast.kernels.attention`: features v_i, audio a, u = a / |a|, s_i = u . v_i / n_i,
+n_i = |v_i|, low and high the extremes of s at positions j and k, D = high - low + 1e-10, w_i = (s_i - low) / D, pooled
 f = sum_i w_i v_i. Given the gradients g of f, p_i of s_i and q_i of w_i (any of them may be absent):
 
-    G_i = q_i + g . v_i                                        reaches w_i
-    T_i = p_i + G_i / D + [i = j] L + [i = k] H                reaches s_i, of which
-    H   = -sum_i G_i w_i / D                                   came through high, as D grows with it,
-    L   = -sum_i G_i (1 - w_i) / D                             and through low
+    G_i = q_i + g . v_i                                        gradient that reaches w_i
+    T_i = p_i + G_i / D + [i = j] L + [i = k] H                gradient that reaches s_i, with
+    H   = -sum_i G_i w_i / D                                   the part through high, since D grows with it,
+    L   = -sum_i G_i (1 - w_i) / D                             and the part through low
     dv_i = w_i g + (T_i / n_i) u - (T_i s_i / n_i^2) v_i
     da   = (sum_i (T_i / n_i) v_i - u sum_i T_i s_i) / |a|
 
-H and L stand under sums over all positions, but those are known before the features are read:
+H and L are sums over all positions, but they are known before the features are read:
 
     sum_i G_i w_i       = g . f               + sum_i q_i w_i
     sum_i G_i (1 - w_i) = g . (sum_i v_i - f) + sum_i q_i (1 - w_i)
 
-The forward left sum_i v_i (B, C), so one pass over the features does all, with no second visit to positions j and k.
-Where a norm is at most eps, F.normalize divides by eps, a constant: the terms that shrink the vector then fall away,
-and eps stands for the norm. n_i is computed again, from the same registers: cheaper than to store and fetch it.
+The forward has kept sum_i v_i (B, C), so one pass over the features is enough, with no second visit to positions j and
+k. Where a norm is at most eps, F.normalize divides by eps, a constant: then the terms that come from the norm vanish,
+and eps takes the place of the norm. n_i is computed again from the same registers, which is cheaper than storing and
+loading it.
 
-Bytes, for each value of the features: its size read, and written if its gradient is wanted. All else is small: for
-512 channels of 196 positions in bf16, 200,704 bytes each way, 7 KiB of g, f, sum v and a, and 0.8 KiB of s.
-A position of 512 channels costs a warp 194 instructions (as compiled for sm_90), so a multiprocessor's four schedulers
-could do one in 49 cycles. It moves 2 KiB, which takes 114 cycles at the 18 bytes a cycle that are a multiprocessor's
-share of an H200's 4.3 TB/s. So memory bounds it, by estimate: it was not measured on a GPU yet.
+Bytes: the features are read once, and as many bytes are written if their gradient is wanted. The rest is small: for 512
+channels of 196 positions in bf16, 200,704 bytes each way, 7 KiB of g, f, sum v and a, and 0.8 KiB of s. A position of
+512 channels costs a warp 194 instructions (as compiled for sm_90), so a multiprocessor's four schedulers could do one
+in 49 cycles. It moves 2 KiB, which takes 114 cycles at 18 bytes per cycle, a multiprocessor's share of an H200's 4.3
+TB/s. So memory is the limit, by estimate: it was not measured on a GPU yet.
 
-Each sum is formed in one fixed order: a thread's positions in ascending order, then a tree over groups, then a tree
-over the programs of a sample in a second small kernel. So the same inputs give the same bits.
+Each sum has one fixed order: a thread's positions in ascending order, then a tree over groups, then a tree over the
+programs of a sample, in a second small kernel. So the same inputs give the same bits.
 """
 
 import triton
@@ -51,7 +52,7 @@ from essl_fast.kernels.tuning import AotCase, Config
 
 def candidates(shape_class: str) -> tuple[Config, ...]:
     """Launches worth measuring, the default first."""
-    ahead = not tiles.parse(shape_class).positions_first  # there, the next tile would not fit in the registers
+    ahead = not tiles.parse(shape_class).positions_first  # there the next tile would not fit into the registers
     return (
         tiles.config_of(shape_class, 32, ahead),
         tiles.config_of(shape_class, 32, not ahead),
@@ -77,8 +78,8 @@ def _backward(
     grad_similarity,  # (B, P) float32 or None, p
     grad_attention,  # (B, P) float32 or None, q
     grad_features,  # (B, C, P) by strides, features' type, or None
-    grad_audio,  # (B, C) audio's type, or None; with several programs a sample (B, splits, C) float32: sums of T v / n
-    residues,  # (B, splits) float32, sums of T s; None with one program a sample
+    grad_audio,  # (B, C) audio's type, or None; with several programs per sample (B, splits, C) float32: sum of T v / n
+    residues,  # (B, splits) float32, sums of T s; None with one program per sample
     STRIDE_B: tl.constexpr,
     STRIDE_C: tl.constexpr,
     STRIDE_P: tl.constexpr,
@@ -87,6 +88,9 @@ def _backward(
     GRAD_P: tl.constexpr,
     T: tl.constexpr,
 ):
+    """Gradients of one sample's tiles. One function, since a kernel is one launch: the loop needs every value before it
+    in registers.
+    """
     b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     first, end = share_of(split, T)
     features += b * STRIDE_B
@@ -102,7 +106,7 @@ def _backward(
     high = tl.load(extremes + 4 * b + 1)
     low_at = tl.load(extremes + 4 * b + 2).to(tl.int32)
     high_at = tl.load(extremes + 4 * b + 3).to(tl.int32)
-    tl.debug_barrier()  # these loads start now: without it, ptxas has them wait for a's norm
+    tl.debug_barrier()  # starts these loads now; without it, ptxas lets them wait for a's norm
     channel = tl.arange(0, T.wide)[None, None, :]
     real = channel < T.channels
     a = tl.load(audio + b * T.channels + channel, mask=real, other=0).to(tl.float32)
@@ -176,7 +180,7 @@ def _backward(
 
 @triton.jit
 def _load_maps(similarity, grad_similarity, grad_attention, tile, T: tl.constexpr):
-    """s, p and q of a tile's rows, (groups, rows, 1) each; s again for one that is absent, and is not looked at."""
+    """s, p and q of a tile's rows, (groups, rows, 1) each; s stands for one that is absent, and is then not used."""
     position = positions_of(tile, T)
     inside = position < T.positions
     s = tl.load(similarity + position, mask=inside, other=0)
@@ -190,7 +194,7 @@ def _load_maps(similarity, grad_similarity, grad_attention, tile, T: tl.constexp
 
 @triton.jit
 def _audio_gradient(towards, residue, u, inverse, turns):
-    """da (1, 1, C) from its two sums: u = a * inverse, and whether a's length is in inverse, or eps is."""
+    """da (1, 1, C) from its two sums. u = a * inverse; turns: inverse is 1 / |a|, not 1 / eps."""
     return (towards - tl.where(turns, residue, 0) * u) * inverse
 
 
@@ -232,7 +236,10 @@ def backward(
     to_features: bool,
     to_audio: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of features and audio, in their types, features' in their memory layout; None where not asked for."""
+    """Gradients of features and audio, in their dtypes; that of the features in their memory layout.
+
+    to_features, to_audio: which of the two are wanted; the other is None.
+    """
     grad_features = tiles.like(features) if to_features else None
     grad_audio = tiles.empty(audio.shape, audio, audio.dtype) if to_audio else None
     features, audio = tiles.walkable(features), audio.contiguous()
@@ -246,7 +253,7 @@ def backward(
     if to_audio and tiling.splits > 1:
         towards = tiles.empty((batch, tiling.splits, channels), audio)
         residues = tiles.empty((batch, tiling.splits), audio)
-    if similarity[0].numel() == 1:  # pooled and attention are 0 whatever the inputs: L would only nearly cancel G / D
+    if similarity[0].numel() == 1:  # pooled and attention are always 0, and L would only nearly cancel G / D
         grad_pooled = grad_attention = None
     small = (g if g is None else g.contiguous() for g in (grad_pooled, grad_similarity, grad_attention))
     steps = tiles.steps_of(features) + (tiles.steps_of(grad_features) if to_features else (0, 0, 0))
@@ -276,7 +283,7 @@ def backward(
 
 
 def aot_cases() -> list[AotCase]:
-    """Training's 512 x 14 x 14: each type and layout, each set of gradients, several programs a sample; other sizes."""
+    """Training's 512 x 14 x 14: each dtype, layout and set of gradients, several programs per sample; other sizes."""
     last16, first16 = "c512-p196-16bit-last8-split1", "c512-p196-16bit-first4-split1"
     return [
         _case(last16, "bf16", "pooled"),

@@ -1,20 +1,20 @@
-"""How the attention's kernels walk a feature map: what a tile is, who holds which part of it, how work is split.
+"""How the attention's kernels walk over a feature map: what a tile is, which thread holds what, how work is split.
 
-A program works for one sample, on a run of its positions, tile by tile. In registers a tile is (groups, rows, wide):
-groups x rows positions by all channels, padded to a power of two. What makes the kernels fast is who holds what, and
-Triton derives that from the shape and the order of the axes with which a tile is *loaded*:
+A program works on a run of positions of one sample, tile by tile. In registers a tile is (groups, rows, wide):
+groups x rows positions by all channels, padded to a power of two. The speed depends on which thread holds what. Triton
+derives that from the shape and the order of the axes with which a tile is *loaded*:
 
 * channels_last, (groups, chunks, rows, columns): a lane takes 16 bytes of neighbouring channels, a warp the 32 lanes
-  of a chunk of columns, then warps spread over groups. So a position belongs to one warp (up to 512 channels): sums
-  over channels take five shuffles and no barrier, and rows and chunks stay within a thread. Sums over positions, kept
-  per group, cost nothing until the last tile is done.
+  of a chunk of columns, and warps are spread over groups. So a position belongs to one warp (up to 512 channels): sums
+  over channels take five shuffles and no barrier, and rows and chunks stay within a thread. Sums over positions are
+  kept per group and cost nothing until the last tile is done.
 * contiguous, (groups, chunks, 1, rows): a lane takes up to 16 bytes of neighbouring positions, groups are lanes too,
-  the other lanes and the warps spread over channels. A warp's load touches runs of 16 positions or more. Sums over
-  channels then go through shared memory.
+  and the other lanes and the warps are spread over channels. A warp's load touches runs of at least 16 positions. Sums
+  over channels then go through shared memory.
 
-16-bit features are loaded as 32-bit words of two neighbours and unpacked by hand. Loaded as they are, they would
-take a register each while they wait, and the next tile could not be fetched while this one is worked on; unpacking
-costs 1 instruction a value instead of 1.5.
+16-bit features are loaded as 32-bit words of two neighbours and unpacked by hand. Loaded one by one, each would take a
+register while it waits, and the next tile could not be loaded while this one is processed. Unpacking by hand costs 1
+instruction per value instead of 1.5.
 """
 
 import functools
@@ -38,9 +38,10 @@ LEAST_RANGE = tl.constexpr(1e-10)  # added to max s - min s
 
 @dataclass(frozen=True)
 class Tiling:
-    """Constants of a launch. A kernel is compiled for each that is used, and kept on disk by what repr shows of it.
+    """Constants of a launch. A kernel is compiled for each Tiling in use and kept on disk under the Tiling's repr.
 
-    So what follows from others is a field as well, not a property: a changed formula must not find old machine code.
+    So values that follow from others are fields too, not properties: after a change of a formula, the old machine code
+    must not be found.
     """
 
     channels: int
@@ -48,17 +49,17 @@ class Tiling:
     positions: int  # H * W
     map_size: int  # positions, up to a power of two
     positions_first: bool  # neighbouring positions are neighbours in memory, rather than channels
-    pack: int  # values a loaded word: 2, 16-bit ones, or 1
+    pack: int  # values per loaded word: 2 of 16 bits, or 1
     groups: int
     rows: int
     chunks: int  # wide / columns
     columns: int
     lanes: int  # 32 where a warp holds whole positions: see store_rows
     ahead: bool  # load the next tile before working on this one
-    size: int  # positions a tile
-    tiles: int  # a sample
-    share: int  # tiles a program
-    splits: int  # programs a sample
+    size: int  # positions per tile
+    tiles: int  # per sample
+    share: int  # tiles per program
+    splits: int  # programs per sample
 
 
 @triton.jit
@@ -74,7 +75,7 @@ def positions_of(tile, T: tl.constexpr):
 
 @triton.jit
 def words_of(tile, STRIDE_C: tl.constexpr, STRIDE_P: tl.constexpr, PACK: tl.constexpr, T: tl.constexpr):
-    """Offsets in a sample, in words of PACK values, of a tile as it is loaded and stored; and which words are real."""
+    """Offsets of a tile's words of PACK values in a sample, in the shape in which it is loaded; and which are real."""
     group = tl.arange(0, T.groups)[:, None, None, None]
     chunk = tl.arange(0, T.chunks)[None, :, None, None]
     if T.positions_first:
@@ -89,7 +90,7 @@ def words_of(tile, STRIDE_C: tl.constexpr, STRIDE_P: tl.constexpr, PACK: tl.cons
 
 @triton.jit
 def load_tile(sample, tile, end, STRIDE_C: tl.constexpr, STRIDE_P: tl.constexpr, T: tl.constexpr):
-    """A tile of a sample's features, packed: 0 past the last position and channel, and from tile ``end`` on."""
+    """A tile of a sample's features, packed; 0 after the last position and channel, and from tile ``end`` on."""
     words, real = words_of(tile, STRIDE_C, STRIDE_P, T.pack, T)
     if T.splits > 1:
         real &= tile < end
@@ -100,7 +101,7 @@ def load_tile(sample, tile, end, STRIDE_C: tl.constexpr, STRIDE_P: tl.constexpr,
 
 @triton.jit
 def share_of(split, T: tl.constexpr):
-    """First tile of a program's share, and the first after it. Constants where one program does a sample."""
+    """First tile of a program's share, and the first one after it. Constants if one program has the whole sample."""
     if T.splits == 1:
         return 0, T.tiles
     else:
@@ -132,7 +133,7 @@ def unpack_tile(tile, DTYPE: tl.constexpr, T: tl.constexpr):
 
 @triton.jit
 def store_tile(sample, tile, values, STRIDE_C: tl.constexpr, STRIDE_P: tl.constexpr, T: tl.constexpr):
-    """Writes (groups, rows, wide) values where the tile's features would lie."""
+    """Write (groups, rows, wide) values to the places of the tile's features."""
     values = tl.reshape(values.to(sample.dtype.element_ty), (T.groups, T.rows, T.chunks, T.columns))
     if T.positions_first:
         values = tl.permute(values, (0, 2, 3, 1))
@@ -144,11 +145,11 @@ def store_tile(sample, tile, values, STRIDE_C: tl.constexpr, STRIDE_P: tl.conste
 
 @triton.jit
 def store_rows(row, tile, values, T: tl.constexpr):
-    """Writes (groups, rows, 1) values into a sample's map.
+    """Write (groups, rows, 1) values into a sample's map.
 
-    The lanes of a warp that holds a whole position all have its value, and lane 0 writes it: with an axis of lanes,
-    that is the order Triton sees. Without it, it would bring each tile's values into another order through shared
-    memory, with two barriers.
+    All lanes of a warp that holds a whole position have its value, and lane 0 writes it. The extra axis of lanes keeps
+    the order that Triton has already; without it, Triton would reorder each tile's values through shared memory, with
+    two barriers.
     """
     position = positions_of(tile, T)
     lane = tl.arange(0, T.lanes)[None, None, :]
@@ -157,14 +158,14 @@ def store_rows(row, tile, values, T: tl.constexpr):
 
 @triton.jit
 def unit(x):
-    """x / max(|x|, eps) over the last axis; what it was multiplied by, (..., 1); and whether that was 1 / |x|."""
+    """x / max(|x|, eps) over the last axis; the factor that x was multiplied by, (..., 1); is that factor 1 / |x|."""
     square = tl.sum(x * x, axis=2, keep_dims=True)
     inverse = tl.rsqrt(tl.maximum(square, LEAST_SQUARE))
     return x * inverse, inverse, square >= LEAST_SQUARE
 
 
 def position_stride(features: Tensor) -> int | None:
-    """Elements from one position to the next of features (B, C, H, W), or None if rows do not follow each other."""
+    """Elements from one position of features (B, C, H, W) to the next; None if one stride cannot walk over all rows."""
     (height, width), (down, right) = features.shape[2:], features.stride()[2:]
     if width == 1:
         return 0 if height == 1 else down
@@ -172,7 +173,7 @@ def position_stride(features: Tensor) -> int | None:
 
 
 def walkable(features: Tensor) -> Tensor:
-    """The features (B, C, H, W) themselves, or a contiguous copy where one stride cannot walk all positions."""
+    """The features (B, C, H, W) themselves, or a contiguous copy if one stride cannot walk over all positions."""
     step = position_stride(features)
     channels, positions = features.shape[1], features.shape[2] * features.shape[3]
     near = step is not None and channels * features.stride(1) + positions * step < 2**30  # offsets are 32-bit
@@ -180,22 +181,22 @@ def walkable(features: Tensor) -> Tensor:
 
 
 def like(features: Tensor) -> Tensor:
-    """An empty gradient for the features: in their memory layout."""
+    """An empty gradient for the features, in their memory layout."""
     gradient = torch.empty_like(features)
     walks = position_stride(gradient) is not None
     return gradient if walks else torch.empty_like(features, memory_format=torch.contiguous_format)
 
 
 def empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """An empty tensor on a tensor's device, for a kernel to fill whole."""
+    """An empty tensor on the device of ``like``; a kernel must write all of it."""
     return torch.empty(shape, dtype=dtype, device=like.device)
 
 
 @functools.lru_cache
 def splits_of(batch: int, positions: int, processors: int) -> int:
-    """Programs a sample: one where there are samples for most multiprocessors, as no second kernel is needed then.
+    """Programs per sample: one if there are samples for most multiprocessors, since then no second kernel is needed.
 
-    Else as many as make two programs a multiprocessor, which is what fits, but 16 positions each at least.
+    Else as many as make two programs per multiprocessor, which is what fits; each has at least 16 positions.
     """
     if 2 * batch > processors:
         return 1
@@ -203,34 +204,35 @@ def splits_of(batch: int, positions: int, processors: int) -> int:
 
 
 def steps_of(features: Tensor) -> tuple[int, int, int]:
-    """Strides of walkable features over samples, channels, positions; for a single sample, what it takes up."""
+    """Strides of walkable features over samples, channels and positions; for a single sample, the first is its size."""
     positions = features.shape[2] * features.shape[3]
     step_b = features.stride(0) if features.shape[0] > 1 else features.shape[1] * positions
     return step_b, features.stride(1), position_stride(features)
 
 
 class Parts(NamedTuple):
-    """What a shape class says."""
+    """A shape class, taken apart."""
 
     channels: int
     positions: int
     bytes_each: int  # of a value
     positions_first: bool
     vector: int  # neighbouring values that a load may take
-    splits: int  # programs a sample
+    splits: int  # programs per sample
     alone: bool  # no more programs than multiprocessors
 
     def dense_steps(self) -> tuple[int, int, int]:
-        """steps_of for features without gaps."""
+        """``steps_of`` for features without gaps."""
         near = (self.positions, 1) if self.positions_first else (1, self.channels)
         return self.channels * self.positions, *near
 
 
 def shape_class(features: Tensor) -> str:
-    """What a launch for walkable features (B, C, H, W) depends on: "c512-p196-16bit-last8-split1".
+    """What a launch for walkable features (B, C, H, W) depends on, such as "c512-p196-16bit-last8-split1".
 
-    Channels; positions; bits a value; the axis whose neighbours are neighbours in memory (channels: last, or positions:
-    first) and how many of them a load may take; programs a sample; "-alone" where multiprocessors get one at most.
+    That is: channels; positions; bits per value; the axis whose neighbours are neighbours in memory (channels: "last",
+    positions: "first") and how many of them one load may take; programs per sample; "-alone" if no multiprocessor gets
+    more than one program.
     """
     batch, channels, positions = features.shape[0], features.shape[1], features.shape[2] * features.shape[3]
     bytes_each, processors = features.element_size(), tuning.processors_of(features.device)
@@ -241,7 +243,7 @@ def shape_class(features: Tensor) -> str:
         layout, vector = "first", math.gcd(16 // bytes_each, positions, step_c, step_b)
     else:
         layout, vector = "last", 1
-    if features.data_ptr() % 16:  # Triton then takes an address for that of a word, no more
+    if features.data_ptr() % 16:  # then Triton assumes no more than the alignment of a word
         vector = math.gcd(vector, 4 // bytes_each) if features.data_ptr() % 4 == 0 else 1
     splits = splits_of(batch, positions, processors)
     alone = "-alone" if batch * splits <= processors else ""
@@ -249,7 +251,7 @@ def shape_class(features: Tensor) -> str:
 
 
 def parse(text: str) -> Parts:
-    """A shape class taken apart."""
+    """The parts of a shape class. ValueError if it is none."""
     found = re.fullmatch(r"c(\d+)-p(\d+)-(16|32)bit-(last|first)(\d)-split(\d+)(-alone)?", text)
     if not found:
         raise ValueError(f"attention: {text!r} is no shape class, such as 'c512-p196-16bit-last8-split1'")
@@ -260,10 +262,10 @@ def parse(text: str) -> Parts:
 
 
 def config_of(text: str, rows_bytes: int, ahead: bool, warps: int = 8) -> Config:
-    """Blocks for a shape class; twice the warps where a program has a multiprocessor for itself.
+    """Blocks for a shape class; twice the warps if a program has a multiprocessor to itself.
 
-    Channels last: a lane holds 16 values of a position, or fewer, and rows of rows_bytes in all. Positions first: a
-    lane holds 32 values, or 16 where it cannot load at least four at a time, as then its sums take more registers.
+    Channels last: a lane holds at most 16 values of a position, and rows of rows_bytes in all. Positions first: a lane
+    holds 32 values, or 16 if it cannot load at least four at a time, since its sums then take more registers.
     """
     shape = parse(text)
     wide, most = triton.next_power_of_2(shape.channels), triton.next_power_of_2(shape.positions)
@@ -289,7 +291,7 @@ def config_of(text: str, rows_bytes: int, ahead: bool, warps: int = 8) -> Config
 
 
 def registers(warps: int) -> int:
-    """What a thread may have: two programs of 8 warps are to fit a multiprocessor. Smaller ones serve small maps."""
+    """Registers per thread: two programs of 8 warps must fit on a multiprocessor; smaller ones are for small maps."""
     return 128 if warps >= 8 else 168
 
 
@@ -320,10 +322,10 @@ def _tiling_of(text: str, warps: int, groups: int, rows: int, columns: int, ahea
         size=groups * rows,
         tiles=count,
         share=share,
-        splits=triton.cdiv(count, share),  # none is left without a tile
+        splits=triton.cdiv(count, share),  # no program is left without a tile
     )
 
 
 def join_block(tiling: Tiling) -> int:
-    """Channels a program of the kernels that join the parts of a sample: about 2,048 values of one kind."""
+    """Channels per program of the kernels that join the parts of a sample: about 2,048 values of one kind."""
     return max(16, min(tiling.wide, 2048 // triton.next_power_of_2(tiling.splits)))

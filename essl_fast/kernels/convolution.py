@@ -1,11 +1,11 @@
 """A frozen 3x3 convolution with bias and ReLU in one pass over its output, for trunks that get no gradient.
 
 PyTorch runs a convolution with a bias as a product and an element-wise pass, compiled or not: the compiler writes one
-kernel for bias and ReLU, which reads and writes the map once more. VGG-16's maps of 2 x 128 views are 6.9 GB in bf16,
-half of it in the first two layers: 13.8 GB to move beside 7.9 TFLOP to compute, that is on an H200 (4.3 TB/s, 790
-TFLOP/s) 3.2 ms beside 10. cuDNN's fused engine adds the bias and cuts at zero where the product's sums still are in
-registers. That is arithmetic: what it buys on a GPU has not been measured, and it is less where the engine reads the
-output's old content, which PyTorch names as a summand of factor 0.
+kernel for bias and ReLU, which reads and writes the map once more. VGG-16's maps of 2 x 128 views have 6.9 GB in bf16,
+half of it in the first two layers. So the extra pass moves 13.8 GB, beside 7.9 TFLOP to compute: on an H200 (4.3 TB/s,
+790 TFLOP/s) 3.2 ms beside 10 ms. cuDNN's fused engine adds the bias and applies the ReLU while the sums are still in
+registers. This is arithmetic: the gain has not been measured on a GPU. It is smaller if the engine reads the old
+content of the output, which PyTorch passes as a summand with the factor 0.
 """
 
 import functools
@@ -15,15 +15,19 @@ from torch import Tensor
 
 from essl_fast.kernels import reference
 
-NEAR = {torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # of 1; float32 may be computed in TF32
+NEAR = {torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # error allowed; float32 may run in TF32
 
 
 @functools.lru_cache
-def fuses(device: torch.device, dtype: torch.dtype, channels: int = 64, outputs: int = 64) -> bool:
-    """Whether cuDNN has a fused engine for this type and these widths on this device that computes what the reference
-    does: it may have none for the 3 channels of an image.
+def conv_relu_fuses(device: torch.device, dtype: torch.dtype, channels: int = 64, outputs: int = 64) -> bool:
+    """Whether cuDNN has a fused engine whose result agrees with the reference.
 
-    Tried once, on a small map; it waits for the device.
+    It may have none, for example for the 3 channels of an image. Tried once on a small map; the host waits for the GPU.
+
+    Args:
+        device: where the convolution is to run.
+        dtype: of the map and the weights.
+        channels, outputs: of the convolution.
     """
     if device.type != "cuda" or dtype not in NEAR or not torch.backends.cudnn.is_available():
         return False
@@ -32,11 +36,11 @@ def fuses(device: torch.device, dtype: torch.dtype, channels: int = 64, outputs:
     x, weight, bias = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     x, weight = (t.to(memory_format=torch.channels_last) for t in (x, weight / (9 * channels) ** 0.5))
     try:
-        # PyTorch hands the output, which is not initialised, to cuDNN as a summand with the factor 0. An engine that
-        # multiplies it makes NaN of NaN: so the output gets memory that is full of them.
+        # PyTorch passes the uninitialised output to cuDNN as a summand with the factor 0. An engine that multiplies it
+        # turns NaN into NaN. To find that out, the output gets memory that is full of NaN.
         torch.full((2, outputs, 16, 16), float("nan"), device=device, dtype=dtype)  # freed at once
         found = _cudnn(x, weight, bias)
-    except RuntimeError:  # no engine for it: PyTorch's two passes do the work
+    except RuntimeError:  # there is no such engine: PyTorch's two passes do the work
         return False
     expected = reference.conv_relu(x.double(), weight.double(), bias.double())
     apart = (found.double() - expected).abs().max().item()
@@ -65,14 +69,16 @@ def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, fused: bool) -> Tensor:
     """max(0, x * weight + bias), a 3x3 convolution with padding 1, without gradient.
 
     Args:
-        x: (B, C, H, W), channels_last is fastest. weight: (K, C, 3, 3), bias: (K,), all of one floating type.
-        fused: by one call of cuDNN (see :func:`fuses`); else as PyTorch does it, for the compiler to see through.
+        x: (B, C, H, W), floating point; channels_last is fastest.
+        weight: (K, C, 3, 3), of the same dtype.
+        bias: (K,), of the same dtype.
+        fused: one call of cuDNN (see :func:`conv_relu_fuses`); otherwise PyTorch's ops, which the compiler can fuse.
 
     Returns:
-        (B, K, H, W) of that type.
+        (B, K, H, W), of the same dtype.
 
     Raises:
-        RuntimeError: autograd would have to go through it.
+        RuntimeError: an input needs a gradient.
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
         raise RuntimeError("conv_relu has no gradient: use it under torch.no_grad()")

@@ -1,35 +1,37 @@
-"""SSPL's L_U and the gradients of both predictions in one launch (Song et al., CVPR 2022, equation 3 with its sign).
+"""SSPL's loss L_U and the gradients of both predictions in one launch (Song et al., CVPR 2022, equation 3).
 
     L_U = -(mean_b cos(p1_b, z2_b) + mean_b cos(p2_b, z1_b)) / 2,    z constant
+
+The paper's equation lacks the minus sign that the name of the function has.
 
 For one row, with |x|_e = max(|x|, 1e-8) as in torch.nn.functional.cosine_similarity:
 
     c     = sum (p / |p|_e) (z / |z|_e)
     dc/dp = (z / |z|_e - c p / |p|) / |p|_e
 
-PyTorch clamps the norms outside autograd, so the gradient of |p| stays p / |p| with the true norm even where the clamp
-acts, and is 0 for a zero vector: there dc/dp = 1e8 z / |z|_e. Zero z give c = 0 and no gradient. Norms come first and
-the product is of the scaled vectors, so nothing overflows or vanishes on the way that does not in PyTorch.
+PyTorch clamps the norms outside autograd. So the gradient of |p| is p / |p| with the true norm even where the clamp
+acts, and 0 for a zero vector: there dc/dp = 1e8 z / |z|_e. A zero z gives c = 0 and no gradient. The norms come first
+and the product is of the scaled vectors, so that only what overflows or vanishes in PyTorch does so here.
 
-**One launch.** A program takes ROWS whole rows of one of the two pairs into registers: two sums for the norms, one for
-c, and the row's gradient for an upstream gradient of 1 is known and written, with -c / 2B as the row's part of the
-loss. The program that finishes last adds the 2B parts. Which one that is changes from run to run, the order
-of the sum does not: no float is ever added atomically, so two runs give the same bits. The backward multiplies the
-gradients by the upstream scalar, on the device, both in one launch.
+**One launch.** A program loads ROWS complete rows of one of the two pairs into registers. Two sums give the norms and
+one gives c. Then the row's gradient for an upstream gradient of 1 is known and written, with -c / 2B as the row's part
+of the loss. The program that finishes last adds the 2B parts. Which one that is changes from run to run, but the order
+of the sum does not: no float is ever added atomically, so two runs give the same bits. The backward multiplies both
+gradients by the upstream scalar, on the device, in one launch.
 
-**Which program is last** an integer counter says: each program adds 1 when its part is written. In PTX's memory model
-the parts are visible to the reader since (1) the barrier orders every thread's store before the one thread that counts;
-(2) the count is an acquire and a release at the scope of the GPU: it sees what came before the counts it follows and
-passes it on, so the last one sees all; (3) Triton hands the count to the other threads through shared memory and a
-barrier, which puts their loads after the acquire. The machine code has the barrier, MEMBAR, the atomic, an
+**Which program is last** is told by an integer counter: each program adds 1 when its part is written. In PTX's memory
+model the parts are visible to the reader since (1) the barrier orders every thread's store before the one thread that
+counts; (2) the count is an acquire and a release at the scope of the GPU: it sees what came before the earlier counts
+and passes it on, so the last one sees everything; (3) Triton gives the count to the other threads through shared memory
+and a barrier, which puts their loads after the acquire. The machine code has the barrier, MEMBAR, the atomic, an
 invalidation of the L1 cache, and the barrier.
 
 **Cost at B = 128, D = 2048, bf16.** The forward reads 2.1 MB and writes 1.0 MB, the backward reads and writes 1.0 MB
-each: 5.2 MB or 1.2 us at an H200's 4.3 TB/s, by estimate, not measured. So small a loss costs what its launches cost:
+each: 5.2 MB or 1.2 us at an H200's 4.3 TB/s, estimated, not measured. A loss this small costs as much as its launches:
 3 here (the counter's zero, the forward, the backward), about 60 in eager PyTorch, which touches 81 MB.
 
-**Types.** Sums are float32. A unit gradient waits for the backward in bfloat16 for bfloat16 p, so it is rounded twice,
-and in float32 otherwise: float16 would lose a gradient of about 1 / (B |p|) before a loss scale could save it.
+**Types.** Sums are float32. For bfloat16 p, the unit gradient waits for the backward in bfloat16, so it is rounded
+twice; otherwise in float32. float16 would lose a gradient of about 1 / (B |p|) before a loss scale could save it.
 """
 
 import torch
@@ -41,7 +43,7 @@ from essl_fast.kernels import reference, tuning
 from essl_fast.kernels.tuning import AotCase, Config
 
 OP = "negative_cosine_similarity"
-MAX_WIDTH = 16384  # of a row that one program holds in registers; wider ones take the reference
+MAX_WIDTH = 16384  # of a row, which one program holds in registers; wider ones use the reference
 
 
 # ---------------------------------------------------------------------------------------------------------- kernels
@@ -65,7 +67,7 @@ def _cosine_kernel(
     B,
     D: tl.constexpr,
     ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,  # the power of 2 from D on
+    WIDTH: tl.constexpr,  # D, up to a power of 2
     GRADIENT: tl.constexpr,
 ):
     pair = tl.program_id(1)
@@ -99,7 +101,7 @@ def _cosine_kernel(
         CHUNK: tl.constexpr = 1024
         total = tl.zeros((CHUNK,), tl.float32)
         start = 0
-        while start < 2 * B:  # not range(): Triton's interpreter has none of an argument with NumPy 2.4
+        while start < 2 * B:  # with NumPy 2.4, Triton's interpreter has no range() over an argument
             index = start + tl.arange(0, CHUNK)
             total += tl.load(parts + index, mask=index < 2 * B, other=0.0)
             start += CHUNK
@@ -128,12 +130,15 @@ def _scale_kernel(
 
 
 def shape_class(width: int, bits: int) -> str:
-    """What the best launch depends on: D and the bits of p's elements."""
+    """What the best launch depends on: D, and the bits of p's elements."""
     return f"d{width}-{bits}bit"
 
 
 def candidates(shape_class: str) -> tuple[Config, ...]:
-    """16 elements of p a thread, or 8, or 32; up to 32 short rows make a program of 1,024 elements."""
+    """Launches worth measuring, the default first: 16, 8 or 32 elements of p per thread.
+
+    Up to 32 short rows share a program of 1,024 elements.
+    """
     width = triton.next_power_of_2(int(shape_class.partition("-")[0].removeprefix("d")))
     rows = min(max(1024 // width, 1), 32)
     found = [Config({"ROWS": rows}, num_warps=min(max(rows * width // each, 32) // 32, 16)) for each in (16, 8, 32)]
@@ -141,7 +146,7 @@ def candidates(shape_class: str) -> tuple[Config, ...]:
 
 
 def unit_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Of the gradients that wait for the backward: float16 lacks the range."""
+    """The dtype of the gradients that wait for the backward of p's dtype; float16 lacks the range."""
     return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
@@ -191,7 +196,7 @@ def _launch(
 
 
 def _scale(unit1: Tensor, unit2: Tensor, upstream: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Both unit gradients (B, D) times upstream (), in dtype."""
+    """Both unit gradients (B, D) times upstream (), as ``dtype``."""
     grad1, grad2 = (_empty(*unit1.shape, dtype=dtype, device=unit1.device) for _ in range(2))
     block = 2048
     grid = (triton.cdiv(unit1.numel(), block), 2)
@@ -236,7 +241,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, upstream, *_):
-    if torch.is_grad_enabled():  # create_graph=True: what was saved is a constant to autograd
+    if torch.is_grad_enabled():  # create_graph=True, but autograd takes what was saved for a constant
         raise RuntimeError(f"essl_fast::{OP} has no second derivative; essl_fast.kernels.reference has one")
     return *_backward_op(*ctx.saved_tensors, upstream, ctx.dtype), None, None, None
 
@@ -248,19 +253,19 @@ _op.register_autograd(_backward, setup_context=_save)
 
 
 def negative_cosine_similarity(p1: Tensor, p2: Tensor, z1: Tensor, z2: Tensor) -> Tensor:
-    """L_U = -(mean cos(p1, z2) + mean cos(p2, z1)) / 2; z1 and z2 are constants and get no gradient.
+    """SSPL's L_U (Song et al., CVPR 2022): -(mean cos(p1, z2) + mean cos(p2, z1)) / 2; z1 and z2 get no gradient.
 
     One Triton launch on a GPU, and one more for the backward; plain PyTorch (reference.py) on a CPU, in float64, and
-    for D above 16,384. Autocast has no effect: sums are float32 always.
+    for D above 16,384. Autocast has no effect: sums are always float32.
 
     Args:
-        p1, p2, z1, z2: (B, D), floating point, of any strides; a copy is made only of those whose rows have gaps.
+        p1, p2, z1, z2: (B, D), floating point, any strides; only a tensor whose rows have gaps is copied.
 
     Returns:
-        Scalar, float32 (float64 if an input is). A zero vector's cosine is 0, as in F.cosine_similarity.
+        Scalar, float32 (float64 if an input is float64). The cosine of a zero vector is 0, as in F.cosine_similarity.
 
     Raises:
-        ValueError: shapes that differ, types that are not floating point, several devices.
+        ValueError: shapes that differ, dtypes that are not floating point, or several devices.
     """
     inputs = (p1, p2, z1, z2)
     if p1.ndim != 2 or any(x.shape != p1.shape for x in inputs):
@@ -315,7 +320,7 @@ def _case(width: int, kind: str, gradient: bool, registers: int) -> AotCase:
 
 
 def aot_cases() -> list[AotCase]:
-    """The projector's 2,048 columns in each type, a loss without gradients, short rows, and the backward."""
+    """The projector's 2,048 columns in each dtype, a loss without gradients, short rows, and the backward."""
     scale = [
         AotCase(
             f"{unit} to {kind}",

@@ -1,11 +1,11 @@
-"""An experiment: frozen 3x3 convolutions with weights and activations of 8 bits (e4m3: 4 of exponent, 3 of mantissa).
+"""An experiment: frozen 3x3 convolutions with 8-bit weights and activations (e4m3: 4 bits exponent, 3 bits mantissa).
 
 PyTorch 2.11 has no FP8 convolution; its one FP8 product is ``torch._scaled_mm``. So the convolution is written as that
-product: the nine shifted maps side by side, (B H W, 9 C) e4m3, times the weights (9 C, K), with a scale for a whole
-tensor, max |x| / 448, found anew for each activation. A chip of sm_89 or later multiplies e4m3 at twice bf16's rate,
-but the nine-fold copy has to be written and read: in the first layers that costs more than the products save, by
-arithmetic, and in the last ones about as much. So this is unproven and off by default, and it has not run on a GPU.
-Elsewhere the same rounding is emulated, which says how large its error is.
+product: nine shifted copies of the map side by side, (B H W, 9 C) e4m3, times the weights (9 C, K). Each tensor has one
+scale, max |x| / 448, computed for every activation. A GPU of sm_89 or later multiplies e4m3 at twice the rate of bf16,
+but the nine copies have to be written and read. By arithmetic, that costs more than the product saves in the first
+layers, and about as much in the last ones. So the gain is unproven, the option is off by default, and it has not run on
+a GPU. On other devices the same rounding is emulated, which shows how large its error is.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 E4M3 = torch.float8_e4m3fn
 MOST = torch.finfo(E4M3).max  # 448
-CHUNK = 16  # images whose nine-fold copy is in memory at a time
+CHUNK = 16  # images whose nine copies are in memory at a time
 
 
 def supported(device: torch.device) -> bool:
@@ -23,26 +23,27 @@ def supported(device: torch.device) -> bool:
 
 
 def runs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether convolutions of this type run there: on a CPU, which emulates them, or with the chip's own products."""
+    """Whether convolutions of this dtype run on the device: a CPU emulates them, a GPU needs FP8 products and bf16."""
     return device.type == "cpu" or (supported(device) and dtype == torch.bfloat16)
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(values e4m3, scale () float32) with values * scale nearest to x; nothing overflows, zeros stay zeros."""
+    """e4m3 values and a scale, () float32, so that values * scale is nearest to x. Nothing overflows; 0 stays 0."""
     scale = (x.abs().amax().float() / MOST).clamp(min=torch.finfo(torch.float32).tiny)
     return (x.float() / scale).clamp(-MOST, MOST).to(E4M3), scale
 
 
 def conv(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """A 3x3 convolution with padding 1 of x, rounded to e4m3, with e4m3 weights; sums are float32.
+    """A 3x3 convolution with padding 1 of x, which is rounded to e4m3, with e4m3 weights; sums are float32.
 
     Args:
         x: (B, C, H, W) floating point, C a multiple of 16.
-        weight: (K, C, 3, 3) e4m3, K a multiple of 16, times scale () float32.
-        bias: (K,), of x's type.
+        weight: (K, C, 3, 3) e4m3, K a multiple of 16.
+        scale: () float32; the weights are weight * scale.
+        bias: (K,), of x's dtype.
 
     Returns:
-        (B, K, H, W) of x's type, channels_last.
+        (B, K, H, W) of x's dtype, channels_last.
     """
     if not supported(x.device):
         values, own = quantize(x)
@@ -65,7 +66,7 @@ def _by_products(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tens
 
 
 def _nine(x: Tensor) -> Tensor:
-    """(B, C, H, W) e4m3 -> (B H W, 9 C): what each output pixel's window holds, row by row, channels together."""
-    bits = F.pad(x.view(torch.uint8).permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # 0 is zero in e4m3, too
+    """(B, C, H, W) e4m3 -> (B H W, 9 C): the 3x3 window of each output pixel, row by row, channels together."""
+    bits = F.pad(x.view(torch.uint8).permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # the bits 0 are also zero in e4m3
     windows = bits.unfold(1, 3, 1).unfold(2, 3, 1).permute(0, 1, 2, 4, 5, 3)  # (B, H, W, 3, 3, C)
     return windows.reshape(-1, 9 * x.shape[1]).view(E4M3)

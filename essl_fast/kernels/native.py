@@ -1,7 +1,8 @@
-"""The only door to csrc: checks tensors, allocates outputs, hands addresses to the module ``_essl_fast_native``.
+"""The ops of csrc: checks tensors, allocates outputs, and passes addresses to the module ``_essl_fast_native``.
 
-Every function here does the work with compiled code or raises; ``essl_fast.kernels`` chooses between this and the
-reference. Each op is a ``torch.library`` custom op with a fake, so that ``torch.compile(fullgraph=True)`` passes.
+No other file calls that module. Every function here does its work with compiled code or raises an error;
+``essl_fast.kernels`` chooses between this file and the reference. Each op is a ``torch.library`` custom op with a fake,
+so that ``torch.compile(fullgraph=True)`` passes.
 """
 
 from types import ModuleType
@@ -11,19 +12,18 @@ import torch
 from torch import Tensor
 
 from essl_fast.kernels import recycling
+from essl_fast.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_SIZE = 4064  # kMaxWindow in csrc/two_views.h
-MIN_SAMPLES = 400 + 95 * 160  # of a log-mel example
+MIN_SAMPLES = 400 + 95 * 160  # samples of one log-mel example
 
-_INTERFACE = 2  # kInterface in csrc/bindings.cpp: a module of other sources must not be called
+_INTERFACE = 2  # kInterface in csrc/bindings.cpp: a module built from other sources must not be called
 _REMEDY = "run `pip install .` (or `python setup.py build_ext --inplace`) in the source folder"
 _PCM_TYPES = {torch.int16: 0, torch.float32: 1}  # PcmType in csrc/log_mel.h
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # OutType in csrc/two_views.h
 _MAP_TYPES = {**_TYPES, torch.float64: 3}  # MapType in csrc/localization_counts.h
-MAX_SIDE = 1024  # kMaxSide there
-MAX_CONSENSUS = 1024  # kMaxConsensus there
+MAX_SIDE = 1024  # kMaxSide in the same file
+MAX_CONSENSUS = 1024  # kMaxConsensus in the same file
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -44,17 +44,17 @@ _module, _why_unavailable = _load()
 
 
 def available() -> bool:
-    """Whether the compiled module is here, with its host functions at least."""
+    """Whether there is a compiled module, with at least the functions for the CPU."""
     return _module is not None
 
 
 def why_unavailable() -> str | None:
-    """Why ``available()`` is False and what to do about it; None if it is True."""
+    """Why ``available()`` is False, and what to do about it; None if it is True."""
     return _why_unavailable
 
 
 def has_cuda() -> bool:
-    """Whether the compiled module holds the CUDA kernels. (It does not say that there is a GPU.)"""
+    """Whether the compiled module has the CUDA kernels. (It does not say whether there is a GPU.)"""
     return _module is not None and bool(_module.build_info()["cuda"])
 
 
@@ -68,7 +68,7 @@ def build_info() -> dict[str, Any]:
 
 
 def _need(op: str, device: torch.device | None = None) -> ModuleType:
-    """The compiled module, which can run on ``device``; or RuntimeError."""
+    """The compiled module, which can run on ``device``; RuntimeError if there is none."""
     if _module is None:
         raise RuntimeError(f"{op}: {_why_unavailable}")
     if device is not None and device.type == "cuda" and not has_cuda():
@@ -77,7 +77,7 @@ def _need(op: str, device: torch.device | None = None) -> ModuleType:
 
 
 def _expect(op: str, name: str, tensor: Tensor, shape: tuple[int | str, ...], types: tuple[torch.dtype, ...]) -> None:
-    """Raises ValueError unless the tensor has one of the types, and the shape (a str stands for any size)."""
+    """Raise ValueError unless the tensor has one of the dtypes and the shape, in which a str stands for any size."""
     fits = tensor.dim() == len(shape) and all(
         isinstance(want, str) or have == want for have, want in zip(tensor.shape, shape, strict=True)
     )
@@ -89,7 +89,7 @@ def _expect(op: str, name: str, tensor: Tensor, shape: tuple[int | str, ...], ty
 
 
 def _one_device(op: str, *tensors: Tensor) -> torch.device:
-    """The device of all the tensors; ValueError if they have several, or another than a CPU or a CUDA GPU."""
+    """The one device of all the tensors; ValueError if they are on several, or on neither a CPU nor a CUDA GPU."""
     devices = {t.device for t in tensors}
     if len(devices) > 1 or tensors[0].device.type not in ("cpu", "cuda"):
         found = ", ".join(sorted(map(str, devices)))
@@ -98,7 +98,7 @@ def _one_device(op: str, *tensors: Tensor) -> torch.device:
 
 
 def _run(op: str, device: torch.device, *arguments: Any, **more: Any) -> None:
-    """Calls the compiled ``op``: on the host with torch's number of threads, on a GPU on torch's stream."""
+    """Call the compiled ``op``: on the CPU with torch's number of threads, on a GPU on torch's current stream."""
     module = _need(op, device)
     if device.type == "cpu":
         getattr(module, f"{op}_host")(*arguments, torch.get_num_threads(), **more)
@@ -117,7 +117,7 @@ def _check_two_views(
     dtype: torch.dtype,
     op: str = "two_views",
 ) -> tuple[int, int]:
-    """Everything that can be told from shapes, types and devices. Returns (V, B)."""
+    """Check what shapes, dtypes and devices tell, also of fake tensors. Returns (V, B)."""
     _expect(op, "frames", frames, ("N", "S", "S", 3), (torch.uint8,))
     _expect(op, "rows", rows, ("B",), (torch.int64,))
     _expect(op, "top", top, ("V", rows.shape[0]), (torch.int32,))
@@ -139,14 +139,14 @@ def _check_two_views(
 
 
 def _check_bounds(op: str, name: str, values: Tensor, limit: int) -> None:
-    """Raises IndexError unless 0 <= values <= limit."""
+    """Raise IndexError unless 0 <= values <= limit."""
     low, high = (int(v) for v in values.aminmax())
     if low < 0 or high > limit:
         raise IndexError(f"{op}: {name} holds {low if low < 0 else high}, outside 0..{limit}")
 
 
 def _empty_views(frames: Tensor, views: int, batch: int, size: int, dtype: torch.dtype) -> Tensor:
-    """(V, B, 3, size, size), every view channels_last."""
+    """An output for views: (V, B, 3, size, size), every view channels_last."""
     shape = (views, batch, size, size, 3)
     if type(frames) is Tensor and frames.device.type == "cpu":  # not a fake one
         return recycling.empty(shape, dtype).permute(0, 1, 4, 2, 3)
@@ -160,7 +160,7 @@ def _two_views(
     _need("two_views", frames.device)
     views, batch = _check_two_views(frames, rows, top, left, flip, size, dtype)
     stored, side = frames.shape[:2]
-    if batch and frames.device.type == "cpu":  # on a GPU this would wait for it; the kernel brings indices into range
+    if batch and frames.device.type == "cpu":  # on a GPU this would wait; its kernel clamps indices
         _check_bounds("two_views", "rows", rows, stored - 1)
         _check_bounds("two_views", "top", top, side - size)
         _check_bounds("two_views", "left", left, side - size)
@@ -170,7 +170,7 @@ def _two_views(
 
 
 def _run_two_views(out: Tensor, frames: Tensor, rows: Tensor, *params: Tensor, **draw: int) -> None:
-    """params: top, left, flip, which are written where ``draw`` holds index (an address), seed and epoch."""
+    """Write the views. params: top, left, flip; if ``draw`` has index (an address), seed and epoch, they are drawn."""
     addresses = [t.data_ptr() for t in (frames, rows, *params)]
     (stored, side), (views, batch), size = frames.shape[:2], out.shape[:2], out.shape[-1]
     sizes = (stored, side, views, batch, size, IMAGENET_MEAN, IMAGENET_STD)
@@ -192,25 +192,25 @@ def two_views(
     size: int = 224,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Cuts, mirrors and normalises the views of a batch in one pass.
+    """Crop, mirror and normalise the views of a batch in one pass.
 
-    Bit-equal to ``x.float().div(255).sub(mean).div(std).to(dtype)`` on the CPU, with ImageNet's mean and std.
+    Equal to the bit to ``x.float().div(255).sub(mean).div(std).to(dtype)`` on the CPU, with ImageNet's mean and std.
 
     Args:
         frames: (N, S, S, 3) uint8, contiguous.
-        rows: (B,) int64, the frame of each sample, 0 <= rows < N; a frame may come more than once.
-        top: (V, B) int32, first pixel row of each window, 0 <= top <= S - size.
-        left: (V, B) int32, first pixel column, 0 <= left <= S - size.
-        flip: (V, B) bool or uint8; true mirrors the window left to right.
-        size: side of the windows in pixels, at most S.
+        rows: (B,) int64, the frame of each sample, 0 <= rows < N; a frame may occur several times.
+        top: (V, B) int32, first pixel row of each crop, 0 <= top <= S - size.
+        left: (V, B) int32, first pixel column of each crop, 0 <= left <= S - size.
+        flip: (V, B) bool or uint8; true mirrors the crop left to right.
+        size: side of the crops, pixels, at most S.
         dtype: float32, bfloat16 or float16; by default bfloat16 on CUDA and float32 on the CPU.
 
     Returns:
-        (V, B, 3, size, size), each (B, 3, size, size) channels_last. Its memory is used again once it is gone.
+        (V, B, 3, size, size), each view channels_last. On a CPU its memory is used again after the tensor is freed.
 
     Raises:
-        ValueError: wrong shape, type, device or layout.
-        IndexError: an index out of its range (CPU tensors; CUDA kernels use the nearest one in range, without waiting).
+        ValueError: wrong shape, dtype, device or layout.
+        IndexError: an index out of its range (on a CPU; CUDA kernels use the nearest index in range instead).
         RuntimeError: no compiled module, or none with CUDA for CUDA tensors; or CUDA refused the launch.
     """
     if dtype is None:
@@ -234,7 +234,7 @@ def _empty_params(index: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
 def _check_random_views(
     frames: Tensor, rows: Tensor, index: Tensor, size: int, dtype: torch.dtype, views: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The empty results: views, top, left, flip."""
+    """Check the arguments; the empty results: views, top, left, flip."""
     _expect("random_views", "rows", rows, ("B",), (torch.int64,))
     _expect("random_views", "index", index, tuple(rows.shape), (torch.int64,))
     params = _empty_params(index, views)
@@ -250,7 +250,7 @@ def _random_views(
     out, top, left, flip = _check_random_views(frames, rows, index, size, dtype, views)
     if rows.shape[0] and frames.device.type == "cpu":
         _check_bounds("random_views", "rows", rows, frames.shape[0] - 1)
-    if rows.shape[0]:  # no address stands for windows that are given
+    if rows.shape[0]:  # an empty tensor has no address, which would mean that the crops are given
         index = index.contiguous()
         draw = {"index": index.data_ptr(), "seed": seed, "epoch": epoch}
         _run_two_views(out, frames, rows.contiguous(), top, left, flip, **draw)
@@ -274,11 +274,14 @@ def random_views(
     dtype: torch.dtype | None = None,
     views: int = 2,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``view_params`` and ``two_views`` in one pass: (views, top, left, flip), equal to theirs bit by bit.
+    """``view_params`` and ``two_views`` in one pass, equal to them bit by bit.
 
     Args:
         frames, rows, size, dtype: as for ``two_views``.
         index, seed, epoch, views: as for ``view_params``, with a margin of S - size.
+
+    Returns:
+        views, top, left, flip.
 
     Raises:
         ValueError, IndexError, RuntimeError: as ``two_views``.
@@ -289,7 +292,7 @@ def random_views(
 
 
 def _check_view_params(index: Tensor, margin: int, views: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The empty results."""
+    """Check the arguments; the empty results."""
     _expect("view_params", "index", index, ("B",), (torch.int64,))
     _one_device("view_params", index)
     if not 0 <= margin < 2**31 or views < 1:
@@ -312,25 +315,26 @@ def _(index: Tensor, seed: int, epoch: int, margin: int, views: int) -> tuple[Te
 
 
 def view_params(seed: int, epoch: int, index: Tensor, margin: int, views: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """Crop offsets and flips of each pair's views, drawn in one launch: the integers of ``reference.view_params``.
+    """Draw the crop offsets and flips of each pair's views in one launch, equal to ``reference.view_params``.
 
     Args:
-        seed, epoch: of the run. They go with the launch, so a captured CUDA graph draws the same views at each replay.
+        seed, epoch: of the run. They are launch arguments, so a captured CUDA graph draws the same views each time.
         index: (B,) int64, the pair's row in the manifest.
-        margin: largest offset, S - size; 0 or more.
-        views: V, 1 or more.
+        margin: the largest offset, S - size; at least 0.
+        views: V, at least 1.
 
     Returns:
         top, left (V, B) int32 in [0, margin] and flip (V, B) bool.
 
     Raises:
-        ValueError: wrong shape, type or device. RuntimeError: as ``two_views``.
+        ValueError: wrong shape, dtype or device.
+        RuntimeError: as ``two_views``.
     """
     return torch.ops.essl_fast.view_params(index, _int64(seed), _int64(epoch), margin, views)
 
 
 def _check_view_boxes(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int, size: int) -> Tensor:
-    """The empty result."""
+    """Check the arguments; the empty result."""
     op = "view_boxes"
     _expect(op, "boxes", boxes, ("B", "K", 4), (torch.int32,))
     _expect(op, "top", top, ("V", boxes.shape[0]), (torch.int32,))
@@ -357,25 +361,26 @@ def _(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int, size: i
 
 
 def view_boxes(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int = 246, size: int = 224) -> Tensor:
-    """Boxes as each view shows them, in one launch: the integers of ``reference.view_boxes``.
+    """Move boxes with the views in one launch, equal to ``reference.view_boxes``.
 
     Args:
         boxes: (B, K, 4) int32 xyxy on the size x size grid.
         top, left, flip: (V, B), as ``view_params`` draws them; flip may be uint8.
         side: of the stored frames, pixels.
-        size: of the views, pixels.
+        size: side of the views, pixels.
 
     Returns:
-        (V, B, K, 4) int32, clamped to the view; a box outside it ends with zero area.
+        (V, B, K, 4) int32, clamped to the view; a box outside it has no area.
 
     Raises:
-        ValueError: wrong shape, type or device. RuntimeError: as ``two_views``.
+        ValueError: wrong shape, dtype or device.
+        RuntimeError: as ``two_views``.
     """
     return torch.ops.essl_fast.view_boxes(boxes, top, left, flip, side, size)
 
 
 def _check_localization_counts(similarity: Tensor, boxes: Tensor, consensus: int, size: int) -> tuple[Tensor, Tensor]:
-    """The empty results."""
+    """Check the arguments; the empty results."""
     op = "localization_counts"
     _expect(op, "similarity", similarity, ("B", "h", "w"), tuple(_MAP_TYPES))
     _expect(op, "boxes", boxes, (similarity.shape[0], "K", 4), (torch.int32,))
@@ -409,24 +414,26 @@ def _(similarity: Tensor, boxes: Tensor, consensus: int, size: int, threshold: f
 def localization_counts(
     similarity: Tensor, boxes: Tensor, consensus: int = 1, size: int = 224, threshold: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """How much of each thresholded map lies in the boxes; cIoU is intersection / union.
+    """Intersection and union of each thresholded map with the box weights; cIoU is intersection / union.
 
-    The map is resized to size x size (bilinear, half-pixel), scaled from its minimum and maximum there to 0 and 1, and
-    infers the pixels that are >= threshold. A pixel weighs g = min(1, boxes that cover it / consensus).
+    The map is resized to size x size (bilinear, half-pixel centres) and scaled so that its minimum there is 0 and its
+    maximum 1. Pixels >= threshold are inferred. A pixel weighs g = min(1, boxes that cover it / consensus).
 
     Args:
         similarity: (B, h, w) float32, bfloat16, float16 or float64; h and w from 1 to 1024.
-        boxes: (B, K, 4) int32 or int64 xyxy, half-open, on the size x size grid; without area: no box.
-        consensus: boxes that count as certain, 1 to 1024.
-        size: pixels, 1 to 1024.
-        threshold: of the scaled map.
+        boxes: (B, K, 4) int32 or int64 xyxy, half-open, on the size x size grid; a box without area covers nothing.
+        consensus: how many boxes must cover a pixel for the weight 1; 1 to 1024.
+        size: side of the grid, pixels, 1 to 1024.
+        threshold: of the scaled map, 0 to 1.
 
     Returns:
-        (intersection (B,), union (B,)) float64: sum of g where inferred; sum of g, plus the inferred pixels with g = 0.
-        A map infers nothing that is constant, or in which a NaN or an infinity reaches a pixel.
+        intersection (B,) float64, the sum of g over the inferred pixels; and union (B,) float64, the sum of g plus the
+        number of inferred pixels with g = 0. Nothing is inferred of a map that is constant, or in which a NaN or an
+        infinity reaches a pixel.
 
     Raises:
-        ValueError: wrong shape, type, size or device. RuntimeError: as ``two_views``.
+        ValueError: wrong shape, dtype, size or device.
+        RuntimeError: as ``two_views``.
     """
     if boxes.dtype == torch.int64:
         boxes = boxes.clamp(0, size).int()
@@ -434,7 +441,7 @@ def localization_counts(
 
 
 def _check_log_mel(pcm: Tensor) -> Tensor:
-    """The empty result."""
+    """Check the arguments; the empty result."""
     _expect("log_mel", "pcm", pcm, ("B", "T"), tuple(_PCM_TYPES))
     if pcm.shape[1] < MIN_SAMPLES:
         raise ValueError(f"log_mel: pcm must be (B, T) with T >= {MIN_SAMPLES}, got {tuple(pcm.shape)}")
@@ -456,21 +463,21 @@ def _(pcm: Tensor, normalize: bool) -> Tensor:
 
 
 def log_mel(pcm: Tensor, normalize: bool = True) -> Tensor:
-    """VGGish's examples of 16 kHz sound: 96 frames of 64 mel bands each.
+    """VGGish's log-mel examples of sound at 16 kHz: 96 frames of 64 mel bands each.
 
-    Frames of 400 samples every 160, no padding, periodic Hann, magnitudes of a 512-point transform, 64 bands of
-    125-7500 Hz with slopes linear in mel, log(band + 0.01). The transform is in float32: against float64 the result is
-    within 2e-3 (1e-3 seen) in bands that are silent beside loud ones, and some 1e-5 elsewhere.
+    Frames of 400 samples every 160, no padding, periodic Hann window, magnitudes of a 512-point FFT, 64 bands of
+    125-7500 Hz with slopes linear in mel, log(band + 0.01). The FFT is in float32: the result differs from that in
+    float64 by at most 2e-3 (1e-3 measured) in silent bands beside loud ones, and by about 1e-5 elsewhere.
 
     Args:
         pcm: (B, T) int16, or float32 in [-1, 1]; T >= 15600. Copied first if it is not contiguous.
         normalize: bring each clip's minimum to -1 and its maximum to just under 1 first. A NaN then spoils its clip.
 
     Returns:
-        (B, E, 96, 64) float32 with E = (1 + (T - 400) // 160) // 96: 3 for 3 s. The same for any number of threads.
+        (B, E, 96, 64) float32, E = (1 + (T - 400) // 160) // 96: 3 for 3 s. Equal for any number of threads.
 
     Raises:
-        ValueError: wrong shape, type or device.
+        ValueError: wrong shape, dtype or device.
         RuntimeError: no compiled module, or none with CUDA for CUDA tensors; or CUDA refused the launch.
     """
     return torch.ops.essl_fast.log_mel(pcm, normalize)

@@ -1,8 +1,8 @@
-"""Large CPU tensors whose memory is used again: the pages of fresh memory cost more than writing what goes into them.
+"""Large CPU tensors whose memory is used again, since getting new memory costs more than writing the values into it.
 
-A float32 batch of 64 pairs is 77 MB of views. PyTorch's CPU allocator gets that from the system anew each time, and the
-system fills it with zeros, page by page, before the first write. Here memory that a tensor leaves behind (with all its
-views) waits for the next tensor of that size.
+The views of a float32 batch of 64 pairs have 77 MB. PyTorch's CPU allocator asks the system for that each time, and the
+system fills it with zeros, page by page, before the first write. Here the memory of a tensor waits, once the tensor and
+all its views are gone, for the next tensor of the same size.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEAST = 1 << 20  # bytes; smaller tensors come from PyTorch
-KEPT = 4  # blocks that wait, the latest: sizes that are not asked for any more go
+LEAST = 1 << 20  # bytes; PyTorch allocates smaller tensors
+KEPT = 4  # blocks that wait, the latest; so blocks of sizes that are no longer used are freed
 
 _waiting: deque[mmap.mmap] = deque()
-_lock = threading.RLock()  # a garbage collection inside the lock may bring a block back
+_lock = threading.RLock()  # reentrant: a garbage collection inside the lock may give a block back
 
 
 def _give_back(block: mmap.mmap) -> None:
@@ -31,7 +31,7 @@ def _give_back(block: mmap.mmap) -> None:
 
 def _block(size: int) -> mmap.mmap:
     with _lock:
-        for block in reversed(tuple(_waiting)):  # a copy: a garbage collection may bring blocks back meanwhile
+        for block in reversed(tuple(_waiting)):  # a copy, since a garbage collection may give blocks back meanwhile
             if len(block) == size and block in _waiting:
                 _waiting.remove(block)
                 return block
@@ -43,11 +43,11 @@ def _block(size: int) -> mmap.mmap:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A contiguous CPU tensor of unknown content, like torch.empty, in memory that an earlier one may have left."""
+    """A contiguous CPU tensor with undefined values, like torch.empty, perhaps in the memory of an earlier tensor."""
     size = torch.Size(shape).numel() * dtype.itemsize
     if size < LEAST:
         return torch.empty(shape, dtype=dtype)
     block = _block(size)
     array = np.frombuffer(block, np.uint8)
-    weakref.finalize(array, _give_back, block).atexit = False  # the tensor holds the array as long as it is in use
+    weakref.finalize(array, _give_back, block).atexit = False  # the tensor keeps the array alive
     return torch.from_numpy(array).view(dtype).view(shape)

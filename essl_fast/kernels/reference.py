@@ -1,8 +1,8 @@
-"""Every op in plain PyTorch: the truth that tests and benchmarks compare with, and the path where no kernel runs.
+"""Every op in plain PyTorch: what tests and benchmarks compare the kernels with, and what runs where no kernel does.
 
-Shapes: B batch, V views, C channels, H x W feature map, S stored frame side, K boxes a frame, D embedding.
+Shapes: B batch, V views, C channels, H x W feature map, S stored frame side, K boxes per frame, D embedding.
 Formulas: SSPL (Song et al., CVPR 2022) for attention and L_U, SemiPL (arXiv 2404.19615) for L_S, LSS (Senocak et al.,
-CVPR 2018) for the softmax attention, VGGish for log-mel.
+CVPR 2018) for the softmax attention, VGGish (Hershey et al., ICASSP 2017) for log-mel.
 """
 
 import functools
@@ -18,7 +18,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Attention(NamedTuple):
-    """What the audio-guided attention gives back, in float32 (float64 for float64 features)."""
+    """The result of the audio-guided attention, float32 (float64 for float64 features)."""
 
     pooled: Tensor  # (B, C)
     similarity: Tensor  # (B, H, W) cosine of each position with the audio
@@ -26,12 +26,12 @@ class Attention(NamedTuple):
 
 
 def _wide(x: Tensor) -> Tensor:
-    """x in float32 at least."""
+    """x as float32, or unchanged if it is float64."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def _without_autocast(op):
-    """The op with autocast off: autocast would turn its sums of products back to 16 bit."""
+    """The op with autocast off; autocast would compute its sums of products in 16 bits."""
 
     @functools.wraps(op)
     def inner(first: Tensor, *args, **kwargs):
@@ -43,14 +43,14 @@ def _without_autocast(op):
 
 @_without_autocast
 def audio_guided_attention(features: Tensor, audio: Tensor) -> Attention:
-    """Cosine map of features (B, C, H, W) with audio (B, C), min-max scaled, and the features pooled by it.
+    """Cosine map of features (B, C, H, W) with audio (B, C), min-max scaled, and the features pooled with it.
 
-    s_i = cos(v_i, a); w_i = (s_i - min s) / (max s - min s + 1e-10); pooled = sum_i w_i v_i with v as it came.
+    s_i = cos(v_i, a); w_i = (s_i - min s) / (max s - min s + 1e-10); pooled = sum_i w_i v_i; v is not normalised.
     """
     features, audio = _wide(features), _wide(audio)
     similarity = torch.einsum("bchw,bc->bhw", F.normalize(features, dim=1), F.normalize(audio, dim=1))
     flat = similarity.flatten(1)
-    # min/max(dim) rather than amin/amax: on a tie the gradient goes to the first position alone.
+    # min/max(dim), not amin/amax: on a tie, only the first position gets the gradient.
     low = flat.min(dim=1).values[:, None, None]
     high = flat.max(dim=1).values[:, None, None]
     attention = (similarity - low) / (high - low + 1e-10)
@@ -59,12 +59,12 @@ def audio_guided_attention(features: Tensor, audio: Tensor) -> Attention:
 
 @_without_autocast
 def softmax_pool(features: Tensor, similarity: Tensor) -> Attention:
-    """LSS's attention, w = softmax(relu(similarity)) over the positions, and the features pooled by it, sum_i w_i v_i.
+    """LSS's attention, w = softmax(relu(similarity)) over the positions, and the pooled features, sum_i w_i v_i.
 
-    features (B, C, H, W); similarity (B, H, W), whose type the sums have.
+    features (B, C, H, W); similarity (B, H, W), whose dtype the sums and the result have.
     """
     attention = similarity.relu().flatten(1).softmax(dim=1).view_as(similarity)
-    # Not einsum: a matrix product would have the features written out in float32 first.
+    # Not einsum: for a matrix product, the features would first be written to memory in float32.
     return Attention((features.to(attention.dtype) * attention[:, None]).sum(dim=(2, 3)), similarity, attention)
 
 
@@ -90,10 +90,10 @@ def box_weights(boxes: Tensor, size: int = 224, consensus: int = 1) -> Tensor:
 
 
 def view_boxes(boxes: Tensor, top: Tensor, left: Tensor, flip: Tensor, side: int = 246, size: int = 224) -> Tensor:
-    """Boxes (B, K, 4) int32 of the size x size grid as each view shows them: (V, B, K, 4) int32, clamped to the view.
+    """Move boxes with the views: (B, K, 4) int32 on the size x size grid to (V, B, K, 4) int32, clamped to the view.
 
-    The frame is stored at side x side; the view is its crop at top, left (V, B), mirrored where flip (V, B) is set.
-    Edges go to the nearest pixel. A box outside the crop, like a padding box, ends with zero area.
+    The frame is stored at side x side. The view is its crop at top, left (V, B), mirrored where flip (V, B) is set.
+    Edges are rounded to the nearest pixel. A box outside the crop, like a padding box, has no area.
     """
     stored = (2 * side * boxes.long() + size) // (2 * size)
     corner = torch.stack([left, top, left, top], dim=-1).long()  # (V, B, 4)
@@ -115,15 +115,15 @@ def pixel_bce(attention: Tensor, boxes: Tensor, labelled: Tensor, consensus: int
     target = box_weights(boxes, size, consensus).to(heat.dtype)
     per_sample = -(target * heat.log() + (1 - target) * (-heat).log1p()).mean(dim=(1, 2))
     mask = labelled.to(heat.dtype)
-    # where, not a product: an unlabelled sample's NaN must stay out of the sum.
+    # torch.where, not a product: a NaN of an unlabelled sample must stay out of the sum.
     return torch.where(labelled, per_sample, 0).sum() / mask.sum().clamp(min=1)
 
 
 def _resize(maps: Tensor, size: int) -> Tensor:
-    """The last axis of (B, h, w), bilinear with half-pixel centres, to ``size``: x + t (y - x), each step rounded.
+    """Resize the last axis of (B, h, w), bilinear with half-pixel centres: x + t (y - x), each step rounded.
 
-    F.interpolate rounds differently on CPUs with and without fused multiply-add; which pixels of a map lie exactly at
-    the threshold, or whether a constant map stays constant, must not depend on that.
+    F.interpolate rounds differently on CPUs with and without fused multiply-add. Which pixels of a map are exactly at
+    the threshold, and whether a constant map stays constant, must not depend on that.
     """
     n = maps.shape[-1]
     place = ((torch.arange(size, dtype=torch.float64, device=maps.device) + 0.5) * (n / size) - 0.5).clamp_(min=0)
@@ -133,7 +133,7 @@ def _resize(maps: Tensor, size: int) -> Tensor:
 
 
 def heat_maps(similarity: Tensor, size: int = 224) -> Tensor:
-    """Maps (B, h, w) as they are judged: (B, size, size) float64, bilinear with half-pixel centres."""
+    """Maps (B, h, w) at the size at which they are scored: (B, size, size) float64, bilinear, half-pixel centres."""
     return _resize(_resize(similarity.double(), size).mT, size).mT
 
 
@@ -143,8 +143,9 @@ def localization_counts(
 ) -> tuple[Tensor, Tensor]:
     """Intersection (B,) and union (B,), float64, of the thresholded map with the box weights.
 
-    similarity (B, h, w) is resized to size (bilinear, half-pixel), then min-max scaled, then thresholded at >=;
-    a constant map infers nothing. intersection = sum(infer * g); union = sum(g) + sum(infer * [g = 0]).
+    similarity (B, h, w) is resized to size x size (bilinear, half-pixel centres), then min-max scaled; pixels that are
+    >= threshold are inferred; a constant map infers nothing. With the box weights g: intersection = sum(infer * g);
+    union = sum(g) + sum(infer * [g = 0]).
     """
     heat = heat_maps(similarity, size)
     low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
@@ -157,7 +158,7 @@ def localization_counts(
 
 @functools.lru_cache
 def mel_matrix() -> np.ndarray:
-    """VGGish's mel filters (257, 64) in float64: 125-7500 Hz, slopes linear in mel, nothing from the DC bin."""
+    """VGGish's mel filters (257, 64) float64: 125-7500 Hz, slopes linear in mel, zero for the DC bin."""
 
     def mel(hertz):
         return 1127.0 * np.log(1.0 + np.asarray(hertz, np.float64) / 700.0)
@@ -172,23 +173,23 @@ def mel_matrix() -> np.ndarray:
 
 @functools.lru_cache
 def _mel_on(device: torch.device) -> Tensor:
-    """The filters on a device: copied once, since a copy from pageable memory makes the host wait for the GPU."""
-    with torch.inference_mode(False):  # kept, so it must serve training too
+    """The filters on a device. Copied only once, since a copy from pageable memory makes the host wait for the GPU."""
+    with torch.inference_mode(False):  # the tensor is kept, and training must be able to use it
         return torch.from_numpy(mel_matrix()).to(device)
 
 
 def normalize_pcm(pcm: Tensor) -> Tensor:
-    """Each clip (B, T): its minimum to -1, its maximum to just under 1; in float32, as the published code does."""
+    """Scale each clip (B, T) to a minimum of -1 and a maximum just under 1, in float32, as the published code does."""
     shifted = pcm - pcm.amin(dim=1, keepdim=True)
     return (shifted / (shifted.amax(dim=1, keepdim=True) + 1e-3) - 0.5) * 2
 
 
 def log_mel(pcm: Tensor, normalize: bool = True) -> Tensor:
-    """VGGish examples (B, 3, 96, 64) float32 of (B, 48000) int16, or float32 in [-1, 1], at 16 kHz.
+    """VGGish's log-mel examples (B, E, 96, 64) float32 of (B, T) int16, or float32 in [-1, 1], at 16 kHz.
 
-    Frames of 400 every 160 without padding, periodic Hann, 512-point magnitude, 64 mel bands, log(mel + 0.01).
-    Other lengths T give T' = (1 + (T - 400) // 160) // 96 examples. The spectrum is float64: in float32 its
-    rounding noise alone moves quiet bands by up to 2e-3.
+    Frames of 400 samples every 160 without padding, periodic Hann window, 512-point FFT magnitude, 64 mel bands,
+    log(mel + 0.01). E = (1 + (T - 400) // 160) // 96: 3 for 3 s. The spectrum is float64, since float32 rounding alone
+    moves quiet bands by up to 2e-3. ValueError: T is less than 15,600.
     """
     if pcm.ndim != 2 or pcm.shape[1] < 400 + 95 * 160:
         raise ValueError(f"log_mel: pcm must be (B, T) with T >= {400 + 95 * 160}, got {tuple(pcm.shape)}")
@@ -205,8 +206,8 @@ def log_mel(pcm: Tensor, normalize: bool = True) -> Tensor:
 
 @functools.lru_cache
 def _imagenet_on(device: torch.device) -> tuple[Tensor, Tensor]:
-    """ImageNet's mean and std on a device: copied once, since a CUDA graph cannot hold a copy from pageable memory."""
-    with torch.inference_mode(False):  # kept, so it must serve training too
+    """ImageNet's mean and std on a device. Copied once: a CUDA graph cannot hold a copy from pageable memory."""
+    with torch.inference_mode(False):  # the tensors are kept, and training must be able to use them
         return torch.tensor(IMAGENET_MEAN, device=device), torch.tensor(IMAGENET_STD, device=device)
 
 
@@ -219,9 +220,9 @@ def two_views(
     size: int = 224,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Crop, flip and normalise rows of a pool: frames (N, S, S, 3) uint8, rows (B,), top/left/flip (V, B).
+    """Crop, flip and normalise frames of a pool: frames (N, S, S, 3) uint8, rows (B,), top/left/flip (V, B).
 
-    Gives (V, B, 3, size, size), each view channels_last, in dtype (default: bfloat16 on a GPU, float32 on a CPU).
+    Returns (V, B, 3, size, size), each view channels_last, as dtype (by default bfloat16 on a GPU, float32 on a CPU).
     """
     if dtype is None:
         dtype = torch.bfloat16 if frames.is_cuda else torch.float32
@@ -234,12 +235,15 @@ def two_views(
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Philox 4x32-10 (Salmon et al., SC 2011): four counter words, two of key, four random words; int64 < 2^32."""
+    """Philox 4x32-10 (Salmon et al., SC 2011): four counter words and two key words to four random words < 2^32.
+
+    Words are int64 tensors of one shape, or integers.
+    """
     mask = 0xFFFFFFFF
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        # The int64 product wraps, but its 64 bits are right; the mask undoes the sign of the shift.
+        # The int64 product wraps, but its 64 bits are right; the mask removes the sign bits of the shift.
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = (b >> 32) & mask ^ c1 ^ k0, b & mask, (a >> 32) & mask ^ c3 ^ k1, a & mask
         k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
@@ -247,10 +251,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
 
 
 def view_params(seed: int, epoch: int, index: Tensor, margin: int, views: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    """Crop offsets and flips of each pair's views: top, left (V, B) int32 in [0, margin], flip (V, B) bool.
+    """Draw crop offsets and flips of each pair's views: top, left (V, B) int32 in [0, margin], flip (V, B) bool.
 
-    index (B,) int64 is the pair's row in the manifest. A pure function of (seed, epoch, index, view): neither
-    batch order, ranks, a resume nor the device change it. The bias of the range reduction is under margin / 2^32.
+    index (B,) int64 is the pair's row in the manifest. The result is a pure function of (seed, epoch, index, view): it
+    depends neither on the batch order, nor on the number of ranks, a resume or the device. The bias of the reduction to
+    the range is under margin / 2^32.
     """
     mask = 0xFFFFFFFF
     index = index.long()[None].expand(views, -1)

@@ -1,8 +1,8 @@
-"""How the Triton kernels are launched: few candidates a shape class, the best one pinned per chip; no run-time tuning.
+"""How the Triton kernels are launched: a few candidates for each class of shapes, the best pinned for each GPU type.
 
-Each op lists its candidates, the default first. What is used is, in this order: what `benchmarks/kernels.py --tune`
-measured on this machine (a file in the user's cache), the pin of this chip in pinned.json, the pin of the nearest
-older chip, the default.
+Nothing is tuned at run time. Each op lists its candidates, the default first. A launch uses the first of these that
+there is: what `benchmarks/kernels.py --tune` measured on this machine (a file in the user's cache); the pin for this
+GPU type in pinned.json; the pin for the nearest older type; the default.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ import torch
 import triton
 from torch import Tensor
 
-# TRITON_INTERPRET=1: kernels are Python functions that run on the CPU, very slowly. Tests set CPU_TOO to use them so.
+# With TRITON_INTERPRET=1, kernels are Python functions that run on the CPU, very slowly. Tests set CPU_TOO to use that.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 CPU_TOO = False
 
 
 @dataclass(frozen=True)
 class Config:
-    """One way to launch a kernel: its constexpr block sizes, warps a program, software pipeline stages."""
+    """One way to launch a kernel: its constexpr block sizes, warps per program, software pipeline stages."""
 
     blocks: Mapping[str, int] = field(default_factory=dict)
     num_warps: int = 4
@@ -38,13 +38,13 @@ class Config:
 
 
 def runs_here(tensor: Tensor) -> bool:
-    """Whether a Triton kernel is to take this tensor: it is on a GPU, or on the CPU where tests interpret kernels."""
+    """Whether a Triton kernel can take this tensor: it is on a GPU, or on the CPU while tests interpret kernels."""
     return tensor.is_cuda or (CPU_TOO and INTERPRETED and tensor.device.type == "cpu")
 
 
 @functools.lru_cache
 def chip_of(device: torch.device) -> str:
-    """ "sm_90" and the like; "cpu" for the interpreter."""
+    """The GPU's type, such as "sm_90"; "cpu" for the interpreter."""
     if device.type != "cuda":
         return "cpu"
     major, minor = torch.cuda.get_device_capability(device)
@@ -65,7 +65,7 @@ def measured_file(chip: str) -> Path:
 
 @functools.lru_cache
 def _table(source: Path | None) -> dict[str, Any]:
-    """{chip: {op: {shape class: config}}}: the repo's pins, or one chip's measured file ({} if there is none)."""
+    """{chip: {op: {shape class: config}}}: the pins (source None), or a measured file ({} if there is none)."""
     if source is None:
         return json.loads(files("essl_fast.kernels").joinpath("pinned.json").read_text())
     try:
@@ -85,7 +85,14 @@ _picked: dict[tuple[str, str, torch.device], Config] = {}
 
 
 def pick(op: str, shape_class: str, device: torch.device, default: Callable[[str], Config]) -> Config:
-    """The config for an op's shape class on a device. ``default`` gives it where nothing is pinned or measured."""
+    """The config of a launch.
+
+    Args:
+        op: its name.
+        shape_class: as the op's ``shape_class`` makes it from the sizes.
+        device: where it runs.
+        default: gives the config of a shape class for which nothing is pinned or measured.
+    """
     found = _forced.get((op, shape_class)) or _picked.get((op, shape_class, device))
     if found is None:
         found = _recorded(op, shape_class, chip_of(device)) or default(shape_class)
@@ -94,7 +101,7 @@ def pick(op: str, shape_class: str, device: torch.device, default: Callable[[str
 
 
 def _recorded(op: str, shape_class: str, chip: str) -> Config | None:
-    """What was measured here or is pinned, for this chip or else the nearest older one."""
+    """What was measured on this machine or is pinned, for this chip, else for the nearest older one."""
     if chip == "cpu":
         return None
     measured, pinned = _table(measured_file(chip)), _table(None)
@@ -107,13 +114,13 @@ def _recorded(op: str, shape_class: str, chip: str) -> Config | None:
 
 
 def picked() -> list[tuple[str, str]]:
-    """(op, shape class) of every launch so far."""
+    """(op, shape class) of every launch so far, sorted, each once."""
     return sorted({(op, shape_class) for op, shape_class, _ in _picked})
 
 
 @contextlib.contextmanager
 def forced(op: str, shape_class: str, config: Config) -> Iterator[None]:
-    """While the block runs, ``pick`` answers with this config: for measuring candidates."""
+    """While the block runs, ``pick`` returns this config: for measuring candidates."""
     _forced[op, shape_class] = config
     try:
         yield
@@ -122,7 +129,7 @@ def forced(op: str, shape_class: str, config: Config) -> Iterator[None]:
 
 
 def remember(chip: str, op: str, shape_class: str, config: Config) -> Path:
-    """Writes a measured config into this machine's file and returns its path."""
+    """Write a measured config into this machine's file, and return the file's path."""
     path = measured_file(chip)
     table = dict(_table(path))
     table.setdefault(chip, {}).setdefault(op, {})[shape_class] = asdict(config)
@@ -137,19 +144,19 @@ def remember(chip: str, op: str, shape_class: str, config: Config) -> Path:
 
 @dataclass(frozen=True)
 class AotCase:
-    """One specialisation of a kernel that training launches, for `.ci/compile_triton.py` to compile without a GPU.
+    """One specialisation of a kernel that training launches; `.ci/compile_triton.py` compiles it without a GPU.
 
-    A module with @triton.jit kernels offers ``aot_cases() -> list[AotCase]``.
+    A module with @triton.jit kernels has a function ``aot_cases() -> list[AotCase]``.
     """
 
-    name: str  # what the table calls it, "forward 512x14x14 bf16 channels_last"
+    name: str  # in the printed table, such as "forward 512x14x14 bf16 channels_last"
     kernel: Any  # the @triton.jit function
     signature: Mapping[str, str]  # run-time arguments: "*bf16", "*fp32", "*i1", "i32", "i64", "fp32", ...
-    constexprs: Mapping[str, Any]  # the rest; a run-time integer that is 1 too: a launch specialises it
+    constexprs: Mapping[str, Any]  # the other arguments; also a run-time integer that is 1, as a launch specialises it
     num_warps: int = 4
     num_stages: int = 2
-    max_registers: int = 255  # a thread; more fails. Set it to what the occupancy argued for allows
-    maxnreg: int | None = None  # what the launch itself bounds a thread's registers to
-    multiples_of_16: tuple[str, ...] = ()  # integer arguments. Pointers are always taken as aligned to 16 bytes
-    min_load_bytes: int = 0  # the widest global load must have at least this many bytes a thread
-    min_store_bytes: int = 0  # and the widest global store
+    max_registers: int = 255  # per thread; more is a failure. Set it to what the intended occupancy allows
+    maxnreg: int | None = None  # the launch's own limit of registers per thread
+    multiples_of_16: tuple[str, ...] = ()  # integer arguments; pointers are always taken as aligned to 16 bytes
+    min_load_bytes: int = 0  # bytes per thread that the widest global load must have at least
+    min_store_bytes: int = 0  # the same for the widest global store

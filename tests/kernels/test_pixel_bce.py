@@ -1,17 +1,13 @@
 """The fused L_S against the reference in float64: interpreted on a CPU, compiled and at real sizes on a GPU."""
 
 import contextlib
-import importlib
 import math
 
 import pytest
 import torch
 
-from essl_fast.kernels import reference, tuning
+from essl_fast.kernels import pixel_bce, pixel_bce_kernels, pixel_bce_op, reference, tuning
 from essl_fast.kernels.tuning import Config
-
-fused = importlib.import_module("essl_fast.kernels.pixel_bce")  # the package has a function of the same name
-pixel_bce = fused.pixel_bce
 
 # NumPy, which interprets the kernels, warns where a GPU just computes an infinity or a NaN that is then masked.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in .*:RuntimeWarning")
@@ -26,7 +22,7 @@ def device(request, monkeypatch):
     def poisoned(*shape, device):
         return torch.full(shape, float("nan"), device=device)
 
-    monkeypatch.setattr(fused, "_empty", poisoned)
+    monkeypatch.setattr(pixel_bce_op, "_empty", poisoned)
     if request.param == "cpu":
         request.getfixturevalue("triton_on_cpu")
     return request.param
@@ -50,8 +46,8 @@ def gradients(op, attention, boxes, labelled, *args, upstream=1.0, dtype=None):
 
 def wide_programs(h, w, size, consensus):
     """Fewer, larger programs: the interpreter pays by the program."""
-    name = fused.shape_class(h, w, size, consensus)
-    return tuning.forced(fused.OP, name, Config({"LANES": 1024}, num_warps=32))
+    name = pixel_bce_kernels.shape_class(h, w, size, consensus)
+    return tuning.forced(pixel_bce_op.OP, name, Config({"LANES": 1024}, num_warps=32))
 
 
 def check(attention, boxes, labelled, consensus, size, upstream=1.0):
@@ -111,10 +107,10 @@ def test_every_pixel_is_in_its_half_cell(nodes):
     """The first pixel of a half-cell is the first whose centre is not before it, for every size up to 512."""
     for size in range(1, 513):
         halves = torch.arange(2 * nodes + 1)
-        first = fused._first_pixel.fn(halves, nodes, size)
+        first = pixel_bce_kernels._first_pixel.fn(halves, nodes, size)
         of_pixel = (2 * torch.arange(size) + 1) * nodes // size  # floor((x + 1/2) 2 nodes / size)
         assert torch.equal(first, torch.searchsorted(of_pixel, halves))
-        tiles, pixels, whole = fused.tiling(nodes, size)
+        tiles, pixels, whole = pixel_bce_kernels.tiling(nodes, size)
         longest = first.diff().max()
         assert 1 <= pixels <= 8 and tiles * pixels >= longest > (tiles - 1) * pixels
         assert whole == bool((first.diff() == tiles * pixels).all())
@@ -128,8 +124,8 @@ def test_any_number_of_boxes(device, boxes):
 @pytest.mark.parametrize("consensus", [3, 4, 5])
 def test_more_annotators(device, consensus, monkeypatch):
     """Up to 4 in the kernel, above in the reference; 6 boxes overlap by up to 6."""
-    if consensus > fused.MAX_CONSENSUS:
-        monkeypatch.setattr(fused, "_op", None)
+    if consensus > pixel_bce_op.MAX_CONSENSUS:
+        monkeypatch.setattr(pixel_bce_op, "_op", None)
     attention, _, labelled = random_inputs(1, 3, 3, 24, device=device)
     boxes = torch.tensor([[[0, 0, 22 - 2 * k, 20 - 3 * k] for k in range(6)]], dtype=torch.int32, device=device)
     weights = reference.box_weights(boxes, 24, consensus).unique()
@@ -240,8 +236,8 @@ def test_more_losses_than_one_piece_of_the_final_sum(device):
 
 def test_nothing_is_spent_on_gradients_that_nobody_wants(device, monkeypatch):
     made = []
-    real = fused._empty
-    monkeypatch.setattr(fused, "_empty", lambda *shape, **kw: made.append(shape) or real(*shape, **kw))
+    real = pixel_bce_op._empty
+    monkeypatch.setattr(pixel_bce_op, "_empty", lambda *shape, **kw: made.append(shape) or real(*shape, **kw))
     attention, boxes, labelled = random_inputs(2, 3, 3, 24, device=device)
     expected = reference.pixel_bce(attention, boxes, labelled, 1, 24)
     for context, needs in ((contextlib.nullcontext, False), (torch.no_grad, True), (torch.inference_mode, True)):
@@ -265,12 +261,12 @@ def test_opcheck(device, monkeypatch):
     if device == "cpu":
         monkeypatch.setattr(tuning, "CPU_TOO", True)
     attention, boxes, labelled = random_inputs(2, 3, 3, 12, device=device)
-    torch.library.opcheck(fused._op, (attention, boxes, labelled, 2, 12, False))
+    torch.library.opcheck(pixel_bce_op._op, (attention, boxes, labelled, 2, 12, False))
     wanting = [attention.clone().requires_grad_(), attention.bfloat16().requires_grad_()]
     for leaf in wanting:
-        torch.library.opcheck(fused._op, (leaf, boxes, labelled, 1, 12, True))
+        torch.library.opcheck(pixel_bce_op._op, (leaf, boxes, labelled, 1, 12, True))
     with pytest.raises(RuntimeError, match="gradient=True"):
-        fused._op(wanting[0], boxes, labelled, 1, 12, False)
+        pixel_bce_op._op(wanting[0], boxes, labelled, 1, 12, False)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -293,7 +289,7 @@ def test_autocast_changes_nothing(device):
 
 def test_where_no_kernel_runs_the_reference_does(monkeypatch):
     """A CPU without the interpreter, float64, no samples."""
-    monkeypatch.setattr(fused, "_op", None)
+    monkeypatch.setattr(pixel_bce_op, "_op", None)
     attention, boxes, labelled = random_inputs(2, 3, 3, 12)
     for too, values in ((False, attention), (True, attention.double())):
         monkeypatch.setattr(tuning, "CPU_TOO", too)

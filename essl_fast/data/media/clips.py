@@ -185,10 +185,7 @@ class _Cutter:
                     self.astray = True
                     return
                 packets, self._sought = self.container.demux(self._video), True
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError:
-                packet = None  # nothing after this can be read
+            packet = opening.next_packet(packets)
             if packet is None:
                 break
             if packet.size == 0:

@@ -135,10 +135,7 @@ def _decode_run(found: Probe, left: list[int] | deque[int], key: int, stop: int 
                     return (yield from _decode_run(replace(found, seekable=False), left, key, stop))
                 packets, waiting, seek, place = container.demux(video), True, False, found.place_of_key(key)
                 held.clear()
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError:
-                packet = None  # nothing after this can be read
+            packet = opening.next_packet(packets)
             if packet is not None and packet.size and not found.counted:
                 begin = found.keys[key]
                 if waiting and found.seekable and packet.is_keyframe and (packet.pts is None or packet.pts > begin):

@@ -2,7 +2,7 @@
 
 The sample description (codec, size, colour, parameter sets) and the display matrix are what FFmpeg's MP4 muxer writes
 for the stream, once per video. The sample table of each clip is written here. The pictures of a clip are spaced evenly:
-only their order counts, so gaps, edit lists and missing times of the original stay behind.
+only their order counts, so the gaps, edit lists and missing times of the original are not copied.
 """
 
 from __future__ import annotations

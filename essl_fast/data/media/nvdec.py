@@ -1,7 +1,7 @@
 """Which video this machine's GPUs can decode: asks the driver's NVDEC library, in a separate process.
 
 `prepare --visual auto` needs to know. It must not import torch for that (seconds, gigabytes), hold a CUDA context for
-hours, or crash with a broken driver; hence the process.
+hours, or crash with a broken driver.
 """
 
 from __future__ import annotations

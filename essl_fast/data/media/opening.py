@@ -5,11 +5,13 @@ The other files call these functions as `opening.open_file(...)`, so that a test
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from time import thread_time
 
 import av
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
@@ -65,6 +67,14 @@ def check_decoder(stream: Stream, path: Path) -> None:
     """MediaError if FFmpeg has no decoder for the stream."""
     if stream.codec_context is None:
         raise MediaError(UNREADABLE, f"{path.name}: FFmpeg has no decoder for its {stream.type} stream")
+
+
+def next_packet(packets: Iterator[Packet]) -> Packet | None:
+    """The next packet of a demuxer; None at the end, or where nothing more can be read."""
+    try:
+        return next(packets, None)
+    except av.FFmpegError:
+        return None
 
 
 def read_only(container: InputContainer, stream: Stream) -> None:

@@ -4,9 +4,9 @@
     t    = min(1, boxes covering the pixel / consensus)
     L_S  = mean over labelled samples of the mean over pixels of -t log heat - (1 - t) log(1 - heat)
 
-**Tiles.** Cut each axis of the picture into half-cells: along x, half-cell m = 0 .. 2w - 1 goes from m size / 2w to
-(m + 1) size / 2w. Of the map's nodes, m // 2 is the nearest to every pixel centre in it, and lies at one end of it; the
-far one is the next node beyond its other end (past the map's ends the near node counts alone). A tile is at most 8 x 8
+**Tiles.** Each axis of the picture is cut into half-cells: along x, half-cell m = 0 .. 2w - 1 goes from m size / 2w to
+(m + 1) size / 2w. The map's node m // 2 is the nearest to every pixel centre in it, and is at one end of it. The far
+node is the next one beyond its other end (past the map's ends the near node counts alone). A tile is at most 8 x 8
 pixels inside one half-cell of each axis, so that all its pixels share four nodes: nn, nf, fn, ff, near or far along y,
 then along x. With x and y the weights of the far column and row, 0 to 1/2, and before the clamp,
 
@@ -14,43 +14,41 @@ then along x. With x and y the weights of the far column and row, 0 to 1/2, and 
     change = (nf - nn) + y ((ff - fn) - (nf - nn))
     heat   = near + x change                           one multiply-add a pixel
 
-As the far weight is at most 1/2, heat close to 0, where the gradient 1/heat is largest, keeps its relative accuracy.
-One thread takes one tile (a lane, below): nothing passes between threads, and no weight matrix is multiplied by its
-zeros, as a resize by matrix products would do. 14 x 14 to 224 x 224 is 28 x 28 tiles of 8 x 8 pixels a sample.
+The far weight is at most 1/2. So a heat close to 0, where the gradient 1/heat is largest, keeps its relative accuracy.
+One thread takes one tile (a lane, below). Nothing passes between threads, and no zeros of a weight matrix are
+multiplied, as they would be in a resize by matrix products. 14 x 14 to 224 x 224 makes 28 x 28 tiles of 8 x 8 pixels
+per sample.
 
-**Target.** What the boxes cover of a tile is one 64-bit mask, bit 8 v + u for the pixel (u, v) counted from the near
-node's corner, made from coordinates by shifts: K boxes cost K masks a tile, not K tests a pixel. Cross-entropy is
-linear in t, so consensus c is the mean of c binary losses, the m-th of which has the pixels that at least m boxes
-cover as its target.
+**Target.** The part of a tile that a box covers is one 64-bit mask, with bit 8 v + u for the pixel (u, v) counted from
+the near node's corner, and shifts make it from coordinates. So K boxes cost K masks per tile, not K tests per pixel.
+Cross-entropy is linear in t, so a consensus of c is the mean of c binary losses; the target of the m-th is the pixels
+that at least m boxes cover.
 
 **Logarithm.** With q = heat inside the target and 1 - heat outside, the loss is -sum log q. A lane multiplies its q's
-and takes one logarithm at its end. After 4 factors, each at least 1e-6, the product's exponent moves to an integer sum
-and the mantissa stays, so that nothing underflows. Rounding 1 - heat and the product costs at most 2^-23 a pixel, in
-practice far less since roundings cancel; in return 1 logarithm serves 64 pixels. float32 log1p is better only for a
-mean loss below 0.1, and there by less than 1.2e-7, the unit in the last place of a loss of 1.
+and takes one logarithm at the end. After 4 factors, each at least 1e-6, the product's exponent moves to an integer sum
+and the mantissa stays, so that nothing underflows. Rounding 1 - heat and the product costs at most 2^-23 per pixel, in
+practice far less since roundings cancel. In return, one logarithm serves 64 pixels. log1p in float32 is better only for
+a mean loss below 0.1, and there by less than 1.2e-7, the unit in the last place of a loss of 1.
 
-**Gradient.** g = -1/q inside, 1/q outside, and 0 where the clamp acts (as in torch.clamp its exact bounds pass). The
-sums of g, x g, y g and x y g over a tile give the tile's part for its four nodes. A second launch adds every node's 16
-parts (4 half-cells of each axis), and the parts of the loss, in a fixed order: there are no atomics, and two runs give
+**Gradient.** g = -1/q inside, 1/q outside, and 0 where the clamp acts (exact bounds pass, as in torch.clamp). The sums
+of g, x g, y g and x y g over a tile give the tile's part for its four nodes. A second launch adds the 16 parts of each
+node (4 half-cells of each axis), and the parts of the loss, in a fixed order: there are no atomics, and two runs give
 the same bits. The backward multiplies the small map by the upstream scalar.
 
-**Cost at B = 256 (128 pairs, two views), 14 x 14 to 224 x 224, one box, on an H200: by estimate, not measured.** The
-map has 0.2 MB, the parts 3.2 MB, written and read (they stay in L2), the gradient 0.2 MB. Eager PyTorch makes 50
-launches that touch 2.9 GB: 0.66 ms at 4.3 TB/s. Instructions, counted in the code for sm_90: 13.4 a pixel and 290 a
-tile, 1,140 in all; 6,656 warps on 132 x 4 schedulers at 1.75 GHz issue them in 8.2 us, while the reciprocals (4 lanes
-a cycle) take 3.7 us beside. With the second launch, of about 2 us, 11 to 14 us. An unlabelled sample costs nothing.
+**Cost at B = 256 (128 pairs, two views), 14 x 14 to 224 x 224, one box, on an H200: estimated, not measured.** The map
+has 0.2 MB, the parts 3.2 MB, written and read (they stay in L2), the gradient 0.2 MB. Eager PyTorch makes 50 launches
+that touch 2.9 GB: 0.66 ms at 4.3 TB/s. Instructions, counted in the code for sm_90: 13.4 per pixel and 290 per tile,
+1,140 in all. 6,656 warps on 132 x 4 schedulers at 1.75 GHz issue them in 8.2 us; at the same time the reciprocals (4
+lanes per cycle) take 3.7 us. With about 2 us for the second launch, that is 11 to 14 us. An unlabelled sample costs
+nothing.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from essl_fast.kernels import reference, tuning
+from essl_fast.kernels import tuning
 from essl_fast.kernels.tuning import AotCase, Config
 
-OP = "pixel_bce"
-MAX_CONSENSUS = 4  # one binary target each; above it the reference runs
 INTERPRETED = tl.constexpr(tuning.INTERPRETED)
 
 
@@ -86,8 +84,10 @@ def _nodes_of(half, NODES: tl.constexpr):
 
 @triton.jit
 def _tile_of(half, up, tile, NODES: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr):
-    """Of the tile-th tile from the near node on: its nearest pixel, how many pixels it has (TILE or fewer, perhaps
-    none), the far node's weight at the nearest one and its gain a pixel. At the map's ends the near node counts alone.
+    """The tile-th tile, counted from the near node.
+
+    Returns its nearest pixel, how many pixels it has (0 to TILE), the weight of the far node at the nearest pixel, and
+    by how much that weight grows per pixel. At the map's ends the near node counts alone.
     """
     first, end = _first_pixel(half, NODES, SIZE), _first_pixel(half + 1, NODES, SIZE)
     nearest = tl.where(up, first + tile * TILE, end - 1 - tile * TILE)
@@ -107,7 +107,7 @@ def _span(low, high, nearest, up, TILE: tl.constexpr):
 
 @triton.jit
 def _rows_below(n):
-    """64-bit mask of the first n (0 to 8) rows of a tile. Two shifts, since one by 64 has no defined result."""
+    """64-bit mask of the first n (0 to 8) rows of a tile. Two shifts, since a shift by 64 is undefined."""
     everything = (0 * n - 1).to(tl.int64)
     half = (4 * n).to(tl.int64)
     return ~((everything << half) << half)
@@ -129,7 +129,7 @@ def _reciprocal(q):
 
 
 @triton.jit
-def _tiles_kernel(
+def tiles_kernel(
     attention,  # (B, H, W) any float, strides stride_b, stride_y, stride_x
     boxes,  # (B, K, 4) int32 or int64, contiguous
     labelled,  # (B,) bool
@@ -143,7 +143,7 @@ def _tiles_kernel(
     W: tl.constexpr,
     SIZE: tl.constexpr,
     CONSENSUS: tl.constexpr,
-    TILES_Y: tl.constexpr,  # tiles of a half-cell. Along y each has its lane; along x a lane takes all
+    TILES_Y: tl.constexpr,  # tiles of a half-cell: along y each has its own lane; along x one lane takes all
     TILES_X: tl.constexpr,
     TILE_Y: tl.constexpr,  # pixels, at most 8
     TILE_X: tl.constexpr,
@@ -151,6 +151,9 @@ def _tiles_kernel(
     GRADIENT: tl.constexpr,
     LANES: tl.constexpr,  # of a program
 ):
+    """Loss and gradient parts of one sample's tiles. One function, since a kernel is one launch: the loop over pixels
+    needs every value before it in registers.
+    """
     b = tl.program_id(0).to(tl.int64)
     out_loss = losses + b * tl.num_programs(1) + tl.program_id(1)
     if not tl.load(labelled + b):  # its map is never read
@@ -182,11 +185,11 @@ def _tiles_kernel(
         # planes[m]: the tile's pixels that more than m boxes cover.
         planes = (tl.zeros((LANES,), tl.int64),) * CONSENSUS
         k = 0
-        while k < K:  # Triton's interpreter has no range() of an argument with NumPy 2.4
+        while k < K:  # with NumPy 2.4, Triton's interpreter has no range() over an argument
             box = boxes + (b * K + k) * 4
             x1, y1 = _coordinate(box, SIZE), _coordinate(box + 1, SIZE)
             x2, y2 = _coordinate(box + 2, SIZE), _coordinate(box + 3, SIZE)
-            if (x1 < x2) & (y1 < y2):  # a padding box costs its load
+            if (x1 < x2) & (y1 < y2):  # a padding box costs only its load
                 u1, u2 = _span(x1, x2, x0, up_x, TILE_X)
                 v1, v2 = _span(y1, y2, y0, up_y, TILE_Y)
                 grown = _rectangle(u1, v1, u2, v2)
@@ -216,7 +219,7 @@ def _tiles_kernel(
                     passes = passes & here
                 for m in tl.static_range(CONSENSUS):
                     inside = ((planes[m] >> (8 * v)).to(tl.int32) & (1 << u)) != 0
-                    # |signed| is q, and its sign is the gradient's: -1/q inside, 1/q outside are both -1/signed.
+                    # |signed| is q. Its sign gives the gradient's: -1/q inside and 1/q outside are both -1/signed.
                     signed = tl.where(inside, clamped, clamped - 1.0)
                     q = tl.abs(signed)
                     if not WHOLE:
@@ -228,7 +231,7 @@ def _tiles_kernel(
                         exponent += (bits >> 23) - 127
                         product = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
                     if GRADIENT:
-                        g = _reciprocal(tl.where(passes, signed, float("inf")))  # 1/inf: the 0 where the clamp acts
+                        g = _reciprocal(tl.where(passes, signed, float("inf")))  # 1/inf is the 0 where the clamp acts
                         row1 += g
                         rowx += weights[u] * g
             sum1 += row1
@@ -241,7 +244,7 @@ def _tiles_kernel(
             part_fn += sumy - sumxy
             part_ff += sumxy
 
-    # The clamp hides a NaN or an infinity of the map; the loss is to show it.
+    # The clamp hides a NaN or an infinity in the map, but the loss must show it.
     finite = tl.abs(nn) + tl.abs(nf) + tl.abs(fn) + tl.abs(ff) < float("inf")
     product = tl.where(finite, product, float("nan"))
     loss = -(exponent * 0.6931471805599453 + tl.log(product))
@@ -255,9 +258,9 @@ def _tiles_kernel(
 
 
 @triton.jit
-def _finish_kernel(
-    losses,  # (B, programs) float32, of _tiles_kernel
-    parts,  # (B, 4, lanes) float32, of _tiles_kernel; undefined for unlabelled samples
+def finish_kernel(
+    losses,  # (B, programs) float32, of tiles_kernel
+    parts,  # (B, 4, lanes) float32, of tiles_kernel; undefined for samples that are not labelled
     labelled,  # (B,) bool
     loss,  # out () float32
     unit,  # out (B, H, W) float32: the gradient for an upstream gradient of 1
@@ -270,8 +273,8 @@ def _finish_kernel(
     TILES_Y: tl.constexpr,
     NODES: tl.constexpr,  # of a program
 ):
-    """Program 0 sums the loss; program 1 + b * ceil(H W / NODES) + i makes the i-th piece of sample b's gradient."""
-    FLAGS: tl.constexpr = 2048  # 16 bytes a thread
+    """Program 0 sums the loss. Program 1 + b * ceil(H W / NODES) + i makes the i-th piece of sample b's gradient."""
+    FLAGS: tl.constexpr = 2048  # 16 bytes per thread
     flag = tl.arange(0, FLAGS)
     ones = tl.zeros((FLAGS,), tl.int32)
     start = 0
@@ -297,7 +300,7 @@ def _finish_kernel(
         wanted = real & tl.load(labelled + b)
         i, j = node // W, node % W
         gathered = tl.zeros((NODES,), tl.float32)
-        # Node j is the near one of half-cells 2j and 2j + 1, the far one of 2j - 1 and 2j + 2; likewise along y.
+        # Node j is the near node of half-cells 2j and 2j + 1, and the far node of 2j - 1 and 2j + 2; likewise along y.
         for tile in range(4 * TILES_Y):
             side_y = tile // TILES_Y
             half_y = 2 * i - 1 + side_y
@@ -311,11 +314,11 @@ def _finish_kernel(
         tl.store(unit + b * H * W + node, -scale * gathered, mask=real)
 
 
-# -------------------------------------------------------------------------------------------------------- launchers
+# ---------------------------------------------------------------------------------------------------- launch settings
 
 
 def tiling(nodes: int, size: int) -> tuple[int, int, bool]:
-    """Tiles of a half-cell, as few as hold 8 pixels each; pixels of a tile; whether every tile is full."""
+    """How an axis of `size` pixels is cut: tiles per half-cell, pixels per tile (at most 8), is every tile full."""
     longest = -(-size // (2 * nodes))
     tiles = -(-longest // 8)
     pixels = -(-longest // tiles)
@@ -323,7 +326,7 @@ def tiling(nodes: int, size: int) -> tuple[int, int, bool]:
 
 
 def geometry(h: int, w: int, size: int, consensus: int) -> dict[str, int]:
-    """The kernels' constants."""
+    """The constants of both kernels for a map (h, w)."""
     (tiles_y, tile_y, whole_y), (tiles_x, tile_x, whole_x) = tiling(h, size), tiling(w, size)
     whole = whole_y and whole_x
     return {
@@ -345,148 +348,11 @@ def shape_class(h: int, w: int, size: int, consensus: int) -> str:
 
 
 def candidates(shape_class: str) -> tuple[Config, ...]:
-    """One lane a thread: with more, the compiler moves values between threads through shared memory."""
-    return tuple(Config({"LANES": 32 * warps}, num_warps=warps) for warps in (2, 4, 1))
+    """Launches worth measuring, the default first.
 
-
-def _empty(*shape: int, device: torch.device) -> Tensor:
-    """A float32 output or workspace. Tests replace this to poison what a kernel fails to write."""
-    return torch.empty(shape, dtype=torch.float32, device=device)
-
-
-def _launch(
-    attention: Tensor,  # (B, h, w) floating point, any strides
-    boxes: Tensor,  # (B, K, 4) int32 or int64, contiguous
-    labelled: Tensor,  # (B,) bool, contiguous
-    consensus: int,
-    size: int,
-    gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    """The loss () and the gradient (B, h, w) of the map, or (0,), both float32."""
-    batch, h, w = attention.shape
-    device = attention.device
-    constants = geometry(h, w, size, consensus)
-    config = tuning.pick(OP, shape_class(h, w, size, consensus), device, lambda name: candidates(name)[0])
-    lanes = 2 * h * constants["TILES_Y"] * 2 * w
-    programs = triton.cdiv(lanes, config.blocks["LANES"])
-    losses, loss = _empty(batch, programs, device=device), _empty(device=device)
-    parts = _empty(batch, 4, lanes, device=device) if gradient else losses  # not touched without a gradient
-    unit = _empty(batch, h, w, device=device) if gradient else _empty(0, device=device)
-    _tiles_kernel[(batch, programs)](
-        attention,
-        boxes,
-        labelled,
-        losses,
-        parts,
-        boxes.shape[1],
-        *attention.stride(),
-        GRADIENT=gradient,
-        **constants,
-        **config.arguments(),
-    )
-    nodes = min(triton.next_power_of_2(h * w), 256)
-    pieces = batch * triton.cdiv(h * w, nodes) if gradient else 0
-    _finish_kernel[(1 + pieces,)](
-        losses,
-        parts,
-        labelled,
-        loss,
-        unit,
-        batch,
-        losses.numel(),
-        H=h,
-        W=w,
-        SIZE=size,
-        CONSENSUS=consensus,
-        TILES_Y=constants["TILES_Y"],
-        NODES=nodes,
-        num_warps=4,
-    )
-    return loss, unit
-
-
-# -------------------------------------------------------------------------------------------------------- custom op
-
-
-@torch.library.custom_op("essl_fast::pixel_bce", mutates_args=())
-def _op(
-    attention: Tensor, boxes: Tensor, labelled: Tensor, consensus: int, size: int, gradient: bool
-) -> tuple[Tensor, Tensor]:
-    with torch.cuda.device_of(attention):  # Triton launches on the current GPU
-        return _launch(attention, boxes.contiguous(), labelled.contiguous(), consensus, size, gradient)
-
-
-@_op.register_fake
-def _(attention, boxes, labelled, consensus, size, gradient):
-    shape = attention.shape if gradient else (0,)
-    return attention.new_empty((), dtype=torch.float32), attention.new_empty(shape, dtype=torch.float32)
-
-
-def _save(ctx, inputs, output):
-    if not inputs[-1]:
-        raise RuntimeError("essl_fast::pixel_bce: the map needs a gradient, so call it with gradient=True")
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(output[1])
-    ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(output[1])
-
-
-def _backward(ctx, upstream, _):
-    if torch.is_grad_enabled():  # create_graph=True: what was saved is a constant to autograd
-        raise RuntimeError(f"essl_fast::{OP} has no second derivative; essl_fast.kernels.reference has one")
-    (unit,) = ctx.saved_tensors
-    return (unit * upstream).to(ctx.dtype), None, None, None, None, None
-
-
-_op.register_autograd(_backward, setup_context=_save)
-
-
-# --------------------------------------------------------------------------------------------------- public function
-
-
-def _check(attention: Tensor, boxes: Tensor, labelled: Tensor, consensus: int, size: int) -> None:
-    batch = attention.shape[:1]
-    if attention.ndim != 3 or boxes.shape != (*batch, *boxes.shape[1:2], 4) or labelled.shape != batch:
-        shapes = f"{tuple(attention.shape)}, {tuple(boxes.shape)} and {tuple(labelled.shape)}"
-        raise ValueError(f"pixel_bce: needs attention (B, h, w), boxes (B, K, 4) and labelled (B,), got {shapes}")
-    if not attention.is_floating_point() or boxes.is_floating_point() or labelled.dtype != torch.bool:
-        dtypes = f"{attention.dtype}, {boxes.dtype} and {labelled.dtype}"
-        raise ValueError(f"pixel_bce: needs a floating-point map, integer boxes and bool labelled, got {dtypes}")
-    if not attention.device == boxes.device == labelled.device:
-        devices = f"{attention.device}, {boxes.device} and {labelled.device}"
-        raise ValueError(f"pixel_bce: attention, boxes and labelled must be on one device, got {devices}")
-    if consensus < 1 or size < 1:
-        raise ValueError(f"pixel_bce: consensus and size must be at least 1, got {consensus} and {size}")
-
-
-def pixel_bce(attention: Tensor, boxes: Tensor, labelled: Tensor, consensus: int = 1, size: int = 224) -> Tensor:
-    """SemiPL's L_S: cross-entropy of the attention map, resized to size x size, with the box weights.
-
-    Two Triton launches on a GPU; plain PyTorch (reference.py) on a CPU, in float64, and for a consensus above 4.
-    Autocast has no effect: sums are float32 always.
-
-    Args:
-        attention: (B, h, w) in [0, 1], floating point, any strides. It alone gets a gradient.
-        boxes: (B, K, 4) integer xyxy, half-open, in pixels of the size x size grid; a box without area covers nothing.
-        labelled: (B,) bool, the samples whose boxes count. The maps of the others are not looked at.
-        consensus: how many boxes must cover a pixel for it to count fully.
-        size: side of the grid, pixels.
-
-    Returns:
-        Scalar, float32 (float64 for a float64 map): mean over pixels, then over the labelled samples; 0 if there are
-        none. A NaN in a labelled sample's map shows as NaN.
-
-    Raises:
-        ValueError: wrong shapes, types or devices.
+    One lane per thread: with more, the compiler moves values between threads through shared memory.
     """
-    _check(attention, boxes, labelled, consensus, size)
-    fused = tuning.runs_here(attention) and attention.dtype != torch.float64 and attention.numel() > 0
-    if not fused or consensus > MAX_CONSENSUS:
-        return reference.pixel_bce(attention, boxes, labelled, consensus, size)
-    if boxes.dtype not in (torch.int32, torch.int64):
-        boxes = boxes.long()
-    gradient = torch.is_grad_enabled() and attention.requires_grad
-    return _op(attention, boxes, labelled, consensus, size, gradient)[0]
+    return tuple(Config({"LANES": 32 * warps}, num_warps=warps) for warps in (2, 4, 1))
 
 
 # ---------------------------------------------------------------------------------------- ahead-of-time compilation
@@ -499,7 +365,7 @@ def _case(h: int, w: int, size: int, consensus: int, boxes: str, registers: int,
     constexprs = {"stride_x": 1, "GRADIENT": True, **geometry(h, w, size, consensus), **config.blocks, **other}
     return AotCase(
         f"{h}x{w} to {size}, consensus {consensus}, {boxes}{''.join(f', {k}={v}' for k, v in other.items())}",
-        _tiles_kernel,
+        tiles_kernel,
         {name: kind for name, kind in types.items() if name not in other},
         constexprs,
         num_warps=config.num_warps,
@@ -508,10 +374,10 @@ def _case(h: int, w: int, size: int, consensus: int, boxes: str, registers: int,
 
 
 def aot_cases() -> list[AotCase]:
-    """What training launches, one box, the loss alone, two annotators, and half-cells that differ in size."""
+    """Training's launch, one box, the loss alone, two annotators, and half-cells of different sizes."""
     finish = AotCase(
         "14x14",
-        _finish_kernel,
+        finish_kernel,
         {
             "losses": "*fp32",
             "parts": "*fp32",
