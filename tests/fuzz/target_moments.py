@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from essl_fast.data import media
-from essl_fast.data.media import clips
 from essl_fast.data.media.footage import Video
-from essl_fast.data.media.sound_windows import open_windows
 from essl_fast.reproduce.published import read_published
 
 TOGETHER = 4  # frames of a reel, of five in a group of pictures
@@ -27,22 +25,22 @@ def read_moments(place: Path, name: str, data: bytes) -> None:
     assert (np.diff(video.times) >= 0).all() and len(video.times) == len(video.ticks)
     places = list(range(0, len(video.times), 2))[:20]
     covered: list[int] = []
-    for some, reel in clips.cut_reels(video.found, places, TOGETHER):
+    for some, reel in media.cut_reels(video.found, places, TOGETHER):
         covered += some
-        if not isinstance(reel, clips.Reel):
-            assert len(some) == 1 and (reel is None or reel.reason == clips.NO_CLIP), reel
+        if not isinstance(reel, media.Reel):
+            assert len(some) == 1 and (reel is None or reel.reason == media.NO_CLIP), reel
             continue
         assert reel.places == some and len(reel.targets) == len(some) <= TOGETHER
         assert list(reel.targets) == sorted(set(reel.targets)), reel.targets
         for target in reel.targets:
             try:
-                assert clips.decode_clip(reel.data, target).size
+                assert media.decode_clip(reel.data, target).size
             except ValueError as error:  # of which MediaError is one: PyAV decodes the frame, or says why not
                 assert type(error) in (ValueError, media.MediaError), repr(error)
     assert covered == places, (covered, places)
     shown = [at for at, picture in video.some(places) if isinstance(picture, media.MediaError) or picture.size]
     assert shown == places, (shown, places)
-    with open_windows(path) as windows:
+    with media.open_windows(path) as windows:
         for time in video.times[places]:
             window = windows.around(float(time))
             assert window is None or (window.pcm.shape == (48_000,) and 0 <= window.begin < window.end)
