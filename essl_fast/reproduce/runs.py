@@ -78,7 +78,7 @@ def train(folder: Path, arguments: list[str]) -> None:
         try:
             code = child.wait()
         except BaseException as error:
-            # Ctrl-C reaches the child as well, which writes a checkpoint and ends. SIGTERM may have reached us alone.
+            # Ctrl-C reaches the child as well, which writes a checkpoint and ends. SIGTERM may have reached only us.
             if isinstance(error, Stopped):
                 child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,7 +95,7 @@ def train(folder: Path, arguments: list[str]) -> None:
 def stopped_by_sigterm() -> Iterator[None]:
     """Within the block, SIGTERM ends this command as Ctrl-C does: together with the training that it has started.
 
-    Outside the main thread, which alone can catch signals, it changes nothing.
+    Outside the main thread it changes nothing: only the main thread can catch signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
