@@ -169,7 +169,7 @@ def draw(code: Code) -> str:
         kind = "command" if row < 3 or room == "evaluate" else "data" if room.startswith("data.") else "box"
         y, words = top_of(row), textwrap.wrap(job_of(code, room), 28)
         if len(words) > 4:
-            words = [*words[:3], textwrap.shorten(" ".join(words[3:]), 28, placeholder=" …")]
+            words = [*words[:3], textwrap.shorten(" ".join(words[3:]), 26, placeholder=" …")]
         out.append(f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{BOX}" height="{HEIGHT}" rx="6"/>')
         out.append(f'<text class="name" x="{x + 8:.1f}" y="{y + 18:.1f}">{room.replace(".", "/")}</text>')
         for number, text in enumerate(words):

@@ -14,7 +14,6 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "WARMUP": "graphs",
         "build_optimizer": "optimizer",
         "fit": "run",
-        "forbidden": "state",
         "register_logger": "observers",
         "runs_on": "state",
         "train_epoch": "loop",

@@ -8,39 +8,6 @@ from essl_fast.runtime import distributed
 from essl_fast.train.optimizer import optimizer_state
 from essl_fast.train.trainer import Trainer
 
-# Settings that may differ between a checkpoint and the run that resumes it: where things are, how often to look, how
-# long to train. The data may have moved; that it is the same is checked by its manifest.
-FREE = (
-    "out",
-    "name",
-    "overlays",
-    "tensorboard",
-    "loggers",
-    "imports",
-    "checkpoint_",
-    "eval_every",
-    "data.root",
-    "data.threads",
-    "data.prefetch",
-    "epochs",
-    "data.resident",
-    "data.on_error",
-    "data.max_errors",
-    "demo.cache",
-    "on_nonfinite",
-    "max_nonfinite",
-    "compile_cache",
-    "cuda_graphs",
-    "model.pcm_checkpoint",
-)
-
-
-def forbidden(changed: list[str]) -> list[str]:
-    """Those lines of :func:`config.difference` that a resumed run may not have."""
-    hard = [line for line in changed if not line.startswith(FREE)]
-    # A weight file may have moved; its content is checked by its hash. To "none" or from it is another network.
-    return [line for line in hard if "_weights: " not in line or "none" in line.split()]
-
 
 def runs_on(trainer: Trainer) -> str:
     """What "auto" settings came to: two runs that differ here do not compute the same numbers."""
@@ -106,7 +73,7 @@ def check_resume(trainer: Trainer, state: dict) -> list[str]:
         raise InputError("only last.pt can be resumed; best.pt holds weights alone")
     before = config.to_dict(config.from_dict(state["config"]))  # settings that came later had their defaults
     changed = config.difference(before, config.to_dict(trainer.settings))
-    if hard := forbidden(changed):
+    if hard := checkpoints.forbidden(changed):
         raise InputError("the checkpoint was made with other settings: " + "; ".join(hard) + ". Resume without them.")
     if state["runs_on"] != runs_on(trainer):
         raise InputError(

@@ -20,7 +20,7 @@ from essl_fast.data.shards import QUARANTINE, Manifest, read_index
 from essl_fast.evaluate import __main__ as evaluate_door
 from essl_fast.models import objectives, weights
 from essl_fast.runtime import runlog
-from essl_fast.train import Trainer, forbidden
+from essl_fast.train import Trainer
 from essl_fast.train import __main__ as train_door
 from essl_fast.train.demo import demo_data
 from essl_fast.train.optimizer import learning_rate_factor
@@ -211,7 +211,7 @@ def test_what_may_change_on_a_resume():
 
     def refused(*overrides):
         after = config.to_dict(config.load("sspl", overrides))
-        return [line.split(":")[0] for line in forbidden(config.difference(before, after))]
+        return [line.split(":")[0] for line in checkpoints.forbidden(config.difference(before, after))]
 
     assert refused("epochs=50", "data.root=elsewhere", "data.threads=3", "checkpoint_steps=7", "out=there") == []
     assert refused("data.resident=never", "data.resident_budget_gb=3", "data.on_error=skip", "data.max_errors=1") == []
