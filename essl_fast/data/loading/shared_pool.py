@@ -64,7 +64,8 @@ class SharedPool(Resident):
         """exchange: needed where the order changes from epoch to epoch, else None."""
         super().__init__(n, -(-n // world_size), side, layout, device)
         self.rank, self.world_size, self.exchange, self.held = rank, world_size, exchange, exchange is None
-        self._owner = self._row = None  # (n,) int64: the rank that a pair belongs to, and its row there
+        self._owner: np.ndarray | None = None  # (n,) int64: the rank that a pair belongs to
+        self._row: np.ndarray | None = None  # (n,) int64: its row there
         self._met = np.zeros(n, bool)  # pairs that some rank's step had by now: kept by their rank, or skipped
         self._faults_unshared = False  # something was decoded since ranks told each other what does not decode
         self._expected: _Expected | None = None

@@ -50,8 +50,10 @@ def test_resident_batches_are_the_streamed_ones(manifest, world_size, last_batch
         settings = {"rank": rank, "world_size": world_size, "last_batch": last_batch, "batch_size": 5}
         with make(manifest, False, **settings) as loader:
             expected = batches(loader, 5 * len(loader))
+            assert loader.streams and not loader.held and loader.pool is None
         reads.clear()
         with make(manifest, True, **settings) as loader:
+            assert loader.held and not loader.streams and loader.pool is not None
             assert_equal(batches(loader, 5 * len(loader)), expected)
         assert set(reads.values()) == {1}
         assert len(expected[0][0]) == 5 and loader.pool.present.sum() <= len(reads)

@@ -60,6 +60,7 @@ def rank_of_two(world, whole, damaged):
         reads.clear()
         with make(whole, world, pools_of(exchange), last_batch=last_batch) as loader:
             assert isinstance(loader.pool, SharedPool) and len(loader.pool.frames) == 16
+            assert not loader.held and not loader.streams
             first = batches(loader, len(loader) - 1)
             assert loader.pool._expected is None, "the first epoch's batches need no exchange"
             second = batches(loader, 3)
