@@ -45,7 +45,7 @@ PROG = "python -m essl_fast.prepare"
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns 0, or 1 if --strict finds something left out or --verify something broken. InputError."""
     data = parse(arguments)
-    imports, strict, verifies = data.pop("imports"), data.pop("strict", False), data.pop("verify", False)
+    imports, strict, verifies = data.pop("imports", ()), data.pop("strict", False), data.pop("verify", False)
     run = {name: data.pop(name) for name in RUN if name in data}
     import_modules(imports)
 

@@ -43,9 +43,9 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
         "--import",
         dest="imports",
         action="append",
-        default=[],
         metavar="MODULE",
         help="import a module of your own first, which registers a data set; may be repeated",
+        **_UNSET,
     )
 
 

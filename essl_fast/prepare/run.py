@@ -89,11 +89,12 @@ def prepare_dataset(
 
     Raises:
         PreparedDifferently: an InputError; the folder was made with other settings or from other annotations.
-        InputError: an argument is out of range, `out` holds something else, another run works on it, or a split has no
-            pair left.
+        InputError: an argument is out of range, the data set cannot be stored, `out` holds something else, another run
+            works on it, or a split has no pair left.
     """
     out = Path(out)
     _check_workers(workers)
+    dataset.check()
     settings = _settings(dataset, visual, decoder, pairs_per_shard)
     say = reporter(progress)
     if not (out / PARTS).exists() and (done := open_finished(out, settings, say)):

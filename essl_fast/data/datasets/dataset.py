@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from essl_fast.common.errors import InputError
 from essl_fast.common.registry import Registry
-from essl_fast.data.datasets.annotations import SPLITS, Annotations
+from essl_fast.data.datasets.annotations import GRID, SPLITS, Annotations
 from essl_fast.data.datasets.options import OPTIONS, DatasetOptions
 
 VIDEO, MIDDLE, STILL, HDF5 = "video", "middle", "still", "hdf5"  # the kinds of `Files`
@@ -76,6 +78,26 @@ class Dataset:
     consensus: int = 1
     float_sound: bool = False
     from_videos: bool = True
+
+    def check(self) -> None:
+        """Raise InputError if shards could not hold it: a reader of a user's own may be wrong."""
+        pairs, reader = self.annotations.pairs, f"the reader of data set {self.name!r}"
+        splits = {split for _, split, _ in pairs.videos()} | self.annotations.videos.keys()
+        if wrong := sorted(splits - set(SPLITS)):
+            raise InputError(f"{reader} gave the split {wrong[0]!r}: choose from {', '.join(SPLITS)}")
+        seen: set[str] = set()
+        for video, _, span in pairs.videos():
+            if video in seen:
+                raise InputError(f"{reader} added the video {video!r} twice: add all its pairs at once")
+            seen.add(video)
+            if len(np.unique(pairs.fid[span.start : span.stop])) < len(span):
+                raise InputError(f"{reader} gave two pairs for one frame of {video!r}: join their boxes in one pair")
+        if len(pairs.boxes) and not 0 <= pairs.boxes.min() <= pairs.boxes.max() <= GRID:
+            raise InputError(f"{reader} gave a box outside of the {GRID} grid: scale it with boxes_to_grid")
+        if not np.isfinite(pairs.time).all():
+            raise InputError(f"{reader} gave a time that is no number: give seconds")
+        if not all(pairs.class_sets):
+            raise InputError(f"{reader} gave a pair without a class: give (UNKNOWN,) if nobody named it")
 
     def header(self) -> dict[str, Any]:
         """What the manifest's header says of the data set."""
@@ -137,9 +159,6 @@ def read_dataset(given: Mapping[str, Any]) -> Dataset:
     found = reader(DatasetOptions(**options))
     if not isinstance(found, Dataset):
         raise InputError(f"the reader of {what} returned {type(found).__name__} instead of a Dataset")
-    splits = {split for _, split, _ in found.annotations.pairs.videos()} | found.annotations.videos.keys()
-    if wrong := sorted(splits - set(SPLITS)):
-        raise InputError(f"the reader of {what} gave the split {wrong[0]!r}: choose from {', '.join(SPLITS)}")
     return found
 
 

@@ -1,6 +1,6 @@
-"""The pairs that annotations ask for, in columns.
+"""The pairs that annotations ask for, stored in columns.
 
-378,093 of them, with a box each, take 16 MB; as many objects would take 210 MB. A `Pair` is made when one is asked for.
+378,093 pairs with one box each take 16 MB; as objects they would take 210 MB. A `Pair` is made when it is asked for.
 """
 
 from __future__ import annotations
@@ -15,32 +15,31 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Pair:
-    """One frame with the 3 s of sound around it.
-
-    `boxes`: int32 (K, 4), xyxy, half-open, on the 224 grid, clamped; K = 0 where `labelled` is False.
-    `fid`: displayed frame, counted from 1. `time`: seconds. `classes`: all named for the frame, `class_name` first.
-    """
+    """One frame with the 3 s of sound around it."""
 
     key: str
     video: str
-    fid: int
-    time: float
-    boxes: np.ndarray
+    fid: int  # number of the displayed frame, from 1
+    time: float  # of the frame, seconds
+    boxes: np.ndarray  # int32 (K, 4), xyxy, half-open, on the 224 grid, clamped
     class_name: str
-    labelled: bool
+    labelled: bool  # whether K > 0
     split: str
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # all classes of the frame, `class_name` first
 
 
 class Pairs(Sequence):
-    """N pairs, those of a video one after another: a sequence of `Pair` that is read-only but for `add_video`.
+    """A sequence of N `Pair`, video by video. `add_video` appends to it; nothing else changes it.
 
-    The columns, NumPy views: fid (N,) int32; time (N,) float64; class_id (N,) int32, index into `class_sets`; box_end
-    (N,) int64, the pair's boxes end there in boxes (M, 4) int32 and begin where those of the pair before it end.
+    The columns are NumPy views:
+
+        fid (N,) int32; time (N,) float64, seconds; class_id (N,) int32, index into `class_sets`
+        boxes (M, 4) int32, those of all pairs; box_end (N,) int64: the pair's boxes end there in `boxes`, and begin
+            where those of the pair before end
     """
 
     def __init__(self) -> None:
-        self.class_sets: list[tuple[str, ...]] = []  # the classes of a pair, `class_name` first
+        self.class_sets: list[tuple[str, ...]] = []  # classes of a pair, `class_name` first
         self._class_ids: dict[tuple[str, ...], int] = {}
         self._videos: list[tuple[str, str]] = []  # name, split
         self._video_end = array("q")
@@ -50,7 +49,13 @@ class Pairs(Sequence):
     def add_video(
         self, video: str, split: str, pairs: Iterable[tuple[int, float, Sequence[Sequence[int]], tuple[str, ...]]]
     ) -> None:
-        """Append a video's pairs: (fid, time, boxes as K x 4 whole numbers, classes) each; a video comes once."""
+        """Append a video with all its pairs.
+
+        Args:
+            video: its name; each video is added once.
+            split: train, val or test.
+            pairs: (frame number from 1, time in seconds, boxes as K x 4 integers on the 224 grid, classes) of each.
+        """
         for fid, time, boxes, classes in pairs:
             if (known := self._class_ids.get(classes)) is None:
                 known = self._class_ids[classes] = len(self.class_sets)
@@ -85,13 +90,14 @@ class Pairs(Sequence):
         return np.frombuffer(self._boxes, np.int32).reshape(-1, 4)
 
     def videos(self) -> Iterator[tuple[str, str, range]]:
-        """(name, split, indexes of its pairs) of each video that was added, in that order."""
+        """(name, split, indexes of its pairs) of each video, in the order in which they were added."""
         begin = 0
         for (video, split), end in zip(self._videos, self._video_end, strict=True):
             yield video, split, range(begin, end)
             begin = end
 
     def box_span(self, index: int) -> tuple[int, int]:
+        """Where the boxes of a pair begin and end in `boxes`."""
         return (self._box_end[index - 1] if index else 0), self._box_end[index]
 
     def key(self, video: str, index: int) -> str:
@@ -99,7 +105,7 @@ class Pairs(Sequence):
         return pair_key(video, self._fid[index])
 
     def get(self, video: str, split: str, index: int) -> Pair:
-        """The pair at `index`, by whoever knows whose it is."""
+        """The pair at `index`. The caller knows its video and split, which saves a search."""
         begin, end = self.box_span(index)
         boxes = np.array(self._boxes[4 * begin : 4 * end], np.int32).reshape(-1, 4)
         classes, fid = self.class_sets[self._class[index]], self._fid[index]
@@ -120,7 +126,7 @@ class Pairs(Sequence):
                 yield self.get(video, split, index)
 
     def digest(self, state: hashlib.blake2b) -> None:
-        """Feed everything that the pairs say to a hash."""
+        """Feed everything that the pairs say into a hash."""
         state.update(repr((self._videos, self.class_sets)).encode())
         for column in (self._video_end, self._fid, self._time, self._class, self._box_end, self._boxes):
             state.update(len(column).to_bytes(8, "little"))
@@ -129,4 +135,5 @@ class Pairs(Sequence):
 
 
 def pair_key(video: str, fid: int) -> str:
+    """The key of the pair of frame `fid` of a video."""
     return f"{video}_{fid:06d}"

@@ -1,4 +1,4 @@
-"""CSV files that people and pandas wrote: columns by header, and errors that name file, line and column."""
+"""CSV files written by people or by pandas: columns are found by header, errors name file, line and column."""
 
 from __future__ import annotations
 
@@ -15,33 +15,41 @@ from essl_fast.common.errors import InputError, short
 
 LARGEST_TEXT = 1 << 28  # bytes of a file of annotations
 _NUMBERS, _BRACKETS = re.compile(r"[\s\d.,eE+()\[\]-]*"), str.maketrans("()", "[]")
-_LONGEST_BBOX = 1_000_000  # characters of one bbox cell; bounds what the parser may be asked to build
+_LONGEST_BBOX = 1_000_000  # characters of one bbox cell; limits what the parser builds
 
 
 class Row:
-    """One record of a table, with typed access that reports file, line and column."""
+    """One record of a table. Its methods give the cells as types, and raise InputError with file, line and column.
+
+    A column is given as in the table's `wanted`.
+    """
 
     def __init__(self, table: Table, line: int, cells: list[str]):
         self.table, self.line, self.cells = table, line, cells
         self.where = f"{table.path.name} line {line}"
 
     def error(self, column, problem: str, remedy: str) -> InputError:
+        """The error to raise for a cell."""
         return InputError(f"{self.table.path} line {self.line}, column {self.table.title(column)}: {problem}; {remedy}")
 
     def has(self, column) -> bool:
+        """Whether the column is there and the cell is not empty."""
         at = self.table.columns.get(column)
         return at is not None and bool(self.cells[at].strip())
 
     def text(self, column) -> str:
+        """The cell without surrounding spaces."""
         return self.cells[self.table.columns[column]].strip()
 
     def label(self, column) -> str:
+        """The cell as a class. InputError if it is empty."""
         text = self.text(column)
         if not text:
             raise self.error(column, "the class is empty", "write the sound's class")
         return text
 
     def number(self, column) -> float:
+        """The cell as a finite number, below 1e12. InputError if it is none."""
         text = self.text(column)
         try:
             value = float(text)
@@ -52,19 +60,20 @@ class Row:
         return value
 
     def integer(self, column) -> int:
-        value = self.number(column)  # "60.0" is how a table that went through pandas writes 60
+        """The cell as an integer below 2**31. InputError if it is none."""
+        value = self.number(column)  # pandas may write 60 as "60.0"
         if value != int(value) or abs(value) >= 2**31:
             raise self.error(column, f"{short(self.text(column))} is not a frame's number", "write a whole number")
         return int(value)
 
     def boxes(self, column) -> list[list[float]]:
-        """The cell's boxes; a single bare box counts as a list of one."""
+        """The cell as a list of boxes of four finite numbers; a single box is a list of one. Or InputError."""
         text = self.text(column)
         remedy = "write a list of boxes such as [[12, 30, 100, 150]], or [] for none"
         if len(text) > _LONGEST_BBOX:
             raise self.error(column, f"{len(text):,} characters, more than {_LONGEST_BBOX:,}", remedy)
         try:
-            value = json.loads(text)  # ten times as fast, and most tables are written so
+            value = json.loads(text)  # ten times as fast as the other way, and most tables are JSON
         except (ValueError, RecursionError):
             try:
                 value = _python_lists(text)
@@ -80,10 +89,19 @@ class Row:
 
 
 class Table:
-    """A CSV file with a header. `wanted`: column, or the names it may go by, → is it required; `needs_end`: who it is
-    that requires end_fid."""
+    """A CSV file with a header."""
 
     def __init__(self, path: Path, wanted: dict, needs_end: str = ""):
+        """Read the file and find its columns.
+
+        Args:
+            path: the file.
+            wanted: column, or a tuple of names that it may have → whether it is required.
+            needs_end: what requires the column end_fid, for messages.
+
+        Raises:
+            InputError: the file cannot be read, is empty, lacks a required column, or has one twice.
+        """
         self.path = path
         text = read_text(path)
         if not text.strip():
@@ -111,12 +129,14 @@ class Table:
                 raise InputError(f"{path} line 1: column {name} is there {count} times; keep one of them")
 
     def title(self, column) -> str:
+        """The column's name in the header; if it is missing, all names that it may have."""
         if isinstance(column, str):
             return column
         at = self.columns.get(column)
         return "|".join(column) if at is None else self.header[at].strip()
 
     def rows(self) -> Iterator[Row]:
+        """The records. InputError if one has another number of cells than the header."""
         for line, cells in self._records():
             if len(cells) != len(self.header):
                 raise InputError(
@@ -140,7 +160,7 @@ class Table:
 
 
 def read_text(path: Path) -> str:
-    """The file as UTF-8, with or without a byte order mark."""
+    """The text of a UTF-8 file, without its byte order mark. InputError if it cannot be read or is too large."""
     try:
         if (size := path.stat().st_size) > LARGEST_TEXT:
             raise InputError(f"{path} has {size:,} bytes, more than {LARGEST_TEXT:,}: is it a list of annotations?")
@@ -159,23 +179,25 @@ def read_text(path: Path) -> str:
 
 
 def _python_lists(text: str) -> object:
-    """Python's lists and tuples of numbers. ValueError for anything else. Not `ast.literal_eval`: it builds a tree of
-    200 times the text's size, and nested far enough ends the interpreter."""
+    """Parse Python's lists and tuples of numbers. ValueError for anything else.
+
+    `ast.literal_eval` is not used: it builds a tree of 200 times the text's size, and deep nesting crashes it.
+    """
     if not _NUMBERS.fullmatch(text):
         raise ValueError("not only numbers and brackets")
-    text = re.sub(r",(\s*(?:\]|$))", r"\1", text.translate(_BRACKETS))  # a comma may come before the end
-    text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)  # and a number begin or end with its point
+    text = re.sub(r",(\s*(?:\]|$))", r"\1", text.translate(_BRACKETS))  # a comma may precede the bracket
+    text = re.sub(r"(?<!\d)\.(?=\d)", "0.", text)  # numbers such as .5 and 5. are allowed
     text = re.sub(r"(?<=\d)\.(?!\d)", ".0", text)
     try:
         return json.loads(text)
     except ValueError:
         if not text.strip():
             raise
-        return json.loads(f"[{text}]")  # a tuple may do without its brackets
+        return json.loads(f"[{text}]")  # a tuple needs no brackets
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9  # false for inf and nan
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9  # False for inf and nan
 
 
 def _is_box(box) -> bool:

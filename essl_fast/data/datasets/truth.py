@@ -2,9 +2,9 @@
 
     FILE.json    [{"time": seconds or "fid": frame counted from 1, "boxes": [[x1, y1, x2, y2], ...]}, ...]
     FILE.csv     the same in columns: time or fid, and bbox
-    FOLDER       Chaotic World's tree: annotation/frame/<video>.csv, or without it annotation/group/<video>.csv
+    FOLDER       Chaotic World's tree: annotation/frame/<video>.csv, or, if it is missing, annotation/group/<video>.csv
 
-Boxes are xyxy, in pixels of the video as it is shown; a folder's are in those of the annotated 320x180 frames.
+Boxes are xyxy, in pixels of the video as it is shown; those of a folder are in pixels of the annotated 320x180 frames.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from essl_fast.data.datasets.tables import Table, read_text
 
 ANNOTATED = (320, 180)  # width and height of Chaotic World's annotated frames, pixels
 _LONGEST_SPAN = 1 << 20  # frames of a sound, 10 h
-_HELD = 0.5  # seconds that a box stays on screen where frames behind it have none of their own
+_HELD = 0.5  # seconds that a box stays on screen if the next frames have none of their own
 _FRAME, _TIME = ("fid", "frame", "frame_id"), ("time", "timestamp")
 _SPAN = {"start_fid": True, "end_fid": True, "bbox": True}
 
@@ -32,19 +32,27 @@ _EXAMPLE = '{"time": 1.5, "boxes": [[12, 30, 100, 150]]}'
 
 @dataclass(frozen=True)
 class Truth:
-    """Boxes by frame, or by time where `by_frame` is False. size: of the frames that they refer to; None: the video."""
+    """Boxes at moments of a video."""
 
-    at: list[float]  # ascending: frames counted from 1, or seconds
-    boxes: list[list[Box]]
-    by_frame: bool
-    size: tuple[int, int] | None
+    at: list[float]  # the moments, ascending: frames counted from 1, or seconds
+    boxes: list[list[Box]]  # of each moment
+    by_frame: bool  # `at` counts frames
+    size: tuple[int, int] | None  # width and height of the frames that the boxes refer to; None: those of the video
 
     def of(self, fid: int, time: float, rate: float, width: int, height: int) -> tuple[list[Box], bool]:
-        """The boxes to draw on a frame, in pixels of a width x height video, and whether they are that frame's own.
+        """The boxes to draw on a frame.
 
-        fid: the frame, counted from 1; time: when it is shown, seconds; rate: frames a second.
+        Args:
+            fid: number of the frame, from 1.
+            time: when it is shown, seconds.
+            rate: frames per second.
+            width: of the video, pixels.
+            height: likewise.
+
+        Returns:
+            (boxes in pixels of the video, whether they belong to this frame and not to an earlier one).
         """
-        # Times are written rounded, so that they may lie a little behind their frame's.
+        # Written times are rounded, so they may be a little later than that of their frame.
         here, unit = (fid, 1 / rate) if self.by_frame else (time + 0.5 / rate, 1.0)
         number = bisect_right(self.at, here) - 1
         if number < 0 or (here - self.at[number]) * unit > _HELD:
@@ -55,7 +63,16 @@ class Truth:
 
 
 def read_truth(path: str | Path, video: str, size: tuple[int, int] | None = None) -> Truth:
-    """The boxes of a file, or those of `video` in a folder. size: what they refer to, if not as above. InputError."""
+    """Read the boxes of a file, or those of one video in a folder.
+
+    Args:
+        path: the file or folder (see above).
+        video: the name of the video in the folder.
+        size: width and height of the frames that the boxes refer to, if it is another than above.
+
+    Raises:
+        InputError: there are no boxes, or the file is malformed.
+    """
     path = Path(path)
     if path.is_dir():
         table = next(
@@ -75,7 +92,7 @@ def read_truth(path: str | Path, video: str, size: tuple[int, int] | None = None
 
 
 def _truth(rows: Iterable[tuple[bool, float, list]], size: tuple[int, int] | None, path: Path) -> Truth:
-    """rows: (by frame, when, boxes); those of one moment are put together."""
+    """Join the rows of each moment. rows: (whether `at` is a frame, at, boxes)."""
     found: dict[float, list[Box]] = {}
     kinds = set()
     for by_frame, at, boxes in rows:
@@ -97,7 +114,7 @@ def _rows(path: Path) -> Iterable[tuple[bool, float, list]]:
 
 
 def _spans(path: Path) -> Iterable[tuple[bool, float, list]]:
-    """A group table: a box for each frame of a sound, or the boxes of all of them."""
+    """The rows of a group table: it has a box for each frame of a sound, or boxes that hold for all of its frames."""
     for row in Table(path, _SPAN).rows():
         first, last, boxes = row.integer("start_fid"), row.integer("end_fid"), row.boxes("bbox")
         if last - first >= _LONGEST_SPAN:
