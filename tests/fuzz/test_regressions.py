@@ -283,7 +283,7 @@ def test_a_config_cannot_hang_or_import(tmp_path, text, why):
 )
 def test_settings_of_a_checkpoint_are_of_their_kinds(values):
     with pytest.raises(InputError):
-        config.from_dict(values)
+        checkpoints.settings_of({"config": values, "model": {}})
 
 
 def test_a_packed_checkpoint_is_not_unpacked(tmp_path):
