@@ -5,6 +5,8 @@ first value appears that is infinite or not a number: a weight, an input, a modu
 weight is changed. Exit code 0 if the fault shows again, 1 if everything is finite this time.
 """
 
+from __future__ import annotations
+
 if __name__ == "__main__":
     from essl_fast.common.commands import begin
 
@@ -14,20 +16,19 @@ import sys
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
-from essl_fast import checkpoints, config, kernels
+from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading import Loader, RawBatch
-from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import loader_settings
-from essl_fast.runtime.devices import pick_device
-from essl_fast.train import Fault, Trainer, runs_on
+
+if TYPE_CHECKING:  # PyTorch is imported where it is used: not before the arguments are known to be right
+    import torch
+    from torch import Tensor, nn
+
+    from essl_fast.data.loading import RawBatch
+    from essl_fast.train import Fault, Trainer
 
 PROG = "python -m essl_fast.replay"
 
@@ -38,22 +39,22 @@ class Place(NamedTuple):
     kind: str  # "weight", "input", "output", "loss", "gradient"
     name: str
     what: str  # how many of its values, and of which kind
-    keys: tuple[str, ...] = ()  # the pairs that alone have them; empty: all of them, or it does not tell
+    keys: tuple[str, ...] = ()  # the pairs that have them; empty if all pairs have them, or if that is not known
 
 
 class Report(NamedTuple):
-    """What a replay found, in the order in which the step computes: the first place is where it begins."""
+    """The result of a replay. The places are in the order in which the step computes: the first is the origin."""
 
     fault: Fault
     places: list[Place]
     losses: dict[str, float]
     operation: str  # what autograd's anomaly detection says, "" if nothing
-    then: str  # what the step ran on
-    now: str
+    then: str  # device and dtype of the step
+    now: str  # device and dtype of the replay
 
 
 def amiss(value: Tensor) -> str | None:
-    """In words how many of a tensor's values are infinite or not a number; None if none is."""
+    """How many of a tensor's values are infinite or not a number, in words; None if there are none."""
     if not value.is_floating_point() or bool(value.isfinite().all()):
         return None
     nan, infinite = int(value.isnan().sum()), int(value.isinf().sum())
@@ -62,7 +63,9 @@ def amiss(value: Tensor) -> str | None:
 
 
 def tensors(value) -> Iterator[Tensor]:
-    """The tensors of what a module gives: one, or several in tuples."""
+    """The tensors in a module's output: one, or several in tuples."""
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (tuple, list)):
@@ -107,7 +110,12 @@ class Watch:
 
 
 def batch_of(trainer: Trainer, fault: Fault) -> RawBatch:
-    """The pairs of the step as its ranks had them, one rank's after the other's. InputError if they are not these."""
+    """The pairs of the step as its ranks had them, rank after rank. InputError if the data gives other pairs."""
+    import torch
+
+    from essl_fast.data.loading import Loader, RawBatch
+    from essl_fast.evaluate import loader_settings
+
     settings, found = trainer.settings, []
     for rank in range(fault.ranks):
         with Loader(
@@ -134,9 +142,13 @@ def batch_of(trainer: Trainer, fault: Fault) -> RawBatch:
     return RawBatch(frames, torch.arange(len(index), device=trainer.device), sound, index)
 
 
-def replay(state: dict, root: Path, device: torch.device, precision: str = "") -> Report:
-    """Run the step of a file's ``state`` again on the prepared data in ``root``; precision "" is the run's."""
-    settings = config.from_dict(state["config"])
+def trainer_of(state: dict, root: Path, device: torch.device, precision: str) -> Trainer:
+    """A trainer of the step's run, on the prepared data in ``root``, with the weights that the step began with."""
+    from essl_fast import checkpoints
+    from essl_fast.data.shards import Manifest
+    from essl_fast.train import Trainer
+
+    settings = checkpoints.settings_of(state)
     settings.compile, settings.data.resident = "off", "never"
     settings.precision = precision or settings.precision
     manifest = Manifest.load(root)
@@ -145,14 +157,32 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
     trainer = Trainer(settings, manifest, device)
     trainer.loader.close()
     checkpoints.load_trained(trainer.model, state["model"])
-    fault = Fault(**state["fault"])
-    model, raw = trainer.model.train(), batch_of(trainer, fault)
+    return trainer
+
+
+def views_of(trainer: Trainer, fault: Fault, raw: RawBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """The views of the step's pairs, their boxes view by view, and which pairs are labelled."""
+    import torch
+
+    from essl_fast import kernels
+
     with torch.no_grad():
         views, top, left, flip = kernels.random_views(
-            raw.frames, raw.rows, raw.index, settings.seed, fault.epoch, config.SIZE, trainer.dtype
+            raw.frames, raw.rows, raw.index, trainer.settings.seed, fault.epoch, config.SIZE, trainer.dtype
         )
         boxes, labelled = (known[raw.index] for known in trainer.data.labels)
-        boxes = kernels.view_boxes(boxes, top, left, flip, config.STORED_SIDE, config.SIZE)
+        return views, kernels.view_boxes(boxes, top, left, flip, config.STORED_SIDE, config.SIZE), labelled
+
+
+def replay(state: dict, root: Path, device: torch.device, precision: str = "") -> Report:
+    """Run the step of a file's ``state`` again on the prepared data in ``root``; precision "" is the run's."""
+    import torch
+
+    from essl_fast.train import Fault, runs_on
+
+    trainer, fault = trainer_of(state, root, device, precision), Fault(**state["fault"])
+    model, raw = trainer.model.train(), batch_of(trainer, fault)
+    views, boxes, labelled = views_of(trainer, fault, raw)
     places = [Place("weight", name, found) for name, value in model.state_dict().items() if (found := amiss(value))]
     for name, value in (("views", views), ("sound", raw.sound)):
         places += [Place("input", name, found)] if (found := amiss(value)) else []
@@ -217,6 +247,10 @@ def main(argv: list[str] | None = None) -> int:
     kinds = typing.get_args(typing.get_type_hints(config.Config)["precision"])
     parser.add_argument("--precision", default="", choices=kinds, help="default: the run's")
     options = parser.parse_args(argv)
+
+    from essl_fast import checkpoints
+    from essl_fast.runtime.devices import pick_device
+
     device = pick_device(options.device)
     state = checkpoints.load(options.file)
     if state.get("kind") != "nonfinite":
@@ -224,8 +258,9 @@ def main(argv: list[str] | None = None) -> int:
     root = Path(options.data or state["data_root"])
     if not root.is_dir():
         raise InputError(f"there is no folder {root}, which {options.file} was trained on; give it with --data DIR")
-    report = replay(state, root, device, options.precision)
     console = commands.console()
+    commands.say_imports(console, state["config"].get("imports", []))
+    report = replay(state, root, device, options.precision)
     for line in tell(report):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     return 0 if report.places or report.operation else 1

@@ -57,6 +57,11 @@ class Registry:
 
         return add
 
+    def remove(self, name: str) -> None:
+        """Forget a name. InputError, with all known names, if it is unknown."""
+        self._find(name)
+        del self._parts[name]
+
     def get(self, name: str) -> Any:
         """What is registered under ``name``. InputError, with all known names, if nothing is."""
         return self._find(name)[0]

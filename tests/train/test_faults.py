@@ -1,9 +1,6 @@
-"""Numbers that are not finite change nothing and are kept for a replay, collapse is seen, a run has one owner."""
+"""Steps that are not finite stop a run or are passed over, and are kept for a replay; a collapse is told."""
 
-import errno
-import fcntl
 import math
-import os
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.models import heads, localizer
 from essl_fast.runtime.runlog import read_log
-from essl_fast.train import Observer, Trainer, collapse, guard, rundir, train_epoch
+from essl_fast.train import Observer, Trainer, collapse, guard, train_epoch
 from essl_fast.train import __main__ as train_door
 from essl_fast.train.state import faulty_state
 
@@ -27,91 +24,6 @@ def small(monkeypatch):
     """A small head: the same code in a fraction of the time."""
     head = heads.SimSiamHead
     monkeypatch.setattr(heads, "SimSiamHead", lambda channels: head(channels, 64, 16))
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
-
-
-def steps(batches, poison=(), latch=False):
-    """The state of a network and its optimizer after a step with each batch; the gradients of some are spoiled."""
-    model = network()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
-    watch, flags = guard.Guard(model, torch.device("cpu"), latch), []
-    for number, batch in enumerate(batches):
-        watch.begin()
-        loss = model(batch).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        if number in poison:
-            model[0].weight.grad[1, 2] = poison[number]
-        optimizer.found_inf = watch.judge(loss, guard.gradient_norm(model.parameters()))
-        optimizer.step()
-        watch.settle()
-        flags.append(watch.flag.item())
-    moments = [value for state in optimizer.state.values() for value in state.values()]
-    return [*model.state_dict().values(), *moments], flags
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])  # the square of the last overflows
-def test_a_gradient_that_is_not_finite_changes_nothing(value):
-    batches = list(torch.randn(4, 5, 6))
-    spoiled, flags = steps(batches, poison={2: value})
-    without, _ = steps(batches[:2] + batches[3:])
-    assert flags == [0, 0, 1, 0]
-    assert all(torch.equal(a, b) for a, b in zip(spoiled, without, strict=True))
-
-
-def test_a_batch_that_is_not_finite_leaves_the_running_statistics():
-    batches = list(torch.randn(4, 5, 6))
-    bad = batches[2].clone()
-    bad[0, 0] = math.nan
-    spoiled, flags = steps([*batches[:2], bad, batches[3]])
-    without, _ = steps(batches[:2] + batches[3:])
-    assert flags == [0, 0, 1, 0]
-    assert all(torch.equal(a, b) for a, b in zip(spoiled, without, strict=True))
-
-
-def test_a_latched_guard_keeps_what_the_first_bad_step_began_with():
-    batches = list(torch.randn(5, 5, 6))
-    latched, flags = steps(batches, poison={2: math.nan}, latch=True)
-    until, _ = steps(batches[:2])
-    assert flags == [0, 0, 1, 0, 0]
-    assert all(torch.equal(a, b) for a, b in zip(latched, until, strict=True))
-
-
-def test_how_far_projections_are_apart():
-    torch.manual_seed(0)
-    spread = torch.randn(2, 64, 2048)
-    found = collapse.projection_spread(spread)
-    assert found["projection_std"].item() == pytest.approx(1, abs=0.02)
-    singular = torch.linalg.svdvals((spread - spread.mean(1, keepdim=True)).double()) ** 2
-    expected = (singular.sum(1) ** 2 / (singular**2).sum(1)).mean().item()
-    assert found["projection_rank"].item() == pytest.approx(expected, rel=1e-4) and expected > 55
-    line = torch.randn(2, 64, 1) * torch.randn(2, 1, 2048)
-    assert collapse.projection_spread(line)["projection_rank"].item() == pytest.approx(1, abs=1e-4)
-    assert [value.item() for value in collapse.projection_spread(torch.ones(2, 64, 256)).values()] == [0, 0]
-    assert {value.dtype for value in collapse.projection_spread(spread.bfloat16()).values()} == {torch.float32}
-
-    head = models.SimSiamHead(128).train()
-    pooled = torch.randn(2, 32, 128)
-    healthy = collapse.projection_spread(head(pooled)[1])
-    assert healthy["projection_std"] > 0.9 and healthy["projection_rank"] > 5
-    same = collapse.projection_spread(head(torch.randn(2, 1, 128).expand(2, 32, 128))[1])
-    assert same["projection_std"] < collapse.COLLAPSED_BELOW
-    along = collapse.projection_spread(head(torch.randn(2, 1, 128) + 1e-3 * pooled[:, :, :1])[1])
-    assert along["projection_std"] > 0.9 and along["projection_rank"] < 0.2 * healthy["projection_rank"]
-
-
-def test_the_warning_of_a_collapse():
-    entries = [{"projection_std": value, "projection_rank": 9.0} for value in (0.9, 0.05, 0.04, 0.8, 0.02)]
-    said = [collapse.collapse(entries[: count + 1], 16) is not None for count in range(5)]
-    assert said == [False, True, False, False, True]  # once for each time that it collapses
-    assert "collapsed" in collapse.collapse(entries[:2], 16) and "optim.lr_head" in collapse.collapse(entries[:2], 16)
-    assert collapse.collapse([], 16) is None and collapse.collapse([{"losses": {}}], 16) is None
-    line = [{"projection_std": 0.95, "projection_rank": 1.1}]
-    assert "on a line: projection_rank is 1.10" in collapse.collapse(line, 16) and collapse.collapse(line, 4) is None
 
 
 def trainer_of(prepared, *more):
@@ -272,23 +184,3 @@ def test_a_run_that_collapses_is_told(tiny, tmp_path, capsys, monkeypatch):
     events = read_log(out / "log.jsonl")
     assert [e["epoch"] for e in events if e["event"] == "warning"] == [1]
     assert all(e["projection_std"] < collapse.COLLAPSED_BELOW for e in events if e["event"] == "epoch")
-
-
-def test_a_run_directory_has_one_owner(tmp_path, monkeypatch):
-    with rundir.owned(tmp_path):
-        with pytest.raises(InputError, match=rf"another training is at work in .* \(process {os.getpid()} on "):
-            with rundir.owned(tmp_path):
-                pass
-        assert (tmp_path / rundir.LOCK).exists()
-    assert not list(tmp_path.iterdir())
-    (tmp_path / rundir.LOCK).write_text("process 1 on a machine that lost power\n")  # nobody holds it
-    with rundir.owned(tmp_path):
-        assert f"process {os.getpid()}" in (tmp_path / rundir.LOCK).read_text()
-
-    def none(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", none)
-    said = []
-    with rundir.owned(tmp_path, said.append):
-        assert "has no locks (No locks available)" in said[0]

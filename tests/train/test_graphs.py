@@ -7,10 +7,10 @@ import types
 import pytest
 import torch
 
-from essl_fast import config, kernels, models
+from essl_fast import config, models
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
-from essl_fast.kernels import fp8
+from essl_fast.kernels import fp8, native
 from essl_fast.models import heads
 from essl_fast.runtime.devices import pick_precision
 from essl_fast.train import Observer, Trainer, graphs, train_epoch
@@ -123,7 +123,7 @@ def test_the_recorder_sees_a_step_that_depends_on_the_host():
 
 def test_without_the_compiled_module_a_step_can_be_captured_too(tiny, monkeypatch):
     """PyTorch alone then makes the views, and must not send the GPU numbers for that."""
-    monkeypatch.setattr(kernels, "_compiled", lambda tensor: False)
+    monkeypatch.setattr(native, "available", lambda: False)
     captured, plain = (trainer_of(tiny[1], c) for c in (True, False))
     assert run(captured, 1) == run(plain, 1)
     assert captured.step.stepper.captured and captured.step.stepper.counts["replayed"] > 0

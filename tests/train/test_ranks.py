@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from essl_fast import config, models
-from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.runtime import distributed
 from essl_fast.train import Trainer
-from essl_fast.train.rundir import find_run
 from tests.tools.ranks import run_ranks
 
 
@@ -80,15 +78,3 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
     assert summary["test"]["pairs"] == Manifest.load(prepared).pairs("test")
     events = [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert events.count("start") == 1 and events.count("epoch") == 2
-
-
-def test_a_restart_by_torchrun_goes_on_with_the_run_in_out(tmp_path):
-    settings = config.load("demo", ["--out", str(tmp_path)])
-    again = distributed.World(0, 1, 0, restarts=1)
-    assert find_run(settings, "", again) == (tmp_path, None)  # it ended before its first checkpoint
-    (tmp_path / "last.pt").touch()
-    assert find_run(settings, "", again) == (tmp_path, tmp_path / "last.pt")
-    with pytest.raises(InputError, match="holds a run already"):
-        find_run(settings, "", distributed.ALONE)
-    with pytest.raises(InputError, match="give --out DIR"):
-        find_run(config.load("demo"), "", again)

@@ -1,0 +1,117 @@
+"""Observers hear of a run from its start to its end, also one that a user's module registers."""
+
+import json
+
+import pytest
+import torch
+
+from essl_fast import checkpoints, config, train
+from essl_fast.common.errors import InputError
+from essl_fast.models import heads
+from essl_fast.runtime.runlog import read_log
+from essl_fast.train import __main__ as train_door
+from tests.tools.modules import own_module
+
+SETTINGS = [
+    "--data.batch_size",
+    "5",
+    "--device",
+    "cpu",
+    "--epochs",
+    "2",
+    "--eval_every",
+    "1",
+    "--overlays",
+    "0",
+    "--baselines",
+    "false",
+]
+LOGGER = """
+import json
+from essl_fast import register_logger
+from essl_fast.train import Observer
+
+
+@register_logger("lines")
+class Lines(Observer):
+    def __init__(self, settings, folder, epoch):
+        self.file = open(folder / "lines.txt", "a")
+        self.tell("begin", epoch)
+
+    def tell(self, *words):
+        self.file.write(json.dumps(words) + "\\n")
+
+    def on_train_start(self, epochs, steps_per_epoch, steps_done):
+        self.tell("train", epochs, steps_per_epoch, steps_done)
+
+    def on_step(self, epoch, reading):
+        self.tell("step", epoch, reading.loss > -1e9)
+
+    def on_epoch(self, entry):
+        self.tell("epoch", entry["epoch"], sorted(entry["selection"]))
+
+    def on_end(self, summary):
+        self.tell("end", summary["test"]["pairs"])
+
+    def close(self):
+        self.file.close()
+"""
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A small head: the same code in a fraction of the time."""
+    head = heads.SimSiamHead
+    monkeypatch.setattr(heads, "SimSiamHead", lambda channels: head(channels, 64, 16))
+
+
+def told(out):
+    return [json.loads(line) for line in (out / "lines.txt").read_text().splitlines()]
+
+
+def test_a_users_logger_hears_of_the_whole_run_and_of_what_a_resume_adds(tiny, tmp_path, monkeypatch):
+    with own_module(tmp_path, monkeypatch, "my_lines", LOGGER):
+        out = tmp_path / "run"
+        arguments = ["--import", "my_lines", "--loggers", "[lines]", "--data.root", str(tiny[1]), "--out", str(out)]
+        assert train_door.main([*SETTINGS, *arguments]) == 0
+        steps = [["step", epoch, True] for epoch in (0, 1) for _ in range(4)]
+        epochs = [["epoch", epoch, ["auc", "success_at_half"]] for epoch in (1, 2)]
+        expected = [["begin", 0], ["train", 2, 4, 0], *steps[:4], epochs[0], *steps[4:], epochs[1]]
+        assert told(out)[:-1] == expected and told(out)[-1][0] == "end"
+        assert checkpoints.load(out / "last.pt")["config"]["imports"] == ["my_lines"]
+        assert train_door.main(["--resume", str(out), "--epochs", "3"]) == 0
+        later = told(out)[len(expected) + 1 :]
+        assert later[:3] == [["begin", 2], ["train", 3, 4, 8], ["step", 2, True]]
+        assert later[-2][:2] == ["epoch", 3] and later[-1][0] == "end"
+
+
+def test_fit_does_what_the_command_does(tiny, tmp_path):
+    """Same defaults, same numbers: the summary, the weights and the log, but for times."""
+    torch.set_num_threads(1)
+    folders = [tmp_path / name for name in ("command", "function")]
+    words = [*SETTINGS, "--data.root", str(tiny[1]), "--name", "same"]
+    assert train_door.main([*words, "--out", str(folders[0])]) == 0
+    summary = train.fit("demo", [*words, "--out", str(folders[1])], quiet=True)
+    assert summary == json.loads((folders[1] / "summary.json").read_text())
+    assert summary["test"] == json.loads((folders[0] / "summary.json").read_text())["test"]
+    states = [checkpoints.load(folder / "last.pt")["model"] for folder in folders]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    events = [[event["event"] for event in read_log(folder / "log.jsonl")] for folder in folders]
+    assert events[0] == events[1] == ["start", "epoch", "epoch", "end"]
+
+
+def test_fit_resumes_and_refuses_what_is_not_there(tiny, tmp_path):
+    settings = config.load("demo", [*SETTINGS, "--data.root", str(tiny[1]), "--out", str(tmp_path / "run")])
+    settings.epochs = 1
+    train.fit(settings, quiet=True)
+    train.fit(resume=tmp_path / "run", overrides=["--epochs", "2"], quiet=True)
+    assert checkpoints.load(tmp_path / "run" / "last.pt")["epoch"] == 2
+    with pytest.raises(InputError, match="objective.method: there is no method 'nonsense'"):
+        train.fit("demo", ["--objective.method", "nonsense"])
+
+
+def test_one_that_raises_ends_the_run(tiny, tmp_path, monkeypatch):
+    with own_module(tmp_path, monkeypatch, "my_broken", LOGGER.replace("reading.loss > -1e9", "1 / 0")):
+        arguments = ["--import", "my_broken", "--loggers", "[lines]", "--data.root", str(tiny[1])]
+        with pytest.raises(ZeroDivisionError):
+            train_door.main([*SETTINGS, *arguments, "--out", str(tmp_path / "run")])
