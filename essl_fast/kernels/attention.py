@@ -196,7 +196,7 @@ def forward(
     features: Tensor,  # (B, C, H, W)
     audio: Tensor,  # (B, C)
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """pooled (B, C), similarity, attention (B, H, W), and for the backward sums (B, C), extremes (B, 4); all float32."""
+    """pooled (B, C), similarity, attention (B, H, W); for the backward sums (B, C), extremes (B, 4); all float32."""
     batch, channels, height, width = features.shape
     outputs = _outputs(features)
     if not batch:
