@@ -1,1 +1,1 @@
-"""What training would use on this machine and why, and what stands in its way."""
+"""What training would use on this machine and why, and what prevents it or makes it slow."""

@@ -1,8 +1,8 @@
-"""python -m essl_fast.doctor: what training would use on this machine and why, and what stands in its way.
+"""python -m essl_fast.doctor: what training would use on this machine and why, and what prevents it or makes it slow.
 
-It takes the options of train, so that what it examines is what would run: --config, --data.root (or --data for short)
-and every other setting. It changes nothing, and fetches nothing. Exit code 1 if training could not start, 0 otherwise;
-2 if the options themselves are wrong.
+It takes the options of train, and examines what would run with them: --config, --data.root (or --data for short) and
+every other setting. It changes nothing and downloads nothing. The exit code is 0; 1 if training could not start; 2 if
+the options are wrong.
 """
 
 if __name__ == "__main__":
@@ -14,13 +14,16 @@ import json
 import sys
 
 from essl_fast.common.commands import command
-from essl_fast.doctor.checks import STOPS
-from essl_fast.doctor.examining import PROG, examine, options_of, settings_of, show
+from essl_fast.doctor.examination import examine, show
+from essl_fast.doctor.findings import STOPS
+from essl_fast.doctor.options import read_options, read_settings
+
+PROG = "python -m essl_fast.doctor"
 
 
 def main(argv: list[str] | None = None) -> int:
-    options, arguments = options_of(list(sys.argv[1:] if argv is None else argv))
-    settings, findings = settings_of(arguments)
+    options, arguments = read_options(PROG, __doc__, list(sys.argv[1:] if argv is None else argv))
+    settings, findings = read_settings(PROG, arguments)
     findings += examine(settings, options.probe)
     could = all(finding.status != STOPS for finding in findings)
     if options.json:

@@ -15,8 +15,9 @@ from essl_fast import config
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.doctor import __main__ as doctor_door
-from essl_fast.doctor import checks, room
-from essl_fast.doctor.checks import NOTE, OK, SLOWER, STOPS, Case, guarded
+from essl_fast.doctor import installation, machine, prepared_data, speed, weight_files
+from essl_fast.doctor.findings import NOTE, OK, SLOWER, STOPS, Case, guarded
+from essl_fast.doctor.options import read_options, read_settings
 from essl_fast.models import weights
 from tests import ROOT
 
@@ -43,11 +44,11 @@ def ask(environment, *arguments):
     command = [sys.executable, "-m", "essl_fast.doctor", "--json", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, cwd=ROOT)
     assert "Traceback" not in done.stderr, done.stderr
-    told = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
     topics = {}
-    for finding in told["findings"]:
+    for finding in answer["findings"]:
         topics.setdefault(finding["topic"], []).append(finding)
-    assert told["could_start"] == (done.returncode == 0)
+    assert answer["could_start"] == (done.returncode == 0)
     return done.returncode, topics
 
 
@@ -101,8 +102,8 @@ def test_weights(tmp_path, monkeypatch, on_cpu):
     def refuse(*_, **__):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(checks.urllib.request, "urlopen", refuse)
-    vgg16, vggish = guarded("weights", checks.check_weights, case)
+    monkeypatch.setattr(weight_files.urllib.request, "urlopen", refuse)
+    vgg16, vggish = guarded("weights", weight_files.check_weights, case)
     assert vgg16.status == vggish.status == STOPS
     assert "vgg16-397923af.pth" in vgg16.what and "--model.vgg16_weights PATH" in vgg16.remedy
     assert "nowhere" in vggish.what
@@ -116,53 +117,67 @@ def test_weights(tmp_path, monkeypatch, on_cpu):
         def __exit__(self, *_):
             return None
 
-    monkeypatch.setattr(checks.urllib.request, "urlopen", lambda *_, **__: Answer())
+    monkeypatch.setattr(weight_files.urllib.request, "urlopen", lambda *_, **__: Answer())
     case.settings.model.vggish_weights = "none"
-    vgg16, vggish = guarded("weights", checks.check_weights, case)
+    vgg16, vggish = guarded("weights", weight_files.check_weights, case)
     assert (vgg16.status, vggish.status) == (NOTE, NOTE) and "528 MB" in vgg16.what and "random" in vggish.what
     place = tmp_path / "checkpoints" / Path(weights.SOURCES["vgg16"]).name
     place.parent.mkdir()
     place.write_bytes(b"damaged")
-    assert "SHA-256" in guarded("weights", checks.check_weights, case)[0].what
+    assert "SHA-256" in guarded("weights", weight_files.check_weights, case)[0].what
+
+
+def test_modules_and_the_parts_they_register(tmp_path, monkeypatch):
+    part = "from essl_fast import register_trunk\nregister_trunk('doctors_trunk')(lambda config: None)\n"
+    (tmp_path / "essl_fast_doctors_part.py").write_text(part)
+    monkeypatch.syspath_prepend(tmp_path)
+    _, arguments = read_options("doctor", "", ["--import", "essl_fast_doctors_part", "--model.trunk", "doctors_trunk"])
+    settings, _ = read_settings("doctor", arguments)
+    (found,) = guarded("modules", installation.check_modules, Case(settings=settings))
+    assert found.status == OK and "essl_fast_doctors_part" in found.what
+    settings.imports, settings.model.trunk = [], "no_such_trunk"
+    (found,) = guarded("modules", installation.check_modules, Case(settings=settings))
+    assert found.status == STOPS and "no_such_trunk" in found.what
+    assert not guarded("modules", installation.check_modules, Case(settings=config.load("demo")))
 
 
 def test_data_and_pool(tmp_path, tiny, on_cpu):
     settings = config.load("demo", ["--data.root", str(tiny[1]), "--data.batch_size", "4"])
-    (found,) = examined(room.check_data, on_cpu, settings=settings)
+    (found,) = examined(prepared_data.check_data, on_cpu, settings=settings)
     assert found.status == OK and found.values["train"] == Manifest.load(tiny[1]).pairs("train")
     size = sum(
         found.values[split] * (side**2 * 3 + 3 * 96 * 64 * 4)
         for split, side in (("train", 246), ("val", 224), ("test", 224))
     )
-    (pool,) = examined(room.check_pool, on_cpu)
+    (pool,) = examined(prepared_data.check_pool, on_cpu)
     assert pool.status == OK and pool.values["need_bytes"] == size <= pool.values["budget_bytes"]
     settings.data.resident_budget_gb = 0.9 * size / 1e9
-    (pool,) = examined(room.check_pool, on_cpu)
+    (pool,) = examined(prepared_data.check_pool, on_cpu)
     assert pool.status == SLOWER and "data.resident_budget_gb" in pool.remedy
     settings.data.resident = "always"
-    assert examined(room.check_pool, on_cpu)[0].status == STOPS
+    assert examined(prepared_data.check_pool, on_cpu)[0].status == STOPS
 
     settings.data.batch_size, settings.data.last_batch = 500, "drop"
-    assert [f.status for f in examined(room.check_data, on_cpu)] == [OK, STOPS]
+    assert [f.status for f in examined(prepared_data.check_data, on_cpu)] == [OK, STOPS]
     settings.data.root = str(tmp_path)
-    assert [f.status for f in examined(room.check_data, on_cpu)] == [STOPS]
+    assert [f.status for f in examined(prepared_data.check_data, on_cpu)] == [STOPS]
 
 
 def test_disk(tmp_path, monkeypatch):
     settings = config.load("demo", ["--out", str(tmp_path / "runs" / "a")])
     case = Case(settings=settings)
-    (found,) = guarded("disk", room.check_disk, case)
+    (found,) = guarded("disk", machine.check_disk, case)
     assert found.status == OK and found.values["checkpoint_bytes"] > 12 * found.values["trained_parameters"]
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage(1, 1, 10**6))
-    assert guarded("disk", room.check_disk, case)[0].status == STOPS
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage(1, 1, 10**6))
+    assert guarded("disk", machine.check_disk, case)[0].status == STOPS
 
 
 def test_which_chips_the_compiled_module_runs_on():
     archs = "sm_80 sm_86 sm_90 sm_100 sm_120".split()
-    runs = {chip: checks.runs_on(f"sm_{chip}", archs) for chip in (75, 80, 87, 90, 103, 110, 121)}
+    runs = {chip: installation.runs_on(f"sm_{chip}", archs) for chip in (75, 80, 87, 90, 103, 110, 121)}
     assert runs == {75: False, 80: True, 87: True, 90: True, 103: True, 110: False, 121: True}
-    assert not checks.runs_on("sm_90", []) and checks.runs_on("sm_130", archs)
+    assert not installation.runs_on("sm_90", []) and installation.runs_on("sm_130", archs)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +192,10 @@ def test_which_chips_the_compiled_module_runs_on():
 def test_csrc_against_the_gpu(monkeypatch, on_cpu, info, status, word):
     from essl_fast.kernels import native
 
-    monkeypatch.setattr(checks, "gpu_chips", lambda: ["sm_90"])
+    monkeypatch.setattr(machine, "gpu_chips", lambda: ["sm_90"])
     monkeypatch.setattr(native, "available", lambda: True)
     monkeypatch.setattr(native, "build_info", lambda: info)
-    (found,) = guarded("csrc", checks.check_csrc, on_cpu)
+    (found,) = guarded("csrc", installation.check_csrc, on_cpu)
     if info["archs"] == "sm_80":
         status, word = OK, "among them"  # its PTX is the newest
     assert found.status == status and word in found.what
@@ -188,20 +203,20 @@ def test_csrc_against_the_gpu(monkeypatch, on_cpu, info, status, word):
 
 def test_a_gpu_that_pytorch_does_not_see(monkeypatch, on_cpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(checks, "driver_version", lambda: "535.1")
-    (found,) = guarded("GPU", checks.check_gpu, on_cpu)
+    monkeypatch.setattr(machine, "driver_version", lambda: "535.1")
+    (found,) = guarded("GPU", machine.check_gpu, on_cpu)
     assert found.status == SLOWER and "535.1" in found.what and "580" in found.remedy
 
 
 def test_the_probe_trains(tiny, monkeypatch):
-    monkeypatch.setattr(room, "SECONDS", 0.2)
+    monkeypatch.setattr(speed, "SECONDS", 0.2)
     settings = config.load("demo", ["--data.root", str(tiny[1]), "--data.batch_size", "4", "--device", "cpu"])
     case = Case(settings, True, torch.device("cpu"), torch.float32, Manifest.load(tiny[1]))
-    bound, found = guarded("speed", room.check_speed, case)
+    bound, found = guarded("speed", speed.check_speed, case)
     assert found.topic == "probe" and found.values["pairs_per_second"] > 0, found
     assert found.values["share"] == pytest.approx(
         found.values["pairs_per_second"] / bound.values["most_pairs_per_second"]
     )
     settings.epochs, settings.data.batch_size = 1, 10  # a few steps: too few
-    (_, short) = guarded("speed", room.check_speed, case)
+    (_, short) = guarded("speed", speed.check_speed, case)
     assert short.status == STOPS and "too few" in short.what

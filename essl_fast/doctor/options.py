@@ -1,0 +1,38 @@
+"""The options of the doctor and of train, whose settings it examines."""
+
+import argparse
+
+from essl_fast.common.commands import Options
+from essl_fast.doctor.findings import INSTALL, OK, STOPS, Finding
+
+
+def read_options(prog: str, description: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The doctor's own options, and the command line of train that it examines."""
+    own = Options(prog=prog, add_help=False, allow_abbrev=False)
+    own.add_argument("--data", default="", metavar="DIR", help="prepared folder, short for --data.root")
+    own.add_argument("--json", action="store_true", help="print JSON")
+    own.add_argument("--probe", action="store_true", help="measure training itself, for some seconds, on --data")
+    own.add_argument("-h", "--help", action="store_true", help="show this help")
+    options, others = own.parse_known_args(argv)
+    if options.help:
+        print(description)
+        own.print_help()
+        print("\nand the options of train, which `python -m essl_fast.train --help` explains")
+        raise SystemExit(0)
+    return options, [*others, *(["--data.root", options.data] if options.data else [])]
+
+
+def read_settings(prog: str, arguments: list[str]) -> tuple[object, list[Finding]]:
+    """The config.Config of a command line of train, and a finding about it.
+
+    If the parser cannot be imported, the default settings. Raises InputError if an option is wrong.
+    """
+    from essl_fast import config
+
+    try:
+        settings = config.parse(arguments, prog)[0]
+    except ImportError as error:
+        what = f"the options cannot be read ({error}); what follows is of the defaults"
+        return config.Config(), [Finding("settings", STOPS, what, INSTALL)]
+    method = f"{settings.objective.method} of {settings.epochs} epochs, batches of {settings.data.batch_size}"
+    return settings, [Finding("settings", OK, f"{settings.name}: {method}")]
