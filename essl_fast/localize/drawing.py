@@ -1,4 +1,4 @@
-"""Heat drawn over pictures, contours, boxes, and pictures in rows. NumPy and Pillow, no window system.
+"""Heat drawn over pictures, contours, boxes, and contact sheets. NumPy and Pillow, no window system.
 
 Heat over a picture of 1920 x 1080 pixels, with its contour, takes 20 ms on one core of an AMD EPYC. The work on every
 pixel is done by Pillow's own loops: with NumPy, which looks up rows of three bytes slowly, it took 45 ms.
@@ -47,7 +47,7 @@ class Overlay:
 
         Args:
             picture: RGB uint8 (height, width, 3).
-            heat: (h, w) in [0, 1] of any size; None draws the boxes alone.
+            heat: (h, w) in [0, 1] of any size; None draws only the boxes.
             boxes: xyxy, in pixels of the picture.
         """
         if heat is None:

@@ -1,4 +1,4 @@
-"""From a network's small map to the heat that the metric thresholds. NumPy alone."""
+"""From a network's small map to the heat that the metric thresholds, with NumPy."""
 
 import numpy as np
 

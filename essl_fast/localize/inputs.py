@@ -46,7 +46,7 @@ def open_input(given: Path, sound: Path | None) -> tuple[Footage, Path]:
 
 
 def pick_decoder(decoder: str, footage: Footage, device: torch.device) -> tuple[bool, str]:
-    """Whether DALI decodes the moments on `device`, and if it does not, why ("" where nobody wanted it).
+    """(whether DALI decodes the moments on `device`, the reason if it does not). The reason is "" if PyAV was chosen.
 
     decoder: one of options.DECODERS. Raises InputError if it is nvdec and NVDEC cannot decode this video.
     """

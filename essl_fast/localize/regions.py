@@ -1,4 +1,4 @@
-"""The connected parts of a heatmap at or above a threshold. NumPy alone."""
+"""The connected parts of a heatmap at or above a threshold, with NumPy."""
 
 from __future__ import annotations
 

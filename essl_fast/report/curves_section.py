@@ -49,7 +49,7 @@ def _epochs_of_several(runs: list[Run]) -> list[str]:
 
 
 def _thresholds(runs: list[Run]) -> list[str]:
-    """Success against threshold: of one run with its baselines, of several the trained models alone."""
+    """Success against threshold: one run with its baselines, or only the trained models of several."""
     one, lines = len(runs) == 1, []
     for at, run in enumerate(runs):
         for place, (key, words) in enumerate(RESULTS.items()):

@@ -1,4 +1,4 @@
-"""What a run keeps of its test pairs, so that a report can be made later from the run directory alone.
+"""What a run keeps of its test pairs, so that a report can be made later from nothing but the run directory.
 
 test_pairs.jsonl    a line {"key", "class", "ciou"} for each pair; cIoU is null where map and boxes are both empty
 gallery.npz         the pairs with the best, the middle and the worst scores: frame (JPEG), similarity map, boxes

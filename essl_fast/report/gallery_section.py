@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from essl_fast.config.settings import SIZE
+from essl_fast.config import SIZE
 from essl_fast.report.gallery import GROUPS, Picture
 
 HEAT_SIDE = 56  # pixels of the PNG; the browser enlarges it smoothly, and more pixels look the same

@@ -1,6 +1,6 @@
 """Published results of the methods here, which reports and reproductions show beside their own.
 
-A figure that is not published, or that nobody of this project has seen in print, is None: it is not guessed.
+A figure that is not published, or that this project has not seen in print, is None: it is not guessed.
 """
 
 from typing import NamedTuple

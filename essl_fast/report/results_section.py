@@ -57,7 +57,7 @@ def tiles(runs: list[Run]) -> str:
 
 
 def comparison(runs: list[Run]) -> str:
-    """Every run and its baselines (of several runs, the untrained ones alone); on real data, the published results."""
+    """Every run and its baselines (of several, only the untrained model); published results unless it is the demo."""
     rows = []
     for run in runs:
         config, test = run.config, run.results.get("test")

@@ -76,7 +76,7 @@ class Run:
 
 
 def read(folder: str | Path) -> Run:
-    """Read a run directory. InputError if it is none. Files that cannot be read are told in the run's notes."""
+    """Read a run directory. InputError if it is none. Files that cannot be read are noted in `notes`."""
     folder = Path(folder)
     log = folder / "log.jsonl"
     if not log.is_file():

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from essl_fast import config
+from essl_fast import config, models
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.report import paper
@@ -115,6 +115,7 @@ class Plan:
             for line in config.difference(config.to_dict(own), config.to_dict(given)):
                 if line.split(": ")[0] in FIXED:
                     raise InputError(f"{line}: a row's own, or set by --data, --seeds, --protocol or --out; leave it")
+            models.check(given)
 
     def check_data(self) -> None:
         """InputError if the prepared folder is none, or lacks a split that the protocol needs."""

@@ -59,10 +59,10 @@ def test_a_video(run, tmp_path, capsys):
         plain = np.where((frame > 250).all(-1, keepdims=True), 128, frame)  # without the contour
         assert number_of(np.repeat(np.median(plain, axis=0, keepdims=True), 90, axis=0)) == index + 1
 
-    told = json.loads((out / "v.moments.json").read_text())
-    assert (told["width"], told["height"], told["frames"], told["frame_rate"]) == (160, 90, 50, 10.0)
-    assert told["faults"] == [] and told["threshold"] == 0.75
-    moments = told["moments"]
+    result = json.loads((out / "v.moments.json").read_text())
+    assert (result["width"], result["height"], result["frames"], result["frame_rate"]) == (160, 90, 50, 10.0)
+    assert result["faults"] == [] and result["threshold"] == 0.75
+    moments = result["moments"]
     assert [moment["frame"] for moment in moments] == [
         1,
         3,
@@ -96,18 +96,18 @@ def test_a_video(run, tmp_path, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_its_decoder_decodes(run, tmp_path, capsys):
     path = make_video(tmp_path / "v.mp4", seconds=5, sound=noise(5))
-    told = {}
+    result = {}
     for decoder in ("nvdec", "pyav"):
         out = tmp_path / decoder
         assert call(path, "--checkpoint", run, "--out", out, "--device", "cuda", "--decoder", decoder) == 0
-        told[decoder] = json.loads((out / "v.moments.json").read_text())
+        result[decoder] = json.loads((out / "v.moments.json").read_text())
         said = capsys.readouterr().out
         assert (
             "localized 25 of 25 moments on cuda" in said
             and "decoded by " + {"nvdec": "NVDEC"}.get(decoder, "PyAV") in said
         )
-    assert not told["nvdec"]["faults"]
-    for mine, other in zip(told["nvdec"]["moments"], told["pyav"]["moments"], strict=True):
+    assert not result["nvdec"]["faults"]
+    for mine, other in zip(result["nvdec"]["moments"], result["pyav"]["moments"], strict=True):
         assert (mine["frame"], mine["sound"]) == (other["frame"], other["sound"])
         assert mine["regions"][0]["score"] == pytest.approx(other["regions"][0]["score"], abs=0.03)
 
@@ -157,8 +157,8 @@ def test_videos_of_all_kinds(run, tmp_path, kind):
     assert len(after.mono) / after.rate == pytest.approx(len(before.mono) / before.rate, abs=0.07)
     if kind == "late":
         assert first_click(before) == pytest.approx(0.5, abs=0.002) == first_click(after)
-    told = json.loads((tmp_path / "out" / "v.moments.json").read_text())
-    assert told["frames"] == len(shown(path)) and all(moment["regions"] for moment in told["moments"])
+    result = json.loads((tmp_path / "out" / "v.moments.json").read_text())
+    assert result["frames"] == len(shown(path)) and all(moment["regions"] for moment in result["moments"])
 
 
 def first_click(sound) -> float:
@@ -169,8 +169,8 @@ def test_a_turned_video_stands_upright(run, tmp_path):
     path = set_matrix(make_video(tmp_path / "silent.mp4", seconds=0.5, sound=None), 0, 1, -1, 0)
     sound = make_sound(tmp_path / "a.wav", noise(1), "pcm_s16le", 16_000)
     assert call(path, "--sound", sound, "--checkpoint", run, "--out", tmp_path) == 0
-    told = json.loads((tmp_path / "silent.moments.json").read_text())
-    assert (told["width"], told["height"]) == (90, 160)
+    result = json.loads((tmp_path / "silent.moments.json").read_text())
+    assert (result["width"], result["height"]) == (90, 160)
     assert (probe(tmp_path / "silent.overlay.mp4").width, probe(tmp_path / "silent.overlay.mp4").height) == (90, 160)
 
 
@@ -179,8 +179,8 @@ def test_a_picture_and_a_sound(run, tmp_path):
     sound = make_sound(tmp_path / "a.wav", noise(4), "pcm_s16le", 16_000)
     for given in ((tmp_path / "p.png",), ("--image", tmp_path / "p.png")):
         assert call(*given, "--sound", sound, "--checkpoint", run, "--out", tmp_path, "--rate", 1) == 0
-        told = json.loads((tmp_path / "p.moments.json").read_text())
-        assert (told["width"], told["height"], told["frames"]) == (80, 60, 40) and len(told["moments"]) == 4
+        result = json.loads((tmp_path / "p.moments.json").read_text())
+        assert (result["width"], result["height"], result["frames"]) == (80, 60, 40) and len(result["moments"]) == 4
         assert len(shown(tmp_path / "p.overlay.mp4")) == 40
         (tmp_path / "p.moments.json").unlink()
 
@@ -201,23 +201,23 @@ def test_a_truncated_video_gives_what_is_there(run, tmp_path, capsys):
     path = make_video(tmp_path / "v.mkv", seconds=4, sound=noise(4), sound_codec="pcm_s16le")
     truncate(path, 0.6)
     assert call(path, "--checkpoint", run, "--out", tmp_path, "--no-video") == 0
-    told = json.loads((tmp_path / "v.moments.json").read_text())
-    assert any("of 4.0" in fault for fault in told["faults"]) and 5 < told["frames"] < 40
-    assert told["faults"][0] in capsys.readouterr().out and not (tmp_path / "v.overlay.mp4").exists()
+    result = json.loads((tmp_path / "v.moments.json").read_text())
+    assert any("of 4.0" in fault for fault in result["faults"]) and 5 < result["frames"] < 40
+    assert result["faults"][0] in capsys.readouterr().out and not (tmp_path / "v.overlay.mp4").exists()
 
 
 def wrong(kind: str, place, run) -> tuple[list, str]:
-    """An impossible command line, and what its one line must say."""
+    """An impossible command line, and a part of the one line that it gives."""
     video, checkpoint_ = place / "v.mp4", run
     out = place / "out"
     if kind == "no file":
-        video, told = place / "none.mp4", "there is no file"
+        video, message = place / "none.mp4", "there is no file"
     elif kind == "no audio track":
         make_video(video, seconds=0.5, sound=None)
-        told = "has no audio track; give its sound as a file of its own, --sound FILE"
+        message = "has no audio track; give its sound as a file of its own, --sound FILE"
     elif kind == "unreadable":
         video.write_text("no video")
-        told = "video file unreadable: v.mp4"
+        message = "video file unreadable: v.mp4"
     elif kind == "no picture":
         (place / "p.png").write_text("no picture")
         return [
@@ -236,16 +236,16 @@ def wrong(kind: str, place, run) -> tuple[list, str]:
         make_video(video, seconds=0.5)
         if kind == "out is a file":
             (place / "file").touch()
-            out, told = place / "file" / "out", "--out: "
+            out, message = place / "file" / "out", "--out: "
         elif kind == "no checkpoint":
-            checkpoint_, told = place / "none", "there is no checkpoint"
+            checkpoint_, message = place / "none", "there is no checkpoint"
         elif kind == "no best.pt":
-            checkpoint_, told = place, "has no best.pt"
+            checkpoint_, message = place, "has no best.pt"
         elif kind == "foreign checkpoint":
-            checkpoint_, told = place / "x.pt", "not an essl_fast checkpoint"
+            checkpoint_, message = place / "x.pt", "not an essl_fast checkpoint"
             torch.save({"x": 1}, checkpoint_)
         elif kind == "another architecture":
-            checkpoint_, told = place / "x.pt", "another architecture"
+            checkpoint_, message = place / "x.pt", "another architecture"
             state = checkpoints.load(run / "best.pt")
             state["config"]["model"]["out_dim"] *= 2
             checkpoints.save(checkpoint_, {key: state[key] for key in ("model", "config")})
@@ -257,7 +257,7 @@ def wrong(kind: str, place, run) -> tuple[list, str]:
             return [video, "--checkpoint", run, "--out", out, "--decoder", "nvdec", "--device", "cpu"], "take pyav"
         elif kind == "sound":
             return [video, "--checkpoint", run, "--sound", run / "best.pt", "--out", out], "unreadable: best.pt"
-    return [video, "--checkpoint", checkpoint_, "--out", out], told
+    return [video, "--checkpoint", checkpoint_, "--out", out], message
 
 
 WRONG = (
@@ -280,10 +280,10 @@ WRONG = (
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_wrong_inputs_give_one_line(run, tmp_path, capsys, kind):
-    argv, told = wrong(kind, tmp_path, run)
+    argv, message = wrong(kind, tmp_path, run)
     assert call(*argv) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"{localize_door.PROG}: error: ") and told in said and said.count("\n") == 1
+    assert said.startswith(f"{localize_door.PROG}: error: ") and message in said and said.count("\n") == 1
 
 
 def test_a_folder_that_may_not_be_written(run, tmp_path, capsys, monkeypatch):

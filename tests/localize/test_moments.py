@@ -59,8 +59,8 @@ def test_frames_that_dali_cannot_decode_are_told(run, tmp_path):
     finder = SoundFinder.open(run, "cpu")
     found = find_moments(finder, Video(probe(path)), path, rate=2, dali=True)
     assert len(found.faults) == 1 and found.pyav_helped
-    told = "v.mp4: DALI could not decode 8 frames from 0.00 s on (Assert on "
-    assert found.faults[0].startswith(told) and "Failed to create video decoder" in found.faults[0]
+    message = "v.mp4: DALI could not decode 8 frames from 0.00 s on (Assert on "
+    assert found.faults[0].startswith(message) and "Failed to create video decoder" in found.faults[0]
     assert found.faults[0].endswith("PyAV decodes them; --decoder pyav would not try")
     plain = find_moments(finder, Video(probe(path)), path, rate=2)
     assert all(np.array_equal(a.similarity, b.similarity) for a, b in zip(found.moments, plain.moments, strict=True))
@@ -87,8 +87,8 @@ KNOWN = {"h264": [48, 16, 4096, 4096]}
 def test_who_decodes_the_moments(tmp_path, monkeypatch, asked, device, decoders, name, why):
     monkeypatch.setattr(nvdec, "detect", lambda: (decoders, "" if decoders else "there is no driver"))
     footage = Video(probe(make_video(tmp_path / name, seconds=0.5, sound=None)))
-    dali, told = pick_decoder(asked, footage, device)
-    assert dali is (why == "") and (why in told if why else told == "")
+    dali, reason = pick_decoder(asked, footage, device)
+    assert dali is (why == "") and (why in reason if why else reason == "")
     if why and asked == "auto":
         with pytest.raises(InputError, match="--decoder: nvdec cannot be used, since .*; take pyav"):
             pick_decoder("nvdec", footage, device)

@@ -172,7 +172,7 @@ def test_one_run(tmp_path, capsys):
     ):
         assert wanted in words, wanted
     assert page.tags.count("svg") == 6 + 6 and len(page.loads) == 12  # charts and pictures; two images each
-    assert EVIL in words and EVIL not in text  # told, but as text
+    assert EVIL in words and EVIL not in text  # shown, but as text
     again, size = write_report([str(folder)])  # the same run gives the same page
     assert again == folder / "report.html" and size == len(again.read_bytes())
     assert (tmp_path / "page.html").read_bytes() == again.read_bytes()

@@ -93,8 +93,8 @@ def test_a_table_says_what_was_not_run_and_what_failed(tmp_path):
     results.add(fourth, 1, summary(0.5, 0.4))
     assert results.line(first) == ["LSS", "–", "–", "25.0", "30.0", "1 of 2 seeds"]
     assert results.line(second)[3:] == ["not run", "not run", "failed: exit code 2: no"]
-    told = ["SSPL without PCM", "41.12", "42.60", "not run", "not run", f"{paper.CODE}; not run"]
-    assert results.line(third) == told
+    expected = ["SSPL without PCM", "41.12", "42.60", "not run", "not run", f"{paper.CODE}; not run"]
+    assert results.line(third) == expected
     assert results.line(fourth)[3:] == ["50.0 ± 0.0", "40.0 ± 0.0", paper.CODE]
     results.failed[first.run] = "[/x] a|b"
     assert results.line(first)[3:] == ["25.0", "30.0", "failed: [/x] a|b; 1 of 2 seeds"]
@@ -116,7 +116,7 @@ def test_figures_that_a_user_has_stand_beside_ours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         (None, "cannot be read"),
         ("rows: [", "cannot be read"),
@@ -134,13 +134,13 @@ def test_figures_that_a_user_has_stand_beside_ours(tmp_path):
         ("rows: {lss: {auc: true}}", "must be from 0 to 100"),
     ],
 )
-def test_a_file_of_figures_that_is_wrong_is_named(tmp_path, text, told):
+def test_a_file_of_figures_that_is_wrong_is_named(tmp_path, text, message):
     file = tmp_path / "paper.yaml"
     if text is not None:
         file.write_text(text)
     with pytest.raises(InputError) as error:
         reproduce_door.main(["table2", "--published", str(file), "--out", str(tmp_path / "out")])
-    assert str(error.value).startswith(f"--published: {file}") and told in str(error.value)
+    assert str(error.value).startswith(f"--published: {file}") and message in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
