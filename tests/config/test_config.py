@@ -111,6 +111,9 @@ def test_import_may_stand_anywhere_and_be_repeated(tmp_path):
         settings = config.parse(arguments, "train")[0]
         assert settings.imports == ["first", "second", "third"] and settings.loggers == ["mine"]
     assert config.from_dict(config.to_dict(settings)) == settings
+    file.write_text("import: [first]\n")  # in a file the name is imports
+    with pytest.raises(InputError, match="import is no setting"):
+        config.load(str(file))
 
 
 def test_settings_from_before_imports_and_loggers_have_their_defaults():

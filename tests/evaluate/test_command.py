@@ -1,0 +1,78 @@
+"""What the command does, as a function: the same result, with parts that a user's module registers."""
+
+import json
+import sys
+
+import pytest
+
+import essl_fast.evaluate
+from essl_fast import checkpoints, config, models
+from essl_fast.common.errors import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.evaluate import __main__ as evaluate_door
+from essl_fast.evaluate import evaluate_checkpoint
+from essl_fast.models import registry
+
+MODULE = "parts_of_an_evaluation"
+PARTS = """
+from essl_fast import register_trunk
+from essl_fast.models import SmallTrunk
+
+
+@register_trunk("thin")
+def thin(config):
+    return SmallTrunk(config.out_dim, width=8)
+"""
+
+
+@pytest.fixture
+def run(tiny, tmp_path, monkeypatch):
+    """A run directory whose checkpoint needs a module of the current folder, which is not imported yet."""
+    (tmp_path / f"{MODULE}.py").write_text(PARTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(
+        registry.TRUNKS, "_parts", {name: registry.TRUNKS._parts[name] for name in registry.TRUNKS.names()}
+    )
+    options = ["--data.root", str(tiny[1]), "--data.threads", "1", "--import", MODULE, "--model.trunk", "thin"]
+    settings = models.check(config.load("demo", options))
+    state = {"config": config.to_dict(settings), "data_root": str(tiny[1]), "data": Manifest.load(tiny[1]).header}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    checkpoints.save(folder / "best.pt", state | {"model": models.build(settings.model).state_dict()})
+    forget()
+    yield folder
+    forget()
+
+
+def forget() -> None:
+    sys.modules.pop(MODULE, None)
+    registry.TRUNKS._parts.pop("thin", None)
+
+
+def test_the_function_gives_what_the_command_writes(run, capsys):
+    result = evaluate_checkpoint(run, device="cpu")
+    assert capsys.readouterr().out == ""
+    assert result["split"] == "test" and result["pairs"] == len(result["each"]) > 1 and "extra" not in result
+    forget()
+    assert evaluate_door.main([str(run), "--device", "cpu", "--json", str(run / "result.json")]) == 0
+    assert f"the checkpoint uses {MODULE}" in capsys.readouterr().out
+    assert json.loads((run / "result.json").read_text()) == result == json.loads(json.dumps(result))
+    assert essl_fast.evaluate.evaluate_checkpoint is evaluate_checkpoint
+
+
+def test_a_module_that_is_missing_or_named_by_hand(run, tmp_path, capsys):
+    (tmp_path / f"{MODULE}.py").rename(tmp_path / "moved.py")
+    with pytest.raises(InputError, match=f"the module {MODULE} cannot be imported"):
+        evaluate_checkpoint(run, device="cpu")
+    with pytest.raises(InputError, match="the module nowhere cannot be imported"):
+        evaluate_door.main([str(run), "--import", "nowhere"])
+
+
+def test_a_run_without_a_checkpoint_or_data(run, tmp_path):
+    with pytest.raises(InputError, match="has no best.pt; wait for"):
+        evaluate_checkpoint(tmp_path, device="cpu")
+    with pytest.raises(InputError, match="there is no checkpoint .*gone"):
+        evaluate_checkpoint(run / "gone", device="cpu")
+    with pytest.raises(InputError, match="there is no folder .*elsewhere, which .*best.pt was trained on"):
+        evaluate_checkpoint(run, data=tmp_path / "elsewhere", device="cpu")
