@@ -7,8 +7,7 @@ import torch
 from essl_fast import kernels
 from essl_fast.data.datasets.annotations import boxes_to_grid
 from essl_fast.data.loading import resize_host
-from essl_fast.evaluate import metrics
-from essl_fast.evaluate import centre_view
+from essl_fast.evaluate import centre_view, metrics
 from essl_fast.kernels import reference
 from tests.golden.store import golden, x_max
 
