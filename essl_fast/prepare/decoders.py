@@ -16,7 +16,7 @@ from essl_fast.prepare.reporting import Reporter
 
 
 def choose_decoders(out: Path, settings: Mapping[str, Any], say: Reporter) -> nvdec.Decoders | None:
-    """What may become clips with `visual: auto`, and what the GPU decodes with `visual: jpeg`; None: neither is asked.
+    """What may become clips with `visual: auto`, and what the GPU decodes with `visual: jpeg`; else None.
 
     What an earlier run with the same settings found is kept, even if it ran on a machine with another GPU: one folder
     must not be of two kinds.

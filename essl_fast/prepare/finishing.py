@@ -63,16 +63,16 @@ def finish(
 
 def refuse_empty_split(split: str, annotations: Annotations, rows: Rows, listing: Path) -> None:
     """Raise InputError if a split without a pair needs some. `listing`: a file that will say what was left out."""
-    asked = set(annotations.videos.get(split, ()))
-    if not asked or split == "val":
+    videos = set(annotations.videos.get(split, ()))
+    if not videos or split == "val":
         return
     left_out = list(_all_left_out(annotations, rows))
     listing.write_text("".join(json.dumps(left.as_json(), ensure_ascii=False) + "\n" for left in left_out))
-    mine = [left for left in left_out if left.video in asked]
+    mine = [left for left in left_out if left.video in videos]
     (reason, count), *_ = Counter(left.reason for left in mine).most_common(1)
     first = next(left.detail for left in mine if left.reason == reason)
     raise InputError(
-        f"no pair is left for the split {split} of {len(asked)} video{'s' * (len(asked) != 1)}; most often: "
+        f"no pair is left for the split {split} of {len(videos)} video{'s' * (len(videos) != 1)}; most often: "
         f"{reason} ({count} times; first: {first}). All reasons are in {listing}"
     )
 

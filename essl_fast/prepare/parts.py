@@ -79,13 +79,13 @@ def _fault_of_file(error: Exception, task: Task) -> tuple[str, str]:
 
 
 def finished_part(task: Task, folder: Path, fingerprint: str) -> dict | None:
-    """The index of the part if it is there, whole, and made for a task of this fingerprint, else None."""
+    """The index of the part if it is there, complete, and made for a task of this fingerprint, else None."""
     try:
         index = unsealed((folder / f"{task.stem()}.json").read_bytes())
-        whole = (folder / f"{task.stem()}.part").stat().st_size == index["bytes"] and index["boot"] == _boot()
+        complete = (folder / f"{task.stem()}.part").stat().st_size == index["bytes"] and index["boot"] == _boot()
     except (FileNotFoundError, ValueError, KeyError):
         return None
-    return index if whole and index["fingerprint"] == fingerprint else None
+    return index if complete and index["fingerprint"] == fingerprint else None
 
 
 def drop_part(video: str, folder: Path) -> None:

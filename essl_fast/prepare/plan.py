@@ -1,4 +1,4 @@
-"""Which video is read when, and what it is asked for."""
+"""The order in which videos are read, and the task of each."""
 
 from __future__ import annotations
 

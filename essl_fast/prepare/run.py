@@ -1,4 +1,4 @@
-"""One run of prepare: check what is asked, own the folder, make what is missing, open the result."""
+"""One run of prepare: check the arguments, lock the folder, make what is missing, open the result."""
 
 from __future__ import annotations
 

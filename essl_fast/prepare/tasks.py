@@ -1,4 +1,4 @@
-"""What one video is asked for, and the names of its files."""
+"""The frames and sounds that are wanted of one video, and the names of its files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Task:
 
     def fingerprint(self) -> str:
         """A hash of the task and of the names, sizes and times of its files. MediaError if a file is missing."""
-        asked = (
+        wanted = (
             self.clips,
             self.decoders and sorted(self.decoders.items()),
             self.requests,
@@ -57,7 +57,7 @@ class Task:
             self.rows,
             self.float_sound,
         )
-        state = [_VERSION, JPEG, asked]
+        state = [_VERSION, JPEG, wanted]
         for path in filter(None, (self.path, self.sound)):
             try:
                 stat = os.stat(path)

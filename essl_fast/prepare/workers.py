@@ -41,7 +41,7 @@ class _Waiting:
 
     Attributes:
         video: its name.
-        pairs: how many it is asked for.
+        pairs: how many are wanted of it.
         index: of its part, or the future of it; None, or a future of None: the index is on disk.
         task: None if there is no part to make.
         fingerprint: of the task.
@@ -55,7 +55,7 @@ class _Waiting:
 
 
 def make_in_order(
-    asked: Iterable[tuple[str, Task | dict]], folder: Path, workers: int, ahead: int = AHEAD
+    tasks: Iterable[tuple[str, Task | dict]], folder: Path, workers: int, ahead: int = AHEAD
 ) -> Iterator[tuple[str, dict]]:
     """Make the parts of some videos, several at a time, and yield them in order.
 
@@ -64,7 +64,7 @@ def make_in_order(
     `workers` videos are made, and of as many further ones as have `ahead` pairs together.
 
     Args:
-        asked: (video, its task). A dict instead of the task is the index itself.
+        tasks: (video, its task). A dict instead of the task is the index itself.
         folder: of the parts.
         workers: how many processes.
         ahead: how many pairs may wait.
@@ -87,13 +87,13 @@ def make_in_order(
         finally:
             idle.put(worker)
 
-    asked, coming = iter(asked), None
+    tasks, coming = iter(tasks), None
     waiting: deque[_Waiting] = deque()
     pairs = 0
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
-                while (coming := coming or next(asked, None)) is not None:
+                while (coming := coming or next(tasks, None)) is not None:
                     video, task = coming
                     count = 0 if isinstance(task, dict) else len(task.requests)
                     if len(waiting) > workers and pairs + count > ahead:
@@ -174,9 +174,9 @@ class Worker:
     def stop(self) -> None:
         """End the interpreter, also while it works."""
         self.stopped = True
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+        if (process := self.process) is not None:  # the thread that reads its reply sets `self.process` to None
+            process.kill()
+            process.wait()
 
     def _ask(self, task: Task) -> tuple[bool, dict | None, int]:
         """(whether the worker got the task, its answer or None, its exit code if there is no answer)."""

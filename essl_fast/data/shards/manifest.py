@@ -186,7 +186,7 @@ def _check_header(header: dict) -> tuple[list[int], list[tuple[str, str, int]]]:
     Raises ValueError, or what Python raises for values of another type, if `write_manifest` would not write it.
     """
 
-    def whole(value: object, least: int = 0) -> int:
+    def count_of(value: object, least: int = 0) -> int:
         if type(value) is not int or value < least:
             raise ValueError(f"{value!r} is not a count")
         return value
@@ -194,27 +194,27 @@ def _check_header(header: dict) -> tuple[list[int], list[tuple[str, str, int]]]:
     counts, shards = [], []
     for name in SPLITS:
         entry = header["splits"][name]
-        counts.append(whole(entry["pairs"]))
-        whole(entry["videos"])
+        counts.append(count_of(entry["pairs"]))
+        count_of(entry["videos"])
         for number, shard in enumerate(entry["shards"]):
             for kind, ending in (("file", "tar"), ("index", "idx")):  # so that none lies outside of the folder
                 if shard[kind] != f"{name}-{number:05d}.{ending}":
                     raise ValueError(f"{kind} {shard[kind]!r} is no name of a shard in its folder")
             if not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
                 raise ValueError(f"{shard['sha256']!r} is no SHA-256")
-            shards.append((shard["file"], shard["index"], whole(shard["bytes"])))
-        if sum(whole(shard["pairs"], 1) for shard in entry["shards"]) != counts[-1]:
+            shards.append((shard["file"], shard["index"], count_of(shard["bytes"])))
+        if sum(count_of(shard["pairs"], 1) for shard in entry["shards"]) != counts[-1]:
             raise ValueError(f"the shards of {name} do not hold its {counts[-1]} pairs")
-    if sum(counts) != whole(header["pairs"]):
+    if sum(counts) != count_of(header["pairs"]):
         raise ValueError(f"its splits hold {sum(counts)} pairs of {header['pairs']}")
     if not all(isinstance(name, str) for name in header["classes"]):
         raise ValueError("a class is no text")
-    if header.get("sound", "s16") not in SOUNDS or whole(header.get("consensus", 1), 1) > 255:
+    if header.get("sound", "s16") not in SOUNDS or count_of(header.get("consensus", 1), 1) > 255:
         raise ValueError("no such sound or consensus")
     header["settings"].keys()
     for reasons in (header["left_out"], {reason: entry["pairs"] for reason, entry in _jpeg_instead(header).items()}):
         for count in reasons.values():
-            whole(count)
+            count_of(count)
     return counts, shards
 
 
