@@ -51,6 +51,8 @@ def restore(
             setattr(settings.model, f"{name}_weights", str(file))
     model = models.build(settings.model)
     models.load_pretrained(model, settings.model)
+    if not models.objectives.facts(settings.objective.method).trains_head:
+        model.head.requires_grad_(False)  # version 0.1.0 left it out of such checkpoints
     load_trained(model, state["model"])
     return model.to(device, memory_format=torch.channels_last), settings
 

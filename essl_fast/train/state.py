@@ -16,7 +16,8 @@ def runs_on(trainer: Trainer) -> str:
 
 def _header(trainer: Trainer) -> dict:
     """What every checkpoint of a run begins with."""
-    keep = models.unpublished_parts(trainer.settings.model)  # frozen weights that no published file holds
+    # Frozen weights that no published file holds, and a head that the objective does not train.
+    keep = [*models.unpublished_parts(trainer.settings.model), "head."]
     return {
         "config": config.to_dict(trainer.settings),
         "data_root": str(trainer.manifest.root),

@@ -169,7 +169,7 @@ def test_an_epoch_and_an_evaluation_run(exported):
 
 
 def test_evaluation_agrees_with_ours_from_the_same_weights(exported):
-    from essl_fast.evaluate.evaluation import evaluate
+    from essl_fast.evaluate import evaluate
 
     manifest, root = exported
     settings = config.load("demo")

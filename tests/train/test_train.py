@@ -18,7 +18,7 @@ from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import QUARANTINE, Manifest, read_index
 from essl_fast.evaluate import __main__ as evaluate_door
-from essl_fast.models import objectives, weights
+from essl_fast.models import heads, objectives, weights
 from essl_fast.runtime import runlog
 from essl_fast.train import Trainer
 from essl_fast.train import __main__ as train_door
@@ -344,6 +344,24 @@ def test_errors_are_one_line_and_exit_code_2(tiny, tmp_path, monkeypatch, capsys
     )
     assert code == 2 and "vgg16-397923af.pth" in line and "--model.vgg16_weights" in line and "\n" not in line
     assert not (tmp_path / "b").exists()  # nothing is left behind that would have to be cleared away
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_run_that_does_not_train_the_head_is_evaluated_and_resumed(tiny, tmp_path, monkeypatch, capsys, saved):
+    """Also where its checkpoints lack the weights of the head, as those of the first version do."""
+    head = heads.SimSiamHead
+    monkeypatch.setattr(heads, "SimSiamHead", lambda channels: head(channels, 64, 16))
+    out = tmp_path / "run"
+    arguments = [*ARGUMENTS, "--data.root", str(tiny[1]), "--objective.method", "supervised", "--baselines", "false"]
+    assert train_door.main([*arguments, "--epochs", "1", "--out", str(out)]) == 0
+    for name in () if saved else ("best.pt", "last.pt"):
+        state = checkpoints.load(out / name)
+        own = {key for key in state["model"] if key.startswith("head.") and key.endswith(("weight", "bias"))}
+        state["model"] = {key: value for key, value in state["model"].items() if key not in own}
+        checkpoints.save(out / name, state)
+    assert evaluate_door.main([str(out), "--device", "cpu"]) == 0
+    assert train_door.main(["--resume", str(out), "--epochs", "2"]) == 0
+    assert "head.projector.0.weight" in checkpoints.load(out / "last.pt")["model"]
 
 
 def test_a_batch_of_one_is_refused_before_training(tiny, tmp_path):
