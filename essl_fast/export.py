@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from essl_fast.common.commands import Options, command, console, say_imports
+from essl_fast.common.commands import Options, command, console, say_imports, slow_imports
 from essl_fast.common.registry import import_modules
 
 PROG = "python -m essl_fast.export"
@@ -28,11 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_weights()
     parser.add_imports()
     options = parser.parse_args(argv)
+    with slow_imports():
+        import torch
 
-    import torch
-
-    from essl_fast import checkpoints
-    from essl_fast.checkpoints import sspl
+        from essl_fast import checkpoints
+        from essl_fast.checkpoints import sspl
 
     import_modules(options.imports)
     path = checkpoints.checkpoint_of(options.checkpoint)

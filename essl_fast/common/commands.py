@@ -4,21 +4,27 @@
         from essl_fast.common.commands import begin
 
         begin()
-    import torch
     ...
+    def main(argv=None) -> int:
+        options = parse(argv)
+        with slow_imports():
+            from essl_fast.train.run import fit
+        ...
     if __name__ == "__main__":
         sys.exit(command(main, PROG))
 
-Every error is one line, `python -m essl_fast.NAME: error: what is wrong, and what to do`. This module imports only
-what always works, because doctor has to run where other packages are broken or missing.
+The arguments are read first, so that --help, --version and a wrong option answer at once. Every error is one line,
+`python -m essl_fast.NAME: error: what is wrong, and what to do`. This module imports only what always works, because
+doctor has to run where other packages are broken or missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from essl_fast import __version__
@@ -28,14 +34,36 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_runs_a_program = False  # begin was called: the signals of this process are the command's
+
+
 def begin() -> None:
     """Let Ctrl-C end the program at once and silently, by the signal itself, until :func:`command` takes over.
 
     A Ctrl-C during slow imports would print a long traceback. Call it only in a module that is run as a program, above
     its imports: importing a module must not change signals. If a shell has set SIGINT to be ignored, it stays ignored.
     """
+    global _runs_a_program
+    _runs_a_program = True
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def slow_imports() -> Iterator[None]:
+    """Let Ctrl-C end a command at once and silently while it imports PyTorch and the like, which takes seconds.
+
+    Where no command is run as a program, it changes nothing.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if not _runs_a_program or before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def command(main: Callable[[], int], prog: str) -> int:

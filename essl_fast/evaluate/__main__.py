@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from essl_fast.common import commands
-from essl_fast.common.commands import Options, command
+from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
 from essl_fast.common.registry import import_modules
 
@@ -19,24 +19,22 @@ PROG = "python -m essl_fast.evaluate"
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-
-    from essl_fast import evaluate
-    from essl_fast.common.files import write_json
+    with slow_imports():
+        from essl_fast.common.files import write_json
+        from essl_fast.evaluate import evaluate_checkpoint, evaluate_published, extra_tables, table
 
     import_modules(options.imports)
     console = commands.console()
     more = (options.split, options.device, options.precision, options.extra)
     if options.sspl_checkpoint:
-        result = evaluate.evaluate_published(options.sspl_checkpoint, options.data, *more, console=console)
+        result = evaluate_published(options.sspl_checkpoint, options.data, *more, console=console)
     else:
-        result = evaluate.evaluate_checkpoint(
-            options.checkpoint, options.data, *more, weights=options.weights, console=console
-        )
+        result = evaluate_checkpoint(options.checkpoint, options.data, *more, weights=options.weights, console=console)
     rows = {"all": result, **result["per_class"]}
-    console.print(evaluate.table(f"{result['checkpoint']} on {result['split']}", rows))
+    console.print(table(f"{result['checkpoint']} on {result['split']}", rows))
     curve = " ".join(f"{100 * x:.1f}" for x in result["curve"])
     console.print(f"success at cIoU >= 0, 0.05, ..., 1, %: {curve}", highlight=False, soft_wrap=True)
-    for further in evaluate.extra_tables(result["extra"]) if options.extra else ():
+    for further in extra_tables(result["extra"]) if options.extra else ():
         console.print(further)
     if options.json:
         write_json(options.json, result)

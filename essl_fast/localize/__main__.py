@@ -25,8 +25,9 @@ import sys
 from collections.abc import Sequence
 
 from essl_fast.common import commands
-from essl_fast.common.commands import command
+from essl_fast.common.commands import command, slow_imports
 from essl_fast.common.errors import InputError
+from essl_fast.common.registry import import_modules
 from essl_fast.localize.options import read_options
 
 PROG = "python -m essl_fast.localize"
@@ -34,9 +35,9 @@ PROG = "python -m essl_fast.localize"
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = read_options(PROG, __doc__, argv)
-    from essl_fast.common.registry import import_modules
-    from essl_fast.data.media.footage import is_picture
-    from essl_fast.localize.command import localize
+    with slow_imports():
+        from essl_fast.data.media.footage import is_picture
+        from essl_fast.localize.command import localize
 
     import_modules(options.imports)
     if options.image and not is_picture(options.image):

@@ -31,7 +31,7 @@ if __name__ == "__main__":
 import sys
 from typing import TYPE_CHECKING, Any
 
-from essl_fast.common.commands import command
+from essl_fast.common.commands import command, slow_imports
 from essl_fast.common.registry import import_modules
 from essl_fast.data.datasets import SOURCES
 from essl_fast.prepare.options import RUN, parser
@@ -47,19 +47,19 @@ def main(arguments: list[str] | None = None) -> int:
     data = parse(arguments)
     imports, strict, verifies = data.pop("imports", ()), data.pop("strict", False), data.pop("verify", False)
     run = {name: data.pop(name) for name in RUN if name in data}
+    with slow_imports():
+        from essl_fast.data.datasets import read_dataset
+        from essl_fast.data.shards import BAD, Manifest
+        from essl_fast.prepare import prepare_dataset, print_summary, reporter, verify
     import_modules(imports)
-
-    from essl_fast import prepare
-    from essl_fast.data.datasets import read_dataset
-    from essl_fast.data.shards import BAD, Manifest
 
     try:
         if SOURCES & data.keys() or not verifies:
-            manifest = prepare.prepare_dataset(read_dataset(data), **run)
-            prepare.print_summary(manifest)
+            manifest = prepare_dataset(read_dataset(data), **run)
+            print_summary(manifest)
         else:
             manifest = Manifest.load(run["out"])
-        found = prepare.verify(manifest, run.get("workers"), prepare.reporter(True)) if verifies else {}
+        found = verify(manifest, run.get("workers"), reporter(True)) if verifies else {}
     except KeyboardInterrupt:
         print(f"{PROG}: stopped; the same command goes on", file=sys.stderr)
         return 130

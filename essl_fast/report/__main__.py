@@ -12,7 +12,7 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
-from essl_fast.common.commands import Options, command
+from essl_fast.common.commands import Options, command, slow_imports
 
 PROG = "python -m essl_fast.report"
 
@@ -24,7 +24,8 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, help="the page (default: report.html in RUN; of several: report.html in this folder)"
     )
     options = parser.parse_args(argv)
-    from essl_fast.report.writing import write_report
+    with slow_imports():
+        from essl_fast.report.writing import write_report
 
     out, size = write_report(options.runs, options.out)
     print(f"{out}: {size / 1e6:.1f} MB; open it in a browser")

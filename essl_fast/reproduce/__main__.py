@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from essl_fast.common import commands
-from essl_fast.common.commands import Options, command
+from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.reproduce.rows import PARTS
 
 PROG = "python -m essl_fast.reproduce"
@@ -53,7 +53,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     options, overrides = parse(argv)
-    from essl_fast.reproduce.command import reproduce
+    with slow_imports():
+        from essl_fast.reproduce.command import reproduce
 
     results = reproduce(
         options.parts,

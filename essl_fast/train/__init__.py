@@ -15,7 +15,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "build_optimizer": "optimizer",
         "fit": "run",
         "register_logger": "observers",
-        "runs_on": "state",
+        "replay": "replaying",
+        "report_lines": "replaying",
         "train_epoch": "loop",
     },
 )

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from essl_fast import config
-from essl_fast.common.commands import command
+from essl_fast.common.commands import command, slow_imports
 from essl_fast.common.errors import InputError
 
 PROG = "python -m essl_fast.train"
@@ -65,7 +65,8 @@ def report(summary: dict, out: Path, console) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     settings, options = parse(list(sys.argv[1:] if argv is None else argv))
-    from essl_fast.train.run import fit
+    with slow_imports():
+        from essl_fast.train.run import fit
 
     fit(settings, resume=options.resume, profile=options.profile, report=report)
     return 0

@@ -12,7 +12,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.models import heads, localizer
 from essl_fast.runtime.runlog import read_log
-from essl_fast.train import Observer, Trainer, collapse, guard, train_epoch
+from essl_fast.train import Observer, Trainer, collapse, guard, replaying, train_epoch
 from essl_fast.train import __main__ as train_door
 from essl_fast.train.state import faulty_state
 
@@ -138,8 +138,8 @@ def test_a_loss_that_is_not_finite_is_kept_and_replayed(tiny, tmp_path, capsys):
         else next(name for name in state["model"] if name.startswith("audio.") and name.endswith("weight"))
     )
     state["model"][name].view(-1)[3] = math.nan
-    report = replay.replay(state, tiny[1], torch.device("cpu"))
-    assert report.places[0] == replay.Place("weight", name, f"1 nan of {state['model'][name].numel()} values")
+    report = replaying.replay(state, tiny[1], torch.device("cpu"))
+    assert report.places[0] == replaying.Place("weight", name, f"1 nan of {state['model'][name].numel()} values")
 
 
 def test_a_replay_of_what_is_finite_says_so(tiny, tmp_path, capsys):
@@ -158,13 +158,13 @@ def test_a_replay_of_what_is_finite_says_so(tiny, tmp_path, capsys):
 
 
 def test_pairs_that_alone_are_not_finite_are_named():
-    watch = replay.Watch(nn.Identity(), ["a", "b", "c"])
+    watch = replaying.Watch(nn.Identity(), ["a", "b", "c"])
     value = torch.zeros(6, 4)
     value[4, 0] = math.nan  # the second view of b
     assert watch._pairs(value) == ("b",)
     assert watch._pairs(torch.full((6, 4), math.nan)) == () and watch._pairs(torch.zeros(5)) == ()
-    assert replay.amiss(value) == "1 nan of 24 values" and replay.amiss(torch.zeros(3)) is None
-    assert replay.amiss(torch.tensor([math.inf, math.nan, 0, -math.inf])) == "1 nan and 2 inf of 4 values"
+    assert replaying.nonfinite(value) == "1 nan of 24 values" and replaying.nonfinite(torch.zeros(3)) is None
+    assert replaying.nonfinite(torch.tensor([math.inf, math.nan, 0, -math.inf])) == "1 nan and 2 inf of 4 values"
 
 
 def test_a_run_that_collapses_is_told(tiny, tmp_path, capsys, monkeypatch):

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
-from essl_fast.common.commands import Options, command
+from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.data.synthetic.settings import CODECS, WorldSettings
 
 PROG = "python -m essl_fast.data.synthetic"
@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--workers", type=int, help="processes (default: one per CPU)")
     add("--overwrite", action="store_true", help="replace a demo world that is already there")
     options = vars(parser.parse_args(argv))
-    from essl_fast.data.synthetic.world import make_world
+    with slow_imports():
+        from essl_fast.data.synthetic.world import make_world
 
     world = make_world(options.pop("out"), **options)
     made = "was already there" if world.reused else f"made in {world.seconds:.1f} s"
