@@ -1,6 +1,6 @@
-"""What a data set's annotations say, in the form that every reader gives it: pairs, and what became no pair.
+"""The form in which every reader gives a data set's annotations: pairs, and a list of what was left out.
 
-Nothing is dropped in silence: what cannot become a pair is a `LeftOut` with its reason.
+Nothing is dropped silently: whatever cannot become a pair is a `LeftOut` with its reason.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Annotations:
 
     Attributes:
         pairs: in the order of the lists and of their rows.
-        left_out: what did not become a pair.
+        left_out: what could not become a pair, each with its reason.
         videos: split → names of its videos, also of videos without any pair. Taken from `pairs` if it is not given.
         rows: how many rows were read.
         merged: how many of these rows joined the pair of an earlier row.

@@ -73,7 +73,7 @@ class Instance(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoTables:
-    """The two CSV files of a video, each of which may be missing; and the video's frame rate, for times they lack."""
+    """The two CSV files of a video; either may be missing. `frame_rate` serves to compute times that they lack."""
 
     video: str
     group_file: Path
@@ -81,7 +81,7 @@ class VideoTables:
     frame_rate: Callable[[str], float | None] | None
 
     def group(self, columns: dict | None = None, needs_end: str = "") -> Table:
-        """The table of sounds, with these columns beside the usual ones. `needs_end`: who requires end_fid."""
+        """The table of sounds, with these columns beside the usual ones. `needs_end`: what requires end_fid."""
         return Table(self.group_file, _GROUP_COLUMNS | (columns or {}), needs_end)
 
     def frames(self) -> Iterator[tuple[Row, int]]:
@@ -90,7 +90,7 @@ class VideoTables:
             yield row, row.integer(_FRAME)
 
     def seconds(self, frames: int) -> float:
-        """How long so many frames take. 0 if the video cannot be read: then whoever decodes it leaves the pair out."""
+        """How many seconds `frames` frames last. 0 if the video cannot be read: decoding then leaves the pair out."""
         if not frames:
             return 0.0
         rate = self.frame_rate(self.video) if self.frame_rate else None
@@ -99,8 +99,8 @@ class VideoTables:
     def clock(self) -> Callable[[int, str], float]:
         """(frame, class) → its time in seconds, for frames whose time the frame table lacks.
 
-        It is counted from the start of the sound in the group table that covers the frame, or else of the nearest one;
-        of several, one of the same class. If there are no sounds, frame 1 is at 0 s.
+        The time is counted from the start of a sound in the group table: one that covers the frame, or else the nearest
+        one; among several, one of the same class. If there are no sounds, frame 1 is at 0 s.
         """
         sounds = [(1, 1, 0.0, "")]
         if self.group_file.is_file():
@@ -136,7 +136,7 @@ def _span(row: Row) -> tuple[int, int]:
 
 
 def _instances(tables: VideoTables, choice: Choice, found: Findings) -> Iterator[Instance]:
-    """The sounds on the frames that the policy chooses. What gives none is left out."""
+    """The sounds on the frames that the policy chooses. A video without any is left out."""
     framewise = choice.frame == "all" and tables.frame_file.is_file()
     file = tables.frame_file if framewise else tables.group_file
     if not file.is_file():

@@ -28,7 +28,7 @@ from essl_fast.data.datasets.annotations import GRID, SPLITS, Annotations
 from essl_fast.data.datasets.options import OPTIONS, DatasetOptions
 
 VIDEO, MIDDLE, STILL, HDF5 = "video", "middle", "still", "hdf5"  # the kinds of `Files`
-UNKNOWN = "unknown"  # the class of a pair that nobody named
+UNKNOWN = "unknown"  # the class of a pair whose sound has no label
 
 _READERS = Registry(
     "data set",
@@ -62,10 +62,10 @@ class Dataset:
 
     Attributes:
         name: for the manifest.
-        annotations: the pairs, and what became none.
+        annotations: the pairs, and what was left out.
         files_of: video → the files of its pairs. Raises `essl_fast.data.media.MediaError` if they are missing.
-        settings: everything else that decides what is stored, as JSON values. A finished folder of other settings is
-            not continued.
+        settings: everything else that decides what is stored, as JSON values. `prepare` refuses a folder that
+            was made with other settings.
         consensus: how many annotators must agree for a pixel to count fully, 1 or more.
         float_sound: store the sound as float32 instead of int16.
         from_videos: frames come out of videos, so that clips are possible.
@@ -80,7 +80,7 @@ class Dataset:
     from_videos: bool = True
 
     def check(self) -> None:
-        """Raise InputError if shards could not hold it: a reader of a user's own may be wrong."""
+        """Check that shards can hold the data set: a reader of a user's own may be wrong. InputError if they cannot."""
         pairs, reader = self.annotations.pairs, f"the reader of data set {self.name!r}"
         splits = {split for _, split, _ in pairs.videos()} | self.annotations.videos.keys()
         if wrong := sorted(splits - set(SPLITS)):

@@ -124,7 +124,7 @@ def read_names(path: Path, once: bool = False) -> dict[str, str]:
 
     Args:
         path: a text or CSV file.
-        once: lines are counted, so that no name may come twice.
+        once: each line stands for a row of an array, so no name may come twice.
 
     Raises:
         InputError: the list cannot be read, names no pair, or names one twice.

@@ -1,4 +1,4 @@
-"""What a reader of a data set may be asked for. This file imports little, so that `prepare --help` is fast."""
+"""The options that the reader of a data set may get. This file imports little, so that `prepare --help` is fast."""
 
 from __future__ import annotations
 

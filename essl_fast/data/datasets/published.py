@@ -1,7 +1,7 @@
 """The published, preprocessed HDF5 files → a data set: the pair of each row, and its boxes.
 
 `published_rows` shows the folders. The names of Chaotic World are <video>_<frame>. Its training rows have no boxes,
-unless `--annotations` names Chaotic World's annotations: then each row has the boxes that these list for its video and
+unless `--annotations` names Chaotic World's annotations: then each row has the boxes that they list for its video and
 frame.
 """
 

@@ -67,7 +67,7 @@ class Row:
         return int(value)
 
     def boxes(self, column) -> list[list[float]]:
-        """The cell as a list of boxes of four finite numbers; a single box is a list of one. Or InputError."""
+        """The cell as a list of boxes of four finite numbers; a single box is a list of one. InputError otherwise."""
         text = self.text(column)
         remedy = "write a list of boxes such as [[12, 30, 100, 150]], or [] for none"
         if len(text) > _LONGEST_BBOX:
@@ -81,9 +81,9 @@ class Row:
                 wrong = f"cannot read {short(text)} as boxes"
                 more = ": it is not a list of boxes of four finite numbers" if text else ""
                 raise self.error(column, wrong + more, remedy) from None
-        if isinstance(value, (list, tuple)) and len(value) == 4 and all(map(_is_number, value)):
+        if isinstance(value, (list, tuple)) and len(value) == 4 and all(map(is_number, value)):
             value = [value]
-        if not isinstance(value, (list, tuple)) or not all(_is_box(box) for box in value):
+        if not isinstance(value, (list, tuple)) or not all(is_box(box) for box in value):
             raise self.error(column, f"{short(text)} is not a list of boxes of four finite numbers", remedy)
         return [list(box) for box in value]
 
@@ -196,9 +196,11 @@ def _python_lists(text: str) -> object:
         return json.loads(f"[{text}]")  # a tuple needs no brackets
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
+    """Whether a parsed value is a finite number below 1e9. True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9  # False for inf and nan
 
 
-def _is_box(box) -> bool:
-    return isinstance(box, (list, tuple)) and len(box) == 4 and all(map(_is_number, box))
+def is_box(box) -> bool:
+    """Whether a parsed value is a box: a list or tuple of four such numbers."""
+    return isinstance(box, (list, tuple)) and len(box) == 4 and all(map(is_number, box))

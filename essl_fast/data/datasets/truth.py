@@ -10,7 +10,6 @@ Boxes are xyxy, in pixels of the video as it is shown; those of a folder are in 
 from __future__ import annotations
 
 import json
-import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from essl_fast.common.errors import InputError, short
 from essl_fast.common.files import parse_json
-from essl_fast.data.datasets.tables import Table, read_text
+from essl_fast.data.datasets.tables import Table, is_box, is_number, read_text
 
 ANNOTATED = (320, 180)  # width and height of Chaotic World's annotated frames, pixels
 _LONGEST_SPAN = 1 << 20  # frames of a sound, 10 h
@@ -136,14 +135,6 @@ def _entries(path: Path) -> Iterable[tuple[bool, float, list]]:
         by_frame = isinstance(entry, dict) and "fid" in entry
         at = entry.get("fid", entry.get("time")) if isinstance(entry, dict) else None
         boxes = entry.get("boxes") if isinstance(entry, dict) else None
-        if not _number(at) or not isinstance(boxes, list) or not all(_box(box) for box in boxes):
+        if not is_number(at) or not isinstance(boxes, list) or not all(map(is_box, boxes)):
             raise InputError(f"{path}: entry {number} is {short(json.dumps(entry))}; write it as {_EXAMPLE}")
         yield by_frame, at, boxes
-
-
-def _number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _box(value) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_number, value))

@@ -22,7 +22,7 @@ from essl_fast.common.files import parse_json
 from essl_fast.data.datasets.dataset import Dataset, register_dataset
 from essl_fast.data.datasets.listed import LISTED, Label, NoAnnotations, listed_dataset
 from essl_fast.data.datasets.options import DatasetOptions
-from essl_fast.data.datasets.tables import read_text
+from essl_fast.data.datasets.tables import is_box, read_text
 
 CONSENSUS = 1
 _FILES = (
@@ -100,18 +100,10 @@ def read_boxes(path: Path, side: float) -> dict[str, Label]:
         name, named, boxes = entry["file"], entry["class"], entry["bbox"]
         if not (isinstance(name, str) and name and isinstance(named, str) and named.strip()):
             raise InputError(f"{where}: file {short(str(name))} and class {short(str(named))} must be words")
-        boxes = [boxes] if _is_box(boxes) else boxes
-        if not isinstance(boxes, list) or not all(map(_is_box, boxes)):
+        boxes = [boxes] if is_box(boxes) else boxes
+        if not isinstance(boxes, list) or not all(map(is_box, boxes)):
             raise InputError(f"{where}: {short(str(boxes))} is no list of boxes of four finite numbers")
         known = labels.get(name, Label([], side, (), f"{path.name} entry {number}"))
         classes = tuple(dict.fromkeys((*known.classes, named.strip())))
         labels[name] = known._replace(boxes=[*known.boxes, *boxes], classes=classes)
     return labels
-
-
-def _is_box(box) -> bool:
-    return (
-        isinstance(box, list)
-        and len(box) == 4
-        and all(isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9 for value in box)
-    )

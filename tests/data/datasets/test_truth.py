@@ -65,6 +65,7 @@ def test_chaotic_worlds_folder(tmp_path):
         ("a.json", "{}", "expected a list"),
         ("a.json", '[{"time": 1}]', "entry 0 is"),
         ("a.json", '[{"time": 1, "boxes": [[1, 2, 3]]}]', "entry 0 is"),
+        ("a.json", f'[{{"time": 1{"0" * 400}, "boxes": []}}]', "entry 0 is"),  # past the range of a float
         ("a.json", '[{"time": 1, "boxes": []}, {"fid": 1, "boxes": []}]', "counts frames here"),
         ("a.json", "[]", "has no boxes"),
         ("a.csv", "bbox\n[[1,2,3,4]]\n", "neither a column fid nor a column time"),
