@@ -8,6 +8,7 @@ import torch
 
 from essl_fast.data.loading.graph import build_graph, graph_input
 from essl_fast.data.media import decode_clip
+from essl_fast.data.media.hardware import short_reason
 from essl_fast.data.media.jpeg import picture_size
 from essl_fast.data.shards import ALTERED, Picture
 
@@ -57,11 +58,3 @@ def find_faults(pictures: list[Picture], known: dict[int, str], gpu: bool) -> di
         except (RuntimeError, ValueError) as error:
             faults[i] = short_reason(error)
     return faults
-
-
-def short_reason(error: Exception) -> str:
-    """What went wrong in one line, without DALI's traceback of the graph and its advice."""
-    text = str(error).partition("encountered:")[2] or str(error)
-    for end in ("Current pipeline object", "C++ context:"):
-        text = text.partition(end)[0]
-    return " ".join(text.split())[:200].rstrip(" :") or type(error).__name__

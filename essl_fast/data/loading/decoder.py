@@ -29,9 +29,10 @@ from nvidia.dali import Pipeline
 from nvidia.dali.plugin.pytorch import feed_ndarray
 from PIL import Image
 
-from essl_fast.data.loading.decode_faults import DecodeError, find_faults, short_reason, visible_fault
+from essl_fast.data.loading.decode_faults import DecodeError, find_faults, visible_fault
 from essl_fast.data.loading.graph import build_graph, graph_input
 from essl_fast.data.loading.host_frames import collect_clips, frame_of_clip, resize_into
+from essl_fast.data.media.hardware import short_reason
 from essl_fast.data.media.jpeg import picture_size
 from essl_fast.data.shards import Picture
 
@@ -49,7 +50,7 @@ class _Batch(NamedTuple):
         return _Batch([self.pictures[i] for i in keep], [self.decoding[i] for i in keep], faults)
 
     def for_dali(self) -> list[Picture]:
-        """What DALI decodes of it, in order. Never nothing, since DALI has no empty batches."""
+        """The files that DALI decodes, in order: at least one, since DALI has no empty batches."""
         todo = [(i, picture) for i, picture in enumerate(self.pictures) if self.decoding[i] is None]
         # A file at fault is replaced by another one of the batch: where a graph takes clips alone, a JPEG would fail.
         other = next((picture for i, picture in todo if i not in self.faults), None) or _stand_in()
@@ -146,7 +147,7 @@ class FrameDecoder:
 
     def _start(self) -> None:
         if not self._before_source:
-            self._before_source.append(self._begin(self._source()))  # looked at for the size of its pictures
+            self._before_source.append(self._begin(self._source()))  # taken now: the graph needs the size of a picture
         jpegs = [picture.file for picture in self._before_source[0].for_dali() if picture.target is None]
         self._pipeline = build_graph(
             self._next_input,

@@ -24,8 +24,10 @@ class Transfer:
         self._tables, self._work, self._ready = tables, work, ready
 
     def wait(self) -> list[torch.Tensor]:
-        """For each table the rows that came, rank 0's first: (k, ...). On a GPU the current stream waits for them, not
-        the host."""
+        """The received rows of each table, (k, ...), those of rank 0 first.
+
+        On a GPU, the current stream waits for them; the host does not.
+        """
         for work in self._work:
             work.wait()
         if self._ready is not None:

@@ -64,7 +64,7 @@ class Loader:
     """Iterates over the pairs of some splits in epochs: one `for` loop is one epoch, or what is left of it.
 
     Attributes:
-        settings: what the loader was told, completed.
+        settings: the given settings, with defaults filled in.
         pairs: all ranks' pairs of an epoch, without the excluded ones.
         excluded: number of pairs that `settings.exclude` leaves out.
         pool: the pool that batches come from; None: they are streamed.
@@ -231,11 +231,11 @@ class Loader:
             rows: (b,) rows in the manifest, of pairs of this loader.
 
         Returns:
-            (b, ...). Where pairs that do not decode are skipped, and one is not as it was written: the next pair's
-            sound in its place.
+            (b, ...). With `on_error="skip"`, a pair whose bytes are not as `prepare` wrote them gets the sound of the
+            next pair.
 
         Raises:
-            InputError: a pair cannot be read; or, where such pairs stop the loader, is not as it was written.
+            InputError: a pair cannot be read; or, with `on_error="stop"`, its bytes are not as `prepare` wrote them.
         """
         positions = np.searchsorted(self._shards.rows, rows)
         pcm = self._shards.read_sound(positions, skip=self.settings.on_error == "skip")

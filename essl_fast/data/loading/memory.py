@@ -26,8 +26,8 @@ class Budget:
 
     @classmethod
     def of(cls, gigabytes: float, device: torch.device) -> Budget:
-        """`gigabytes` * 10^9 bytes; if that is 0, 60% of the GPU's free memory, or of the host's available memory half,
-        divided among the processes that torchrun started there."""
+        """`gigabytes` * 10^9 bytes. If that is 0: 60% of the GPU's free memory, or half of the host's available memory,
+        divided among the processes that torchrun started on the host."""
         if gigabytes > 0:
             return cls(int(gigabytes * GB), True)
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What comes when: the pairs of every batch, as a pure function of seed, epoch, rank and number of ranks.
+"""The order of training: the pairs of every batch, as a pure function of seed, epoch, rank and number of ranks.
 
 An epoch is one permutation of *all* pairs, and each rank takes every `world_size`-th of it. Three things follow:
 

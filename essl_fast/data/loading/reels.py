@@ -27,7 +27,7 @@ from nvidia.dali.plugin.pytorch import feed_ndarray
 from essl_fast.data.loading.resize import resize_dali, resize_host
 from essl_fast.data.media import MediaError, Reel, cut_reels
 from essl_fast.data.media.footage import Footage, Video
-from essl_fast.data.media.hardware import ENGINES, decode_reels, reason
+from essl_fast.data.media.hardware import ENGINES, decode_reels, short_reason
 
 REELS = ENGINES  # reels in a batch
 FRAME_BYTES = 64 << 20  # 10 frames of 1080p; besides the batch in use, at most two are on their way
@@ -108,12 +108,12 @@ def from_dali(
 
 
 def _failure(video: Video, batch: list[_Item], error: RuntimeError) -> str:
-    """The line for the user on a batch that DALI could not decode; [] where it never got one."""
+    """The line for the user about a batch that DALI could not decode. batch: [] if DALI did not get any."""
     count = sum(len(item.places) for item in batch if isinstance(item, Reel))
     what = f"{count} frames from {video.times[_places(batch[0])[0]]:.2f} s on" if batch else "all frames"
     return (
-        f"{video.found.path.name}: DALI could not decode {what} ({reason(error)}), PyAV decodes them; --decoder pyav "
-        "would not try"
+        f"{video.found.path.name}: DALI could not decode {what} ({short_reason(error)}), PyAV decodes them; "
+        "--decoder pyav would not try"
     )
 
 

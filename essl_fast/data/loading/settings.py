@@ -1,4 +1,4 @@
-"""What a loader is told, checked."""
+"""The settings of a loader, and their checks."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class LoaderSettings:
 
 
 def pick_threads() -> int:
-    """Threads where the caller does not say: this process's CPUs, divided among the processes that torchrun started on
+    """The default number of threads: this process's CPUs, divided among the processes that torchrun started on
     this host, 8 at most.
 
     At an estimated 0.5 ms for a small JPEG, 8 threads decode over 10,000 frames a second, more than any GPU trains on.
@@ -114,7 +114,7 @@ def pick_threads() -> int:
 
 
 def pick_prefetch(batch_size: int) -> int:
-    """Batches decoded ahead where the caller does not say: 256 pairs, in 2 to 4 batches.
+    """The default number of batches decoded ahead: 256 pairs, in 2 to 4 batches.
 
     That bridges a slow read or a long clip. More only takes memory.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a loader, and whether a loader can continue from it."""
+"""The state of a loader in a checkpoint, and whether a loader can continue from it."""
 
 from __future__ import annotations
 

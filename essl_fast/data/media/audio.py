@@ -44,7 +44,7 @@ class Sound:
     holes: tuple[tuple[int, int], ...] = ()
 
     def hole(self, time: float) -> str:
-        """ "" or, in words, the first hole that overlaps the 3 s around `time` (seconds)."""
+        """The first hole that overlaps the 3 s around `time` (seconds), in words; "" if there is none."""
         offset, length = window_span(time, self.rate)
         for begin, end in self.holes:
             if offset < end and begin < offset + length:

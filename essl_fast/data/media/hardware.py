@@ -94,7 +94,7 @@ def _decode(
             except (MediaError, ValueError):
                 others += indexes
                 continue
-            what = f"{found.path.name}: {reason(frame)}"
+            what = f"{found.path.name}: {short_reason(frame)}"
             frame = MediaError(nvdec.FAILED, f"{what}; prepare with --decoder pyav, which decodes it")
         for index in indexes:
             yield index, frame
@@ -116,10 +116,12 @@ def _frames(clips: list[Clip]) -> list[np.ndarray | RuntimeError]:
         return [frame for clip in clips for frame in _frames([clip])]
 
 
-def reason(error: RuntimeError) -> str:
-    """What went wrong by DALI's error, without its places in the graph and in DALI's source."""
-    said = " ".join(str(error).partition("encountered:")[2].partition("C++ context:")[0].split())
-    return (said or " ".join(str(error).split()))[:200]
+def short_reason(error: Exception) -> str:
+    """What went wrong, in one line: a DALI error without its traceback of the graph, its C++ context and its advice."""
+    text = str(error).partition("encountered:")[2] or str(error)
+    for end in ("Current pipeline object", "C++ context:"):
+        text = text.partition(end)[0]
+    return " ".join(text.split())[:200].rstrip(" :") or type(error).__name__
 
 
 @functools.cache

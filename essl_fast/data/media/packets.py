@@ -111,7 +111,7 @@ def layer_of(codec: str, data: bytes, settings: bytes | None) -> tuple[int, bool
 
 
 def _units(data: bytes, size: int) -> Iterator[tuple[int, int]]:
-    """Where each NAL unit of two bytes or more begins and ends; the last may end past the data. None if size is 0."""
+    """Where each NAL unit of at least two bytes begins and ends; the last may end past the data. Size 0 gives none."""
     at = 0
     while size and at + size + 2 <= len(data):
         unit = at + size

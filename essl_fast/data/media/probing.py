@@ -199,7 +199,7 @@ class _Packets:
         return cls(shown, keys, ends, trouble)
 
     def truncated(self, container, path: Path) -> str:
-        """ "" or what is missing from the file, in words."""
+        """What is missing from the file, in words; "" if nothing is."""
         end = max((float(tick * container.streams[at].time_base) for at, tick in self.ends.items()), default=0.0)
         declared = (container.duration or 0) / av.time_base
         trouble = self.trouble

@@ -32,7 +32,7 @@ class Picture(NamedTuple):
 
     Attributes:
         file: (n,) uint8, a JPEG, a PNG, or a clip (an MP4).
-        target: of a clip, the number of the frame that is meant, from 0; None: it is no clip.
+        target: of a clip, the position of the wanted frame, from 0; None if it is no clip.
         quarters: of a clip, the quarter turns counterclockwise that put its frames upright.
         altered: whether the pair's bytes are not those that `prepare` wrote.
     """
@@ -57,7 +57,7 @@ class _Places:
     crc: np.ndarray  # (n,) uint32, CRC-32 of frame and sound together
 
     def only(self, keep: np.ndarray) -> _Places:
-        """Those of the pairs that keep (n,) bool marks."""
+        """The places of the pairs that `keep` (n,) bool marks."""
         return _Places(*(getattr(self, field.name)[keep] for field in fields(self)))
 
 

@@ -137,7 +137,7 @@ def test_the_graph_refuses_a_frame_that_is_not_there(clips):
 
 
 def test_a_turned_frame_is_put_upright(clips):
-    """What a GPU's frames go through, since NVDEC knows no turning: the square, after the resize."""
+    """NVDEC does not turn frames, so on a GPU the square frame is turned after the resize."""
     clip = clips["turned"][1]
     assert clip.quarters == 3
     with av.open(io.BytesIO(clip.data)) as file:

@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def damaged(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pairs; the frames of BAD are none."""
+    """The same pairs, but the frames of BAD are not pictures."""
     return damage(folder, tmp_path_factory.mktemp("damaged") / "prepared", BAD)
 
 
@@ -60,7 +60,7 @@ def test_a_pair_that_does_not_decode_stops_the_run(damaged, resident):
 @pytest.mark.parametrize("prefetch", [1, 3])
 @pytest.mark.parametrize("resident", [False, True])
 def test_skipping_leaves_it_out_of_its_batch_and_nothing_else(folder, damaged, resident, prefetch):
-    """Every batch of three epochs is that of whole data without the bad pairs; each is reported once."""
+    """Over three epochs, each batch is that of undamaged data without the bad pairs; each bad pair is reported once."""
     heard = []
     with make(folder) as loader:
         expected = batches(loader, 18)
@@ -107,7 +107,7 @@ def test_a_resume_skips_the_same(damaged, resident):
 
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_batch_of_which_too_little_is_left(folder, tmp_path, resident):
-    """Row 30 and 31 are val's first two: a whole batch of two, then one of a batch of two."""
+    """Rows 30 and 31 are the first two of val: a batch of two loses both its pairs, or one of them."""
     settings = {"splits": ("val",), "batch_size": 2, "shuffle": False, "on_error": "skip", "max_errors": 1.0}
     both = damage(folder, tmp_path / "both", [30, 31])
     with make(both, resident, **settings, least=0) as loader:

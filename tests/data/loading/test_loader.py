@@ -50,7 +50,7 @@ def indexes(loader: Loader, epochs: int = 1) -> list[list[list[int]]]:
     ("world_size", "batch_size"), [(1, 1), (1, 8), (1, 50), (1, 64), (3, 2), (3, 5), (3, 8), (3, 16)]
 )
 def test_each_pair_exactly_once_an_epoch(manifest, world_size, batch_size, shuffle):
-    """50 pairs do not divide by 3, and ranks of 17, 17 and 16 by these batch sizes not at all or on one rank only."""
+    """50 pairs give 3 ranks 17, 17 and 16 pairs, which fill whole batches on no rank, or on one only."""
     ranks = []
     for rank in range(world_size):
         with make(manifest, rank=rank, world_size=world_size, batch_size=batch_size, shuffle=shuffle, seed=5) as loader:
@@ -190,7 +190,7 @@ def test_a_damaged_frame_is_named(folder, tmp_path):
 
 
 def test_a_sound_read_by_itself_is_as_it_was_written(folder, tmp_path, monkeypatch):
-    """Each pair is checked once, whichever reads it first; frames are read for that alone."""
+    """The first read of a pair checks it. To read sound alone, the frame is read only for this check."""
     root, asked, real = copy(folder, tmp_path), [], os.preadv
     index = read_index(root / "train-00001.idx")
     with open(root / "train-00001.tar", "r+b") as file:  # a bit of the sound of pairs 20 and 21

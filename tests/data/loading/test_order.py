@@ -49,7 +49,7 @@ def test_every_rank_knows_all_ranks_batches(shuffle, last_batch):
 
 
 def test_what_is_decoded_ahead_of_a_pool():
-    """Each pair once, in the order of its first coming, from wherever a run begins; and an end."""
+    """Each pair comes once, in the order in which batches first need it, wherever a run begins; then the plan ends."""
     order = Order(10, 4, seed=7)
     there = np.zeros(10, bool)
     there[[3, 8]] = True

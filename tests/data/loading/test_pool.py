@@ -68,7 +68,7 @@ def test_log_mel_is_kept_in_place_of_the_samples(manifest):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_log_mel_knows_no_batch(threads):
-    """Computed once for a pair, whatever it was batched with then: each row has to be by itself, to the bit."""
+    """A pool computes it once for each pair, in some batch: no row may depend on the others, to the bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -81,7 +81,7 @@ def test_what_no_reel_can_be_cut_of_is_pyavs(tmp_path, monkeypatch):
 
 
 def test_between_reels_as_well(tmp_path, monkeypatch):
-    """Long groups, of which reels hold the first packets alone."""
+    """Long groups: reels hold only their first packets, and PyAV decodes the rest."""
     path = make_video(tmp_path / "v.webm", seconds=4, **VP9 | {"options": {**VP9["options"], "g": "20"}})
     monkeypatch.setattr(groups, "_MOST_PACKETS", 7)
     cut = [reel for _, reel in cut_reels(probe(path), list(range(40)), 3)]
@@ -182,7 +182,7 @@ def test_nvdec_gives_pyavs_frames(tmp_path, monkeypatch, codec):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_what_pyav_decodes_in_nvdecs_place_lies_on_the_gpu_as_well(tmp_path, monkeypatch):
-    """A reel of bytes that are none, and frames that are in no reel: one batch of the network holds them all."""
+    """One reel holds garbage, and some frames are in no reel; the network takes all of them in one batch."""
     path = make_video(tmp_path / "v.mp4", seconds=4)
     cut = reels.cut_reels
 

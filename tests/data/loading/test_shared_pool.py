@@ -45,7 +45,7 @@ def pools_of(exchange, **settings):
 
 
 def rank_of_two(world, whole, damaged):
-    """Everything that two processes are needed for, in one go: what happened, by name."""
+    """Run everything that needs two processes, in one go; what happened, by name."""
     exchange, found, reads = Exchange(world.rank, world.size, torch.device("cpu")), {}, Counter()
     real = Shards.read
 
@@ -181,7 +181,7 @@ def test_without_an_exchange_only_a_fixed_order_is_shared():
 
 @pytest.mark.parametrize("world_size", [1, 2, 5])
 def test_shares_are_a_partition_and_needs_cover_every_batch(world_size):
-    """For any first epoch: each pair belongs to one rank, which puts it before any rank's batch asks for it."""
+    """For any first epoch: each pair belongs to one rank, which keeps it before any rank's batch needs it."""
     n = 47
     pools, orders = [], []
     for rank in range(world_size):

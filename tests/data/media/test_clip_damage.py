@@ -1,4 +1,4 @@
-"""Clips of damaged files, and damaged clips: no wrong frame, and no frame lost that `decode_frames` gives."""
+"""Clips of damaged files, and damaged clips: no frame is wrong, and none is lost that `decode_frames` gives."""
 
 import av
 import numpy as np

@@ -1,4 +1,4 @@
-"""Reels: each frame that was asked for comes out of one, bit for bit as out of the file, or is told of."""
+"""Reels: each wanted frame comes out of one, bit for bit as out of the file, or is reported as missing."""
 
 import numpy as np
 import pytest

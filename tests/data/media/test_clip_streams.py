@@ -23,7 +23,7 @@ def test_turned_videos(tmp_path, name, matrix, quarters):
     path = set_matrix(make_video(tmp_path / name, picture=noisy, sound=None, **STREAMS[name]), *matrix)
     cut = check_all(path)
     assert {clip.quarters for clip in cut} == {quarters}
-    with av.open(io.BytesIO(cut[9].data)) as file:  # NVDEC gives it lying
+    with av.open(io.BytesIO(cut[9].data)) as file:  # NVDEC does not turn it
         lying = list(file.decode(video=0))[cut[9].target].to_ndarray(format="rgb24")
     np.testing.assert_array_equal(np.rot90(lying, quarters), shown(cut[9]))
 
@@ -53,7 +53,7 @@ def test_colours_that_only_the_file_states(tmp_path, name):
 
 
 def test_a_size_that_only_the_file_states(tmp_path):
-    """Rows that fill the last macroblock, cut off by the sample entry alone."""
+    """The sample entry alone says that the rows which fill the last macroblock are cut off."""
     path = make_video(tmp_path / "v.mp4", picture=noisy, sound=None, **STREAMS["h264.mp4"])
     low = lambda kind, box: box[:42] + struct.pack(">H", 90) + box[44:] if kind == b"stsd" else box  # noqa: E731
     cut = check_all(rewrite_header(path, low))
@@ -181,7 +181,7 @@ def test_two_pictures_at_the_same_time(tmp_path):
 
 
 def test_each_request_is_answered_where_two_frames_have_one_time(tmp_path):
-    """As in damaged headers; such a frame is nobody's to find by its packet, and those behind it are not lost."""
+    """As in damaged headers. Such a frame cannot be found by its packet; the frames after it must not be lost."""
     path = make_video(tmp_path / "v.mp4", seconds=2, picture=noisy, sound=None, **STREAMS["h264.mp4"])
     sound = probe(path)
     ticks = sound.pts.copy()

@@ -188,7 +188,7 @@ def test_edit_lists(tmp_path, edits, expected):
 
 
 def test_a_stream_without_whole_key_frames(tmp_path):
-    """A stripe of each picture is refreshed; what files call key frames there are where that begins."""
+    """Each picture refreshes one stripe; the file calls a picture a key frame where a refresh begins."""
     options = {"preset": "veryfast", "x264-params": "intra-refresh=1:keyint=12:scenecut=0"}
     path = make_video(tmp_path / "v.mp4", seconds=6, picture=noisy, options=options, sound=None)
     with av_open(str(path)) as file:

@@ -13,7 +13,7 @@ from tests.tools.media import make_sound, make_video, number_of, numbered, trunc
 
 
 def picture() -> Image.Image:
-    """Smooth, so that JPEG keeps it, and unlike itself when it is turned or its channels are exchanged."""
+    """A smooth picture, so that JPEG keeps it; it changes when it is turned or its channels are swapped."""
     y, x = np.mgrid[:48, :64]
     return Image.fromarray(np.stack([4 * x, 5 * y, (x + y) // 2 + 20], -1).astype(np.uint8))
 
@@ -81,7 +81,7 @@ def test_a_damaged_picture_is_left_out(tmp_path):
 
 
 def ramp(seconds: float, rate: int) -> np.ndarray:
-    """A sound that tells where in it one is: amplitude rises along it."""
+    """A sound whose amplitude rises, so that each part tells its own place."""
     time = np.arange(round(seconds * rate)) / rate
     return (time / seconds * np.sin(2 * np.pi * 300 * time)).astype(np.float32)
 
