@@ -53,16 +53,15 @@ def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
 
 def overlay(frame: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A frame (S, S, 3) uint8 under the heat of a similarity map (h, w), and that heat, (S, S) float64 in [0, 1]."""
-    heat = F.interpolate(torch.from_numpy(similarity)[None, None].double(), frame.shape[:2], mode="bilinear")[
-        0, 0
-    ].numpy()
+    wide = F.interpolate(torch.from_numpy(similarity)[None, None].double(), frame.shape[:2], mode="bilinear")
+    heat = wide[0, 0].numpy()
     heat = (heat - heat.min()) / max(heat.max() - heat.min(), 1e-12)
     plt = _pyplot()
     colour = plt.get_cmap("jet")(heat)[..., :3] * 255
     return (0.55 * frame + 0.45 * colour).astype(np.uint8), heat
 
 
-def overlays(path: Path, samples: list[dict], columns: int = 4) -> None:
+def overlays(path: Path, samples: list[dict]) -> None:
     """Write a contact sheet as a PNG; nothing if there is no sample.
 
     samples: {"frame": (S, S, 3) uint8, "similarity": (h, w), "boxes": (K, 4), "title"} each.
@@ -70,6 +69,7 @@ def overlays(path: Path, samples: list[dict], columns: int = 4) -> None:
     if not samples:
         return
     plt = _pyplot()
+    columns = 4
     rows = -(-len(samples) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.2 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat:

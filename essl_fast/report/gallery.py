@@ -56,8 +56,8 @@ def pick(ciou: np.ndarray, each: int) -> dict[str, np.ndarray]:
 def frames_of(loader: Iterable, rows: Iterable[int]) -> dict[int, np.ndarray]:
     """Frames (S, S, 3) uint8 of some rows of the manifest, by row, from another epoch of a loader.
 
-    The epoch is read until all are found. It is a second one since the pairs are chosen after all have been scored;
-    where the split is resident, nothing is decoded for it.
+    The epoch is read until all are found. It is a second pass over the split, because the pairs are chosen only after
+    all have been scored. If the split is kept in memory, this pass decodes nothing.
     """
     wanted, found = {int(row) for row in rows}, {}
     for raw in loader if wanted else ():
@@ -70,7 +70,7 @@ def frames_of(loader: Iterable, rows: Iterable[int]) -> dict[int, np.ndarray]:
 
 
 def save(path: Path, pictures: list[Picture]) -> None:
-    """Write a gallery. ``path`` is at every moment the old file or the new one. ValueError if there is no picture."""
+    """Write a gallery. At every moment, ``path`` is the old file or the new one. ValueError if there is no picture."""
     if not pictures:
         raise ValueError("a gallery needs a picture")
     jpegs = [np.frombuffer(picture.jpeg, np.uint8) for picture in pictures]

@@ -39,8 +39,8 @@ def heat_png(heat: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def outline(heat: np.ndarray, threshold: float = THRESHOLD) -> str:
-    """The SVG path, in pixels, of the lines where heat (S, S) crosses the threshold; "" if it crosses it nowhere."""
+def outline(heat: np.ndarray) -> str:
+    """The SVG path, in pixels, of the lines where heat (S, S) crosses THRESHOLD; "" if it crosses it nowhere."""
     from contourpy import contour_generator
 
     centres = np.arange(heat.shape[0]) + 0.5
@@ -48,7 +48,7 @@ def outline(heat: np.ndarray, threshold: float = THRESHOLD) -> str:
     rim = np.pad(heat, 1, constant_values=-1.0)
     ends = np.concatenate([[0.0], centres, [float(heat.shape[0])]])
     path = []
-    for line in contour_generator(ends, ends, rim).lines(threshold):
+    for line in contour_generator(ends, ends, rim).lines(THRESHOLD):
         points = " ".join(f"{x:.1f} {y:.1f}" for x, y in line[::2] if np.isfinite([x, y]).all())
         path.append(f"M{points}Z")
     return "".join(path)

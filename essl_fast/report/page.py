@@ -112,30 +112,24 @@ def settings(runs: list[Run]) -> str:
         inside = f"<table><thead><tr><th>setting</th>{heads}</tr></thead><tbody>{rows}</tbody></table>"
         out += f'<div class="card scroll">{inside if rows else "The runs have the same settings."}</div>'
     for run in runs:
-        rows = "".join(
-            f"<tr><td>{text(name)}</td><td class=wrap>{text(value)}</td></tr>"
-            for name, value in flatten(run.config).items()
-        )
-        of = f" of {text(run.label)}" if len(runs) > 1 else ""
-        out += (
-            f"<details><summary>All settings{of}</summary>"
-            f'<div class="card scroll"><table><tbody>{rows}</tbody></table></div></details>'
-        )
+        out += _folded_table("All settings", run, run.config, len(runs) > 1)
     return f"<h2>Settings</h2>{out}"
 
 
 def environments(runs: list[Run]) -> str:
     """Versions, machine and source of each run."""
-    out = ""
-    for run in runs:
-        rows = "".join(
-            f"<tr><td>{text(name)}</td><td class=wrap>{text(value)}</td></tr>"
-            for name, value in flatten(run.environment).items()
-        )
-        of = f" of {text(run.label)}" if len(runs) > 1 else ""
-        out += (
-            f"<details><summary>Environment{of}</summary>"
-            f'<div class="card scroll"><table><tbody>{rows}</tbody></table></div></details>'
-        )
+    out = "".join(_folded_table("Environment", run, run.environment, len(runs) > 1) for run in runs)
     where = ", ".join(str(run.folder) for run in runs)
     return f"{out}<footer>Made by python -m essl_fast.report from {text(where)}</footer>"
+
+
+def _folded_table(title: str, run: Run, values: dict, named: bool) -> str:
+    """A table of nested values that opens with a click. named: add the run's label to the title."""
+    rows = "".join(
+        f"<tr><td>{text(name)}</td><td class=wrap>{text(value)}</td></tr>" for name, value in flatten(values).items()
+    )
+    of = f" of {text(run.label)}" if named else ""
+    return (
+        f"<details><summary>{title}{of}</summary>"
+        f'<div class="card scroll"><table><tbody>{rows}</tbody></table></div></details>'
+    )

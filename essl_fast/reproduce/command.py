@@ -58,9 +58,7 @@ def reproduce(
     plan = Plan(data, Path(out), list(seeds), protocol, reduced, list(overrides), device, known)
     plan.check_data()
     plan.check(rows_of(parts).values())
-    from essl_fast.reproduce.runs import (
-        stopped_by_sigterm,
-    )  # imports PyTorch: not before the options are known to be right
+    from essl_fast.reproduce.runs import stopped_by_sigterm  # imports PyTorch, so only after the options are checked
 
     plan.out.mkdir(parents=True, exist_ok=True)
     with stopped_by_sigterm():

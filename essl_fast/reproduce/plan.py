@@ -75,7 +75,7 @@ class Plan:
         reduced: small networks and few epochs, for a CPU.
         overrides: train's options, for every row.
         device: auto, cpu, cuda or cuda:N.
-        published: published results that a user has, by the rows' names; they go before those that we know.
+        published: published results that a user has, by the rows' names; they replace those of `report.paper`.
     """
 
     data: str
