@@ -428,8 +428,8 @@ def localization_counts(
 
     Returns:
         intersection (B,) float64, the sum of g over the inferred pixels; and union (B,) float64, the sum of g plus the
-        number of inferred pixels with g = 0. Nothing is inferred of a map that is constant, or in which a NaN or an
-        infinity reaches a pixel.
+        number of inferred pixels with g = 0. A map that is constant, or in which a NaN or an infinity
+        reaches a pixel, infers nothing.
 
     Raises:
         ValueError: wrong shape, dtype, size or device.

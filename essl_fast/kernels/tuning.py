@@ -1,7 +1,7 @@
 """How the Triton kernels are launched: a few candidates for each class of shapes, the best pinned for each GPU type.
 
 Nothing is tuned at run time. Each op lists its candidates, the default first. A launch uses the first of these that
-there is: what `benchmarks/kernels.py --tune` measured on this machine (a file in the user's cache); the pin for this
+exists: what `benchmarks/kernels.py --tune` measured on this machine (a file in the user's cache); the pin for this
 GPU type in pinned.json; the pin for the nearest older type; the default.
 """
 

@@ -1,4 +1,4 @@
-"""Which videos the GPU decodes, for a run that has to know."""
+"""Finds out which videos the GPU decodes, if a run has to know."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from essl_fast.prepare.reporting import Reporter
 
 
 def choose_decoders(out: Path, settings: Mapping[str, Any], say: Reporter) -> nvdec.Decoders | None:
-    """What may become clips with `visual: auto`, and what the GPU decodes with `visual: jpeg`; else None.
+    """What the GPU decodes, if this run has to know; else None.
 
-    What an earlier run with the same settings found is kept, even if it ran on a machine with another GPU: one folder
-    must not be of two kinds.
+    With `visual: auto`, the videos that the GPU decodes become clips. With `visual: jpeg` and a decoder other than
+    pyav, NVDEC decodes their frames. The answer of an earlier run with the same settings is kept, even if it ran on a
+    machine with another GPU: one folder must not be of two kinds.
 
     Raises:
         InputError: `decoder: nvdec` is asked for, and there is none.

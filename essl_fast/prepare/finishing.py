@@ -12,7 +12,7 @@ import numpy as np
 
 from essl_fast.common.errors import InputError
 from essl_fast.data.datasets import Annotations, Dataset, LeftOut, Pairs, pair_key
-from essl_fast.data.shards import SPLITS, write_manifest
+from essl_fast.data.shards import SPLITS, split_column, write_manifest
 from essl_fast.prepare.rows import Rows
 
 
@@ -30,7 +30,7 @@ def finish(
     """
     pairs, index = dataset.annotations.pairs, np.frombuffer(rows.pair, np.int64)
     counts = [sum(shard["pairs"] for shard in shards[split]) for split in SPLITS]
-    split = np.repeat(np.arange(len(SPLITS), dtype=np.uint8), counts)
+    split = split_column(counts)
     names = [(video, span.stop) for video, _, span in pairs.videos()]
     video = np.searchsorted(np.array([end for _, end in names]), index, "right")  # of each row, index into `names`
     fids = pairs.fid[index].tolist()

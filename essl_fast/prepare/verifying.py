@@ -2,8 +2,8 @@
 
     {"row": 17, "key": "V_000123", "reason": "black", "detail": "no pixel is brighter than 3 of 255"}
 
-One object on each line, shard by shard. A pair may have several. `row` and `key` are null for a fault of a shard that
-is none of its pairs'. Reasons:
+One object on each line, shard by shard. A pair may have several. `row` and `key` are null for a fault of a shard
+outside of its pairs. Reasons:
 
     corrupt        the frame cannot be decoded, or frame or sound are not the bytes that `prepare` wrote (CRC-32)
     truncated      the frame's picture or clip ends too early
@@ -23,7 +23,7 @@ import mmap
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,9 +79,14 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
 
 
 def _shard(
-    manifest: shards.Manifest, entry: dict, first: int, pool: ThreadPoolExecutor, workers: int, step
+    manifest: shards.Manifest,
+    entry: dict,
+    first: int,
+    pool: ThreadPoolExecutor,
+    workers: int,
+    step: Callable[[int], None],
 ) -> Iterator[dict]:
-    """The faults of a shard; its first pair is in row `first`."""
+    """The faults of a shard; its first pair is in row `first`. step: called with the number of pairs just checked."""
     tar, index = manifest.root / entry["file"], shards.read_index(manifest.root / entry["index"])
     keys = [manifest.key(first + at) for at in range(entry["pairs"])]
     if index.stems != tuple(map(shards.encode_key, keys)):

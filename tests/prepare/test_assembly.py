@@ -52,7 +52,7 @@ KILLER = f"KILLER = {KILLER!r}\nexec(KILLER)\n"
 
 
 def noted(out: Path) -> dict[str, tuple]:
-    """The shards of the journal, and what tells whether a file is still the same."""
+    """The shards of the journal, each with values that show whether its file was written again."""
     files = [json.loads(path.read_bytes())["shard"]["file"] for path in (out / ".parts/shards").glob("*-*.json")]
     return {name: ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) for name in files}
 
@@ -132,7 +132,7 @@ def test_finished_videos_are_not_read_again(world, reference, tmp_path, monkeypa
 
 
 def test_parts_wait_on_disk_no_longer_than_needed(world, tmp_path, monkeypatch):
-    """Of 6 videos with 4 pairs (3 in val and test), no more wait than may: 2 of them, and those of the open shard."""
+    """6 videos with 4 pairs each (3 in val and test): the parts of at most 2 wait, beside those of the open shard."""
     most, real = [], ShardWriter.add
 
     def add(writer, *args):
@@ -245,7 +245,7 @@ def test_the_last_shard_of_a_split_knows_the_videos_behind_it(tmp_path, monkeypa
 
 
 def test_a_video_that_gives_other_pairs_than_before_is_an_error(world, tmp_path, monkeypatch):
-    """A decoder that was exchanged meanwhile, say."""
+    """For example, because the decoder was replaced meanwhile."""
     out = tmp_path / "out"
     with interrupted(monkeypatch, ShardWriter, "add", 7):
         run(world, out)
@@ -258,7 +258,7 @@ def test_a_video_that_gives_other_pairs_than_before_is_an_error(world, tmp_path,
 
 
 def test_no_part_can_hold_the_others_up_for_ever(tmp_path, monkeypatch):
-    """More missing videos than may wait, between others."""
+    """There are more missing videos, between others, than parts may wait."""
     names = [f"v{n:02d}" for n in range(30)]
     for name in (names[0], names[-1], "t"):
         make_video(tmp_path / f"videos/{name}.mp4")

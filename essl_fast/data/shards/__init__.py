@@ -39,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "manifest": "",
         "pair_crc": "tars",
         "read_index": "tars",
+        "split_column": "columns",
         "tars": "",
         "write_manifest": "writing",
     },

@@ -121,9 +121,8 @@ def _place(rng: np.random.Generator, number: int) -> list[dict]:
 
     They are anywhere in the frame and hardly overlap: the overlap that is allowed grows only while no place is found.
     """
-    low, high = {3: (68, 96), 4: (60, 88), 5: (56, 76)}[
-        number
-    ]  # sides on the 224 grid, on which objects are learned and scored
+    # Sides on the 224 grid, on which objects are learned and scored.
+    low, high = {3: (68, 96), 4: (60, 88), 5: (56, 76)}[number]
     sizes = [
         (round(rng.uniform(low, high) * WIDTH / 224), round(rng.uniform(low, high) * HEIGHT / 224))
         for _ in range(number)

@@ -200,10 +200,9 @@ def clip(kind: str, rng: np.random.Generator, seconds: float, rate: int, channel
     sound *= np.float32(0.14 * 10 ** (rng.uniform(-4, 2) / 20) / np.sqrt(np.mean(sound**2)))
     noise = _noise_band(rng, n, rate, 40, 9000, 0.5)
     level = np.sqrt(np.mean(sound**2)) * 10 ** (-rng.uniform(20, 28) / 20)
-    sound = np.tanh(
-        sound + noise * np.float32(level / np.sqrt(np.mean(noise**2)))
-    )  # tanh: short peaks pass, none clips
+    noise *= np.float32(level / np.sqrt(np.mean(noise**2)))
+    sound = np.tanh(sound + noise)  # tanh: short peaks pass, none clips
     if channels == 1:
         return sound[None]
     pan = rng.uniform(0.7, 1.0, 2)  # does not tell where the object is, unlike in reality: the class must tell
-    return np.stack([sound * np.float32(gain) for gain in pan[:channels]])
+    return np.stack([sound * np.float32(gain) for gain in pan])
