@@ -56,20 +56,8 @@ def benchmark(name: str, wants: float, least: float, *more: str, quick: tuple[st
 
 
 TESTS = (
-    "-m",
-    "pytest",
-    "-q",
-    "-m",
-    "gpu",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "benchmarks.deadline",
-    "--deadline",
-    "{limit}",
-    "--junitxml",
-    "{out}/tests.xml",
-    "tests",
+    *"-m pytest -q -m gpu -p no:cacheprovider -p benchmarks.deadline".split(),
+    *"--deadline {limit} --junitxml {out}/tests.xml tests".split(),
 )
 FEW = ("--repeats", "2")
 TINY = ("--videos", "12", "--epochs", "1", "--methods", "semipl", "--batch", "4", "--workers", "1")

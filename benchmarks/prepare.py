@@ -82,21 +82,9 @@ def ours(videos: Path, annotations: Path, visual: str, processes: int) -> Callab
     """The prepare command."""
 
     def run(out: Path) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "essl_fast.prepare",
-            "--visual",
-            visual,
-            "--workers",
-            str(processes),
-            "--videos",
-            str(videos),
-            "--annotations",
-            str(annotations),
-            "--out",
-            str(out),
-        ]
+        folders = ["--videos", str(videos), "--annotations", str(annotations), "--out", str(out)]
+        how = f"--visual {visual} --workers {processes}".split()
+        command = [sys.executable, "-m", "essl_fast.prepare", *how, *folders]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise InputError(f"prepare --visual {visual} failed: {done.stderr.strip().splitlines()[-1]}")

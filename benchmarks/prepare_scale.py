@@ -156,25 +156,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(work: Path, options: argparse.Namespace) -> dict[str, float]:
     out = work / "out"
-    workers = ["--workers", str(options.workers)] if options.workers else []
-    command = [
-        sys.executable,
-        "-m",
-        "essl_fast.prepare",
-        "--videos",
-        str(work / "videos"),
-        "--annotations",
-        str(work / "notes"),
-        "--out",
-        str(out),
-        "--frame",
-        "all",
-        "--validation",
-        "0",
-        "--visual",
-        options.visual,
-        *workers,
-    ]
+    folders = ["--videos", str(work / "videos"), "--annotations", str(work / "notes"), "--out", str(out)]
+    how = f"--frame all --validation 0 --visual {options.visual}"
+    how += f" --workers {options.workers}" if options.workers else ""
+    command = [sys.executable, "-m", "essl_fast.prepare", *folders, *how.split()]
     begin = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     watch = Watch(process.pid, out)

@@ -270,22 +270,8 @@ def compare_first_losses(rows: list[Row]) -> None:
 
 def table_of(rows: list[Row], title: str) -> Table:
     table = Table(title=title, caption="ms: median (10th-90th percentile). MFU: share of the measured matrix product")
-    columns = (
-        "method",
-        "mode",
-        "B",
-        "dtype",
-        "ms",
-        "pairs/s",
-        "TFLOP/s",
-        "MFU, %",
-        "GiB",
-        "launches",
-        "compile s",
-        "warm-up s",
-        "",
-    )
-    for column in columns:
+    speed, cost = ("ms", "pairs/s", "TFLOP/s", "MFU, %"), ("GiB", "launches", "compile s", "warm-up s")
+    for column in ("method", "mode", "B", "dtype", *speed, *cost, ""):
         left = column in ("method", "mode", "dtype", "")
         table.add_column(column, justify="left" if left else "right", no_wrap=column == "ms")
     for row in rows:

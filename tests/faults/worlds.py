@@ -11,26 +11,10 @@ from essl_fast import checkpoints
 from tests.faults.server import Server
 from tests.tools.prepare import hashes, make_world
 
-TRAIN = [
-    "--config",
-    "demo",
-    "--device",
-    "cpu",
-    "--epochs",
-    "2",
-    "--data.batch_size",
-    "4",
-    "--checkpoint_steps",
-    "1",
-    "--overlays",
-    "0",
-    "--optim.warmup",
-    "0.5",
-    "--data.threads",
-    "1",
-    "--checkpoint_keep",
-    "2",
-]
+TRAIN = (
+    "--config demo --device cpu --epochs 2 --data.batch_size 4 --checkpoint_steps 1 "
+    "--overlays 0 --optim.warmup 0.5 --data.threads 1 --checkpoint_keep 2"
+).split()
 PREPARE = ["--validation", "0.25", "--pairs-per-shard", "5", "--visual", "jpeg"]
 RUNNING = ("seconds", "epoch_seconds", "elapsed", "untimed", "config", "data_root")  # of a clock, or of a place
 

@@ -202,16 +202,8 @@ def test_types_of_their_own(device, kind, audio_kind):
         lambda x: x[:, :1].expand(-1, 5, -1, -1),
     ],
     ids=[
-        "batch",
-        "channels",
-        "odd channels",
-        "other channels",
-        "crop",
-        "rotated",
-        "mixed",
-        "one position",
-        "one sample",
-        "one channel",
+        *("batch", "channels", "odd channels", "other channels", "crop", "rotated", "mixed"),
+        *("one position", "one sample", "one channel"),
     ],
 )
 @pytest.mark.parametrize("layout", [LAST, FIRST], ids=["last", "first"])

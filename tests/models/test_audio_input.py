@@ -139,25 +139,9 @@ def test_a_run_computes_each_embedding_once_and_goes_on_from_a_checkpoint(tiny, 
     """Training, then evaluations: the network's front sees each pair of each pool once. Resumed: the same bits."""
     _, prepared = tiny
     manifest = Manifest.load(prepared)
-    settings = config.load(
-        "demo",
-        [
-            "--data.root",
-            str(prepared),
-            "--data.batch_size",
-            "4",
-            "--data.threads",
-            "1",
-            "--model.audio",
-            "vggish",
-            "--model.vggish_weights",
-            "none",
-            "--epochs",
-            "2",
-            "--data.last_batch",
-            "drop",
-        ],
-    )
+    options = "--data.batch_size 4 --data.threads 1 --data.last_batch drop --epochs 2"
+    vggish = "--model.audio vggish --model.vggish_weights none"
+    settings = config.load("demo", ["--data.root", str(prepared), *f"{options} {vggish}".split()])
 
     build = models.build
 

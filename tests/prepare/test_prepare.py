@@ -309,15 +309,5 @@ def test_errors_of_the_command(world, tmp_path, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out
-    for option in (
-        "--frame",
-        "--row-boxes",
-        "--annotation-size",
-        "--validation",
-        "--seed",
-        "--workers",
-        "--strict",
-        "--visual",
-        "--verify",
-    ):
-        assert option in text
+    for option in "frame row-boxes annotation-size validation seed workers strict visual verify".split():
+        assert f"--{option}" in text

@@ -175,22 +175,8 @@ def test_every_annotated_frame(tmp_path):
     assert train[4]["json"]["classes"] == ["siren", "crash"] and manifest.pairs("test") == 4
     assert {entry["reason"] for entry in left_out(tmp_path / "out")} == {media.WINDOW}
 
-    options = [
-        "--videos",
-        str(tmp_path / "videos"),
-        "--annotations",
-        str(notes),
-        "--out",
-        str(tmp_path / "again"),
-        "--frame",
-        "all",
-        "--validation",
-        "0",
-        "--pairs-per-shard",
-        "7",
-        "--visual",
-        "clip",
-    ]
+    folders = ["--videos", str(tmp_path / "videos"), "--annotations", str(notes), "--out", str(tmp_path / "again")]
+    options = [*folders, *"--frame all --validation 0 --pairs-per-shard 7 --visual clip".split()]
     command = [sys.executable, "-c", KILLER, "essl_fast.data.shards.tars", "ShardWriter.add", "17", *options]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=50).returncode == -signal.SIGKILL
     assert main(options) == 0

@@ -19,6 +19,9 @@ def x265(params: str, preset: str = "ultrafast") -> dict:
     return {"codec": "libx265", "options": {"preset": preset, "x265-params": f"{fixed}:{params}"}}
 
 
+# With alternate reference pictures, which are never shown themselves.
+_VP9_OPTIONS = "deadline=realtime cpu-used=7 auto-alt-ref=1 lag-in-frames=16 g=60 b=200k"
+VP9_HIDDEN = {"codec": "libvpx-vp9", "options": dict(option.split("=") for option in _VP9_OPTIONS.split())}
 STREAMS = {
     "h264.mp4": x264(),
     "h264_no_b_frames.mov": x264(bf="0"),
@@ -33,17 +36,7 @@ STREAMS = {
     "hevc_layers.mp4": x265("temporal-layers=3:open-gop=1:bframes=7:b-pyramid=1", "fast"),
     "hevc_10_bit.mp4": {**x265("bframes=4"), "pix_fmt": "yuv420p10le"},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "good", "cpu-used": "5", "lag-in-frames": "12"}},
-    "vp9_hidden.mp4": {
-        "codec": "libvpx-vp9",
-        "options": {  # with alternate reference pictures, never shown themselves
-            "deadline": "realtime",
-            "cpu-used": "7",
-            "auto-alt-ref": "1",
-            "lag-in-frames": "16",
-            "g": "60",
-            "b": "200k",
-        },
-    },
+    "vp9_hidden.mp4": VP9_HIDDEN,
     "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1"}},
     "av1_long.mkv": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1", "g": "33"}},
     "mjpeg.mov": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},

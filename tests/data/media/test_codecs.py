@@ -18,7 +18,7 @@ import soxr
 
 from essl_fast.data.media import audio, cut_clips, decode_clip, decode_frames, probe
 from essl_fast.data.media.audio import decode_sound, sound_window, to_stored, window_span
-from tests.tools.clips import x264, x265
+from tests.tools.clips import VP9_HIDDEN, x264, x265
 from tests.tools.media import join_tracks, make_sound, make_video
 
 FPS, SECONDS, MOMENT = 25, 4, 2.0
@@ -26,17 +26,7 @@ WIDTH, HEIGHT = 96, 64
 VIDEOS = {
     "h264": x264("open-gop=1"),
     "hevc": x265("open-gop=1:bframes=4:b-pyramid=1"),
-    "vp9": {
-        "codec": "libvpx-vp9",
-        "options": {
-            "deadline": "realtime",
-            "cpu-used": "7",
-            "auto-alt-ref": "1",
-            "lag-in-frames": "16",
-            "g": "60",
-            "b": "200k",
-        },
-    },
+    "vp9": VP9_HIDDEN,
     "av1": {"codec": "libsvtav1", "options": {"preset": "12", "svtav1-params": "lp=1", "g": "30"}},
     "mjpeg": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
 }
