@@ -1,4 +1,4 @@
-"""Checkpoints: ours, and those of the published SSPL code; a localizer out of either."""
+"""Checkpoints: ours and those of the published SSPL code, and the localizer restored from either."""
 
 from typing import TYPE_CHECKING
 

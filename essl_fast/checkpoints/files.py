@@ -21,7 +21,7 @@ FORMAT = "essl_fast checkpoint"
 VERSION = 2  # 1 had no checksum and no count of steps that were not finite
 _SEAL = struct.Struct("<8sQI")
 _MAGIC = b"ESSLCRC1"
-UNSEALED = "it was cut short"  # what damage() says of a file that does not end in a seal
+UNSEALED = "it was cut short"  # the answer of damage() for a file that does not end in a seal
 
 
 class _Summing:
@@ -40,7 +40,7 @@ class _Summing:
 
 
 def numbered(path: Path, number: int) -> Path:
-    """Where the checkpoint is now that was at ``path`` ``number`` writes ago: last.pt, last-1.pt, last-2.pt."""
+    """The current path of the checkpoint that was written to ``path`` ``number`` writes ago: last.pt, last-1.pt, ..."""
     return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
 
 
@@ -95,7 +95,7 @@ def checkpoint_of(given: Path) -> Path:
 
 
 def damage(path: Path) -> str | None:
-    """How a checkpoint file is damaged, as far as its checksum tells; None if it is not.
+    """How a checkpoint file is damaged, as far as its checksum shows; None if it is not.
 
     A file of version 1 has no checksum: the answer is then UNSEALED, and :func:`load` looks further. The file is read
     once, in pieces.

@@ -15,7 +15,7 @@ def trained_state(model: nn.Module, keep: Sequence[str] = ()) -> dict[str, torch
 
     Args:
         model: the model.
-        keep: beginnings of names that stay all the same, see :func:`essl_fast.models.unpublished_parts`.
+        keep: prefixes of frozen parameters that stay in it, see :func:`essl_fast.models.unpublished_parts`.
     """
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad and not name.startswith(tuple(keep))}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}

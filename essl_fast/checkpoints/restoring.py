@@ -1,4 +1,4 @@
-"""A localizer out of a checkpoint, ours or the published code's."""
+"""Restore a localizer from a checkpoint, ours or the published code's."""
 
 from collections.abc import Mapping
 from pathlib import Path

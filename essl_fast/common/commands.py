@@ -51,9 +51,9 @@ def begin() -> None:
 
 @contextlib.contextmanager
 def slow_imports() -> Iterator[None]:
-    """Let Ctrl-C end a command at once and silently while it imports PyTorch and the like, which takes seconds.
+    """Let Ctrl-C end a command at once and silently during slow imports: PyTorch alone takes seconds.
 
-    Where no command is run as a program, it changes nothing.
+    It changes nothing if no command runs as a program.
     """
     before = signal.getsignal(signal.SIGINT)
     if not _runs_a_program or before is not signal.default_int_handler:
@@ -132,7 +132,7 @@ class _Weights(argparse.Action):
 
 
 def say_imports(console: Console, names: list[str]) -> None:
-    """Tell the user which modules a checkpoint named, as their code has run."""
+    """Print which modules of the user a checkpoint has imported, because their code has run."""
     if names:
         console.print(f"the checkpoint uses {', '.join(names)}", highlight=False, soft_wrap=True, markup=False)
 

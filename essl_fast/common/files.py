@@ -23,7 +23,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, tag: str = "", sync: bool = True) -> Iterator[BinaryIO]:
-    """A binary file that appears under ``path``, complete, when the block ends without an error, and else not at all.
+    """A binary file that appears under ``path``, complete, if the block ends without an error, or not at all.
 
     Args:
         path: the file. Until the end it is ``.NAME.partial`` beside it, which a later attempt overwrites.
@@ -54,7 +54,7 @@ def parse_json(data: bytes | str) -> Any:
 
     Raises:
         ValueError: it is no JSON, is nested too deep, has numbers that JSON does not have (NaN, Infinity), or text that
-            no file can hold (half a surrogate pair).
+            no file can hold (half of a surrogate pair).
     """
     try:
         value = json.loads(data, parse_constant=_refuse)

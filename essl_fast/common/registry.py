@@ -14,7 +14,7 @@ Part = TypeVar("Part")
 
 
 class Registry:
-    """Names of one kind of part, what stands behind each, and facts about it.
+    """The parts of one kind: by name the part itself, and facts about it.
 
     TRUNKS = Registry("trunk", setting="model.trunk", own=("essl_fast.models.trunks",))
 
@@ -42,7 +42,7 @@ class Registry:
         A definition that is run again (a notebook cell, a reloaded module) replaces the first one.
 
         Raises:
-            ValueError: the name stands for another part already.
+            ValueError: another part is registered under the name.
         """
 
         def add(part: Part) -> Part:

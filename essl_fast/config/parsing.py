@@ -10,16 +10,26 @@ from essl_fast.config.settings import Config, check
 
 
 def configs_folder() -> Path:
-    """The folder of the shipped YAML files: in the installed package, or beside it in a clone."""
-    here = PACKAGE
-    for place in (here / "configs", here.parent / "configs"):
+    """The folder of the shipped YAML files: in the installed package, or beside it in a clone.
+
+    Raises:
+        InputError: the installation has no such folder.
+    """
+    for place in (PACKAGE / "configs", PACKAGE.parent / "configs"):
         if (place / "demo.yaml").is_file():
             return place
-    raise InputError(f"the shipped configs are not beside {here}; install essl_fast again")
+    raise InputError(f"the shipped configs are not beside {PACKAGE}; install essl_fast again")
 
 
 def find_file(name: str) -> Path:
-    """The file of a config: a path, or the name of a shipped one ("semipl", "paper/row1"). InputError."""
+    """The file of a config.
+
+    Args:
+        name: a path, or the name of a shipped config ("semipl", "paper/table2_sspl_wo_pcm").
+
+    Raises:
+        InputError: there is no such file and no shipped config of this name.
+    """
     if Path(name).is_file():
         return Path(name)
     folder = configs_folder()
@@ -83,7 +93,7 @@ def parse(
         argv: the arguments, without the program's name.
         prog: the program's name, for help and errors.
         description: for help.
-        extra: called with the parser, to add options of the command's own.
+        extra: called with the parser, to add the command's own options.
         default: file or shipped name, used if the arguments have no --config.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How well a model localizes the pairs of a split: metrics, what it must beat, further metrics."""
+"""How well a model localizes the pairs of a split: metrics, baselines, further metrics."""
 
 from essl_fast.common.lazy import lazy_exports
 

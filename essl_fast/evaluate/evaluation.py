@@ -1,4 +1,4 @@
-"""Every pair of a split through a model, and how well each is localized."""
+"""Run every pair of a split through a model, and measure how well each is localized."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -43,14 +43,14 @@ def evaluate(
         manifest: the prepared data.
         split: "train", "val" or "test".
         settings: ``data`` says how pairs are read, ``objective.consensus`` how boxes are counted. A pair that
-            ``data`` leaves out or lets skip is not in the result.
+            ``data`` leaves out or allows to skip is not in the result.
         device: where frames, sounds and the model are.
         dtype: of the views, and of autocast.
         show: how many pairs to keep with their frames, to be drawn.
-        pools: may keep what is decoded for the next time.
+        pools: where decoded pairs may be kept for the next evaluation.
         on_fault: called with the row and the reason of each pair that is skipped.
         world: the processes that share the pairs; each of them gets the whole result.
-        foreign: also meet each frame with silence, and with another pair's sound (see :class:`ForeignSounds`).
+        foreign: also localize each frame under silence and another pair's sound (see :class:`ForeignSounds`).
 
     Raises:
         InputError: the split is empty, or no pair of it decodes.
@@ -65,11 +65,12 @@ def evaluate(
             views = centre_view(raw.frames, dtype, raw.rows)
             sounds = others.of(raw) if others else {}
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                maps = model.see(views)
-                similarity = model.meet(maps, raw.sound)[0].similarity[0]
-                sure = {kind: model.meet(maps, sound)[0].similarity[0].amax((1, 2)) for kind, sound in sounds.items()}
+                maps = model.frame_maps(views)
+                similarity = model.attend_maps(maps, raw.sound)[0].similarity[0]
+                other = {kind: model.attend_maps(maps, sound)[0].similarity[0] for kind, sound in sounds.items()}
+                confidence = {kind: each.amax((1, 2)) for kind, each in other.items()}
             ciou = metrics.ciou(similarity, boxes[raw.index], consensus)
-            columns.add(rows=raw.index, ciou=ciou, similarity=similarity, **sure)
+            columns.add(rows=raw.index, ciou=ciou, similarity=similarity, **confidence)
             frames |= frames_of(raw, to_draw)
     part = Part(columns.arrays(), frames, loader.lost)
     shared = ranks_share(manifest, split, settings, world)
@@ -90,7 +91,7 @@ def _evaluating(model: models.Localizer, dtype: torch.dtype) -> Iterator[None]:
 
 
 def _result(manifest: Manifest, split: str, found: Part, expected: int) -> Evaluation:
-    """The found columns as an Evaluation, after a check that every pair is there, once."""
+    """The columns as an Evaluation, after a check that every pair is there exactly once."""
     if not found.columns:
         raise InputError(f"{manifest.root}: no pair of the {split} split decodes; run prepare again")
     foreign = dict(found.columns)

@@ -1,4 +1,4 @@
-"""Sounds that are not the frame's own: a model that listens is less sure of itself under them."""
+"""Sounds that do not belong to a frame: a model that listens is less confident with them."""
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ FOREIGN = {  # kind -> what to call it
 class ForeignSounds:
     """Silence, and the sound of the pair half a split further on, for the frames of a loader's batches.
 
-    Which pair that is does not depend on batches or ranks, and no frame is decoded for it. A split of one pair has no
-    other sound: ``kinds`` is then silence alone.
+    The choice of the other pair does not depend on batches or ranks, and its frame is not decoded. A split of one pair
+    has no other sound; ``kinds`` is then silence alone.
     """
 
     def __init__(self, loader: Loader) -> None:
@@ -23,7 +23,7 @@ class ForeignSounds:
         self.kinds = [kind for kind in FOREIGN if kind == "silent" or loader.pairs > 1]
 
     def of(self, raw: RawBatch) -> dict[str, torch.Tensor]:
-        """The sounds for a batch's frames, by kind, each in the form in which the batch carries its own."""
+        """The sounds for a batch's frames, by kind, in the form of the batch's own sound (log-mel or embeddings)."""
         loader = self._loader
         sounds = {"silent": self._silence.expand_as(raw.sound)}
         if "mismatched" in self.kinds:

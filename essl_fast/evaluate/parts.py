@@ -1,4 +1,4 @@
-"""What one process found of a split, and what all of them found together."""
+"""The results of a split from one process, and those of all processes joined."""
 
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ class Columns:
 
 
 class Part(NamedTuple):
-    """What one process found of a split, or all of them."""
+    """The results of a split from one process, or from all of them."""
 
     columns: dict[str, np.ndarray]  # "rows" (N,), and (N, ...) of other names, in any order; {} for no pair
     frames: dict[int, np.ndarray]  # of pairs to draw, by manifest row

@@ -1,4 +1,4 @@
-"""Scores of answers that look neither at the frame nor at the sound: a trained model must beat them."""
+"""Baselines that use neither the frame nor the sound; a trained model must beat them."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What an evaluation found, pair by pair, and the figures that follow from it."""
+"""The result of an evaluation, pair by pair, and the figures computed from it."""
 
 from typing import NamedTuple
 

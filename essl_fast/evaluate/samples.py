@@ -22,7 +22,7 @@ def frames_of(raw: RawBatch, wanted: set[int]) -> dict[int, np.ndarray]:
 def samples(
     manifest: Manifest, rows: np.ndarray, ciou: np.ndarray, similarity: np.ndarray, frames: dict[int, np.ndarray]
 ) -> list[dict]:
-    """What drawing the pairs of ``frames`` takes.
+    """Everything that is needed to draw the pairs of ``frames``.
 
     Args:
         manifest: of the pairs.

@@ -1,4 +1,4 @@
-"""Networks and objectives: trunks, audio networks, the predictive coding module, heads, the localizer of them all."""
+"""Networks and objectives: trunks, audio networks, the PCM, heads, and the localizer that joins them."""
 
 from typing import TYPE_CHECKING
 

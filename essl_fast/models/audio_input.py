@@ -1,7 +1,7 @@
-"""What a batch carries of its sound: log-mel examples, or the embeddings that a frozen audio network makes of them.
+"""The sound of a batch: log-mel examples, or the embeddings that a frozen audio network computes from them.
 
 If the front of the audio network is frozen (VGGish without its projection), its output for a pair never changes. So it
-is computed where the pair is decoded, and a pool keeps 1,536 bytes per pair (float32; 768 in bf16) instead of 73,728 of
+is computed when the pair is decoded, and a pool keeps 1,536 bytes per pair (float32; 768 in bf16) instead of 73,728 of
 log-mel or 96,000 of samples. Training and evaluation share this.
 
 An embedding must not depend on the other pairs of the batch: a run that is resumed fills its pool in other batches, and
@@ -33,7 +33,7 @@ def log_mel(pcm: Tensor) -> Tensor:
 class Embeddings:
     """(B, 48000) int16 -> (B, 3, E), the output of the frozen part of ``network`` for each pair's three examples.
 
-    Two of the same network and dtype are equal, so that loaders that are given them share a pool. On a CPU a pair's
+    Two objects of the same network and dtype are equal, so that their loaders share a pool. On a CPU a pair's
     embedding does not depend on its neighbours, to the bit. On a GPU its place in a chunk may change the rounding.
     """
 
@@ -53,7 +53,7 @@ class Embeddings:
 
 
 def sound_of(settings: config.Config, model: Localizer, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """What the loaders of a run make of the samples: embeddings if settings and model allow it, otherwise log-mel."""
+    """The function that turns samples into embeddings if settings and model allow it, otherwise into log-mel."""
     if settings.data.embeddings == "off" or not hasattr(model.audio, "embed"):
         return log_mel
     return Embeddings(model.audio, dtype)

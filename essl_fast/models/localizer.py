@@ -22,7 +22,7 @@ class Forward(NamedTuple):
 class Localizer(nn.Module):
     """views (V, B, 3, H, W) and log-mel (B, 3, 96, 64) -> :class:`Forward`.
 
-    An audio network with a frozen front also takes its own embeddings (B, 3, E) instead of the log-mel, which may be
+    Instead of the log-mel, an audio network with a frozen front also takes its own embeddings (B, 3, E), which may be
     kept from an earlier pass. The head decides the attention: min-max scaled for SimSiam's, softmax for LSS's.
 
     Args:
@@ -45,17 +45,17 @@ class Localizer(nn.Module):
         if self.freeze_trunk and hasattr(self.trunk, "prepare"):
             self.trunk.prepare(dtype)
 
-    def see(self, views: Tensor) -> Tensor:
+    def frame_maps(self, views: Tensor) -> Tensor:
         """The trunk's maps (V * B, C, h, w), view after view. They do not depend on the sound."""
         # All views in one pass; batch norms keep them apart.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_trunk):
             return self.trunk(views.flatten(0, 1), len(views))
 
-    def meet(self, maps: Tensor, log_mel: Tensor) -> tuple[kernels.Attention, Tensor]:
-        """Where the sounds are in the maps.
+    def attend_maps(self, maps: Tensor, log_mel: Tensor) -> tuple[kernels.Attention, Tensor]:
+        """Audio-guided attention of the sounds over the maps, after the PCM if there is one.
 
         Args:
-            maps: (V * B, C, h, w) of :meth:`see`.
+            maps: (V * B, C, h, w) of :meth:`frame_maps`.
             log_mel: (B, 3, 96, 64), or embeddings, one sound for each pair.
 
         Returns:
@@ -68,7 +68,7 @@ class Localizer(nn.Module):
             maps = self.pcm(maps, embedding.repeat(count, 1), count)
         if self.head.attention == "softmax":
             # LSS's features are rectified, and VGG-16 here ends before its last ReLU. Without it a similarity map could
-            # be negative everywhere: relu(s) would be 0, its softmax uniform, and nothing could be learnt from it.
+            # be negative everywhere: relu(s) would be 0, its softmax uniform, and its gradient zero.
             attention = kernels.softmax_attention(maps.relu(), projection.relu().repeat(count, 1))
         else:
             attention = kernels.audio_guided_attention(maps, projection.repeat(count, 1))
@@ -76,10 +76,10 @@ class Localizer(nn.Module):
 
     def attend(self, views: Tensor, log_mel: Tensor) -> kernels.Attention:
         """Everything before the head: pooled (V, B, C), similarity and attention (V, B, h, w)."""
-        return self.meet(self.see(views), log_mel)[0]
+        return self.attend_maps(self.frame_maps(views), log_mel)[0]
 
     def forward(self, views: Tensor, log_mel: Tensor) -> Forward:
-        attention, embedding = self.meet(self.see(views), log_mel)
+        attention, embedding = self.attend_maps(self.frame_maps(views), log_mel)
         p, z = self.head.compare(attention.pooled, embedding)
         return Forward(p, z, attention.similarity, attention.attention)
 
@@ -87,7 +87,7 @@ class Localizer(nn.Module):
         """The optimizer's groups, in the published order: audio, PCM, the PCM's rates, head; then a trained trunk.
 
         Args:
-            optim: has lr_sound, lr_pcm, lr_head, lr_trunk and weight_decay. The PCM's rates are not decayed.
+            optim: has lr_sound, lr_pcm, lr_head, lr_trunk and weight_decay. The PCM's rates have no weight decay.
         """
         decay = optim.weight_decay
         groups = [("sound", self.audio.parameters(), optim.lr_sound, decay)]

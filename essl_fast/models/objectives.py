@@ -195,5 +195,5 @@ def build(config) -> Objective:
 
 
 def facts(method: str) -> ObjectiveFacts:
-    """What is known of an objective: its head, whether it compares views, needs labels and so on. InputError."""
+    """The facts of a registered objective. InputError if the name is unknown."""
     return objective_facts(method)

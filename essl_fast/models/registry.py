@@ -76,7 +76,7 @@ def register_trunk(
       The predictive coding module needs h = w = 14 for images of 224 x 224. Batch norms should take their statistics
       of each view by itself: :class:`essl_fast.models.norm.ViewBatchNorm` does, and it knows several processes.
     * ``channels``: C.
-    * ``prepare(dtype)``, if it likes: called before inference on images of ``dtype``, and again when weights changed.
+    * ``prepare(dtype)``, optional: called before inference on images of ``dtype``, and again when weights have changed.
 
     Args:
         name: the value of the setting ``model.trunk``.

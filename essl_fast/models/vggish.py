@@ -43,7 +43,7 @@ class VGGish(nn.Module):
 
     @torch.no_grad()
     def embed(self, log_mel: Tensor) -> Tensor:
-        """(B, E, 96, 64) -> (B, E, 128), not negative. It never changes for a pair, so that it may be kept."""
+        """(B, E, 96, 64) -> (B, E, 128), none negative. The result for a pair never changes, so it may be kept."""
         maps = self.features(log_mel.flatten(0, 1)[:, None])
         return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1)).unflatten(0, log_mel.shape[:2])
 

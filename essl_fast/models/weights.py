@@ -103,8 +103,8 @@ def load_pretrained(model: nn.Module, config) -> list[str]:
 
     Args:
         model: the localizer.
-        config: a ModelConfig. The weights "none" leave a frozen part at its random start, with a warning: that is good
-            for tests only.
+        config: a ModelConfig. The weights "none" leave a frozen part with random weights, and warn: that is for
+            tests only.
 
     Returns:
         What was loaded, in words.

@@ -1,4 +1,4 @@
-"""What a profile says about the training step: the largest gaps, in words, kept beside the trace."""
+"""Explain a profile of the training step: the largest gaps, in words, written beside the trace."""
 
 import os
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """The least time that a training step could take on a machine.
 
-It is what the step has to compute and to move, divided by the rates that the machine was just measured to reach. FLOPs
-are those of convolutions and matrix products; PyTorch counts them on tensors without data, so that nothing is computed
-for it. Bytes are the inputs read once and the outputs written once. Both rates come from a fraction of a second each: a
-large matrix product in the step's dtype, and a copy of far more bytes than the caches hold.
+It is the work of the step (FLOPs and bytes) divided by the rates that the machine reached in a measurement just before.
+FLOPs are those of convolutions and matrix products; PyTorch counts them on tensors without data, so it computes
+nothing. Bytes are the inputs read once and the outputs written once. Each rate is measured in a fraction of a second:
+with a large matrix product in the step's dtype, and with a copy of far more bytes than the caches hold.
 """
 
 import time
@@ -34,7 +34,7 @@ class Flop(NamedTuple):
 
 
 class Ceilings(NamedTuple):
-    """The rates that a device was measured to reach."""
+    """The measured rates of a device."""
 
     flop: float  # FLOP/s of a matrix product
     copy: float  # bytes/s of a copy, read plus written
@@ -86,7 +86,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, seconds: float = 
 
 
 def _best(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds of the fastest call: what the machine can do even if others used it meanwhile.
+    """Seconds of the fastest call, which other work on the machine disturbs least.
 
     As many calls as fit into ``seconds``, at least three, after one that warms up.
     """
@@ -101,7 +101,7 @@ def _best(run: Callable[[], object], device: torch.device, seconds: float) -> fl
     return min(spans[1:])
 
 
-def stage_floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes_a_value: int) -> dict[str, Floor]:
+def stage_floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes_per_value: int) -> dict[str, Floor]:
     """The floors of a step's stages (names of runtime/stages.py), and of the whole step as "step".
 
     Args:
@@ -109,11 +109,11 @@ def stage_floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes
         batch: pairs per step.
         trained: trained parameters.
         ceilings: the machine's rates.
-        bytes_a_value: bytes per value of the views.
+        bytes_per_value: bytes per value of the views.
     """
     rate = f"at {_scaled(ceilings.flop)}FLOP/s, this machine's {ceilings.dtype} matrix product"
     copied = f"at {_scaled(ceilings.copy)}B/s, this machine's copy"
-    views = 2 * batch * 3 * config.SIZE**2 * (1 + bytes_a_value)
+    views = 2 * batch * 3 * config.SIZE**2 * (1 + bytes_per_value)
     moved = OPTIMIZER_BYTES * trained
     found = {"data": Floor(0.0, "a batch that is ready when it is asked for costs no time")}
     found["views"] = Floor(views / ceilings.copy, f"{_scaled(views)}B {copied}")

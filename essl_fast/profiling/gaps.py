@@ -17,7 +17,7 @@ class Measured(NamedTuple):
 
 
 class Floor(Protocol):
-    """The least time of a stage, and why: see floors.py, which is not imported for it."""
+    """The least time of a stage, and why: see floors.py, which need not be imported here."""
 
     seconds: float
     why: str

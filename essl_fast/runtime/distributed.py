@@ -109,7 +109,7 @@ def give_up(world: World, device: torch.device, code: int) -> None:
 
 
 def leader_first(world: World) -> contextlib.AbstractContextManager[None]:
-    """Rank 0 runs the body of the context first; the others then find what it made. Its error is an error of all."""
+    """Rank 0 runs the body of the context first, then the other ranks run it. An error of rank 0 ends all ranks."""
     return _leader_first(world) if world.size > 1 else contextlib.nullcontext()
 
 

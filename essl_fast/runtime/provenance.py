@@ -1,4 +1,4 @@
-"""What a run used: versions, machine, source."""
+"""What a run ran on: package versions, the machine, and the revision of the source."""
 
 import hashlib
 import os
@@ -20,13 +20,12 @@ def source_revision() -> dict:
     commit is the Git commit, with "-dirty" if files differ from it, or None if this is no clone; sha256 is a digest of
     the package's Python files.
     """
-    package = PACKAGE
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes())
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
     commit = None
-    if (package.parent / ".git").exists():
-        command = ["git", "-C", str(package), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    if (PACKAGE.parent / ".git").exists():
+        command = ["git", "-C", str(PACKAGE), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10)
             commit = done.stdout.strip() or None

@@ -28,16 +28,6 @@ class RunLog:
         self._file.close()
 
 
-class NoLog:
-    """In place of a RunLog, where another rank writes it."""
-
-    def write(self, event: str, **values) -> None:
-        """Writes nothing."""
-
-    def close(self) -> None:
-        """Has nothing to close."""
-
-
 def read_log(path: Path) -> list[dict]:
     """The objects of a JSON-lines file, without a last line that a crash has cut short."""
     lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)

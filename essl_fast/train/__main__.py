@@ -30,7 +30,7 @@ def add_options(parser) -> None:
         type=int,
         default=0,
         metavar="STEPS",
-        help="trace so many training steps into the run directory, and print where their time went (type: int)",
+        help="trace this many training steps into the run directory, and print where their time went (type: int)",
     )
 
 

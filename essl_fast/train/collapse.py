@@ -3,23 +3,28 @@
 import torch
 from torch import Tensor
 
-COLLAPSED_BELOW = 0.1  # of projection_std; a healthy run is near 1
-RANK_BELOW, RANKED_FROM = 1.5, 8  # of projection_rank, in steps of so many pairs
-SPREAD = ("projection_std", "projection_rank")  # of :func:`projection_spread`
+COLLAPSED_BELOW = 0.1  # projection_std; a healthy run is near 1
+RANK_BELOW, RANKED_FROM = 1.5, 8  # projection_rank, and the smallest batch in which it is judged
+SPREAD = ("projection_std", "projection_rank")  # what projection_spread measures
 
 
 def projection_spread(z: Tensor) -> dict[str, Tensor]:
-    """How far apart the pairs' projections are; z (V, B, D), as the projector's last batch norm, not affine, leaves it.
+    """How far apart the projections of a batch's pairs are.
 
-    projection_std: the standard deviation over the batch, averaged over channels and views (Chen & He, Exploring Simple
-    Siamese Representation Learning, 2021, section 4.1, watch the same of z / |z|). The head's three batch norms amplify
-    a small difference up to 316 times each (eps is 1e-5), so this stays near 1 until the features are equal to one part
-    in 10^7, and is 0 where they are the same.
+    Args:
+        z: (V, B, D) projections, the output of the projector's last batch norm, which is not affine.
 
-    projection_rank: in how many directions they differ, (tr K)^2 / tr(K^2) with K the (B, B) products of the centred
-    projections: 1 where they lie on one line, B - 1 where all directions are alike. Averaged over views.
+    Returns:
+        Two 0-d float32 tensors without gradient.
 
-    Both 0-d float32, without gradient.
+        projection_std: the standard deviation over the batch, averaged over channels and views (Chen & He, Exploring
+        Simple Siamese Representation Learning, 2021, section 4.1, measure it for z / |z|). Each of the head's three
+        batch norms amplifies a small difference up to 316 times (eps is 1e-5). So the value stays near 1 until the
+        features are equal to one part in 10^7, and it is 0 if they are the same.
+
+        projection_rank: the number of directions in which they differ, (tr K)^2 / tr(K^2), averaged over views. K is
+        the (B, B) matrix of products of the centred projections. The value is 1 if they lie on one line, and B - 1 if
+        they differ equally in all directions.
     """
     centred = z.detach().float()
     centred = centred - centred.mean(dim=1, keepdim=True)
@@ -41,10 +46,12 @@ def _collapsed(entry: dict, batch: int) -> str | None:
     return None
 
 
-def collapse(history: list[dict], batch: int) -> str | None:
-    """A warning for the first epoch of the history's end in which the projections have collapsed; else None.
+def collapse_warning(history: list[dict], batch: int) -> str | None:
+    """A warning if the projections have collapsed in the last epoch, but not yet in the one before; else None.
 
-    batch: pairs a step. A few pairs lie in few directions whatever they are, so that rank is judged from 8 pairs on.
+    Args:
+        history: an entry for each complete epoch.
+        batch: pairs per step. A few pairs always lie in few directions, so the rank is judged from 8 pairs on.
     """
     found = [_collapsed(entry, batch) for entry in history[-2:]]
     if not found or found[-1] is None or (len(found) == 2 and found[0] is not None):

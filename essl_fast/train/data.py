@@ -1,4 +1,4 @@
-"""What a run trains on: the loader, the memory behind it, and the boxes and labels on the device."""
+"""The data of a run: the loader, the pools that keep decoded pairs, and boxes and labels on the device."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,7 +30,7 @@ def training_splits(settings: config.Config, manifest: Manifest) -> list[str]:
 
 
 def evaluated_splits(settings: config.Config, manifest: Manifest) -> list[str]:
-    """The splits that the run evaluates, those that the data has."""
+    """The splits that the run evaluates and that the data has."""
     return [split for split in sorted({settings.select_on, "test"}) if manifest.pairs(split)]
 
 

@@ -25,7 +25,7 @@ def demo_data(demo: config.DemoConfig, say: Callable[[str], None]) -> tuple[Path
 
     Args:
         demo: which world, and where it is kept.
-        say: is told where it is, in a line.
+        say: called with a line for the user that says where it is.
 
     Returns:
         The prepared folder, and every object of each pair's frame by the pair's key.
@@ -41,7 +41,9 @@ def demo_data(demo: config.DemoConfig, say: Callable[[str], None]) -> tuple[Path
     make = functools.partial(prepare, world.videos, world.annotations, place / "prepared", visual="jpeg")
     try:
         make()
-    except PreparedDifferently:  # by an earlier version. The folder is the demo's: nobody should have to delete it.
+    except (
+        PreparedDifferently
+    ):  # by an earlier version. The folder belongs to the demo, so the user should not have to delete it.
         say(f"{place / 'prepared'} is another version's: making it again")
         shutil.rmtree(place / "prepared")
         make()

@@ -1,4 +1,4 @@
-"""What the observers of a run are told about."""
+"""The events that are reported to the observers of a run."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class Fault(NamedTuple):
     rows: list[int]  # of the batch's pairs in the manifest, rank after rank
     keys: list[str]
     losses: dict[str, float]  # means over the ranks
-    later: int  # steps that changed the model between this one and when the host heard of it
+    later: int  # steps that changed the model after this one, before the host knew of it
     ranks: int
 
     def file(self, folder: Path) -> Path:

@@ -11,14 +11,15 @@ from essl_fast.runtime.distributed import World
 from essl_fast.train.events import Fault
 from essl_fast.train.observers import Observers
 
-KEPT = 3  # steps that were not finite: so many of a run are kept for a replay
+KEPT = 3  # the first steps of a run that were not finite are kept for a replay
 
 
 class Faults:
-    """The faults of a run so far, on this rank; observers hear of each new one.
+    """The faults of a run so far, on this rank. Each new one is reported to the observers.
 
-    skipped: pairs that were left out, since they do not decode: row in the manifest -> reason.
-    not_finite: steps that were not finite, as plain dicts of :class:`Fault`.
+    Attributes:
+        skipped: pairs that are left out because they do not decode: row in the manifest -> reason.
+        not_finite: steps that were not finite, as plain dicts of :class:`Fault`.
     """
 
     def __init__(self, settings: config.Config, manifest: Manifest, world: World, observers: Observers) -> None:
@@ -31,23 +32,25 @@ class Faults:
     def keep_in(self, folder: Path, state: Callable[[], dict]) -> None:
         """Keep the first steps that are not finite in ``folder`` for `python -m essl_fast.replay`.
 
-        state: gives what a replay needs besides the fault.
+        Args:
+            folder: the run directory.
+            state: returns what a replay needs besides the fault.
         """
         self._folder, self._state = folder, state
 
     def skip(self, row: int, reason: str, epoch: int) -> None:
-        """The pair at ``row`` of the manifest does not decode; found in ``epoch`` (from 1)."""
+        """Note that the pair at ``row`` of the manifest does not decode, which was found in ``epoch`` (from 1)."""
         if row not in self.skipped:
             self.skipped[row] = reason
             self._observers.on_skipped(self._manifest.key(row), reason, epoch)
 
     def share(self, epoch: int) -> None:
-        """Every rank learns which pairs the other ranks skipped. All ranks call it together."""
+        """Tell every rank which pairs the other ranks skipped. All ranks call it together."""
         for theirs in distributed.gather(self.skipped, self._world):
             for row, reason in theirs.items():
                 self.skip(row, reason, epoch)
 
-    def of_epoch(self, epoch: int) -> int:
+    def count_in(self, epoch: int) -> int:
         """How many steps of an epoch (from 0) were not finite."""
         return sum(fault["epoch"] == epoch for fault in self.not_finite)
 
@@ -55,7 +58,8 @@ class Faults:
         """Count a step that was not finite and keep it for a replay.
 
         Args:
-            steps_per_epoch: of which `max_nonfinite` may be passed over.
+            fault: the step.
+            steps_per_epoch: `max_nonfinite` is a share of it.
             latched: the run stops at the first such step, whatever `max_nonfinite` says.
 
         Raises:
@@ -66,25 +70,25 @@ class Faults:
         file = self._keep(fault)
         self._observers.on_not_finite(fault, file, skips)
         most = max(1, int(self._settings.max_nonfinite * steps_per_epoch))
-        if not skips or self.of_epoch(fault.epoch) > most:
+        if not skips or self.count_in(fault.epoch) > most:
             raise FloatingPointError(describe(fault, file, None if latched else most))
 
     def _keep(self, fault: Fault) -> Path | None:
-        """Write a step for a replay; its file, None if there is none."""
+        """Write a step for a replay, and return its file; None if the step is not kept."""
         if self._folder is None or len(self.not_finite) > KEPT:
             return None
         file = fault.file(self._folder)
         if self._world.leads:
             try:
                 checkpoints.save(file, self._state() | {"kind": "nonfinite", "fault": fault._asdict()})
-            except OSError as error:  # the fault itself must be told, whatever the disk says
+            except OSError as error:  # the fault itself must be reported even if the disk is full
                 self._observers.on_message(f"cannot write {file}: {error.strerror}")
                 return None
         return file
 
 
 def describe(fault: Fault, file: Path | None, most: int | None) -> str:
-    """What a fault means and what to do about it, in a line. most: how many an epoch may pass over, if any may."""
+    """A line that says what a fault means and what to do. ``most``: how many of them an epoch may have, if any."""
     value = fault.losses["loss"]
     what = "a gradient is not finite" if math.isfinite(value) else f"the loss is {value}"
     text = f"{what} in epoch {fault.epoch + 1}, step {fault.step + 1}"

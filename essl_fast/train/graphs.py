@@ -1,7 +1,7 @@
 """The training step over memory that stays where it is, so that a CUDA graph can replay it.
 
     batch ──copy──▶ static inputs ──▶ views, forward, losses, backward, update ──▶ static losses ──copy──▶ caller
-    schedule ─────▶ learning rates        captured once, then replayed: one launch of the host's
+    schedule ─────▶ learning rates        captured once, then replayed with one launch
 
 A graph holds the addresses and the numbers that the step was captured with. So everything that changes from step to
 step is the content of a tensor: the batch, the windows of its views (drawn outside, since seed and epoch are numbers of
@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 
     frames: Tensor  # (N, S, S, 3) uint8
     rows: Tensor  # (B,) int64: the pairs' frames
-    sound: Tensor  # (B, ...) log-mel or what else the audio network takes
+    sound: Tensor  # (B, ...) log-mel, or what the audio network takes instead
     index: Tensor  # (B,) int64: the pairs' rows in the manifest
     top: Tensor  # (V, B) int32: the views' windows
     left: Tensor  # (V, B) int32
@@ -42,23 +42,23 @@ class Inputs(NamedTuple):
 
 
 class Capture(Protocol):
-    """Records what a function does with tensors, and does it again. The seam between the step and CUDA."""
+    """Records what a function does with tensors, and repeats it. Tests put a recorder without CUDA in its place."""
 
     def run(self, work: Callable[[], Tensor]) -> Tensor:
-        """Run ``work`` where it will be recorded, for real."""
+        """Run ``work`` for real, on the stream on which it will be recorded."""
 
     def record(self, work: Callable[[], Tensor]) -> Tensor:
-        """Record ``work``, which changes no tensor by that; its result is where :meth:`replay` will write."""
+        """Record ``work`` without changing any tensor. :meth:`replay` writes into the tensor that is returned."""
 
     def replay(self) -> None:
-        """Do on the device what was recorded, with what the tensors hold now."""
+        """Repeat on the device what was recorded, with the current contents of the tensors."""
 
 
 class CudaCapture:
     """A ``torch.cuda.CUDAGraph`` in a memory pool of its own.
 
     The warm-up and the capture use one side stream: autograd accumulates gradients on the stream that it saw first, and
-    a capture may not touch another. Other threads (the decoder's) go on meanwhile, hence the thread-local mode.
+    a capture must not use another one. Other threads (the decoder's) go on meanwhile, hence the thread-local mode.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -112,17 +112,21 @@ class Stepper:
     """Runs a step on batches: plainly, or over static memory and, once warm, by replaying its capture.
 
     Args:
-        body: the whole step on Inputs; reads nothing else that changes but tensors, and gives scalars by name.
+        body: the whole step on Inputs -> scalars by name. Apart from tensors it reads nothing that changes.
         optimizer: the one that ``body`` updates.
         batch: pairs of the batches that are captured.
         capture: where to record; None runs every step plainly.
         held: the frames of every batch are one and the same tensor (a pool), which need not be copied.
         compiled: the first step of a batch size compiles.
-        must: an error of the capture is raised; else ``note`` tells it, and steps run uncaptured from then on.
+        must_capture: raise an error of the capture. Otherwise ``note`` says it, and steps run uncaptured from then on.
         mark: makes a context around each replay, to name it in a profile.
-        device: a GPU is waited for before and after a step that prepares, so that its time is its own.
+        device: if it is a GPU, the host waits for it before and after a step that compiles, warms up or is captured,
+            to measure that step alone.
 
-    prepared: the preparations so far, in order. counts: steps by how they ran, "plain" or "replayed".
+    Attributes:
+        prepared: the preparations so far, in order.
+        counts: how many steps ran "plain" or were "replayed".
+        note: why steps run uncaptured although a capture was tried; "" otherwise.
     """
 
     def __init__(
@@ -134,12 +138,13 @@ class Stepper:
         *,
         held: bool = False,
         compiled: bool = False,
-        must: bool = False,
+        must_capture: bool = False,
         mark: Callable[[], AbstractContextManager] = nullcontext,
         device: torch.device | None = None,
     ) -> None:
         self._body, self._optimizer, self._batch, self._capture = body, optimizer, batch, capture
-        self._held, self._compiled, self._must, self._mark, self._device = held, compiled, must, mark, device
+        self._held, self._compiled, self._must_capture = held, compiled, must_capture
+        self._mark, self._device = mark, device
         self._inputs: Inputs | None = None  # static, of the captured size
         self._losses: Tensor | None = None  # static, what a replay writes
         self._names: tuple[str, ...] = ()
@@ -160,7 +165,7 @@ class Stepper:
         return self._losses is not None
 
     def __call__(self, inputs: Inputs) -> dict[str, Tensor]:
-        """One step; its scalars (0-d, on the device), which are the caller's to keep."""
+        """Run one step; its scalars (0-d, on the device), which later steps do not overwrite."""
         phase = self._phase(inputs)
         if phase is None:
             return self._run(inputs)
@@ -176,7 +181,7 @@ class Stepper:
             torch.cuda.synchronize(self._device)
 
     def _phase(self, inputs: Inputs) -> str | None:
-        """What this step does beside computing, None if nothing."""
+        """What this step does besides training; None if nothing."""
         size = len(inputs.index)
         if self._compiled and size not in self._sizes:
             self._sizes.add(size)
@@ -186,7 +191,7 @@ class Stepper:
         return "warm-up" if self._warm < WARMUP else "capture"
 
     def _takes(self, inputs: Inputs) -> bool:
-        """Whether the batch can be a replay's: of the static inputs' sizes, and with the frames that are held."""
+        """Whether a replay can take the batch: it has the sizes of the static inputs, and the frames that are held."""
         if self._capture is None or len(inputs.index) != self._batch:
             return False
         if self._inputs is None:
@@ -213,7 +218,7 @@ class Stepper:
         return self._named(losses)
 
     def _fill(self, inputs: Inputs) -> None:
-        """Copy the batch into the static inputs, which the first one makes."""
+        """Copy the batch into the static inputs, which the first batch creates."""
         if self._inputs is None:
             kept = {"frames": inputs.frames} if self._held else {}  # a copy of a pool would not fit beside it
             made = {
@@ -236,19 +241,21 @@ class Stepper:
         return dict(zip(self._names, losses.unbind(), strict=True))
 
     def _record(self) -> bool:
-        """Capture the step; False, with a note, where that failed and need not succeed."""
+        """Capture the step. If that fails and ``must_capture`` is off: False, and ``note`` says why."""
         groups, known = self._optimizer.param_groups, len(self._optimizer.state)
         self._optimizer.zero_grad(set_to_none=True)  # so that the capture's gradients are made in its own memory
         try:
             for group in groups:
-                group["capturable"] = True  # AdamW's word that its counters are on the device, as fused ones are
+                group["capturable"] = (
+                    True  # tells AdamW that its counters are on the device, as they are when it is fused
+                )
             losses = self._capture.record(self._work)
         except RuntimeError as error:
             first: BaseException = error
             while first.__context__ is not None:  # the end of a capture that failed only says that it had
                 first = first.__context__
             reason = (str(first).strip() or type(first).__name__).splitlines()[0]
-            if self._must:
+            if self._must_capture:
                 raise RuntimeError(f"cuda_graphs: on, but the step could not be captured: {reason}") from error
             self.note, self._capture, self._inputs = f"the step runs uncaptured, more slowly: {reason}", None, None
             return False

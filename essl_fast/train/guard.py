@@ -11,7 +11,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-LEAST_SCALE = 2.0**-14  # fp16's loss scale begins at 2^16 and halves at each overflow: 30 in a row are no accident
+LEAST_SCALE = (
+    2.0**-14
+)  # fp16's loss scale begins at 2^16 and halves at each overflow; 30 overflows in a row are a real fault
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -59,7 +61,7 @@ class Guard:
     def judge(self, loss: Tensor, norm: Tensor | None) -> Tensor:
         """The flag for the optimizer, from the loss (0-d) and the gradients' norm (0-d).
 
-        norm None: gradient scaling looks at the gradients itself.
+        A norm of None means that gradient scaling checks the gradients itself.
         """
         finite = loss.detach().isfinite() if norm is None else loss.detach().isfinite() & norm.isfinite()
         self.flag.copy_(finite.logical_not())

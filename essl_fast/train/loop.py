@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from essl_fast.runtime.stopping import Stopped, Stopping
-from essl_fast.train.collapse import collapse
+from essl_fast.train.collapse import collapse_warning
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.state import best_state, last_state
 from essl_fast.train.trainer import Trainer
@@ -23,7 +23,7 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
     """Train to the last epoch: evaluate, keep the best weights, keep where the run stands.
 
     Args:
-        trainer: where it stands is where training begins.
+        trainer: training begins where it stands.
         directory: gets best.pt and last.pt.
         stopping: says whether a signal asks for the end. All ranks act on it at the same step.
 
@@ -37,7 +37,7 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
         while trainer.epoch < settings.epochs:
             for raw in trainer.batches():
                 trainer.take_step(raw)
-                signum = stopping.agreed(trainer.world) if asks(trainer) else 0
+                signum = stopping.agreed(trainer.world) if looks_for_signal(trainer) else 0
                 if signum or due(settings.checkpoint_steps, trainer.steps):
                     directory.save_last(last_state(trainer))
                 if signum:
@@ -51,7 +51,7 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
             signum = stopping.agreed(trainer.world)
             if last or signum or due(settings.checkpoint_epochs, trainer.epoch):
                 directory.save_last(last_state(trainer))
-            if warning := collapse(trainer.history, settings.data.batch_size):
+            if warning := collapse_warning(trainer.history, settings.data.batch_size):
                 observers.on_warning(trainer.epoch, warning)
             if signum:
                 stop(trainer, directory, signum)
@@ -60,7 +60,7 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
 
 
 def train_epoch(trainer: Trainer, after_step: Callable[[], None] = lambda: None) -> dict:
-    """The rest of the current epoch alone, without evaluation or checkpoints; its entry of the history."""
+    """Train the rest of the current epoch, without evaluation or checkpoints, and return its entry of the history."""
     for raw in trainer.batches():
         trainer.take_step(raw)
         after_step()
@@ -68,17 +68,17 @@ def train_epoch(trainer: Trainer, after_step: Callable[[], None] = lambda: None)
 
 
 def due(every: int, count: int) -> bool:
-    """Whether something that is done ``every`` so many (0: never) is done at ``count``."""
+    """Whether ``count`` is a multiple of ``every``; never if ``every`` is 0."""
     return bool(every) and count % every == 0
 
 
-def asks(trainer: Trainer) -> bool:
-    """Whether this step looks for a signal. Several ranks must agree, which takes time: they ask now and then."""
+def looks_for_signal(trainer: Trainer) -> bool:
+    """Whether to look for a signal after this step. Several ranks must agree, which takes time: they rarely look."""
     return trainer.world.size == 1 or due(trainer.losses.every, trainer.steps)
 
 
 def select(trainer: Trainer, directory: RunDirectory, entry: dict) -> None:
-    """Evaluate the selection split into the epoch's entry; the best weights so far become best.pt."""
+    """Evaluate the selection split, add the result to the epoch's entry, and keep the best weights so far."""
     found = trainer.evaluate(trainer.settings.select_on).result(trainer.manifest)
     entry["selection"] = {key: found[key] for key in ("success_at_half", "auc")}
     if trainer.is_best(entry["selection"]):

@@ -1,4 +1,4 @@
-"""What a run measures of itself: its losses, its speed, and where its time goes."""
+"""What a run measures: its losses, its speed, and where its time goes."""
 
 import contextlib
 import time
@@ -27,8 +27,11 @@ class LossMeter:
 
     They stay on the device until :meth:`read` fetches all of them in one transfer, since reading waits for a GPU.
 
-    every: steps between two readings. unread: losses that are still on the device. sums: of the losses that were read,
-    each times its pairs. counted: pairs in the sums; those of steps that were not finite are not.
+    Attributes:
+        every: steps between two readings.
+        unread: losses that are still on the device.
+        sums: sums of the losses that were read, each multiplied by its number of pairs.
+        counted: pairs in the sums. Steps that were not finite are left out.
     """
 
     def __init__(self, world: World, every: int) -> None:
@@ -39,15 +42,15 @@ class LossMeter:
 
     @property
     def due(self) -> bool:
-        """Whether enough steps have gone by to read their losses."""
+        """Whether there are enough unread losses to read them."""
         return len(self.unread) >= self.every
 
     def add(self, index: Tensor, losses: dict[str, Tensor], step: int) -> None:
-        """The losses (0-d, on the device) of a step with the pairs ``index`` (B,)."""
+        """Add the losses (0-d, on the device) of a step with the pairs ``index`` (B,)."""
         self.unread.append((index, losses, step))
 
     def read(self) -> list[StepLosses]:
-        """What was added since the last call, in order. All ranks call it together."""
+        """Read what was added since the last call, in order. All ranks call it together."""
         unread, self.unread = self.unread, []
         if not unread:
             return []
@@ -76,31 +79,37 @@ class LossMeter:
 
 
 class SpeedMeter:
-    """Pairs a second, and where the time of a run goes.
+    """Pairs per second, and where the time of a run goes.
 
-    Time is added up between two calls of :meth:`tick`. A step that compiles, warms up or is captured counts apart.
+    Time is added up between two calls of :meth:`tick`. A step that compiles, warms up or is captured counts separately.
 
-    seconds: of the run, by what they were spent on: train (waiting included), eval, wait (for data), compile.
-    epoch_seconds: the same of the epoch so far. pairs: of all ranks in the run. seen: of this rank in the epoch so far.
-    untimed: pairs of this rank, in the run and in the epoch, in steps whose time is "compile".
+    Attributes:
+        seconds: seconds of the run for train (with the waiting), eval, wait (for data) and compile.
+        epoch_seconds: the same for the epoch so far.
+        pairs: pairs of all ranks in the run.
+        seen: pairs of this rank in the epoch so far.
+        untimed: pairs of this rank, in the run and in the epoch, in steps whose time counts as compile.
     """
 
     def __init__(self, world: World, waited: Callable[[], float]) -> None:
-        """``waited`` gives the seconds that the loader has been waited for so far."""
+        """``waited`` returns the seconds that the host has waited for the loader so far."""
         self._world, self._waited = world, waited
         self.seconds = {"train": 0.0, "eval": 0.0, "wait": 0.0, "compile": 0.0}
         self.epoch_seconds = {"train": 0.0, "wait": 0.0, "compile": 0.0}
         self.untimed = {"run": 0, "epoch": 0}
         self.pairs = self.seen = 0
-        self.began, self.elapsed = time.perf_counter(), 0.0  # of this process; of those before it
+        self.began, self.elapsed = (
+            time.perf_counter(),
+            0.0,
+        )  # when this process began; seconds of the processes before it
         self.skip()
 
     def skip(self) -> None:
-        """What went by since the last tick is not counted."""
+        """Do not count the time since the last tick."""
         self._last, self._waited_before = time.perf_counter(), self._waited()
 
     def tick(self) -> None:
-        """What went by since the last tick was training."""
+        """Count the time since the last tick as training."""
         passed, waited = time.perf_counter() - self._last, self._waited() - self._waited_before
         self.skip()
         for sums in (self.seconds, self.epoch_seconds):
@@ -108,14 +117,14 @@ class SpeedMeter:
             sums["wait"] += waited
 
     def prepared(self, seconds: float, pairs: int) -> None:
-        """So many seconds since the last tick are the compiler's, in a step with so many pairs of this rank."""
+        """Count ``seconds`` of the time since the last tick as compile: a step with ``pairs`` pairs of this rank."""
         self._last += seconds
         for sums in (self.seconds, self.epoch_seconds):
             sums["compile"] += seconds
         self.untimed = {name: count + pairs for name, count in self.untimed.items()}
 
     def add(self, pairs: int) -> None:
-        """A step with so many pairs of this rank was launched."""
+        """Count a step that was launched with ``pairs`` pairs of this rank."""
         self.seen += pairs
         self.pairs += pairs * self._world.size
 

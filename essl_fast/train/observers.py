@@ -32,7 +32,7 @@ class Observer:
 
     @classmethod
     def check(cls) -> None:
-        """InputError if it cannot be used here, a package is missing, say. Called before anything slow is done."""
+        """Raise InputError if it cannot be used here, for example if a package is missing. Called before slow work."""
 
     def on_start(self, resumed: bool, facts: dict) -> None:
         """Before the first step. facts: environment, config, data, step, changed, passed, weights: plain values."""
@@ -59,10 +59,10 @@ class Observer:
         """A step was not finite. file: what replay reads; passed: the run goes on without the step."""
 
     def on_baseline(self, name: str, result: dict) -> None:
-        """What something that the trained model must beat scores on the test split."""
+        """A baseline (the untrained model, or a prior) was evaluated on the test split."""
 
     def on_epoch(self, entry: dict) -> None:
-        """An epoch is complete. entry: as in the history: epoch (from 1), losses, pairs_per_second, ..."""
+        """An epoch is complete. entry: the same as in the history: epoch (from 1), losses, pairs_per_second, ..."""
 
     def on_warning(self, epoch: int, text: str) -> None:
         """Something about the run so far is likely to be wrong."""
@@ -77,11 +77,11 @@ class Observer:
         """The run is complete. summary: what summary.json holds."""
 
     def close(self) -> None:
-        """Nothing follows."""
+        """The last call: release what the observer holds."""
 
 
 class Observers(Observer):
-    """Several observers that are told everything, in their order."""
+    """Passes every event on to several observers, in their order."""
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = list(observers)

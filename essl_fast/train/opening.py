@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step."""
+"""The lines that a run prints before its first step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +41,7 @@ def opening_lines(
 
 
 def slower_parts(trainer: Trainer) -> Iterator[str]:
-    """A line for everything that runs more slowly here than it could, with the remedy."""
+    """A line, with the remedy, for each part that runs more slowly here than it could."""
     on_gpu = trainer.device.type == "cuda"
     if not native.available():
         yield f"PyTorch alone makes the views, more slowly: {native.why_unavailable()}"

@@ -13,7 +13,7 @@ def build_optimizer(model: models.Localizer, optim: config.OptimConfig) -> torch
 
 
 def learning_rate_factor(schedule: str, step: int, steps: int, warmup: int) -> float:
-    """What the learning rates are multiplied with at ``step`` (from 0) of ``steps``; they rise for ``warmup`` steps."""
+    """The factor of the learning rates at ``step`` (from 0) of ``steps``; cosine's rates rise for ``warmup`` steps."""
     if schedule == "constant":
         return 1.0
     if step < warmup:
@@ -22,7 +22,7 @@ def learning_rate_factor(schedule: str, step: int, steps: int, warmup: int) -> f
 
 
 class Rates:
-    """The learning rates of an optimizer's groups as one tensor on the device, so that a schedule needs no new capture.
+    """The learning rates of an optimizer's groups as one tensor on the device, so that a captured step follows them.
 
     float32 on a GPU, as the fused update wants it there; float64 on a CPU, where it equals a plain number to the bit.
     """
@@ -35,12 +35,12 @@ class Rates:
         self.attach(optimizer)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the groups read these rates; again after the optimizer has loaded a state, which brings its own."""
+        """Make the groups use these rates. Call it again after the optimizer loaded a state, which has its own."""
         for group, rate in zip(optimizer.param_groups, self._now.unbind(), strict=True):
             group["lr"] = rate
 
     def scale(self, factor: float) -> None:
-        """From now on every rate is its first value times ``factor``; the device is not waited for."""
+        """Set every rate to its first value times ``factor``, without waiting for the device."""
         if factor != self._factor:
             torch.mul(self._base, factor, out=self._now)
             self._factor = factor

@@ -12,7 +12,9 @@ from essl_fast.train.observers import Observer
 class TerminalProgress(Observer):
     """Prints what happens in a run. On a terminal it also shows a bar over all epochs: loss, pairs/s, time left.
 
-    split: the split that the epochs are evaluated on, for their lines.
+    Args:
+        console: where to print.
+        split: the split that epochs are evaluated on; the line of an epoch names it.
     """
 
     def __init__(self, console: Console, split: str = "val") -> None:

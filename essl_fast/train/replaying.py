@@ -1,4 +1,4 @@
-"""A training step that was not finite, once more: where the first value appears that is infinite or not a number."""
+"""Run a training step that was not finite again, and find the first value that is infinite or not a number."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +56,7 @@ def tensors(value) -> Iterator[Tensor]:
 
 
 class Watch:
-    """Hooks on every module of a model that note outputs, and gradients of outputs, that are not finite."""
+    """Hooks on every module of a model. They note outputs, and gradients of outputs, that are not finite."""
 
     def __init__(self, model: nn.Module, keys: list[str]) -> None:
         self.keys, self.outputs, self.gradients = keys, [], []
@@ -78,7 +78,7 @@ class Watch:
             self.gradients.append(Place("gradient", f"of the output of {label}", found, self._pairs(gradient)))
 
     def _pairs(self, value: Tensor) -> tuple[str, ...]:
-        """Views come one after the other, each of all pairs."""
+        """The pairs whose values are not finite. The first axis is all pairs of view 1, then all pairs of view 2."""
         if not value.ndim or len(value) % len(self.keys) or len(value) // len(self.keys) not in (1, 2):
             return ()
         bad = ~value.flatten(1).isfinite().all(dim=1) if value.ndim > 1 else ~value.isfinite()
@@ -92,7 +92,7 @@ class Watch:
 
 
 def batch_of(trainer: Trainer, fault: Fault) -> RawBatch:
-    """The pairs of the step as its ranks had them, rank after rank. InputError if the data gives other pairs."""
+    """The pairs of the step, rank after rank. InputError if the data gives other pairs."""
     settings, found = trainer.settings, []
     for rank in range(fault.ranks):
         with Loader(
@@ -120,7 +120,7 @@ def batch_of(trainer: Trainer, fault: Fault) -> RawBatch:
 
 
 def trainer_of(state: dict, root: Path, device: torch.device, precision: str) -> Trainer:
-    """A trainer of the step's run, on the prepared data in ``root``, with the weights that the step began with."""
+    """A trainer with the step's settings and weights, on the prepared data in ``root``."""
     settings = checkpoints.settings_of(state)
     settings.compile, settings.data.resident = "off", "never"
     settings.precision = precision or settings.precision
@@ -144,7 +144,17 @@ def views_of(trainer: Trainer, fault: Fault, raw: RawBatch) -> tuple[Tensor, Ten
 
 
 def replay(state: dict, root: Path, device: torch.device, precision: str = "") -> Report:
-    """Run the step of a file's ``state`` again on the prepared data in ``root``; precision "" is the run's."""
+    """Run a step that was not finite again.
+
+    Args:
+        state: what :func:`essl_fast.checkpoints.load` gave for a nonfinite-EPOCH-STEP.pt.
+        root: the prepared folder that the run was trained on.
+        device: where to run the step.
+        precision: a value of the setting ``precision``; "" is the run's own.
+
+    Raises:
+        InputError: the data is not what the step was trained on.
+    """
     trainer, fault = trainer_of(state, root, device, precision), Fault(**state["fault"])
     model, raw = trainer.model.train(), batch_of(trainer, fault)
     views, boxes, labelled = views_of(trainer, fault, raw)

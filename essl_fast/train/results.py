@@ -1,4 +1,4 @@
-"""The end of a run: the best weights on the test split, what they must beat, the summary, pictures and the report."""
+"""The end of a run: it tests the best weights and the baselines, and writes summary, pictures and report."""
 
 import numpy as np
 
@@ -11,18 +11,20 @@ from essl_fast.runtime import distributed
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.trainer import Trainer
 
-ANNOTATED = 320, 180  # pixels of the frames that the demo's objects are given in
+ANNOTATED = 320, 180  # width and height of the frames in which the demo's objects are given, in pixels
 
 
 def conclude(
     trainer: Trainer, directory: RunDirectory, objects: dict | None, data_seconds: float, environment: dict
 ) -> dict:
-    """Test the best weights and write what a finished run holds; the summary.
+    """Test the best weights, write the files of a finished run, and return the summary.
 
     Args:
-        objects: every object of each pair's frame, where that is known (the demo).
-        data_seconds: what making and opening the data took.
-        environment: what the run ran on.
+        trainer: after its last step.
+        directory: of the run.
+        objects: every object of each pair's frame, if they are known (in the demo).
+        data_seconds: seconds that it took to make and open the data.
+        environment: versions and machine, as plain values.
     """
     with distributed.leader_first(trainer.world):
         best = checkpoints.load(directory.best)
@@ -42,7 +44,7 @@ def conclude(
 
 
 def baselines(trainer: Trainer, rows: np.ndarray, objects: dict | None) -> dict[str, dict]:
-    """What the trained model must beat, on the rows of the test split that it was tested on."""
+    """The results of the baselines, on the rows of the test split that the trained model was tested on."""
     consensus, manifest = consensus_of(trainer.settings, trainer.manifest), trainer.manifest
     results = {"untrained": trainer.untrained} if trainer.untrained else {}
     results["centre_prior"] = centre_prior(manifest, rows, consensus)

@@ -68,7 +68,7 @@ def fit(
             absolute.
         overrides: like ["--epochs", "3"] or ["epochs=3"]; only where ``settings`` is a name or a file.
         resume: run directory to continue; "" begins a run.
-        profile: trace so many training steps.
+        profile: how many training steps to trace.
         quiet: print nothing.
         report: called at the end with the summary, the run directory and the terminal.
 
@@ -103,7 +103,7 @@ def check(settings: config.Config) -> None:
 
 @contextlib.contextmanager
 def ended_well(out: Path, console: Console, device: torch.device, world: World) -> Iterator[None]:
-    """However the run ends, the user learns how to go on, and no other rank waits for this one."""
+    """If the run ends early, print how to go on, and make sure that no other rank waits for this one."""
     again = COMMAND if world.size == 1 else f"torchrun --nproc-per-node={world.size} -m essl_fast.train"
     try:
         yield
@@ -118,10 +118,10 @@ def ended_well(out: Path, console: Console, device: torch.device, world: World) 
             name, why = error.filename or out, error.strerror or str(error)
             error = InputError(f"cannot write or read {name}: {why}; {then}")
         if world.size > 1:
-            told = f"{COMMAND}: error: rank {world.rank}: {type(error).__name__}: {error}"
+            message = f"{COMMAND}: error: rank {world.rank}: {type(error).__name__}: {error}"
             if checkpoints.existing(out / "last.pt"):  # also where the reason is that another rank is gone
-                told += f"; to go on: {again} --resume {out}"
-            print(told, file=sys.stderr)
+                message += f"; to go on: {again} --resume {out}"
+            print(message, file=sys.stderr)
             distributed.give_up(world, device, 1)
         raise error
 
@@ -135,9 +135,15 @@ def run(
     world: World = ALONE,
     profile: int = 0,
 ) -> dict:
-    """Train to the end and write the run directory ``out``, which the leading rank does; the summary.
+    """Train to the end, write the run directory, and return the summary. Only the leading rank writes.
 
-    checkpoint: what the run goes on from, None to begin. profile: trace so many training steps.
+    Args:
+        settings: of the run.
+        out: the run directory.
+        checkpoint: the file to go on from, None to begin.
+        console: where to print.
+        device, world: of this process.
+        profile: how many training steps to trace.
     """
     began = time.perf_counter()
     directory = RunDirectory(out, settings.checkpoint_keep, world.leads)
@@ -145,7 +151,7 @@ def run(
     with contextlib.ExitStack() as stack:
         if settings.deterministic:
             be_deterministic()
-        past = look_back(checkpoint, directory, world, stack, observers.on_message)
+        past = load_past(checkpoint, directory, world, stack, observers.on_message)
         data = open_data(settings, world, observers.on_message)
         warn_of_consensus(settings, data.manifest, console)
         if wants_compile(settings.compile, device) or device.type == "cuda":  # Triton compiles its kernels in any case
@@ -173,9 +179,9 @@ def run(
         score_untrained(trainer, directory)
         if past.state is None:
             directory.save_last(last_state(trainer))
-        with Stopping() as stopping, trainer.loader:  # which stops decoding, however this ends
+        with Stopping() as stopping, trainer.loader:  # the loader stops decoding at the end, also after an error
             loop.train(trainer, directory, stopping)
-        tell_profile(trainer, directory, console)
+        report_profile(trainer, directory, console)
         return conclude(trainer, directory, data.objects, data.seconds, environment)
 
 
@@ -186,14 +192,14 @@ def be_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def look_back(
+def load_past(
     checkpoint: Path | None,
     directory: RunDirectory,
     world: World,
     stack: contextlib.ExitStack,
     say: Callable[[str], None],
 ) -> Past:
-    """The newest whole checkpoint of a run that is resumed; ``stack`` owns the directory from now on."""
+    """Own the directory of a run that is resumed, until ``stack`` ends, and load its newest whole checkpoint."""
     if checkpoint is None:
         return Past(None, None, [])
     with distributed.leader_first(world):
@@ -222,9 +228,10 @@ def open_data(settings: config.Config, world: World, say: Callable[[str], None])
 
 
 def without_best(trainer: Trainer, directory: RunDirectory) -> list[str]:
-    """If best.pt was damaged or deleted, the best of the epochs to come takes its place; a line that says so.
+    """If best.pt was damaged or deleted, let the best of the next epochs replace it, and return a line that says so.
 
-    After the last epoch none comes: then the end of the run tells it."""
+    After the last epoch nothing can replace it; the end of the run then raises the error.
+    """
     if trainer.best is None or trainer.epoch >= trainer.settings.epochs:
         return []
     wrong = directory.best_fault()
@@ -253,7 +260,7 @@ def open_directory(trainer: Trainer, directory: RunDirectory, past: Past, stack:
 
 
 def score_untrained(trainer: Trainer, directory: RunDirectory) -> None:
-    """What the model scores on the test split before its first step, if the settings ask for it."""
+    """Evaluate the model on the test split before its first step, if the settings ask for it."""
     if not trainer.settings.baselines or trainer.untrained:
         return
     if trainer.steps == 0:
@@ -263,7 +270,7 @@ def score_untrained(trainer: Trainer, directory: RunDirectory) -> None:
         trainer.untrained = directory.logged_baseline("untrained")
 
 
-def tell_profile(trainer: Trainer, directory: RunDirectory, console: Console) -> None:
+def report_profile(trainer: Trainer, directory: RunDirectory, console: Console) -> None:
     """End a trace of training steps and say what it shows."""
     profile = trainer.profile
     if profile is None:

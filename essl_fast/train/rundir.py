@@ -1,14 +1,14 @@
-"""The run directory: what it holds, which one a command means, and who owns it.
+"""The run directory: its files, how a command finds it, and the lock that keeps a second training out.
 
 config.yaml         the settings, all of them
 log.jsonl           environment, every epoch, every evaluation
 last.pt             the state that --resume continues from, exactly
-last-1.pt           the one before it, from which --resume continues should last.pt be damaged
+last-1.pt           the one before it; --resume continues from it if last.pt is damaged
 best.pt             the weights of the best epoch on the selection split
-summary.json        results of the trained model and of what it must beat
+summary.json        results of the trained model and of the baselines
 curves.png, overlays.png
 test_pairs.jsonl, gallery.npz      cIoU of every test pair; frames and maps of some, for the report
-report.html         all of it to look at; `python -m essl_fast.report` makes it again, or of several runs
+report.html         all of it on one page; `python -m essl_fast.report` writes it again, also for several runs
 tensorboard/        with --tensorboard true
 profile/            with --profile: trace.json, for Perfetto
 nonfinite-E-S.pt    a step that was not finite, for `python -m essl_fast.replay`
@@ -37,7 +37,10 @@ LOCK = ".lock"
 class RunDirectory:
     """The files of a run. Only the rank that leads writes them.
 
-    keep: how many last checkpoints there are to be.
+    Args:
+        path: the directory.
+        keep: how many of the last checkpoints to keep.
+        leads: whether this rank writes.
     """
 
     def __init__(self, path: Path, keep: int, leads: bool) -> None:
@@ -54,14 +57,17 @@ class RunDirectory:
         return bool(checkpoints.existing(self.last))
 
     def save_last(self, state: dict) -> None:
+        """Write last.pt; the one before becomes last-1.pt."""
         if self._leads:
             checkpoints.save(self.last, state, self._keep)
 
     def save_best(self, state: dict) -> None:
+        """Write best.pt."""
         if self._leads:
             checkpoints.save(self.best, state)
 
     def save_config(self, settings: config.Config) -> None:
+        """Write config.yaml."""
         if self._leads:
             with atomic_file(self.config) as file:
                 file.write(yaml.safe_dump(config.to_dict(settings), sort_keys=False).encode())
@@ -82,9 +88,15 @@ class RunDirectory:
 
 
 def find_run(settings: config.Config, resume: str, world: World) -> tuple[Path, Path | None]:
-    """The run directory that a command means, and the checkpoint to go on from, or None.
+    """The run directory of a command, and the checkpoint to go on from, or None.
 
-    resume: the directory to continue, "" to begin a run. InputError if the directory holds another run.
+    Args:
+        settings: of the command.
+        resume: the directory to continue, "" to begin a run.
+        world: the processes that train together; all of them get the same directory.
+
+    Raises:
+        InputError: the directory holds another run.
     """
     if resume:
         out = Path(resume)
@@ -108,7 +120,7 @@ def find_run(settings: config.Config, resume: str, world: World) -> tuple[Path, 
 def owned(folder: Path, say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Own a run directory, which must exist, while the context lasts; InputError if another training owns it.
 
-    The lock ends with the process, however that ends. ``say`` is told if the file system has no locks.
+    The lock ends with the process, even if that is killed. ``say`` gets a warning if the file system has no locks.
     """
     path = Path(folder) / LOCK
     held = _lock(path, folder, say)
@@ -116,8 +128,10 @@ def owned(folder: Path, say: Callable[[str], None] = lambda line: None) -> Itera
         yield
     finally:
         if held is not None:
-            with contextlib.suppress(OSError):  # the folder is gone, or nobody may write to it any more
-                os.unlink(path)  # while it is held: whoever waits sees that it is no longer the one at this path
+            with contextlib.suppress(OSError):  # the folder is gone, or is read-only by now
+                os.unlink(
+                    path
+                )  # while it is held, so that a waiting process sees that its file is no longer the one at this path
             os.close(held)
 
 

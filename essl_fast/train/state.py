@@ -10,7 +10,7 @@ from essl_fast.train.trainer import Trainer
 
 
 def runs_on(trainer: Trainer) -> str:
-    """What "auto" settings came to: two runs that differ here do not compute the same numbers."""
+    """Device and dtype that the "auto" settings gave: two runs that differ here do not compute the same numbers."""
     return f"{trainer.device.type} in {str(trainer.dtype).removeprefix('torch.')}"
 
 
@@ -69,10 +69,12 @@ def last_state(trainer: Trainer) -> dict:
 
 
 def check_resume(trainer: Trainer, state: dict) -> list[str]:
-    """The settings that differ from the checkpoint's and may; InputError if anything else differs."""
+    """The settings that differ from the checkpoint's, if they may differ; InputError if anything else differs."""
     if state.get("kind") != "last":
         raise InputError("only last.pt can be resumed; best.pt holds weights alone")
-    before = config.to_dict(config.from_dict(state["config"]))  # settings that came later had their defaults
+    before = config.to_dict(
+        config.from_dict(state["config"])
+    )  # settings that are newer than the checkpoint had their defaults
     changed = config.difference(before, config.to_dict(trainer.settings))
     if hard := checkpoints.forbidden(changed):
         raise InputError("the checkpoint was made with other settings: " + "; ".join(hard) + ". Resume without them.")
@@ -89,7 +91,7 @@ def check_resume(trainer: Trainer, state: dict) -> list[str]:
 
 
 def resume(trainer: Trainer, state: dict) -> list[str]:
-    """Continue from :func:`last_state`; the settings that differ from its own.
+    """Continue from :func:`last_state`, and return the settings that differ from its own.
 
     Raises:
         InputError: the run may not go on with these settings, this data or this device.

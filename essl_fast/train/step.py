@@ -5,7 +5,8 @@
                                                        ▼
                       views, boxes ▶ network ▶ objective ▶ backward ▶ AdamW, unless a value is not finite
 
-The body reads nothing that changes from step to step but tensors, and no value on the host: a CUDA graph can hold it.
+From step to step only the contents of tensors change, and no value is read back to the host. So one CUDA graph can hold
+the whole body.
 """
 
 from dataclasses import replace
@@ -39,7 +40,9 @@ class TrainStep:
         consensus: annotators that must agree for a pixel to count fully.
         steps_per_epoch: for the learning-rate schedule.
         held: the frames of every batch are one and the same tensor, a pool.
-        device, dtype, world: where it runs, in what autocast computes, and with how many others.
+        device: of the model.
+        dtype: in which autocast computes; float32 runs without autocast.
+        world: the processes that train together.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class TrainStep:
             CudaCapture(device) if wants_capture(settings, device, dtype, world.size) else None,
             held=held,
             compiled=self.compiled,
-            must=settings.cuda_graphs == "on",
+            must_capture=settings.cuda_graphs == "on",
             mark=lambda: stages.stage("step"),
             device=device,
         )
@@ -95,7 +98,7 @@ class TrainStep:
             step: of the run, from 0; it decides the learning rates.
 
         Returns:
-            The losses (0-d, on the device), and "non_finite": 1 where the step changed nothing for that reason.
+            The losses (0-d, on the device), and "non_finite": 1 if the step changed nothing for that reason.
         """
         optim, per_epoch = self.settings.optim, self.steps_per_epoch
         steps, warmup = self.settings.epochs * per_epoch, round(optim.warmup * per_epoch)
@@ -114,7 +117,7 @@ class TrainStep:
             )
 
     def _body(self, batch: Inputs) -> Losses:
-        """What a CUDA graph can hold of the step."""
+        """The part of the step that a CUDA graph can hold."""
         self.guard.begin()
         windows = batch.top, batch.left, batch.flip
         with stages.stage("views"):
@@ -140,7 +143,7 @@ class TrainStep:
             return losses
 
     def _shares(self, labelled: Tensor) -> objectives.Shares:
-        """What this rank's batch weighs among those of all ranks."""
+        """The weights of this rank's batch among the batches of all ranks."""
         if self.world.size == 1:
             return objectives.WHOLE
         counts = torch.stack([torch.ones_like(labelled, dtype=torch.float32).sum(), labelled.sum()])

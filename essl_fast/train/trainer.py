@@ -23,13 +23,18 @@ from essl_fast.train.meters import LossMeter, SpeedMeter, StepLosses
 from essl_fast.train.observers import Observers
 from essl_fast.train.step import Losses, TrainStep
 
-READ_EVERY = 20  # steps on a GPU, which a reading of the losses waits for
+READ_EVERY = 20  # steps between two readings of the losses on a GPU; each reading waits for the GPU
 
 
 def build_model(
     settings: config.Config, device: torch.device, dtype: torch.dtype
 ) -> tuple[models.Localizer, dict[str, str]]:
-    """The model of a run on its device, and which pretrained weights it was given. InputError, WeightsError."""
+    """The model of a run on its device, and which pretrained weights it was given.
+
+    Raises:
+        InputError: the device cannot run ``model.trunk_fp8``.
+        WeightsError: a published weight file is missing or damaged.
+    """
     model = models.build(settings.model)
     loaded = models.load_pretrained(model, settings.model)
     model.to(device, memory_format=torch.channels_last)
@@ -40,11 +45,15 @@ def build_model(
 
 
 class Trainer:
-    """One run: its parts, and where it stands; this process's share of it where several train.
+    """One run: its parts, and where it stands. With several processes each has a trainer for its share of the pairs.
 
-    Parts: model, data (loader, pools, labels), step (one training step), losses and speed (meters), faults.
-    Where it stands: epoch (complete epochs), steps (of the run), history (an entry an epoch), untrained (what the model
-    scored before its first step, if that was asked), best (epoch and score of best.pt).
+    Attributes:
+        model, data, step: the localizer; loader, pools and labels; one training step.
+        losses, speed, faults: the meters of this run, and what went wrong in it.
+        epoch, steps: complete epochs, and steps since the run began.
+        history: one entry for each complete epoch.
+        untrained: the result of the model before its first step, if the settings ask for it.
+        best: epoch and score of best.pt.
     """
 
     def __init__(
@@ -87,7 +96,7 @@ class Trainer:
         return self.data.loader
 
     def batches(self) -> Iterator[RawBatch]:
-        """What is left of the current epoch; each wait for a batch is marked as the stage "data"."""
+        """The remaining batches of the current epoch; each wait for a batch is marked as the stage "data"."""
         self.model.train()
         self.speed.skip()
         batches = iter(self.loader)
@@ -97,14 +106,14 @@ class Trainer:
             if raw is None:
                 return
             yield raw
-            self.speed.skip()  # a checkpoint's time is not the training's
+            self.speed.skip()  # the time of a checkpoint does not count as training
 
     def train_step(self, raw: RawBatch) -> Losses:
-        """One step on a batch, which nothing counts: its losses (0-d, on the device)."""
+        """Train on a batch without counting the step; its losses (0-d, on the device)."""
         return self.step(raw, self.epoch, self.steps)
 
     def take_step(self, raw: RawBatch) -> None:
-        """One step on a batch: train, count it, and read the losses if that is due."""
+        """Train on a batch, count the step, and read the losses if that is due."""
         known = len(self.step.stepper.prepared)
         self.losses.add(raw.index, self.train_step(raw), self.loader.step - 1)
         for done in self.step.stepper.prepared[known:]:
@@ -122,7 +131,7 @@ class Trainer:
             self.profile.step()
 
     def _tell(self, done: Preparation) -> None:
-        """A step compiled, warmed up or was captured: its time counts apart, and the observers hear of it."""
+        """Count a step that compiled, warmed up or was captured as such, and report it to the observers."""
         self.speed.prepared(done.seconds, done.batch)
         before, self._graphs = self._graphs, cache_counts() if self.step.compiled else {}
         made = {name: count - before[name] for name, count in self._graphs.items()}
@@ -131,7 +140,7 @@ class Trainer:
             self.observers.on_message(self.step.stepper.note)
 
     def end_epoch(self) -> dict:
-        """The current epoch is complete: its entry of the history."""
+        """Complete the current epoch, and return its entry of the history."""
         self.read_losses()
         self.faults.share(self.epoch + 1)
         self.speed.tick()
@@ -141,7 +150,7 @@ class Trainer:
             "epoch": self.epoch + 1,
             "losses": means,
             **spread,
-            "not_finite": self.faults.of_epoch(self.epoch),
+            "not_finite": self.faults.count_in(self.epoch),
             "pairs": sum(distributed.gather(self.speed.seen, self.world)),
             "pairs_per_second": self.speed.rate(),
             "waiting": self.speed.waiting(),
@@ -181,7 +190,7 @@ class Trainer:
         self.faults.skip(row, reason, self.epoch + 1)
 
     def evaluate(self, split: str, show: int = 0) -> Evaluation:
-        """Localize every pair of a split; ``show`` of them are kept to be drawn."""
+        """Localize every pair of a split, and keep ``show`` of them with their frames, to be drawn."""
         with self.speed.evaluating():
             found = evaluate(
                 self.model,

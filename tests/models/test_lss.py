@@ -10,6 +10,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.models import Forward, objectives
 from essl_fast.train import Trainer
+from tests.tools.compiling import losses_of_one_graph
 
 VIEWS, BATCH, CHANNELS, SIDE, DIM = 2, 3, 6, 4, 5
 SIZE = 224
@@ -189,21 +190,10 @@ def test_the_paper_trunks_step_is_one_graph():
     settings = config.load("lss_semi")
     torch.manual_seed(0)
     model, objective = models.build(settings.model), objectives.build(settings.objective)
-
-    def losses(*inputs):
-        with torch.autocast("cpu", torch.bfloat16):
-            return objective(model(*inputs[:2]), *inputs[2:])
-
-    graphs = []
-
-    def capture(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
     boxes = torch.tensor([[[20, 30, 50, 60]]] * 2, dtype=torch.int32).expand(2, 2, 1, 4)
     inputs = (torch.randn(2, 2, 3, 64, 64), torch.rand(2, 3, 128), boxes, torch.ones(2, dtype=torch.bool))
-    found = torch.compile(losses, fullgraph=True, dynamic=False, backend=capture)(*inputs)
-    assert len(graphs) == 1 and set(found) == {"loss", "unsupervised", "supervised"}
+    found = losses_of_one_graph(model, objective, *inputs)
+    assert set(found) == {"loss", "unsupervised", "supervised"}
     found["loss"].backward()
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == {"audio", "head"}  # VGG-16 and VGGish's front are frozen

@@ -34,7 +34,7 @@ def memory(tensor):
 
 
 class RecordedStep:
-    """`stepping.Capture` by recording; what ``state()`` lists are the tensors that a step changes."""
+    """A `Capture` that records operators; ``state()`` lists the tensors that a step changes."""
 
     def __init__(self, state):
         self.state, self.calls, self.ran, self.replays = state, [], 0, 0

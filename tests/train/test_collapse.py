@@ -1,4 +1,4 @@
-"""The collapse of projections is measured, and told once."""
+"""The collapse of projections is measured, and reported once."""
 
 import pytest
 import torch
@@ -32,9 +32,11 @@ def test_how_far_projections_are_apart():
 
 def test_the_warning_of_a_collapse():
     entries = [{"projection_std": value, "projection_rank": 9.0} for value in (0.9, 0.05, 0.04, 0.8, 0.02)]
-    said = [collapse.collapse(entries[: count + 1], 16) is not None for count in range(5)]
+    said = [collapse.collapse_warning(entries[: count + 1], 16) is not None for count in range(5)]
     assert said == [False, True, False, False, True]  # once for each time that it collapses
-    assert "collapsed" in collapse.collapse(entries[:2], 16) and "optim.lr_head" in collapse.collapse(entries[:2], 16)
-    assert collapse.collapse([], 16) is None and collapse.collapse([{"losses": {}}], 16) is None
+    text = collapse.collapse_warning(entries[:2], 16)
+    assert "collapsed" in text and "optim.lr_head" in text
+    assert collapse.collapse_warning([], 16) is None and collapse.collapse_warning([{"losses": {}}], 16) is None
     line = [{"projection_std": 0.95, "projection_rank": 1.1}]
-    assert "on a line: projection_rank is 1.10" in collapse.collapse(line, 16) and collapse.collapse(line, 4) is None
+    assert "on a line: projection_rank is 1.10" in collapse.collapse_warning(line, 16)
+    assert collapse.collapse_warning(line, 4) is None

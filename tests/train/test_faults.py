@@ -1,4 +1,4 @@
-"""Steps that are not finite stop a run or are passed over, and are kept for a replay; a collapse is told."""
+"""Steps that are not finite stop a run or are passed over, and are kept for a replay; a collapse is reported."""
 
 import math
 
@@ -45,7 +45,7 @@ def spoil(trainer, at):
 
 
 class Listener(Observer):
-    """Keeps the faults that it is told of."""
+    """Keeps the faults that are reported to it."""
 
     def __init__(self):
         self.faults = []
@@ -167,7 +167,7 @@ def test_pairs_that_alone_are_not_finite_are_named():
     assert replaying.nonfinite(torch.tensor([math.inf, math.nan, 0, -math.inf])) == "1 nan and 2 inf of 4 values"
 
 
-def test_a_run_that_collapses_is_told(tiny, tmp_path, capsys, monkeypatch):
+def test_a_run_that_collapses_gets_a_warning(tiny, tmp_path, capsys, monkeypatch):
     build = localizer.build
 
     def collapsed(settings):

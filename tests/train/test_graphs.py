@@ -47,7 +47,7 @@ def trainer_of(prepared, captured, *overrides, batch=4):
             guard = [step.guard.flag, step.guard.gate]
             return [*trainer.model.parameters(), *trainer.model.buffers(), *moments, *guard]
 
-        step.stepper = Stepper(own._body, step.optimizer, batch, RecordedStep(state), held=own._held, must=True)
+        step.stepper = Stepper(own._body, step.optimizer, batch, RecordedStep(state), held=own._held, must_capture=True)
     trainer.model.train()
     return trainer
 
@@ -143,7 +143,7 @@ def test_a_capture_that_fails_leaves_plain_steps_and_says_so(tiny):
     assert run(captured, 1) == run(plain, 1) and same_weights(captured, plain)
     assert captured.step.stepper.note == "the step runs uncaptured, more slowly: CUDA error: operation failed"
     assert captured.step.stepper.counts["replayed"] == 0
-    must = Stepper(own._body, captured.step.optimizer, 4, Refuses(None), held=own._held, must=True)
+    must = Stepper(own._body, captured.step.optimizer, 4, Refuses(None), held=own._held, must_capture=True)
     captured.step.stepper = must
     with pytest.raises(RuntimeError, match="cuda_graphs: on, but the step could not be captured: CUDA error"):
         run(captured, 2)

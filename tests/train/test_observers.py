@@ -1,4 +1,4 @@
-"""Observers hear of a run from its start to its end, also one that a user's module registers."""
+"""Observers are called from the start of a run to its end, also one that a user's module registers."""
 
 import json
 
@@ -12,20 +12,7 @@ from essl_fast.runtime.runlog import read_log
 from essl_fast.train import __main__ as train_door
 from tests.tools.modules import own_module
 
-SETTINGS = [
-    "--data.batch_size",
-    "5",
-    "--device",
-    "cpu",
-    "--epochs",
-    "2",
-    "--eval_every",
-    "1",
-    "--overlays",
-    "0",
-    "--baselines",
-    "false",
-]
+SETTINGS = "--data.batch_size 5 --device cpu --epochs 2 --eval_every 1 --overlays 0 --baselines false".split()
 LOGGER = """
 import json
 from essl_fast import register_logger
@@ -65,11 +52,11 @@ def small(monkeypatch):
     monkeypatch.setattr(heads, "SimSiamHead", lambda channels: head(channels, 64, 16))
 
 
-def told(out):
+def logged(out):
     return [json.loads(line) for line in (out / "lines.txt").read_text().splitlines()]
 
 
-def test_a_users_logger_hears_of_the_whole_run_and_of_what_a_resume_adds(tiny, tmp_path, monkeypatch):
+def test_a_users_logger_sees_the_whole_run_and_what_a_resume_adds(tiny, tmp_path, monkeypatch):
     with own_module(tmp_path, monkeypatch, "my_lines", LOGGER):
         out = tmp_path / "run"
         arguments = ["--import", "my_lines", "--loggers", "[lines]", "--data.root", str(tiny[1]), "--out", str(out)]
@@ -77,10 +64,10 @@ def test_a_users_logger_hears_of_the_whole_run_and_of_what_a_resume_adds(tiny, t
         steps = [["step", epoch, True] for epoch in (0, 1) for _ in range(4)]
         epochs = [["epoch", epoch, ["auc", "success_at_half"]] for epoch in (1, 2)]
         expected = [["begin", 0], ["train", 2, 4, 0], *steps[:4], epochs[0], *steps[4:], epochs[1]]
-        assert told(out)[:-1] == expected and told(out)[-1][0] == "end"
+        assert logged(out)[:-1] == expected and logged(out)[-1][0] == "end"
         assert checkpoints.load(out / "last.pt")["config"]["imports"] == ["my_lines"]
         assert train_door.main(["--resume", str(out), "--epochs", "3"]) == 0
-        later = told(out)[len(expected) + 1 :]
+        later = logged(out)[len(expected) + 1 :]
         assert later[:3] == [["begin", 2], ["train", 3, 4, 8], ["step", 2, True]]
         assert later[-2][:2] == ["epoch", 3] and later[-1][0] == "end"
 

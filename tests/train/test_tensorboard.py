@@ -36,7 +36,7 @@ def test_without_the_package(monkeypatch):
         check(config.load("demo", ["--tensorboard", "true"]))
 
 
-def test_all_observers_are_told_everything():
+def test_all_observers_get_every_event():
     class Log(Observer):
         def on_epoch(self, entry):
             told.append(("epoch", entry))

@@ -25,6 +25,7 @@ from essl_fast.train import __main__ as train_door
 from essl_fast.train.demo import demo_data
 from essl_fast.train.optimizer import learning_rate_factor
 from essl_fast.train.state import resume
+from tests.tools.compiling import losses_of_one_graph
 
 # The warm-up ends within the first epoch, so that a resume meets every part of the schedule.
 ARGUMENTS = "--epochs 2 --data.batch_size 5 --device cpu --eval_every 1 --overlays 4 --optim.warmup 0.5".split()
@@ -49,19 +50,9 @@ def finished(tiny, tmp_path_factory):
 
 def test_a_run_leaves_everything(finished):
     out, prepared = finished
-    assert {file.name for file in out.iterdir()} == {
-        "config.yaml",
-        "log.jsonl",
-        "last.pt",
-        "last-1.pt",
-        "best.pt",
-        "summary.json",
-        "curves.png",
-        "overlays.png",
-        "test_pairs.jsonl",
-        "gallery.npz",
-        "report.html",
-    }
+    files = "config.yaml log.jsonl last.pt last-1.pt best.pt summary.json report.html".split()
+    pictures = "curves.png overlays.png test_pairs.jsonl gallery.npz".split()
+    assert {file.name for file in out.iterdir()} == {*files, *pictures}
     summary = json.loads((out / "summary.json").read_text())
     for name in ("test", "untrained", "centre_prior"):
         assert 0 <= summary[name]["success_at_half"] <= 1 and 0 <= summary[name]["auc"] <= 1
@@ -426,21 +417,10 @@ def test_the_papers_step_is_one_graph():
     """SemiPL's whole forward pass under bf16 autocast, as a GPU compiles it: captured without a break, then run."""
     settings = config.load("semipl", ["--model.pcm_cycles", "1"])
     model, objective = models.build(settings.model), objectives.build(settings.objective)
-
-    def losses(*inputs):
-        with torch.autocast("cpu", torch.bfloat16):
-            return objective(model(*inputs[:2]), *inputs[2:])
-
-    graphs = []
-
-    def capture(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
     boxes = torch.tensor([[[20, 30, 120, 140]]] * 2, dtype=torch.int32).expand(2, 2, 1, 4)
     inputs = (torch.randn(2, 2, 3, 224, 224), torch.randn(2, 3, 96, 64), boxes, torch.ones(2, dtype=torch.bool))
-    found = torch.compile(losses, fullgraph=True, dynamic=False, backend=capture)(*inputs)
-    assert len(graphs) == 1 and set(found) == {"loss", "unsupervised", "supervised"}
+    found = losses_of_one_graph(model, objective, *inputs)
+    assert set(found) == {"loss", "unsupervised", "supervised"}
     assert all(value.isfinite() for value in found.values())
 
 
