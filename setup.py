@@ -308,7 +308,11 @@ if __name__ == "__main__":
         license_files=["LICENSE"],
         packages=[*find_packages(include=["essl_fast", "essl_fast.*"]), *configs],
         package_dir=configs,
-        package_data={**{name: ["*.yaml"] for name in configs}, "essl_fast.kernels": ["pinned.json"]},
+        package_data={
+            "essl_fast": ["py.typed"],
+            **{name: ["*.yaml"] for name in configs},
+            "essl_fast.kernels": ["pinned.json"],
+        },
         ext_modules=[Extension(MODULE, csrc_sources())],
         cmdclass={"build_ext": NativeBuild},
     )
