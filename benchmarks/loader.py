@@ -227,8 +227,8 @@ def cpu_seconds(root: int | None = None) -> float:
     return sum(ticks.get(pid, 0) for pid in ours) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(way: str, folders: Folders, batch: int, device: torch.device, seconds: float, least: int = 2) -> Way:
-    """Epochs for ``seconds``, but at least ``least``, after one that is not counted."""
+def measure(way: str, folders: Folders, batch: int, device: torch.device, seconds: float) -> Way:
+    """Epochs for ``seconds``, but at least two, after one that is not counted."""
 
     def wait() -> float:
         if device.type == "cuda":
@@ -242,7 +242,7 @@ def measure(way: str, folders: Folders, batch: int, device: torch.device, second
             pass
         begin, before = wait(), cpu_seconds()
         with EngineSampler(device) as engines:
-            while len(found.seconds) < least or wait() - begin < seconds:
+            while len(found.seconds) < 2 or wait() - begin < seconds:
                 start = wait()
                 count = sum(len(part.index) for part in source.epoch())
                 found.seconds.append(wait() - start)

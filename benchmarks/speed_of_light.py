@@ -115,9 +115,9 @@ def log_mel_flop(clips: int) -> float:
     return clips * 288 * (400 + 2.5 * 512 * 9 + 257 * 4 + 257 * 2 * 2 + 64 * 2.0)
 
 
-def count_flop(maps: int, size: int = config.SIZE) -> float:
+def count_flop(maps: int) -> float:
     """Evaluation counts of one map: bilinear (8 a pixel, twice: extremes, then threshold), scaling, boxes (4)."""
-    return maps * size * size * (2 * 8 + 2 + 2 + 4.0)
+    return maps * config.SIZE**2 * (2 * 8 + 2 + 2 + 4.0)
 
 
 class Bench:

@@ -165,8 +165,9 @@ class SimSiam(nn.Module):
 class SmallFrameNet(nn.Module):
     """The demo's trained trunk, in plain modules: (B, 3, 224, 224) -> (B, channels, 14, 14)."""
 
-    def __init__(self, channels: int, width: int = 24) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
+        width = 24
         shapes = ((3, 1, 4, 4, 0), (1, 2, 3, 2, 1), (2, 4, 3, 2, 1), (4, 4, 3, 1, 1), (4, 4, 3, 1, 1))
         self.stages = nn.Sequential()
         for into, out, kernel, stride, padding in shapes:
@@ -183,8 +184,9 @@ class SmallFrameNet(nn.Module):
 class SmallSoundNet(nn.Module):
     """The demo's trained audio network: (B, E, 1, 96, 64) -> (B, E, 128), (B, E, out_dim)."""
 
-    def __init__(self, out_dim: int, width: int = 16) -> None:
+    def __init__(self, out_dim: int) -> None:
         super().__init__()
+        width = 16
         self.features = nn.Sequential()
         for into, out in ((1, width), (width, 2 * width), (2 * width, 4 * width)):
             self.features.append(nn.Conv2d(into, out, 3, 2, 1, bias=False))

@@ -33,8 +33,6 @@ try:
 except ModuleNotFoundError:
     cv2 = None
 
-RESIZED_BY = "OpenCV" if cv2 is not None else "NumPy (there is no OpenCV here)"
-
 
 @contextlib.contextmanager
 def pytorch_defaults(tf32: bool | None = None) -> Iterator[None]:
