@@ -86,7 +86,7 @@ def train_interrupted(out: Path) -> None:
 
 
 def train_diverged(out: Path) -> None:
-    """A learning rate that no network bears: the loss is not finite, and the step is kept."""
+    """The learning rate is so high that the loss becomes infinite or NaN; the step is kept."""
     with contextlib.suppress(FloatingPointError):
         wild = ["--epochs", 2, "--optim.lr_trunk", "1e30"]
         command(train.main, *TRAIN, *wild, "--data.root", PLACE / "jpeg", "--out", out)
@@ -161,7 +161,7 @@ def prepare_arguments(name: str) -> list[object]:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    platform.platform = lambda: "Linux"  # whose machine it was is nobody's business
+    platform.platform = lambda: "Linux"  # the names of the machine and its user do not belong into the repository
     for network, init in small.narrow():
         network.__init__ = init
     shutil.rmtree(PLACE, ignore_errors=True)

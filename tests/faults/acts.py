@@ -25,7 +25,7 @@ def case(fault: str, stage: str):
 
 
 def until(child: Child, true: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for something while a child runs; AssertionError if it ends before, or does not come to it."""
+    """Wait until `true()` while a child runs; AssertionError if the child ends first, or time runs out."""
     end = time.monotonic() + seconds
     while not true():
         assert child.code is None and child.poll() is None, f"it ended with {child.code}:\n{child.said()}"
@@ -34,7 +34,7 @@ def until(child: Child, true: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def told(child: Child, *texts: object, code: int = 2) -> None:
-    """The child ends with an error of one line, its last, that holds the texts."""
+    """The child ends with an error: its last line, which holds all of the texts."""
     assert child.wait() == code, child.said()
     line = child.said().strip().splitlines()[-1]
     assert all(str(text) in line for text in texts), child.said()
@@ -60,7 +60,7 @@ def prepared_again(bench: Bench, out: Path) -> str:
 
 
 def evaluated(bench: Bench, out: Path, *more: object) -> None:
-    """best.pt of a run gives what the reference's gave."""
+    """best.pt of a run gives the same results as the reference's."""
     result = bench.new("result.json")
     succeeds(bench.server.start("evaluate", out / "best.pt", "--device", "cpu", "--json", result, *more))
     found, summary = (json.loads(file.read_text()) for file in (result, bench.reference / "summary.json"))

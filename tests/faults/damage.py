@@ -21,7 +21,7 @@ def cut(file: Path) -> None:
 
 
 def flip(file: Path, at: int | None = None) -> None:
-    """Turn one bit, in the middle where nothing else is said."""
+    """Flip one bit of a file, in its middle by default."""
     at = file.stat().st_size // 2 if at is None else at
     with open(file, "r+b") as opened:
         opened.seek(at)

@@ -24,7 +24,7 @@ _START = 120.0  # seconds until a child is ready
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that did what none may do. what: the exception, "signal N", "hang" or "outside"; where: the line of ours
+    """An input that made a target fail. what: the exception, "signal N", "hang" or "outside"; where: the line of ours
     it came from, which tells failures apart."""
 
     target: str
