@@ -60,7 +60,9 @@ def report(summary: dict, out: Path, console) -> None:
     if summary["config"]["select_on"] == "test":
         console.print("published protocol: the epoch was chosen on the test set itself, so its figures are optimistic")
     text = f"{summary['seconds']:.0f} s in all, training at {summary['pairs_per_second']:.1f} pairs/s"
-    console.print(f"{text}; results, checkpoints, log and pictures in {out}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{text}; results, checkpoints, log and pictures in {out}", highlight=False, soft_wrap=True, markup=False
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

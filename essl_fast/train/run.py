@@ -109,7 +109,9 @@ def ended_well(out: Path, console: Console, device: torch.device, world: World) 
         yield
     except KeyboardInterrupt as error:
         if (out / "last.pt").exists():
-            console.print(f"stopped; continue with: {again} --resume {out}", highlight=False, soft_wrap=True)
+            console.print(
+                f"stopped; continue with: {again} --resume {out}", highlight=False, soft_wrap=True, markup=False
+            )
         distributed.give_up(world, device, getattr(error, "code", 130))
         raise
     except Exception as error:

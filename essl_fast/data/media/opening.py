@@ -18,14 +18,16 @@ from av.video.stream import VideoStream
 from essl_fast.data.media import limits
 from essl_fast.data.media.errors import LIMIT, NO_VIDEO, UNREADABLE, MediaError
 
+# A tag in another encoding than UTF-8 is no error, since nothing here reads tags. PyAV 19 has no such argument.
+ANY_TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
 
 def open_file(path: Path) -> InputContainer:
     """Open a media file for reading. MediaError if FFmpeg cannot read it, or its header takes too long to read."""
     begin = thread_time()
     try:
         # The prefix names the protocol: without it, FFmpeg takes a path such as "concat:a" for another protocol.
-        # A tag in another encoding than UTF-8 is no error, since nothing here reads tags.
-        container = av.open(f"file:{path}", metadata_errors="replace", container_options=limits.DEMUXER)
+        container = av.open(f"file:{path}", container_options=limits.DEMUXER, **ANY_TAGS)
     except (av.FFmpegError, OSError) as error:
         raise unreadable(path, error) from error
     if wrong := limits.header(thread_time() - begin):  # a file is opened several times: the first time tells
