@@ -51,7 +51,7 @@ def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Con
 
 
 def parser(prog: str, description: str = ""):
-    """The argument parser of Config, with --config, --import and --version; commands add their own options to it."""
+    """The argument parser of Config, with --config and --version; commands add their own options to it."""
     import jsonargparse
     import yaml
 
@@ -72,16 +72,24 @@ def parser(prog: str, description: str = ""):
     parser.add_argument(
         "--config", action="config", help="YAML file, or the name of a shipped config; before overrides"
     )
-    parser.add_argument(
-        "--import",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import a module of your own first, which registers networks, objectives or loggers; may be repeated",
-    )
     parser.add_argument("--version", action="version", version=f"essl_fast {__version__}", help="print the version")
     parser.add_class_arguments(Config, nested_key=None, fail_untyped=True)
     return parser
+
+
+def without_imports(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without each `--import MODULE`, and the modules. They add to the setting `imports` of any file."""
+    rest, modules = [], []
+    words = iter(argv)
+    for word in words:
+        if word != "--import" and not word.startswith("--import="):
+            rest.append(word)
+            continue
+        name = word.partition("=")[2] if "=" in word else next(words, "")
+        if not name or name.startswith("-"):
+            raise InputError("--import: give the name of a module, as Python imports it: my_package.part")
+        modules.append(name)
+    return rest, modules
 
 
 def parse(
@@ -105,7 +113,8 @@ def parse(
     own = parser(prog, description)
     if extra:
         extra(own)
-    argv = list(argv)
+    argv, imports = without_imports(list(argv))
+    argv += [f"--imports+={name}" for name in imports]
     named = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
     for i in named:
         if argv[i] == "--config" and i + 1 < len(argv):
@@ -123,6 +132,5 @@ def parse(
         # Text that is no UTF-8, endless numbers, an empty group of settings.
         raise InputError(f"{' '.join(argv)}: not a file or value of settings ({error})") from error
     values = {f.name: getattr(ready, f.name) for f in fields(Config)}
-    added = [name for name in getattr(ready, "import") if name not in values["imports"]]
-    values["imports"] = [*values["imports"], *dict.fromkeys(added)]
+    values["imports"] = list(dict.fromkeys(values["imports"]))
     return check(Config(**values)), ready

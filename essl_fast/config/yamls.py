@@ -12,7 +12,7 @@ import yaml
 MOST_NODES, MOST_DEPTH = 10_000, 20  # of a file of settings, with all aliases followed
 LONGEST = 1 << 20  # characters
 _READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_FORBIDDEN = {"class_path", "init_args", "__path__", "config", "import"}  # jsonargparse's own; they are no settings
+_FORBIDDEN = {"class_path", "init_args", "__path__", "config", "import"}  # options or jsonargparse's own: no settings
 
 
 def refuse_bombs(text: str) -> str:

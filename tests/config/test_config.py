@@ -116,6 +116,24 @@ def test_import_may_stand_anywhere_and_be_repeated(tmp_path):
         config.load(str(file))
 
 
+@pytest.mark.parametrize("more", [[], ["--import", "json", "--import=math"]])
+def test_printed_settings_are_read_again(tmp_path, capsys, more):
+    printed = []
+    for arguments in ([*more, "--config", "full"], ["--config", str(tmp_path / "full.yaml")]):
+        with pytest.raises(SystemExit):
+            config.parse([*arguments, "--print_config"], "train")
+        printed.append(capsys.readouterr().out)
+        (tmp_path / "full.yaml").write_text(printed[-1])
+    assert printed[0] == printed[1]
+    assert config.load(str(tmp_path / "full.yaml")).imports == more[1:2] + [word[9:] for word in more[2:]]
+
+
+@pytest.mark.parametrize("arguments", [["--import"], ["--import="], ["--import", "--epochs", "1"]])
+def test_import_without_a_name_is_told(arguments):
+    with pytest.raises(InputError, match="--import: give the name of a module"):
+        config.parse(arguments, "train")
+
+
 def test_settings_from_before_imports_and_loggers_have_their_defaults():
     before = config.to_dict(config.load("demo"))
     del before["imports"], before["loggers"]
