@@ -9,6 +9,7 @@ import torch
 from essl_fast import checkpoints, config, load_checkpoint, models
 from essl_fast.common.errors import InputError
 from essl_fast.models import audio_input, objectives
+from tests.tools.modules import own_module
 
 PARTS = """
 import torch
@@ -71,13 +72,8 @@ NAMES = {"model.trunk": "patches", "model.audio": "bands", "objective.method": "
 @pytest.fixture
 def my_parts(tmp_path, monkeypatch):
     """A folder with a user's module, as the current one; forgotten after the test."""
-    (tmp_path / "my_parts_of_a_test.py").write_text(PARTS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    for registry in (models.registry.TRUNKS, models.registry.AUDIO, models.registry.OBJECTIVES):
-        monkeypatch.setattr(registry, "_parts", {name: registry._parts[name] for name in registry.names()})
-    yield "my_parts_of_a_test"
-    sys.modules.pop("my_parts_of_a_test", None)
+    with own_module(tmp_path, monkeypatch, "my_parts_of_a_test", PARTS):
+        yield "my_parts_of_a_test"
 
 
 def settings_with(module: str, **more: str) -> config.Config:
@@ -107,8 +103,8 @@ def test_a_checkpoint_brings_its_modules_back(my_parts, tmp_path):
     checkpoints.save(tmp_path / "best.pt", state)
     sys.modules.pop(my_parts)
     for registry in (models.registry.TRUNKS, models.registry.AUDIO, models.registry.OBJECTIVES):
-        for name in ("patches", "frozen_patches", "bands", "peak"):
-            registry._parts.pop(name, None)
+        for name in {"patches", "frozen_patches", "bands", "peak"} & set(registry.names()):
+            registry.remove(name)
     with pytest.raises(InputError, match="model.trunk: there is no trunk 'patches'"):
         models.check(replace(settings, imports=[]))
     again, found = load_checkpoint(tmp_path, device="cpu")
