@@ -1,7 +1,6 @@
 """What the command does, as a function: the same result, with parts that a user's module registers."""
 
 import json
-import sys
 
 import pytest
 
@@ -11,7 +10,8 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import __main__ as evaluate_door
 from essl_fast.evaluate import evaluate_checkpoint
-from essl_fast.models import registry
+from essl_fast.models.registry import TRUNKS
+from tests.tools.modules import forget, own_module, registered
 
 MODULE = "parts_of_an_evaluation"
 PARTS = """
@@ -28,33 +28,23 @@ def thin(config):
 @pytest.fixture
 def run(tiny, tmp_path, monkeypatch):
     """A run directory whose checkpoint needs a module of the current folder, which is not imported yet."""
-    (tmp_path / f"{MODULE}.py").write_text(PARTS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(
-        registry.TRUNKS, "_parts", {name: registry.TRUNKS._parts[name] for name in registry.TRUNKS.names()}
-    )
-    options = ["--data.root", str(tiny[1]), "--data.threads", "1", "--import", MODULE, "--model.trunk", "thin"]
-    settings = models.check(config.load("demo", options))
-    state = {"config": config.to_dict(settings), "data_root": str(tiny[1]), "data": Manifest.load(tiny[1]).header}
-    folder = tmp_path / "run"
-    folder.mkdir()
-    checkpoints.save(folder / "best.pt", state | {"model": models.build(settings.model).state_dict()})
-    forget()
-    yield folder
-    forget()
-
-
-def forget() -> None:
-    sys.modules.pop(MODULE, None)
-    registry.TRUNKS._parts.pop("thin", None)
+    known = registered()
+    with own_module(tmp_path, monkeypatch, MODULE, PARTS):
+        options = ["--data.root", str(tiny[1]), "--data.threads", "1", "--import", MODULE, "--model.trunk", "thin"]
+        settings = models.check(config.load("demo", options))
+        state = {"config": config.to_dict(settings), "data_root": str(tiny[1]), "data": Manifest.load(tiny[1]).header}
+        folder = tmp_path / "run"
+        folder.mkdir()
+        checkpoints.save(folder / "best.pt", state | {"model": models.build(settings.model).state_dict()})
+        forget(MODULE, known)
+        yield folder
 
 
 def test_the_function_gives_what_the_command_writes(run, capsys):
     result = evaluate_checkpoint(run, device="cpu")
     assert capsys.readouterr().out == ""
     assert result["split"] == "test" and result["pairs"] == len(result["each"]) > 1 and "extra" not in result
-    forget()
+    forget(MODULE, {TRUNKS: set(TRUNKS.names()) - {"thin"}})
     assert evaluate_door.main([str(run), "--device", "cpu", "--json", str(run / "result.json")]) == 0
     assert f"the checkpoint uses {MODULE}" in capsys.readouterr().out
     assert json.loads((run / "result.json").read_text()) == result == json.loads(json.dumps(result))

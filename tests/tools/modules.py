@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from essl_fast.models import registry
+from essl_fast.common.registry import Registry
+from essl_fast.models.registry import AUDIO, HEADS, OBJECTIVES, TRUNKS
 from essl_fast.train.observers import LOGGERS
+
+REGISTRIES = (TRUNKS, AUDIO, HEADS, OBJECTIVES, LOGGERS)
 
 
 @contextlib.contextmanager
@@ -17,12 +20,21 @@ def own_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: s
     (folder / f"{name}.py").write_text(text)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
-    registries = (registry.TRUNKS, registry.AUDIO, registry.HEADS, registry.OBJECTIVES, LOGGERS)
-    before = [set(each.names()) for each in registries]
+    known = registered()
     try:
         yield
     finally:
-        sys.modules.pop(name, None)
-        for each, names in zip(registries, before, strict=True):
-            for new in set(each.names()) - names:
-                each.remove(new)
+        forget(name, known)
+
+
+def registered() -> dict[Registry, set[str]]:
+    """The names that are registered now, by registry."""
+    return {each: set(each.names()) for each in REGISTRIES}
+
+
+def forget(name: str, known: dict[Registry, set[str]]) -> None:
+    """Forget a module and all names that are registered now but not in ``known``: the next import runs it again."""
+    sys.modules.pop(name, None)
+    for registry, names in known.items():
+        for new in set(registry.names()) - names:
+            registry.remove(new)
