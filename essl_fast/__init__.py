@@ -13,15 +13,15 @@ from essl_fast.common.lazy import lazy_exports
 if TYPE_CHECKING:
     from essl_fast import kernels as kernels
     from essl_fast import models as models
-    from essl_fast.checkpoints.restoring import load_checkpoint as load_checkpoint
-    from essl_fast.data.datasets.dataset import register_dataset as register_dataset
-    from essl_fast.data.loading.loader import Loader as Loader
-    from essl_fast.data.shards.manifest import Manifest as Manifest
-    from essl_fast.localize.finder import SoundFinder as SoundFinder
-    from essl_fast.models.registry import register_audio as register_audio
-    from essl_fast.models.registry import register_objective as register_objective
-    from essl_fast.models.registry import register_trunk as register_trunk
-    from essl_fast.train.observers import register_logger as register_logger
+    from essl_fast.checkpoints import load_checkpoint as load_checkpoint
+    from essl_fast.data.datasets import register_dataset as register_dataset
+    from essl_fast.data.loading import Loader as Loader
+    from essl_fast.data.shards import Manifest as Manifest
+    from essl_fast.localize import SoundFinder as SoundFinder
+    from essl_fast.models import register_audio as register_audio
+    from essl_fast.models import register_objective as register_objective
+    from essl_fast.models import register_trunk as register_trunk
+    from essl_fast.train import register_logger as register_logger
 
 __version__ = "0.1.0"
 

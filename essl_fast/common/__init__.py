@@ -1,6 +1,16 @@
 """What all packages may use: errors, atomic files, registries of named parts, and how commands begin and end."""
 
+from typing import TYPE_CHECKING
+
 from essl_fast.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from essl_fast.common import commands as commands
+    from essl_fast.common import errors as errors
+    from essl_fast.common import files as files
+    from essl_fast.common import lazy as lazy
+    from essl_fast.common import registry as registry
+    from essl_fast.common import subprocesses as subprocesses
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,

@@ -5,11 +5,25 @@ from typing import TYPE_CHECKING
 from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from essl_fast.config import yamls as yamls
+    from essl_fast.config.parsing import configs_folder as configs_folder
+    from essl_fast.config.parsing import find_file as find_file
+    from essl_fast.config.parsing import load as load
+    from essl_fast.config.parsing import parse as parse
+    from essl_fast.config.parsing import parser as parser
+    from essl_fast.config.settings import SIZE as SIZE
+    from essl_fast.config.settings import STORED_SIDE as STORED_SIDE
     from essl_fast.config.settings import Config as Config
     from essl_fast.config.settings import DataConfig as DataConfig
+    from essl_fast.config.settings import DemoConfig as DemoConfig
     from essl_fast.config.settings import ModelConfig as ModelConfig
     from essl_fast.config.settings import ObjectiveConfig as ObjectiveConfig
     from essl_fast.config.settings import OptimConfig as OptimConfig
+    from essl_fast.config.settings import check as check
+    from essl_fast.config.settings import check_device as check_device
+    from essl_fast.config.settings import difference as difference
+    from essl_fast.config.settings import from_dict as from_dict
+    from essl_fast.config.settings import to_dict as to_dict
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,

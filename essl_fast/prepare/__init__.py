@@ -1,6 +1,16 @@
 """From videos and annotations to shards: every file is read once."""
 
+from typing import TYPE_CHECKING
+
 from essl_fast.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from essl_fast.prepare.folder import PreparedDifferently as PreparedDifferently
+    from essl_fast.prepare.reporting import print_summary as print_summary
+    from essl_fast.prepare.reporting import reporter as reporter
+    from essl_fast.prepare.run import prepare as prepare
+    from essl_fast.prepare.run import prepare_dataset as prepare_dataset
+    from essl_fast.prepare.verifying import verify as verify
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,

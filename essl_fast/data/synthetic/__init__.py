@@ -1,5 +1,11 @@
 """The demo world: short videos, made from a seed, in which one of several moving objects sounds."""
 
+from typing import TYPE_CHECKING
+
 from essl_fast.common.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from essl_fast.data.synthetic.world import World as World
+    from essl_fast.data.synthetic.world import make_world as make_world
 
 __getattr__, __dir__, __all__ = lazy_exports(__name__, {"World": "world", "make_world": "world"})
