@@ -9,6 +9,7 @@ them all.
 from typing import TYPE_CHECKING
 
 from essl_fast.common.lazy import lazy_exports
+from essl_fast.common.places import name_caches
 
 if TYPE_CHECKING:
     from essl_fast import kernels as kernels
@@ -41,3 +42,5 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "register_trunk": "models",
     },
 )
+
+name_caches()  # before PyTorch is imported, which asks a user without a name for it

@@ -19,6 +19,8 @@ import torch
 import triton
 from torch import Tensor
 
+from essl_fast.common.places import any_folder
+
 # With TRITON_INTERPRET=1, kernels are Python functions that run on the CPU, very slowly. Tests set CPU_TOO to use that.
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 CPU_TOO = False
@@ -59,8 +61,7 @@ def processors_of(device: torch.device) -> int:
 
 def measured_file(chip: str) -> Path:
     """Where `benchmarks/kernels.py --tune` leaves what it measured on this machine."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "essl_fast" / "kernels" / f"{chip}.json"
+    return any_folder() / "kernels" / f"{chip}.json"
 
 
 @functools.lru_cache

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from essl_fast.common import places
 from essl_fast.common.errors import InputError
-
-INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+from essl_fast.common.places import INDUCTOR, TRITON
 
 
 def wants_compile(setting: str, device: torch.device) -> bool:
@@ -50,21 +50,18 @@ def keep_cache(setting: str) -> Path | None:
     Raises:
         InputError: the folder cannot be written.
     """
-    if setting == "off" or (INDUCTOR in os.environ and TRITON in os.environ):
+    free = [name for name in (INDUCTOR, TRITON) if not places.set_by_user(name)]
+    if setting == "off" or not free:
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "essl_fast" / "compile"
-    folder = Path(setting).expanduser().resolve() if setting else home
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
+    kept = places.cache_folder()
+    folder = Path(setting).expanduser().resolve() if setting else kept and kept / "compile"
+    if folder is None or not places.writable(folder):
         if setting:
             raise InputError(f"compile_cache: {folder} cannot be written; give another folder, or off")
         return None  # the default folder, which nobody asked for: a read-only home must not stop a run
-    os.environ.setdefault(INDUCTOR, str(folder / "inductor"))
-    os.environ.setdefault(TRITON, str(folder / "triton"))
+    for name, part in ((INDUCTOR, "inductor"), (TRITON, "triton")):
+        if name in free:
+            os.environ[name] = str(folder / part)
     return folder
 
 

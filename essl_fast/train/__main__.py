@@ -24,7 +24,13 @@ DESCRIPTION = (
 
 def add_options(parser) -> None:
     """The command's own options, beside the settings."""
-    parser.add_argument("--resume", default="", help="run directory to continue, with its own settings (type: str)")
+    parser.add_argument(
+        "--resume",
+        default="",
+        metavar="DIR",
+        help="run directory to continue, with its own settings; auto: the one of --out if it has a checkpoint, with "
+        "the settings given here, else begin (type: str)",
+    )
     parser.add_argument(
         "--profile",
         type=int,
@@ -38,8 +44,9 @@ def parse(argv: list[str]) -> tuple[config.Config, argparse.Namespace]:
     """Settings and options. A resumed run has its own settings, which the command line may override."""
     at = next((i for i, a in enumerate(argv) if a == "--resume" or a.startswith("--resume=")), None)
     default = "demo"
-    if at is not None:
-        folder = Path(argv[at].split("=", 1)[1] if "=" in argv[at] else (argv[at + 1] if at + 1 < len(argv) else ""))
+    given = "" if at is None else argv[at].split("=", 1)[1] if "=" in argv[at] else "".join(argv[at + 1 : at + 2])
+    if at is not None and given != "auto":
+        folder = Path(given)
         default = str(folder / "config.yaml")
         if not Path(default).is_file():
             raise InputError(f"--resume: {folder} is not a run directory (it has no config.yaml)")

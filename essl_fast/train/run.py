@@ -29,7 +29,7 @@ from essl_fast.train.observers import LOGGERS, Observers, logger_names
 from essl_fast.train.opening import opening_lines
 from essl_fast.train.progress import TerminalProgress
 from essl_fast.train.results import conclude
-from essl_fast.train.rundir import RunDirectory, find_run, owned
+from essl_fast.train.rundir import AUTO, RunDirectory, find_run, owned
 from essl_fast.train.state import faulty_state, last_state, resume
 from essl_fast.train.trainer import Trainer
 
@@ -67,7 +67,8 @@ def fit(
         settings: a Config, the name of a shipped config, or a YAML file. A Config is changed: `data.root` becomes
             absolute.
         overrides: like ["--epochs", "3"] or ["epochs=3"]; only where ``settings`` is a name or a file.
-        resume: run directory to continue; "" begins a run.
+        resume: run directory to continue; "" begins a run; "auto" continues the one in `out` if it has a checkpoint,
+            with the settings that are given here.
         profile: how many training steps to trace.
         quiet: print nothing.
         report: called at the end with the summary, the run directory and the terminal.
@@ -81,14 +82,15 @@ def fit(
         Stopped: Ctrl-C or SIGTERM; the run directory holds where it stands.
     """
     if isinstance(settings, str):
-        settings = config.load(str(Path(resume) / "config.yaml") if resume else settings, overrides)
+        held = resume and str(resume) != AUTO
+        settings = config.load(str(Path(resume) / "config.yaml") if held else settings, overrides)
     check(settings)
     world = distributed.world_of()
     device = pick_device(distributed.own_device(settings.device, world))
     console = commands.console(quiet=quiet or not world.leads)
     with distributed.joined(world, device):
         out, checkpoint = find_run(settings, str(resume), world)
-        with ended_well(out, console, device, world):
+        with ended_well(out, console, device, world), made_for_a_run(out, world):
             summary = run(settings, out, checkpoint, console, device, world, profile)
     report(summary, out, console)
     return summary
@@ -99,6 +101,18 @@ def check(settings: config.Config) -> None:
     models.check(settings)
     for name in logger_names(settings):
         LOGGERS.get(name).check()
+
+
+@contextlib.contextmanager
+def made_for_a_run(out: Path, world: World) -> Iterator[None]:
+    """Remove an empty run directory after an error: the run has not begun, and its directory was only its name."""
+    try:
+        yield
+    except BaseException:
+        if world.leads:
+            with contextlib.suppress(OSError):  # it is not there, or holds files
+                out.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -154,7 +168,7 @@ def run(
         if settings.deterministic:
             be_deterministic()
         past = load_past(checkpoint, directory, world, stack, observers.on_message)
-        data = open_data(settings, world, observers.on_message)
+        data = open_data(settings, world, observers.on_message, progress=not console.quiet)
         warn_of_consensus(settings, data.manifest, console)
         if wants_compile(settings.compile, device) or device.type == "cuda":  # Triton compiles its kernels in any case
             keep_cache(settings.compile_cache)
@@ -210,13 +224,16 @@ def load_past(
     return Past(*checkpoints.newest(checkpoint))
 
 
-def open_data(settings: config.Config, world: World, say: Callable[[str], None]) -> Data:
-    """The data set of the settings, whose `data.root` becomes absolute. InputError if it cannot be selected on."""
+def open_data(settings: config.Config, world: World, say: Callable[[str], None], progress: bool = True) -> Data:
+    """The data set of the settings, whose `data.root` becomes absolute. InputError if it cannot be selected on.
+
+    progress: show that of making the demo world.
+    """
     began = time.perf_counter()
     objects = None
     if settings.data.root == "demo":
         with distributed.leader_first(world):
-            root, objects = demo_data(settings.demo, say)
+            root, objects = demo_data(settings.demo, say, progress)
     else:
         root = Path(settings.data.root).resolve()
         settings.data.root = str(root)  # a checkpoint may be used from any folder

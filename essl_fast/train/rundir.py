@@ -15,9 +15,6 @@ nonfinite-E-S.pt    a step that was not finite, for `python -m essl_fast.replay`
 """
 
 import contextlib
-import errno
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,11 +24,13 @@ import yaml
 from essl_fast import checkpoints, config
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
+from essl_fast.common.locks import locked
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
 from essl_fast.runtime.runlog import read_log
 
 LOCK = ".lock"
+AUTO = "auto"  # what --resume takes in place of a directory
 
 
 class RunDirectory:
@@ -92,28 +91,50 @@ def find_run(settings: config.Config, resume: str, world: World) -> tuple[Path, 
 
     Args:
         settings: of the command.
-        resume: the directory to continue, "" to begin a run.
+        resume: the directory to continue, "" to begin a run, AUTO to continue the one in `out` if there is one.
         world: the processes that train together; all of them get the same directory.
 
     Raises:
         InputError: the directory holds another run.
     """
-    if resume:
+    if resume and resume != AUTO:
         out = Path(resume)
         began = checkpoints.existing(out / "last.pt") or (out / "best.pt").exists()
         return out, out / "last.pt" if began else None  # one that ended before its first checkpoint begins again
-    stamp = distributed.share(time.strftime("%Y%m%d-%H%M%S"), world)
-    out = Path(settings.out or Path("runs") / f"{settings.name}-{stamp}")
-    if world.restarts:  # torchrun has started the group again: the command is the first one's
-        if not settings.out:
-            raise InputError("out: torchrun's restart cannot tell which run to go on with; give --out DIR, or --resume")
-        if checkpoints.existing(out / "last.pt"):
-            return out, out / "last.pt"
-    elif checkpoints.existing(out / "last.pt"):
+    goes_on = resume == AUTO or world.restarts  # torchrun has started the group again: the command is the first one's
+    if not settings.out:
+        if goes_on:
+            what = "--resume auto" if resume == AUTO else "torchrun's restart"
+            raise InputError(f"out: {what} cannot tell which run to go on with; give --out DIR, or --resume DIR")
+        return new_directory(settings.name, world), None
+    out = Path(settings.out)
+    if goes_on:
+        return out, out / "last.pt" if checkpoints.existing(out / "last.pt") else None
+    if checkpoints.existing(out / "last.pt"):
         raise InputError(
             f"out: {out} holds a run already; continue it with --resume {out}, or choose another directory"
         )
     return out, None
+
+
+def new_directory(name: str, world: World) -> Path:
+    """Make runs/NAME-DATE-TIME, with -2, -3, ... if another run has taken the name in the same second.
+
+    The leading rank makes it; all of them get the same.
+    """
+    made = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with distributed.leader_first(world):
+        if world.leads:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            first, number = made, 1
+            while True:
+                try:
+                    made.mkdir()
+                    break
+                except FileExistsError:
+                    number += 1
+                    made = first.with_name(f"{first.name}-{number}")
+    return Path(distributed.share(str(made), world))
 
 
 @contextlib.contextmanager
@@ -122,39 +143,11 @@ def owned(folder: Path, say: Callable[[str], None] = lambda line: None) -> Itera
 
     The lock ends with the process, even if that is killed. ``say`` gets a warning if the file system has no locks.
     """
-    path = Path(folder) / LOCK
-    held = _lock(path, folder, say)
-    try:
+
+    def busy(who: str) -> None:
+        raise InputError(
+            f"out: another training is at work in {folder} ({who}): wait for it, or choose another directory with --out"
+        )
+
+    with locked(Path(folder) / LOCK, busy, say):
         yield
-    finally:
-        if held is not None:
-            with contextlib.suppress(OSError):  # the folder is gone, or is read-only by now
-                os.unlink(
-                    path
-                )  # while it is held, so that a waiting process sees that its file is no longer the one at this path
-            os.close(held)
-
-
-def _lock(path: Path, folder: Path, say: Callable[[str], None]) -> int | None:
-    while True:
-        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(held), os.stat(path)):
-                os.ftruncate(held, 0)
-                os.write(held, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
-                return held
-            os.close(held)  # its owner removed it between our two calls: once more
-        except BlockingIOError:
-            who = os.read(held, 200).decode(errors="replace").strip() or "another process"
-            os.close(held)
-            raise InputError(
-                f"out: another training is at work in {folder} ({who}): wait for it, or choose another --out"
-            ) from None
-        except OSError as error:
-            os.close(held)
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
-                raise
-            why = f"the file system of {folder} has no locks ({error.strerror})"
-            say(f"warning: {why}: let no other training work there")
-            return None

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import threading
 
 import pytest
 
@@ -43,3 +44,32 @@ def test_a_restart_by_torchrun_goes_on_with_the_run_in_out(tmp_path):
         find_run(settings, "", distributed.ALONE)
     with pytest.raises(InputError, match="give --out DIR"):
         find_run(config.load("demo"), "", again)
+
+
+@pytest.mark.parametrize("stamp", ["20261129-120000"])
+def test_runs_of_one_second_get_directories_of_their_own(tmp_path, monkeypatch, stamp):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rundir.time, "strftime", lambda *_: stamp)
+    settings, found = config.load("demo"), []
+    threads = [
+        threading.Thread(target=lambda: found.append(find_run(settings, "", distributed.ALONE))) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    names = {str(out) for out, checkpoint in found if checkpoint is None}
+    assert names == {f"runs/demo-{stamp}{more}" for more in ("", "-2", "-3", "-4", "-5", "-6", "-7", "-8")}
+    assert all((tmp_path / name).is_dir() for name in names)
+
+
+def test_resume_auto_goes_on_if_there_is_a_checkpoint_and_begins_if_not(tmp_path):
+    settings = config.load("demo", ["--out", str(tmp_path / "run")])
+    assert find_run(settings, "auto", distributed.ALONE) == (tmp_path / "run", None)
+    (tmp_path / "run").mkdir()
+    assert find_run(settings, "auto", distributed.ALONE) == (tmp_path / "run", None)
+    for name in ("last-1.pt", "last.pt"):  # a crash may have left the older one alone
+        (tmp_path / "run" / name).touch()
+        assert find_run(settings, "auto", distributed.ALONE) == (tmp_path / "run", tmp_path / "run" / "last.pt")
+    with pytest.raises(InputError, match="--resume auto cannot tell which run.* give --out DIR"):
+        find_run(config.load("demo"), "auto", distributed.ALONE)

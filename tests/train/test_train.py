@@ -22,7 +22,6 @@ from essl_fast.models import heads, objectives, weights
 from essl_fast.runtime import runlog
 from essl_fast.train import Trainer
 from essl_fast.train import __main__ as train_door
-from essl_fast.train.demo import demo_data
 from essl_fast.train.optimizer import learning_rate_factor
 from essl_fast.train.state import resume
 from tests.tools.compiling import losses_of_one_graph
@@ -161,23 +160,6 @@ def test_the_demo_from_nothing(tmp_path):
     largest = [max(objects[manifest.key(row)], key=lambda thing: thing["area"]) for row in manifest.rows("test")]
     # Objects hardly overlap, so the guess is right where the largest one sounds, and only there.
     assert priors["largest_object_prior"] == np.mean([thing["sounding"] for thing in largest])
-
-
-def test_the_demo_replaces_what_another_version_left_in_its_cache(tmp_path, capsys):
-    arguments = ["--demo.train_videos", "10", "--demo.test_videos", "1", "--demo.cache", str(tmp_path)]
-    settings = config.load("demo", arguments)
-    prepared, objects = demo_data(settings.demo, print)
-    made = {path: path.read_bytes() for path in prepared.rglob("*") if path.is_file()}
-    manifest = json.loads((prepared / "manifest.json").read_text())
-    # As the first version left it: another format, without a setting that came later.
-    manifest["version"] -= 1
-    del manifest["settings"]["visual"]
-    (prepared / "manifest.json").write_text(json.dumps(manifest))
-    world = prepared.parent / "world" / "world.json"
-    world.write_text(json.dumps(json.loads(world.read_text()) | {"version": 0}))
-    assert demo_data(settings.demo, print) == (prepared, objects)
-    assert {path: path.read_bytes() for path in prepared.rglob("*") if path.is_file()} == made
-    assert "another version's: making it again" in capsys.readouterr().out
 
 
 def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):

@@ -31,12 +31,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--seconds", type=float, default=default.seconds, help="length of a video, s (default: %(default)s)")
     add("--fps", type=int, default=default.fps, help="frames per second (default: %(default)s)")
     add("--workers", type=int, help="processes (default: one per CPU)")
-    add("--overwrite", action="store_true", help="replace a demo world that is already there")
+    add("--overwrite", action="store_true", help="replace a world of other settings")
     options = vars(parser.parse_args(argv))
     with slow_imports():
         from essl_fast.data.synthetic.world import make_world
 
-    world = make_world(options.pop("out"), **options)
+    world = make_world(options.pop("out"), say=print, **options)
     made = "was already there" if world.reused else f"made in {world.seconds:.1f} s"
     videos = f"{len(world.train)} training and {len(world.test)} test videos ({world.settings.codec})"
     print(f"{world.path}: {videos}, {made}")

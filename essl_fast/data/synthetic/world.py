@@ -12,11 +12,13 @@ Frames are counted from 1 and a frame's time is fid / fps, as in the published a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from rich.progress import track
 
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
+from essl_fast.common.locks import locked
+from essl_fast.common.pulse import Pulse
 from essl_fast.data.synthetic.plan import CLASSES, ScenePlan, plan_world
 from essl_fast.data.synthetic.settings import SPLITS, WorldSettings
 from essl_fast.data.synthetic.tables import all_objects, write_annotations
@@ -31,6 +35,7 @@ from essl_fast.data.synthetic.videos import encoder, make_videos
 from essl_fast.data.synthetic.workers import make_in_parallel
 
 FORMAT, VERSION = "essl_fast demo world", 1
+LOCK = ".lock"  # in a folder while a world is being made there
 _LEAST_SHARE = 4  # videos of a worker: starting an interpreter costs about as much as four videos
 
 
@@ -78,10 +83,11 @@ def make_world(
     workers: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> World:
     """Make a demo world, or return the one in the folder if it is finished and has these settings.
 
-    A world that is half made is made again.
+    A world that is half made is made again. If another process is making it, this one waits and returns the same.
 
     Args:
         out: the folder.
@@ -91,12 +97,13 @@ def make_world(
         seconds: length of a video.
         fps: frames per second.
         workers: processes that share the work (default: one per CPU of this process). The result does not depend on it.
-        progress: show a bar.
-        overwrite: replace a finished world.
+        progress: show a bar, or say a line every 30 s where the output is no terminal.
+        overwrite: replace a world of other settings or of another version, or one that lacks videos.
+        say: prints a line, such as that this process waits for another one.
 
     Raises:
-        InputError: impossible settings, a codec without an encoder, a folder that holds something else, or a finished
-            world of other settings (unless `overwrite`).
+        OtherWorld: an InputError; a world of other settings or of another version (unless `overwrite`).
+        InputError: impossible settings, a codec without an encoder, or a folder that holds something else.
         RuntimeError: a worker failed.
     """
     out, begun = Path(out), time.monotonic()
@@ -113,13 +120,31 @@ def make_world(
     }
     reused = _is_finished(out, settings, plans, overwrite)
     if not reused:
-        _begin(out, record)
-        _make_all(plans, settings, out / "videos", workers, progress)
-        write_annotations(plans, out / "annotations")
-        _write_json(out / "objects.json", all_objects(plans))
-        _write_json(_finished(out), record)
-        _unfinished(out).unlink()
+        out.mkdir(parents=True, exist_ok=True)
+        with world_lock(out, say):
+            reused = _is_finished(out, settings, plans, overwrite)  # another process may have made it meanwhile
+            if not reused:
+                _begin(out, record)
+                _make_all(plans, settings, out / "videos", workers, progress, say)
+                write_annotations(plans, out / "annotations")
+                _write_json(out / "objects.json", all_objects(plans))
+                _write_json(_finished(out), record)
+                _unfinished(out).unlink()
     return World(out, settings, names["train"], names["test"], reused, time.monotonic() - begun)
+
+
+class OtherWorld(InputError):
+    """A folder holds a demo world of other settings, or of another version."""
+
+
+def world_lock(folder: Path, say: Callable[[str], None]) -> contextlib.AbstractContextManager[None]:
+    """Let one process at a time make a world in a folder, which must exist; the others say so, and wait.
+
+    Nothing can be made in a folder that must not be written: there it is no lock at all.
+    """
+    if not os.access(folder, os.W_OK):
+        return contextlib.nullcontext()
+    return locked(folder / LOCK, lambda who: say(f"waiting for {who}, which is making {folder}"), say)
 
 
 def _finished(out: Path) -> Path:
@@ -138,13 +163,14 @@ def _is_finished(out: Path, settings: WorldSettings, plans: list[ScenePlan], ove
     if _finished(out).exists():
         same = _read_settings(_finished(out)) == {"version": VERSION, **asdict(settings)}
         if not same and not overwrite:
-            raise InputError(
+            raise OtherWorld(
                 f"{out}: holds a demo world of other settings; choose another folder, or pass --overwrite to replace it"
             )
-        return same and not overwrite and all((out / "videos" / f"{plan.name}.mp4").is_file() for plan in plans)
+        kept = [out / "objects.json", *(out / "videos" / f"{plan.name}.mp4" for plan in plans)]
+        return same and all(path.is_file() for path in kept)
     if _unfinished(out).exists():
         _read_settings(_unfinished(out))
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no demo world; choose another folder")
     return False
 
@@ -162,15 +188,23 @@ def _begin(out: Path, record: dict) -> None:
 
 
 def _make_all(
-    plans: list[ScenePlan], settings: WorldSettings, folder: Path, workers: int | None, progress: bool
+    plans: list[ScenePlan],
+    settings: WorldSettings,
+    folder: Path,
+    workers: int | None,
+    progress: bool,
+    say: Callable[[str], None],
 ) -> None:
     """Write all videos. RuntimeError if one is missing at the end."""
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = max(1, min(workers, len(plans) // _LEAST_SHARE))
     making: Iterator[str] = make_videos(plans, folder) if workers == 1 else make_in_parallel(settings, folder, workers)
-    for _ in track(making, "demo world", total=len(plans), disable=not progress):
-        pass
+    shown = sys.stdout.isatty()
+    pulse = Pulse(say, "making the demo world", len(plans), "videos")
+    for _ in track(making, "demo world", total=len(plans), disable=not (progress and shown)):
+        if progress and not shown:
+            pulse.step()
     missing = [plan.name for plan in plans if not (folder / f"{plan.name}.mp4").is_file()]
     if missing:
         raise RuntimeError(

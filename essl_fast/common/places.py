@@ -1,0 +1,75 @@
+"""Where files are kept that a user did not name: in the user's cache folder, where there is one."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+_named: set[str] = set()  # those of them that name_caches has set
+
+
+def cache_folder() -> Path | None:
+    """The folder essl_fast/ in the user's cache; None if the user has no home folder. It may not exist yet."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "essl_fast"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and a user id that is not in /etc/passwd, as in many containers
+        return None
+    return home / ".cache" / "essl_fast" if home.is_absolute() else None
+
+
+def writable(folder: Path) -> bool:
+    """Make a folder; whether that worked and files can be made in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        return False
+
+
+def any_folder() -> Path:
+    """:func:`cache_folder`, or a folder in the temporary folder if the user has no home."""
+    import tempfile
+
+    return cache_folder() or Path(tempfile.gettempdir()) / f"essl_fast-{os.getuid()}"
+
+
+def compile_folder() -> Path:
+    """A folder for compiled code that can be written: in the user's cache, else in the temporary folder."""
+    import tempfile
+
+    kept = any_folder() / "compile"
+    return kept if writable(kept) else Path(tempfile.gettempdir()) / f"essl_fast-{os.getuid()}" / "compile"
+
+
+def has_a_name() -> bool:
+    """Whether the user has a name: in a variable, or in /etc/passwd."""
+    if any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        return True
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return True
+
+
+def set_by_user(name: str) -> bool:
+    """Whether an environment variable is set, and not by :func:`name_caches`."""
+    return name in os.environ and name not in _named
+
+
+def name_caches() -> None:
+    """Name the folders of PyTorch's and Triton's caches, if the user has no name, from which they would make their own.
+
+    PyTorch asks for the name as soon as an optimizer is made, and raises KeyError (pytorch/pytorch#140765).
+    """
+    names = {INDUCTOR: "inductor", TRITON: "triton"}
+    if names.keys() <= os.environ.keys() or has_a_name():
+        return
+    folder = compile_folder()
+    for name in names.keys() - os.environ.keys():
+        os.environ[name] = str(folder / names[name])
+        _named.add(name)
