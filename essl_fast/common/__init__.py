@@ -9,6 +9,9 @@ if TYPE_CHECKING:
     from essl_fast.common import errors as errors
     from essl_fast.common import files as files
     from essl_fast.common import lazy as lazy
+    from essl_fast.common import locks as locks
+    from essl_fast.common import places as places
+    from essl_fast.common import pulse as pulse
     from essl_fast.common import registry as registry
     from essl_fast.common import subprocesses as subprocesses
 
