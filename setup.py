@@ -6,10 +6,15 @@ ESSL_CUDA chooses what is built:
     0                 the host part alone
     1                 both; anything missing is an error
 
-nvcc is the system's (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda) if it is 12.8 or newer, or else the one that pip puts
-into the build environment. torch is not needed to build, and neither a GPU nor its driver to build or to import.
+nvcc is the system's (CUDA_HOME, CUDA_PATH, PATH, /usr/local/cuda) if it is 12.8 or newer and works with this machine's
+C++ compiler and C library, or else the one that pip puts into the build environment. torch is not needed to build, and
+neither a GPU nor its driver to build or to import.
+
+pip hides what a build prints. So a part that was left out is also said in a file of the package, NOTES, which doctor
+and training read.
 """
 
+import atexit
 import importlib.util
 import os
 import re
@@ -25,10 +30,12 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 MODULE = "_essl_fast_native"
+NOTES = "essl_fast/kernels/left_out.txt"  # why a part of csrc was not built; essl_fast/kernels/native.py reads it
 ARCHS = ("80", "86", "89", "90", "100", "120")  # GPU generations; the last one is also kept as PTX for those to come
 OLDEST_NVCC = (12, 8)  # the first that knows sm_100 and sm_120
 SYSTEM_CUDA = "/usr/local/cuda"
@@ -56,11 +63,15 @@ class Nvcc:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to build. `cxx` None: nothing. `nvcc` None: the host part alone. `notes`: lines for the user."""
+    """What to build. `cxx` None: nothing. `nvcc` None: the host part alone. `notes`: lines for the user.
+
+    `left_out`: why `cxx` or `nvcc` is None, in a few words; "" if both are there.
+    """
 
     cxx: str | None
     nvcc: Nvcc | None
     notes: tuple[str, ...]
+    left_out: str = ""
 
 
 def cuda_mode(env: Mapping[str, str]) -> str:
@@ -183,9 +194,9 @@ def make_plan(env: Mapping[str, str], search: list[str]) -> Plan:
         if mode == "1":
             raise BuildError(f"ESSL_CUDA=1, but no C++ compiler works ({why_not}): install g++, or unset ESSL_CUDA")
         note = f"no C++ compiler works ({why_not}): installing without compiled code, everything runs on PyTorch alone"
-        return Plan(None, None, (note,))
+        return Plan(None, None, (note,), f"no C++ compiler works ({why_not})")
     if mode == "0":
-        return Plan(cxx, None, ("ESSL_CUDA=0: building the host part alone",))
+        return Plan(cxx, None, ("ESSL_CUDA=0: building the host part alone",), "it was built with ESSL_CUDA=0")
     reasons = []
     for path in nvcc_candidates(env, search):
         nvcc, why_not = probe_nvcc(path, cxx, env)
@@ -199,7 +210,12 @@ def make_plan(env: Mapping[str, str], search: list[str]) -> Plan:
     remedy = "install the CUDA toolkit 12.8 or newer, or the package nvidia-cuda-nvcc"
     if mode == "1":
         raise BuildError(f"ESSL_CUDA=1, but no nvcc works ({why_not}): {remedy}, or unset ESSL_CUDA")
-    return Plan(cxx, None, (f"no nvcc works ({why_not}): building the host part alone. For CUDA {remedy}",))
+    return Plan(
+        cxx,
+        None,
+        (f"no nvcc works ({why_not}): building the host part alone. For CUDA {remedy}",),
+        f"no nvcc works ({why_not})",
+    )
 
 
 def ninja_command(env: Mapping[str, str]) -> list[str]:
@@ -273,6 +289,11 @@ class NativeBuild(build_ext):
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions = []
         super().run()
+        notes = Path(ROOT if self.inplace else self.build_lib, NOTES)
+        notes.unlink(missing_ok=True)
+        if self.plan.left_out:
+            notes.parent.mkdir(parents=True, exist_ok=True)
+            notes.write_text(self.plan.left_out + "\n", encoding="utf-8")
 
     def build_extension(self, ext: Extension) -> None:
         suffixes = (".cpp", ".cu") if self.plan.nvcc else (".cpp",)
@@ -286,6 +307,35 @@ class NativeBuild(build_ext):
         done = subprocess.run([*ninja_command(os.environ), "-C", str(objects), "--quiet", *jobs], check=False)
         if done.returncode != 0:
             raise BuildError(f"compiling csrc failed (exit status {done.returncode}); the messages are above")
+
+
+class PythonBuild(build_py):
+    """Copies the Python files into an empty folder: a file that an earlier version had must not be installed again."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib, "essl_fast"), ignore_errors=True)
+        super().run()
+
+
+def may_write(folder: Path) -> bool:
+    """Whether files can be made in a folder, whatever would hinder it: its mode, its owner, its file system."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def build_options(root: Path) -> dict[str, dict[str, str]]:
+    """Options of setuptools: {}, or where `root`, or what a build left in it, is read-only, a temporary folder's."""
+    left = [root, *root.glob("build"), *root.glob("build/*/"), *root.glob("*.egg-info")]
+    if all(may_write(folder) for folder in left):
+        return {}
+    folder = tempfile.mkdtemp(prefix="essl_fast-build-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    print(f"essl_fast: {root} is read-only: building in {folder}", file=sys.stderr, flush=True)
+    return {"build": {"build_base": folder}, "egg_info": {"egg_base": folder}}
 
 
 def csrc_sources() -> list[str]:
@@ -314,5 +364,6 @@ if __name__ == "__main__":
             "essl_fast.kernels": ["pinned.json"],
         },
         ext_modules=[Extension(MODULE, csrc_sources())],
-        cmdclass={"build_ext": NativeBuild},
+        cmdclass={"build_ext": NativeBuild, "build_py": PythonBuild},
+        options=build_options(ROOT),
     )

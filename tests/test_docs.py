@@ -40,8 +40,8 @@ RUN = {
 
 # Not for this process: others run them, or nobody can here.
 ELSEWHERE = {
-    "pip install . && python -m essl_fast.train": "continuous integration's first step",
-    "pip install '.[test]' && python -m pytest -n auto --dist loadfile": "this",
+    "pip install -c constraints.txt . && python -m essl_fast.train": "continuous integration's first step",
+    "pip install -c constraints.txt '.[test,bench]' && python -m pytest -n auto --dist loadfile": "this",
     "python -m essl_fast.train --resume runs/mine": "tests/test_extending.py",
     "pip download --dest wheels . setuptools wheel": "needs a network",
     "pip install --no-index --find-links wheels .": "needs what that downloads",

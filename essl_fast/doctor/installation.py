@@ -65,9 +65,11 @@ def check_csrc(case: Case) -> Iterator[Finding]:
     what = f"compiled module {cuda}, by {about['compiler']}"
     chips = machine.gpu_chips()
     missing = sorted({chip for chip in chips if not runs_on(chip, archs)})
-    if chips and not about["cuda"]:
+    if not about["cuda"]:
+        why = f" ({reason})" if (reason := native.left_out()) else ""
         remedy = "run `ESSL_CUDA=1 pip install .` in the source folder, which says what is missing"
-        yield Finding("csrc", SLOWER, f"{what}: PyTorch alone makes the views on the GPU", remedy, about)
+        status, where = (SLOWER, "on the GPU") if chips else (NOTE, "on a GPU")
+        yield Finding("csrc", status, f"{what}{why}: PyTorch alone makes the views {where}", remedy, about)
     elif missing:
         remedy = "build it for this chip: add it to ARCHS in setup.py, then `ESSL_CUDA=1 pip install .`"
         yield Finding("csrc", STOPS, f"{what}: not for this machine's {', '.join(missing)}", remedy, about)

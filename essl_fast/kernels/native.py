@@ -5,6 +5,7 @@ No other file calls that module. Every function here does its work with compiled
 so that ``torch.compile(fullgraph=True)`` passes.
 """
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,12 +27,19 @@ MAX_SIDE = 1024  # kMaxSide in the same file
 MAX_CONSENSUS = 1024  # kMaxConsensus in the same file
 
 
+def left_out() -> str:
+    """What setup.py wrote when it built without CUDA, or nothing: the reason, in a few words; "" if it said nothing."""
+    path = Path(__file__).with_name("left_out.txt")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
 def _load() -> tuple[ModuleType | None, str | None]:
     """The compiled module, or why there is none."""
     try:
         import _essl_fast_native as module
     except ModuleNotFoundError:
-        return None, f"the compiled module was not built (no C++ compiler at install time?): {_REMEDY}"
+        why = left_out() or "no C++ compiler at install time?"
+        return None, f"the compiled module was not built ({why}): {_REMEDY}"
     except ImportError as error:
         return None, f"the compiled module does not load ({error}): {_REMEDY}"
     built = module.build_info()["interface"]
@@ -58,6 +66,15 @@ def has_cuda() -> bool:
     return _module is not None and bool(_module.build_info()["cuda"])
 
 
+def why_no_cuda() -> str:
+    """Why the compiled module has no CUDA kernels, with the remedy; "" if it has them, or there is no such module."""
+    if _module is None or has_cuda():
+        return ""
+    why = f" ({reason})" if (reason := left_out()) else ""
+    remedy = "run `ESSL_CUDA=1 pip install .` in the source folder, which says what is missing"
+    return f"the compiled module has no CUDA part{why}: {remedy}"
+
+
 def build_info() -> dict[str, Any]:
     """What the module was built with: interface, cuda (bool), cuda_version, archs ("sm_80 sm_86 ..."), compiler.
 
@@ -72,7 +89,7 @@ def _need(op: str, device: torch.device | None = None) -> ModuleType:
     if _module is None:
         raise RuntimeError(f"{op}: {_why_unavailable}")
     if device is not None and device.type == "cuda" and not has_cuda():
-        raise RuntimeError(f"{op}: the compiled module has no CUDA part: set ESSL_CUDA=1 and {_REMEDY}")
+        raise RuntimeError(f"{op}: {why_no_cuda()}")
     return _module
 
 

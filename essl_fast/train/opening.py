@@ -46,10 +46,9 @@ def slower_parts(trainer: Trainer) -> Iterator[str]:
     if not native.available():
         yield f"PyTorch alone makes the views, more slowly: {native.why_unavailable()}"
     elif on_gpu and not native.has_cuda():
-        yield (
-            "PyTorch alone makes the views, more slowly: the compiled module has no CUDA part; run "
-            "`ESSL_CUDA=1 pip install .` in the source folder, which says what is missing"
-        )
+        yield f"PyTorch alone makes the views, more slowly: {native.why_no_cuda()}"
+    elif not native.has_cuda() and "ESSL_CUDA=0" not in native.left_out():
+        yield f"on a GPU, PyTorch alone would make the views: {native.why_no_cuda()}"
     if on_gpu and trainer.settings.compile == "auto" and not trainer.step.compiled:
         yield "the step runs uncompiled, more slowly: torch.compile needs a C compiler and Python's headers"
     yield from trainer.data.pools.notes

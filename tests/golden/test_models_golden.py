@@ -6,7 +6,7 @@ import torch
 
 from essl_fast.checkpoints.sspl import from_sspl_name, load_sspl_part
 from essl_fast.models import PCM, SimSiamHead, VGG16Trunk, VGGish
-from tests.golden.store import golden, recipe_state, rel_l2, x_max
+from tests.golden.store import ONE_ULP, golden, recipe_state, rel_l2, x_max
 
 
 def load(module, part, data, seed, gain, prefix=""):
@@ -63,10 +63,10 @@ def test_pcm(case):
     data = golden(case)
     cycles, audio_dim, out_dim, _, wseed, _ = (int(n) for n in data["cfg"])
     view1, view2, audio, r = pcm_inputs(data["cfg"])
-    np.testing.assert_array_equal(view1, data["vis_view1"])
+    np.testing.assert_array_max_ulp(view1, data["vis_view1"], maxulp=1)  # see recipe_state
     np.testing.assert_allclose(audio, data["audio"], atol=1e-7)
-    np.testing.assert_array_equal(view2.ravel()[:16], data["vis_view2_first16"])
-    np.testing.assert_array_equal(r.ravel()[:16], data["R_first16"])
+    np.testing.assert_allclose(view2.ravel()[:16], data["vis_view2_first16"], rtol=0, atol=4 * ONE_ULP)
+    np.testing.assert_array_max_ulp(r.ravel()[:16], data["R_first16"], maxulp=1)
     audio = torch.from_numpy(data["audio"])
 
     pcm = load(PCM(cycles, audio_dim, out_dim), "pcm", data, wseed, 1.0)
