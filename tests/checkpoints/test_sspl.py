@@ -1,10 +1,12 @@
 """The published SSPL code's files: read, evaluated, written as that code would take them, and errors."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from essl_fast import checkpoints, config, export, models
 from essl_fast.checkpoints import sspl
@@ -175,3 +177,19 @@ def test_one_checkpoint_at_a_time(tmp_path):
         evaluate_door.main(["a.pt", "--sspl-checkpoint", "b", "--device", "cpu"])
     with pytest.raises(InputError, match="with --data DIR"):
         evaluate_door.main(["--sspl-checkpoint", str(tmp_path), "--device", "cpu"])
+
+
+def test_published_parts_are_loaded_all_or_none(monkeypatch):
+    model = SimpleNamespace(trunk=nn.Linear(2, 2), audio=nn.Linear(2, 2), pcm=None, head=nn.Linear(2, 2))
+    modules = {name: module for name, module in vars(model).items() if module is not None}
+    before = {name: module.weight.clone() for name, module in modules.items()}
+
+    def load(module, part, state):
+        if part == "ssl_head":
+            raise InputError("does not fit")
+        module.load_state_dict(state)
+
+    monkeypatch.setattr(sspl, "load_sspl_part", load)
+    with pytest.raises(InputError, match="does not fit"):
+        sspl.load_sspl(model, {part: nn.Linear(2, 2).state_dict() for part in ("frame", "sound", "ssl_head")})
+    assert all(torch.equal(module.weight, before[name]) for name, module in modules.items())

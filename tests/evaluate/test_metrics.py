@@ -156,3 +156,13 @@ def test_detection_by_hand():
         metrics.detection([], [], [0.5])
     with pytest.raises(ValueError, match="expected confidence"):
         metrics.detection([0.5], [True, False], [0.5])
+
+
+def test_the_adaptive_threshold_infers_exactly_the_area_of_the_box():
+    heat = torch.arange(64.0).view(1, 8, 8)  # its eight largest values are the last row
+    assert metrics.ciou_adaptive(heat, torch.tensor([[[0, 7, 8, 8]]], dtype=torch.int32), size=8).item() == 1
+
+
+def test_a_confidence_of_nan_is_the_smallest():
+    found = metrics.detection([0.9, float("nan")], [True, True], [0.5])
+    assert found.average_precision == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)

@@ -1,6 +1,7 @@
 """two_views against a computation of its own in NumPy, bit for bit; its errors; its behaviour as a torch op."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -270,3 +271,19 @@ def test_cuda_default_type_side_stream_and_wild_indices() -> None:
     wild = native.two_views(frames, rows + 100, top - 100, left + 100, flip)
     near = native.two_views(frames, rows * 0 + 3, top * 0, left * 0 + 22, flip)
     assert same_bits(wild, near)
+
+
+def test_without_the_cuda_part_a_cuda_tensor_is_an_error(monkeypatch):
+    monkeypatch.setattr(native, "has_cuda", lambda: False)
+    with pytest.raises(RuntimeError, match="two_views: the compiled module has no CUDA part"):
+        native._need("two_views", torch.device("cuda", 0))
+
+
+def test_kernels_are_launched_on_the_current_stream(monkeypatch):
+    launched = []
+    module = SimpleNamespace(op_cuda=lambda *given: launched.append(given))
+    monkeypatch.setattr(native, "_need", lambda op, device: module)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7))
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: SimpleNamespace(cuda_stream=0))
+    native._run("op", torch.device("cuda", 3), 1, 2)
+    assert launched == [(1, 2, 3, 7)]

@@ -97,3 +97,8 @@ def test_batch_norm_over_two_ranks_equals_one_rank_with_all(shape, compiled):
     for have in both:
         for mine, expected in zip(have[2:], want[2:], strict=True):
             np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_each_process_takes_the_gpu_of_its_place_on_its_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert distributed.own_device("cuda", distributed.World(rank=9, size=16, local_rank=1)) == "cuda:1"

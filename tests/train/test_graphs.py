@@ -322,3 +322,23 @@ def test_a_cuda_graph_trains_as_plain_steps_do(tiny, resident, compiled):
         assert mine == pytest.approx(theirs, rel=1e-3, abs=1e-4)
     for name, value in found["off"][1].items():
         torch.testing.assert_close(found["on"][1][name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_the_caller_may_keep_the_losses_of_a_replay():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+
+    def body(_):
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss}
+
+    def state():
+        return [weight, *(tensor for moments in optimizer.state.values() for tensor in moments.values())]
+
+    stepper = Stepper(body, optimizer, 2, RecordedStep(state))
+    given = Inputs(*(torch.arange(2) for _ in Inputs._fields))
+    kept = [stepper(given)["loss"] for _ in range(WARMUP + 3)]
+    assert len({loss.item() for loss in kept}) == WARMUP + 3

@@ -16,18 +16,18 @@ from essl_fast.train import Trainer
 from tests.tools.ranks import run_ranks
 
 
-def settings_of(prepared, batch, method):
+def settings_of(prepared, batch, method, *options):
     settings = f"--data.root {prepared} --data.batch_size {batch} --data.threads 1 --data.last_batch keep"
-    return config.load("demo", [*settings.split(), "--objective.method", method])
+    return config.load("demo", [*settings.split(), "--objective.method", method, *options])
 
 
-def three_steps(world, prepared, batch, method):
+def three_steps(world, prepared, batch, method, *options):
     """In float64: losses of three steps, the weights and buffers after them; and what an evaluation saw."""
     build = models.build
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "build", lambda settings: build(settings).double())
         manifest = Manifest.load(prepared)
-        trainer = Trainer(settings_of(prepared, batch, method), manifest, torch.device("cpu"), world)
+        trainer = Trainer(settings_of(prepared, batch, method, *options), manifest, torch.device("cpu"), world)
     wider = trainer.model.register_forward_pre_hook(lambda _, inputs: tuple(x.double() for x in inputs))
     trainer.model.train()
     losses = []
@@ -59,6 +59,21 @@ def test_two_ranks_equal_one_with_the_whole_batch(tiny, method):
         assert their_shown == shown and their_ciou.shape == ciou.shape
     for name, value in both[0][1].items():  # the ranks agree to the bit
         np.testing.assert_array_equal(value, both[1][1][name])
+
+
+def steps_with_pcm(world, prepared, batch):
+    """Losses and weights of SemiPL without and with a PCM cycle; without one its blend gets no gradient."""
+    options = "semipl", "--model.pcm", "true", "--model.pcm_cycles"
+    return [three_steps(world, prepared, batch, *options, cycles)[:2] for cycles in "01"]
+
+
+def test_two_ranks_with_pcm_equal_one(tiny):
+    alone = steps_with_pcm(distributed.ALONE, tiny[1], 8)
+    for theirs in run_ranks(2, steps_with_pcm, tiny[1], 4):
+        for (losses, state), (their_losses, their_state) in zip(alone, theirs, strict=True):
+            np.testing.assert_allclose(their_losses, losses, rtol=1e-6)
+            for name, value in state.items():
+                np.testing.assert_allclose(their_state[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 def test_torchrun_trains_and_evaluates(tiny, tmp_path):

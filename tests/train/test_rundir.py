@@ -73,3 +73,17 @@ def test_resume_auto_goes_on_if_there_is_a_checkpoint_and_begins_if_not(tmp_path
         assert find_run(settings, "auto", distributed.ALONE) == (tmp_path / "run", tmp_path / "run" / "last.pt")
     with pytest.raises(InputError, match="--resume auto cannot tell which run.* give --out DIR"):
         find_run(config.load("demo"), "auto", distributed.ALONE)
+
+
+def test_a_lock_on_a_file_that_its_owner_has_removed_is_none(tmp_path, monkeypatch):
+    """Else two trainings could own one directory: one through the removed file, one through the next file."""
+    real, removed = fcntl.flock, []
+
+    def flock(*given):
+        if not removed:
+            removed.append((tmp_path / rundir.LOCK).unlink())
+        return real(*given)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with rundir.owned(tmp_path):
+        assert removed and (tmp_path / rundir.LOCK).exists()

@@ -4,6 +4,7 @@ import gc
 from pathlib import Path
 
 import pytest
+import torch
 
 from essl_fast import kernels
 from essl_fast.common.errors import InputError
@@ -98,3 +99,8 @@ def test_the_budget_that_nobody_gave(monkeypatch):
     assert Pools("auto", 0, "cpu").take("half", 1, Order(126, 4), SIDE) is None
     with pytest.raises(InputError, match="set data.resident_budget_gb, or use auto or never"):
         Pools("always", 0, "cpu").take("half", 1, Order(126, 4), SIDE)
+
+
+def test_the_budget_on_a_gpu_is_a_share_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
+    assert memory.Budget.of(0, torch.device("cuda", 0)).left == int(memory.GPU_SHARE * 1000)

@@ -204,3 +204,23 @@ def test_the_world_of_one_has_no_shares():
     pools = Pools("always", 1, "cpu", "always")
     pool = pools.take("some", "all", Order(4, 2, world_size=distributed.ALONE.size), 8)
     assert not isinstance(pool, SharedPool)
+
+
+def begun_within_an_epoch(world, damaged):
+    exchange = Exchange(world.rank, world.size, torch.device("cpu"))
+    lost = {"on_error": "skip", "max_errors": 0.5, "least": 0}
+    found = []
+    for step in (1, 2, 3):
+        with make(damaged, world, None, **lost) as loader:
+            loader.seek(0, step)
+            streamed = batches(loader, 9)
+        with make(damaged, world, pools_of(exchange), **lost) as loader:
+            loader.seek(0, step)
+            found.append(batches(loader, 9) == streamed)
+    return found
+
+
+def test_a_shared_pool_that_is_begun_within_an_epoch_leaves_lost_pairs_out(tmp_path):
+    write_folder(tmp_path, train=PAIRS, val=0, test=0)
+    spoil(tmp_path, (3, 8, 20, 25))
+    assert run_ranks(2, begun_within_an_epoch, tmp_path) == [[True] * 3] * 2
