@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from essl_fast import checkpoints, config, models
 from essl_fast.common.commands import command
@@ -396,14 +397,21 @@ def test_a_run_in_bf16(tiny, tmp_path):
 
 
 def test_the_papers_step_is_one_graph():
-    """SemiPL's whole forward pass under bf16 autocast, as a GPU compiles it: captured without a break, then run."""
-    settings = config.load("semipl", ["--model.pcm_cycles", "1"])
-    model, objective = models.build(settings.model), objectives.build(settings.objective)
-    boxes = torch.tensor([[[20, 30, 120, 140]]] * 2, dtype=torch.int32).expand(2, 2, 1, 4)
-    inputs = (torch.randn(2, 2, 3, 224, 224), torch.randn(2, 3, 96, 64), boxes, torch.ones(2, dtype=torch.bool))
-    found = losses_of_one_graph(model, objective, *inputs)
-    assert set(found) == {"loss", "unsupervised", "supervised"}
-    assert all(value.isfinite() for value in found.values())
+    """SemiPL's whole forward pass under bf16 autocast, as a GPU compiles it: captured without a break, then run.
+
+    On tensors that hold no numbers: most CPUs convolve bf16 a hundred times as slowly as float32, and VGG-16 on four
+    views would take them minutes."""
+    with FakeTensorMode():
+        settings = config.load("semipl", ["--model.pcm_cycles", "1"])
+        model, objective = models.build(settings.model), objectives.build(settings.objective)
+        boxes = torch.zeros(2, 2, 1, 4, dtype=torch.int32)
+        inputs = (torch.randn(2, 2, 3, 224, 224), torch.randn(2, 3, 96, 64), boxes, torch.ones(2, dtype=torch.bool))
+        found = losses_of_one_graph(model, objective, *inputs)
+        assert set(found) == {"loss", "unsupervised", "supervised"}
+        assert all(value.shape == () and value.dtype == torch.float32 for value in found.values())
+        found["loss"].backward()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {"audio", "pcm", "head"}
 
 
 @pytest.mark.gpu
