@@ -1,16 +1,44 @@
-"""Fixtures that several test files share."""
+"""How the tests run, and fixtures that several test files share."""
 
 import os
 import signal
 
 import pytest
-import torch
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a script; tests of Ctrl-C pass it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: it then runs on the CPU
+# Files that take longest. They begin first, so that no core is left alone with one of them at the end.
+LONGEST = (
+    "tests/golden/test_e2e_golden.py",
+    "tests/train/test_train.py",
+)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """All tests run in a process for each core; some that were named, in this one: workers take seconds to start."""
+    chosen = any(word.startswith(("-n", "--numprocesses")) for word in config.invocation_params.args)
+    named = config.args_source == pytest.Config.ArgsSource.ARGS
+    return 0 if named and not chosen else None  # None: xdist counts the cores
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread for each core, in whatever process; Triton's interpreter where there is no GPU."""
+    if workers := len(config.getoption("tx", None) or ()):  # this process only hands tests to others
+        each = max(1, len(os.sched_getaffinity(0)) // workers)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, str(each))
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: it then runs on the CPU
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    places = {file: place for place, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.split("::")[0], len(places)))
 
 
 @pytest.fixture(scope="session")
