@@ -22,7 +22,8 @@ from essl_fast.data.media.stills import JPEG as JPEG_OPTIONS
 from essl_fast.data.shards import CLIP, JPEG, PNG
 from essl_fast.prepare.tasks import Task
 
-NOT_ON_GPU = "no GPU here decodes the video"  # why a frame is JPEG and no clip; so are TOO_LARGE and media.NO_CLIP
+NOT_ON_GPU = "no GPU here decodes the video"  # why a frame is JPEG and no clip; so are these, and media.NO_CLIP
+NOT_REUSED = "no decoder of the GPU is used again at this size"
 TOO_LARGE = "clip too large"
 LARGEST_CLIP = 4 << 20  # bytes; a JPEG of 1080p takes 1 MB at most
 
@@ -97,8 +98,9 @@ def _video(task: Task, losses: Losses) -> Iterator[Stored]:
         wanted = _with_sound(task, found, losses)
     refusal = nvdec.refusal(task.decoders, found) if wanted and task.decoders else ""
     on_gpu = False
-    if refusal and task.clips:
-        losses.no_clip(NOT_ON_GPU, f"{path.name}: {refusal}", len(wanted))
+    slow = nvdec.not_reused(found) if wanted and task.decoders and not refusal else ""
+    if task.clips and (refusal or slow):
+        losses.no_clip(NOT_ON_GPU if refusal else NOT_REUSED, f"{path.name}: {refusal or slow}", len(wanted))
     elif task.clips:
         wanted = yield from _clips(path, found, wanted, losses)
     else:

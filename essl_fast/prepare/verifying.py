@@ -12,6 +12,9 @@ outside of its pairs. Reasons:
     silent         no sample is louder than SILENT_UP_TO, that is -60 dB
 
 The first three are faults: such a pair cannot be used. The last two are warnings.
+
+Of each clip, it also writes what its frame looks like (`clip_checks.npy`): training on a GPU compares its frames with
+that, and then needs no decoding on the CPU beside it.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from essl_fast.common.files import atomic_file
 from essl_fast.data import media, shards
 from essl_fast.data.media import decode_clip
 from essl_fast.data.media.jpeg import picture_size
+from essl_fast.data.media.nvdec_clips import check_value
 from essl_fast.data.shards import json_bytes
 from essl_fast.prepare.reporting import Reporter
 
@@ -59,6 +63,7 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
     """
     say = say or Reporter()
     found: Counter[str] = Counter()
+    checks = np.zeros(len(manifest), shards.CLIP_CHECK)
     workers = workers or len(os.sched_getaffinity(0))
     try:
         with (
@@ -69,10 +74,13 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
             row = 0
             for split in shards.SPLITS:
                 for entry in manifest.header["splits"][split]["shards"]:
-                    for fault in _shard(manifest, entry, row, pool, workers, step):
+                    for fault in _shard(manifest, entry, row, checks, pool, workers, step):
                         file.write(json_bytes(fault))
                         found[fault["reason"]] += 1
                     row += entry["pairs"]
+        if checks["known"].any():
+            with atomic_file(manifest.root / shards.CLIP_CHECKS) as file:
+                np.save(file, checks)
     except OSError as error:
         raise InputError(f"{manifest.root} cannot be verified ({error}): mend that, then run --verify again") from error
     return {reason: found[reason] for reason in shards.REASONS if found[reason]}
@@ -82,11 +90,13 @@ def _shard(
     manifest: shards.Manifest,
     entry: dict,
     first: int,
+    checks: np.ndarray,
     pool: ThreadPoolExecutor,
     workers: int,
     step: Callable[[int], None],
 ) -> Iterator[dict]:
-    """The faults of a shard; its first pair is in row `first`. step: called with the number of pairs just checked."""
+    """The faults of a shard; its first pair is in row `first`. `checks`: as in
+    `_pairs`. step: called with the number of pairs just checked."""
     tar, index = manifest.root / entry["file"], shards.read_index(manifest.root / entry["index"])
     keys = [manifest.key(first + at) for at in range(entry["pairs"])]
     if index.stems != tuple(map(shards.encode_key, keys)):
@@ -96,7 +106,7 @@ def _shard(
     if not keys or not tar.stat().st_size:
         raise InputError(f"{tar} is empty: run prepare again")  # an empty file cannot be mapped to memory
     with open(tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        check = functools.partial(_pairs, manifest, data, index, first)
+        check = functools.partial(_pairs, manifest, data, index, first, checks)
         chunks = [range(len(keys))[at : at + _CHUNK] for at in range(0, len(keys), _CHUNK)]
         for at in range(0, len(chunks), workers):  # not all at once, so that an interrupt ends the run soon
             some = chunks[at : at + workers]
@@ -116,9 +126,15 @@ def _sha256(path: Path) -> str:
 
 
 def _pairs(
-    manifest: shards.Manifest, data: mmap.mmap, index: shards.ShardIndex, first: int, chunk: range
+    manifest: shards.Manifest,
+    data: mmap.mmap,
+    index: shards.ShardIndex,
+    first: int,
+    checks: np.ndarray,
+    chunk: range,
 ) -> list[tuple[int, str, str]]:
-    """(place in the shard, reason, detail) of each fault of the pairs at the places `chunk`."""
+    """(place in the shard, reason, detail) of each fault of the pairs at the places `chunk`. Into `checks`, (N,) of
+    CLIP_CHECK, goes what the frames of its clips look like."""
     faults = []
     for at in chunk:
         row = first + at
@@ -138,6 +154,8 @@ def _pairs(
             reason = shards.TRUNCATED if _cut_off(error) else shards.CORRUPT
             faults.append((at, reason, f"the frame cannot be decoded: {error}"))
             continue
+        if index.visual[at] == shards.CLIP:
+            checks[row] = manifest.crc[row], True, check_value(rgb)
         if (brightest := int(rgb.max())) <= BLACK_UP_TO:
             faults.append((at, shards.BLACK, f"no pixel is brighter than {brightest} of 255"))
     return faults

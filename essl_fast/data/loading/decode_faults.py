@@ -38,12 +38,12 @@ def visible_fault(picture: Picture) -> str | None:
     return ALTERED if picture.altered else None
 
 
-def find_faults(pictures: list[Picture], known: dict[int, str], gpu: bool) -> dict[int, str]:
+def find_faults(pictures: list[Picture], known: dict[int, str], clips: bool) -> dict[int, str]:
     """Place -> reason of each file that does not decode. Each is decoded alone, since DALI does not always say which.
 
     Args:
         known: faults that were found before; these files are not decoded.
-        gpu: whether DALI decodes clips, too; else they have been decoded elsewhere.
+        clips: whether DALI decodes clips, too; else they have been decoded elsewhere.
     """
     faults: dict[int, str] = {}
     for i, picture in enumerate(pictures):
@@ -53,7 +53,7 @@ def find_faults(pictures: list[Picture], known: dict[int, str], gpu: bool) -> di
         try:
             if picture.target is None:  # a new pipeline each, since one that has failed cannot be used any more
                 build_graph(repeat(graph_input([picture], True, False)), 1, 1, torch.device("cpu"), 1, 1).run()
-            elif gpu:
+            elif clips:
                 decode_clip(picture.file.tobytes(), picture.target)
         except (RuntimeError, ValueError) as error:
             faults[i] = short_reason(error)

@@ -6,7 +6,7 @@ only pictures, and `decoder` does the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.data_node import DataNode
 
 from essl_fast.data.loading.resize import resize_dali
+from essl_fast.data.media.colours import IDENTITY
 from essl_fast.data.media.hardware import decode_clips
 from essl_fast.data.shards import Picture
 
@@ -63,12 +64,13 @@ def build_graph(
     return pipeline
 
 
-def graph_input(pictures: list[Picture], jpegs: bool, clips: bool) -> list:
-    """A batch as the source of a graph with these kinds gives it: the files; with clips, also the wanted frame of each;
-    with both kinds, also which of them are clips."""
+def graph_input(pictures: list[Picture], jpegs: bool, clips: bool, turns: Sequence[np.ndarray] | None = None) -> list:
+    """A batch as the source of a graph with these kinds gives it: the files; with clips, also the wanted frame of each
+    and the correction of its colours, (3, 4) float32; with both kinds, also which of them are clips."""
     parts = [[picture.file for picture in pictures]]
     if clips:
         parts.append(np.array([[picture.target or 0] for picture in pictures], np.int32))
+        parts.append(np.stack([IDENTITY] * len(pictures) if turns is None else turns))
     if clips and jpegs:
         parts.append(np.array([picture.target is not None for picture in pictures]))
     return parts
@@ -76,18 +78,17 @@ def graph_input(pictures: list[Picture], jpegs: bool, clips: bool) -> list:
 
 @pipeline_def(enable_conditionals=True, exec_dynamic=True)  # dynamic: outputs can be ordered with a CUDA stream
 def _graph(source, jpegs: bool, clips: bool, backend: str, side: int | None, size_hint: tuple[int, int]):
-    count = 1 + clips + (clips and jpegs)  # what `graph_input` gives
-    files, *about = fn.external_source(
-        source=source, num_outputs=count, dtype=[types.UINT8, types.INT32, types.BOOL][:count], ndim=[1, 1, 0][:count]
-    )
+    count = 1 + 2 * clips + (clips and jpegs)  # what `graph_input` gives
+    kinds = [types.UINT8, types.INT32, types.FLOAT, types.BOOL][:count]
+    files, *about = fn.external_source(source=source, num_outputs=count, dtype=kinds, ndim=[1, 1, 2, 0][:count])
     if not clips:
         images = _decode_jpegs(files, backend, size_hint)
     elif not jpegs:
-        images = decode_clips(files, about[0], backend)
+        images = decode_clips(files, *about, backend)
     else:
-        targets, is_clip = about
+        targets, turns, is_clip = about
         if is_clip:  # a value of the graph: DALI splits the batch here and merges it again
-            images = decode_clips(files, targets, backend)
+            images = decode_clips(files, targets, turns, backend)
         else:
             images = _decode_jpegs(files, backend, size_hint)
     return images if side is None else resize_dali(images, side)
@@ -100,5 +101,6 @@ def _decode_jpegs(files: DataNode, backend: str, size_hint: tuple[int, int]) -> 
             "preallocate_width_hint": size_hint[0],
             "preallocate_height_hint": size_hint[1],
             "hw_decoder_load": JPEG_ENGINE_SHARE,
+            "jpeg_fancy_upsampling": True,  # chroma as on a CPU, and as Pillow and FFmpeg do it
         }
     return fn.decoders.image(files, device=backend, output_type=types.RGB, adjust_orientation=False, **options)

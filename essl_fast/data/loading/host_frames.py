@@ -50,14 +50,14 @@ def resize_into(frames: np.ndarray, places: Sequence[int], images, executor: Exe
     return [executor.submit(resize, first) for first in range(min(threads, len(groups)))]
 
 
-def collect_clips(frames: np.ndarray, decoding: Sequence[Future | None]) -> dict[int, str]:
-    """Put the frames of `frame_of_clip` into frames (B, side, side, 3), as they come. Returns place -> reason of those
-    that do not decode."""
+def collect_clips(frames: torch.Tensor, decoding: Sequence[Future | None]) -> dict[int, str]:
+    """Put the frames of `frame_of_clip` into frames (B, side, side, 3) on any device, as they come. Returns place ->
+    reason of those that do not decode."""
     faults = {}
     for place, task in enumerate(decoding):
         if task is not None:
             try:
-                frames[place] = task.result()
+                frames[place] = torch.from_numpy(task.result())
             except (MediaError, ValueError) as error:
                 faults[place] = str(error)
     return faults

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from essl_fast.common.errors import InputError
+from essl_fast.data.loading.clip_memory import clip_memory
 from essl_fast.data.loading.decode_queue import DecodeQueue
 from essl_fast.data.loading.pools import Pools
 from essl_fast.data.loading.resident import Resident
@@ -115,6 +116,8 @@ class Loader:
         splits, side, device = self.settings.splits, self.settings.side, self.settings.device
         if pools.device.type != device.type:
             raise ValueError(f"the pools are on {pools.device}, the loader on {device}")
+        if device.type == "cuda":
+            pools.reserve(clip_memory(self._shards, device))
         what = f"{' and '.join(splits)} at side {side}"
         return pools.take(what, (self._shards.fingerprint, splits), self._order, side, self._sound)
 

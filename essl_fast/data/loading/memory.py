@@ -35,6 +35,11 @@ class Budget:
         processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         return cls(int(HOST_SHARE * host_memory()) // processes, False)
 
+    def reserve(self, size: int) -> None:
+        """Leave `size` bytes to others than pools, unless the user gave the budget."""
+        if not self.given:
+            self.left = max(0, self.left - size)
+
     def take(self, size: int) -> bool:
         """Whether `size` bytes are left; if so, they are taken."""
         if size > self.left:

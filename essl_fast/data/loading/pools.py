@@ -50,6 +50,11 @@ class Pools:
             self._budget.left = exchange.smallest(self._budget.left)
         self._given: dict[Hashable, Resident | None] = {}
 
+    def reserve(self, size: int) -> None:
+        """Leave `size` bytes of the device to a loader's decoding, before its pool is taken. With an exchange, every
+        rank reserves the same: a rank that has less left makes no pool that the others lack."""
+        self._budget.reserve(size)
+
     def take(
         self, what: str, pairs: Hashable, order: Order, side: int, sound: SoundTransform = raw_samples
     ) -> Resident | None:

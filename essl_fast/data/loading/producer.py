@@ -89,6 +89,8 @@ class Producer:
             self.executor,
             jpegs=shards.jpegs,
             clips=shards.clips,
+            name=shards.name,
+            remember=shards.remember,
         )
         self.queue: queue.Queue = queue.Queue(settings.prefetch)
         self.stopped = threading.Event()

@@ -7,6 +7,9 @@ packets are decoded once for all of them, and a batch of reels gives each engine
 decoded while the network runs on this one. Frames stay on the GPU; only where the whole picture is asked for does it go
 to the host.
 
+PyAV decodes the first frame of each reel, too. Where that is another picture, PyAV decodes the whole reel: DALI also
+returns frames that NVDEC never gave (`starts` says how).
+
 Memory: at most `FRAME_BYTES` of decoded frames a reel. Long groups become several reels, each decoded from the key
 frame on. Where no reel can be cut, and where NVDEC fails, PyAV decodes the frames, and the order stays the same.
 
@@ -25,11 +28,11 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from nvidia.dali.plugin.pytorch import feed_ndarray
 
 from essl_fast.data.loading.resize import resize_dali, resize_host
-from essl_fast.data.media import MediaError, Reel, cut_reels
+from essl_fast.data.media import MediaError, Reel, cut_reels, decode_clip, nvdec, nvdec_clips
 from essl_fast.data.media.footage import Footage, Video
-from essl_fast.data.media.hardware import ENGINES, decode_reels, short_reason
+from essl_fast.data.media.hardware import decode_reels, short_reason
 
-REELS = ENGINES  # reels in a batch
+REELS = 0  # reels in a batch; 0: as many as the GPU has engines
 FRAME_BYTES = 64 << 20  # 10 frames of 1080p; besides the batch in use, at most two are on their way
 PATIENCE = 3  # batches that NVDEC may fail at before PyAV takes the rest
 
@@ -74,16 +77,17 @@ def from_dali(
     """
     found = video.found
     together = max(1, FRAME_BYTES // max(1, found.width * found.height * 3))
-    batches = _batches(cut_reels(found, places, together))
+    batches = _batches(cut_reels(found, places, together), REELS or _engines(device))
     in_pipeline: deque[list[_Item]] = deque()  # batches that the pipeline has taken, the oldest first
     before_rest = deque([next(batches)])  # batches that it takes before the rest of `batches`
     failures = 0 if any(isinstance(item, Reel) for item in before_rest[0]) else PATIENCE
 
-    def source() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def source() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
         in_pipeline.append(before_rest.popleft() if before_rest else next(batches))
         reels = [item for item in in_pipeline[-1] if isinstance(item, Reel)]
-        files, targets = [reel.data for reel in reels], [reel.targets for reel in reels]
-        return [np.frombuffer(file, np.uint8) for file in files], [np.array(target, np.int32) for target in targets]
+        files = [np.frombuffer(reel.data, np.uint8) for reel in reels]
+        targets = [np.array(reel.targets, np.int32) for reel in reels]
+        return files, targets, [nvdec_clips.fit(reel.data).turn for reel in reels]
 
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     pipeline = None
@@ -102,9 +106,13 @@ def from_dali(
             say(_failure(video, failed, error))
             yield from from_pyav(video, [place for item in failed for place in _places(item)], side, device)
         else:
-            yield from _in_order(video, in_pipeline.popleft(), pictures, frames, side, device, stream)
+            yield from _in_order(video, in_pipeline.popleft(), pictures, frames, side, device, stream, say)
     rest = [place for batch in (*before_rest, *batches) for item in batch for place in _places(item)]
     yield from from_pyav(video, rest, side, device)
+
+
+def _engines(device: torch.device) -> int:
+    return nvdec.engines(device.index or 0) if device.type == "cuda" else nvdec.MOST_ENGINES
 
 
 def _failure(video: Video, batch: list[_Item], error: RuntimeError) -> str:
@@ -121,22 +129,23 @@ def _places(item: _Item) -> tuple[int, ...]:
     return item.places if isinstance(item, Reel) else item
 
 
-def _batches(cut: Iterator[tuple[tuple[int, ...], Reel | MediaError | None]]) -> Iterator[list[_Item]]:
-    """Batches of `REELS` reels, with the places between and after them. Only if there is no reel at all, a batch has
-    none."""
+def _batches(cut: Iterator[tuple[tuple[int, ...], Reel | MediaError | None]], most: int) -> Iterator[list[_Item]]:
+    """Batches of `most` reels that NVDEC may get, with the places between and after them. Only if there is no such reel
+    at all, a batch has none."""
     batch: list[_Item] = []
     count = 0
     for places, reel in cut:
-        if isinstance(reel, Reel):
-            if count == REELS:
+        fits = isinstance(reel, Reel) and not nvdec_clips.fit(reel.data).why
+        if fits:
+            if count == most:
                 yield batch
                 batch, count = [], 0
             count += 1
-        batch.append(reel if isinstance(reel, Reel) else places)
+        batch.append(reel if fits else places)
     yield batch
 
 
-def _in_order(video, batch, pictures, frames, side, device, stream) -> Iterator[tuple[int, Shown | MediaError]]:
+def _in_order(video, batch, pictures, frames, side, device, stream, say) -> Iterator[tuple[int, Shown | MediaError]]:
     """What a decoded batch shows: for each reel, DALI has its `pictures` (F, H, W, 3) and `frames` (F, side, side, 3).
     PyAV decodes the other places."""
     number = 0
@@ -145,6 +154,15 @@ def _in_order(video, batch, pictures, frames, side, device, stream) -> Iterator[
             yield from from_pyav(video, item, side, device)
             continue
         resized = _tensor(frames[number], device, stream)
+        if not _is_proven(item, resized[0]):
+            where = f"{video.found.path.name}, {video.times[item.places[0]]:.2f} s"
+            say(
+                f"{where}: NVDEC gave another picture than PyAV, or none; PyAV decodes {len(item.places)} frames from "
+                "there on; --decoder pyav would not try"
+            )
+            yield from from_pyav(video, item.places, side, device)
+            number += 1
+            continue
         for at, place in enumerate(item.places):
 
             def whole(which=pictures[number], at=at, quarters=item.quarters) -> np.ndarray:
@@ -152,6 +170,16 @@ def _in_order(video, batch, pictures, frames, side, device, stream) -> Iterator[
 
             yield place, Shown(torch.rot90(resized[at], item.quarters), whole)
         number += 1
+
+
+def _is_proven(reel: Reel, frame: torch.Tensor) -> bool:
+    """Whether the first frame (side, side, 3) of a reel, not yet upright, is the one that PyAV decodes."""
+    try:
+        theirs = decode_clip(reel.data, reel.targets[0])
+    except (MediaError, ValueError):
+        return False
+    ours = torch.rot90(frame, reel.quarters).cpu().numpy()
+    return nvdec_clips.same_picture(nvdec_clips.check_value(ours), nvdec_clips.check_value(theirs))
 
 
 def _tensor(one, device: torch.device, stream) -> torch.Tensor:
@@ -166,15 +194,16 @@ def _pipeline(source: Callable, side: int, device: torch.device) -> Pipeline:
     gpu = device.type == "cuda"
 
     @pipeline_def(
-        batch_size=REELS,
-        num_threads=ENGINES if gpu else 2,
+        batch_size=REELS or _engines(device),
+        num_threads=_engines(device) if gpu else 2,
         device_id=(device.index or 0) if gpu else None,
         prefetch_queue_depth=2,
         exec_dynamic=True,
     )
     def graph():
-        files, targets = fn.external_source(source=source, num_outputs=2, dtype=[types.UINT8, types.INT32], ndim=[1, 1])
-        pictures = decode_reels(files, targets, "mixed" if gpu else "cpu")
+        kinds = [types.UINT8, types.INT32, types.FLOAT]
+        files, targets, turns = fn.external_source(source=source, num_outputs=3, dtype=kinds, ndim=[1, 1, 2])
+        pictures = decode_reels(files, targets, turns, "mixed" if gpu else "cpu")
         return pictures, resize_dali(pictures, side)
 
     pipeline = graph()

@@ -6,10 +6,12 @@ from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from essl_fast.data.media import audio as audio
+    from essl_fast.data.media import colours as colours
     from essl_fast.data.media import footage as footage
     from essl_fast.data.media import hardware as hardware
     from essl_fast.data.media import jpeg as jpeg
     from essl_fast.data.media import nvdec as nvdec
+    from essl_fast.data.media import nvdec_clips as nvdec_clips
     from essl_fast.data.media import stills as stills
     from essl_fast.data.media.clip_decoding import decode_clip as decode_clip
     from essl_fast.data.media.clips import Clip as Clip
@@ -63,6 +65,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "as_text": "errors",
         "audio": "",
         "can_copy": "clips",
+        "colours": "",
         "cut_clips": "clips",
         "cut_reels": "clips",
         "decode_clip": "clip_decoding",
@@ -73,6 +76,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "hold_memory": "limits",
         "jpeg": "",
         "nvdec": "",
+        "nvdec_clips": "",
         "open_windows": "sound_windows",
         "probe": "probing",
         "release_memory": "limits",

@@ -48,7 +48,7 @@ def decode_clip(data: bytes, target: int) -> np.ndarray:
         raise MediaError(TRUNCATED, f"a clip of {count} frames: {opening.error_text(error)}") from error
     if wanted is None:
         raise MediaError(TRUNCATED, f"the decoder cannot restore frame {target} of a clip of {count}")
-    return upright(wanted, index.matrix)
+    return upright(wanted, index.matrix, index.colour[2] if index.colour else 2)
 
 
 def _decoder(index: ClipIndex) -> av.CodecContext:

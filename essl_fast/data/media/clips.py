@@ -24,7 +24,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from essl_fast.data.media import opening
+from essl_fast.data.media import opening, starts
 from essl_fast.data.media.errors import NO_CLIP, MediaError
 from essl_fast.data.media.groups import Answer, Group, Reel
 from essl_fast.data.media.mp4 import ClipHeader
@@ -228,6 +228,11 @@ class _Cutter:
         if is_hidden(codec, data) or is_repeat(codec, data):
             # A decoder that counts one picture per packet (DALI's NVDEC reader) would count wrong.
             trouble = "it has packets that are not shown or show a picture again"
+        if self.header.fields and starts.has_two_pictures(codec, data, self.header.settings):
+            trouble = trouble or "it has pictures that are coded as two fields"
+        if any(group.begin == packet.pts and not group.packets for group in self._active):
+            data, unfit = starts.as_first(codec, data, self.header.settings)
+            trouble = trouble or unfit
         held = Packet(packet.pts, packet.is_keyframe, data, *layer_of(codec, data, self.header.settings))
         for group in self._active:
             yield from group.take(held, trouble, self.header)

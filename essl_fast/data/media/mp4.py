@@ -16,15 +16,17 @@ from itertools import accumulate, groupby
 
 import av
 
-from essl_fast.data.media import opening
+from essl_fast.data.media import colours, opening
 from essl_fast.data.media.display import Matrix, quarters
 from essl_fast.data.media.errors import NO_CLIP, UNREADABLE, MediaError
+from essl_fast.data.media.headers import stream_header
 from essl_fast.data.media.packets import Packet, lean_settings, length_size
 from essl_fast.data.media.probing import Probe
 
 _CODECS = {b"avc1": "h264", b"hev1": "hevc", b"vp09": "vp9", b"av01": "av1", b"mp4v": "mjpeg"}  # sample entry → codec
 _SETTINGS = {"h264": b"avcC", "hevc": b"hvcC", "av1": b"av1C"}  # the box in it that the decoder reads
 _PARENTS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl"))  # boxes that hold only boxes
+_FULL = 2  # FFmpeg's number of full range
 _FTYP = b"\0\0\0\x18ftypisom\0\0\2\0isommp42"
 _BROKEN = (struct.error, IndexError, KeyError, ValueError)  # raised where a box that is read is not there
 
@@ -39,6 +41,7 @@ class ClipHeader:
         rate: mean frames per second.
         quarters: counterclockwise quarter turns that make a decoded frame upright.
         settings: the decoder's, as the video stream states them.
+        fields: a packet may hold two fields, each coded as a picture.
     """
 
     name: str
@@ -46,6 +49,7 @@ class ClipHeader:
     rate: Fraction
     quarters: int
     settings: bytes
+    fields: bool
 
     @classmethod
     def of(cls, container, found: Probe) -> ClipHeader:
@@ -76,7 +80,10 @@ class ClipHeader:
             raise MediaError(NO_CLIP, f"{name}: it asks players to mirror it")
         rate = Fraction(found.frame_rate or 25).limit_denominator(1001)
         rate = min(max(rate, Fraction(1, 1000)), Fraction(1000))
-        return cls(name, boxes, rate, turns, settings)
+        colour = video.codec_context.colorspace, video.codec_context.color_range
+        boxes[b"stsd"] = _coloured(boxes[b"stsd"], found, *map(int, colour))
+        stream = stream_header(found.codec, settings, b"")
+        return cls(name, boxes, rate, turns, settings, stream is not None and stream.fields)
 
     def write(self, packets: Sequence[Packet], shown: Sequence[int]) -> bytes:
         """An MP4 file of packets, which are in the order of decoding; `shown`: position of each in that of showing."""
@@ -172,6 +179,18 @@ def _read_index(data: bytes) -> ClipIndex:
         rank = {time: place for place, time in enumerate(sorted(times))}
         shown = [rank[time] for time in times]
     return ClipIndex(codec, settings, width, height, colour, _matrix(boxes[b"tkhd"]), begins, shown)
+
+
+def _coloured(stsd: bytes, found: Probe, stated: int, range_: int) -> bytes:
+    """A sample description that says by which matrix the pictures become RGB, wherever that is not BT.601."""
+    matrix = colours.matrix_of(stated, found.height)
+    if found.codec == "mjpeg" or b"colr" in header_boxes(stsd[16 + 86 :]) or not colours.differs(matrix):
+        return stsd
+    colr = _box(b"colr", b"nclx", struct.pack(">3HB", 2, 2, matrix, (range_ == _FULL) << 7))  # 2: not stated
+    entry = stsd[16:] + colr
+    return _patched(
+        _patched(stsd[:16], 0, struct.pack(">I", 16 + len(entry))) + entry, 16, struct.pack(">I", len(entry))
+    )
 
 
 def header_boxes(data, parents: frozenset[bytes] = _PARENTS) -> dict[bytes, memoryview]:

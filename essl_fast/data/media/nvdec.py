@@ -7,6 +7,7 @@ hours, or crash with a broken driver.
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import subprocess
@@ -22,6 +23,23 @@ PIXELS = ("yuv420p", "yuvj420p")  # 8-bit 4:2:0, the one layout that every NVDEC
 FAILED = "the GPU's video decoder failed"  # a MediaError.reason, for a frame that PyAV can decode
 Decoders = dict[str, list[int]]  # format: smallest width and height, largest width and height, in pixels
 
+# NVDEC engines of NVIDIA's data-centre GPUs, by how the driver names them (NVIDIA's table "Video Encode and Decode GPU
+# Support Matrix"; H100, H200 and B200: 7). Others: `_FEW`.
+_ENGINES = {
+    "B200": 7,
+    "B300": 7,
+    "GH200": 7,
+    "H200": 7,
+    "H100": 7,
+    "H20": 7,
+    "A100": 5,
+    "A30": 4,
+    "L4": 4,
+    "L40": 3,
+    "L40S": 3,
+}
+_FEW = 2
+MOST_ENGINES = 8
 _PATIENCE = 60  # seconds; the first use of an idle GPU takes a few
 
 
@@ -59,6 +77,45 @@ def detect() -> tuple[Decoders, str]:
     return answer["decoders"], answer["why"]
 
 
+@functools.cache
+def engines(device: int = 0) -> int:
+    """How many NVDEC engines a GPU has that this process is about to use: as the driver says, or by its name; 1 to
+    MOST_ENGINES."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return _FEW
+    handle, text = ctypes.c_int(), ctypes.create_string_buffer(128)
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(handle), device):
+        return _FEW
+    name = text.value.decode(errors="replace") if not cuda.cuDeviceGetName(text, len(text), handle) else ""
+    return min(MOST_ENGINES, _engines_by_driver(cuda, handle) or engines_by_name(name))
+
+
+def engines_by_name(name: str) -> int:
+    """How many NVDEC engines a GPU has, by what its driver calls it ("NVIDIA A100-SXM4-80GB")."""
+    words = name.upper().replace("-", " ").split()
+    return next((_ENGINES[word] for word in words if word in _ENGINES), _FEW)
+
+
+def _engines_by_driver(cuda, handle: ctypes.c_int) -> int:
+    """What NVDEC's library says; 0 if it says nothing."""
+    context, caps = ctypes.c_void_p(), _Caps(codec=CODECS["h264"], chroma=1)
+    if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle):
+        return 0
+    try:
+        cuvid = ctypes.CDLL("libnvcuvid.so.1")
+        if cuda.cuCtxPushCurrent_v2(context):
+            return 0
+        failed = cuvid.cuvidGetDecoderCaps(ctypes.byref(caps))
+        cuda.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
+        return 0 if failed or not caps.supported else caps.engines
+    except (OSError, AttributeError):
+        return 0
+    finally:
+        cuda.cuDevicePrimaryCtxRelease_v2(handle)
+
+
 def refusal(decoders: Decoders, found: Probe) -> str:
     """Why `decoders` cannot decode the video, in words; "" if they can."""
     codec, pixels, width, height = found.codec, found.pixels, found.width, found.height
@@ -66,10 +123,25 @@ def refusal(decoders: Decoders, found: Probe) -> str:
         return f"{codec} is not decoded by this machine's GPU"
     if pixels not in PIXELS:
         return f"{codec} in {pixels} is not decoded by every GPU"
+    if width % 2 or height % 2:
+        return f"{codec} of {width}x{height} pixels, an odd size, is not decoded by DALI on a GPU"
     least_width, least_height, most_width, most_height = decoders[codec]
     if not (least_width <= width <= most_width and least_height <= height <= most_height):
         limits = f"{least_width}x{least_height} to {most_width}x{most_height}"
         return f"{codec} of {width}x{height} pixels is not decoded by this machine's GPU ({limits} is)"
+    return ""
+
+
+def not_reused(found: Probe) -> str:
+    """Why DALI would make a new decoder for each clip of the video, in words; "" if it uses one again.
+
+    DALI 2.4 keeps decoders by the size that is shown, and looks for the size that is coded (`NVDECCache::GetDecoder` in
+    dali/operators/video/frames_decoder_gpu.cc). The codecs code whole blocks of 16 pixels (HEVC and VP9: of 8 or more,
+    and what the parser reports for those has not been seen on a GPU, so they are held to 16, too).
+    """
+    if found.width % 16 or found.height % 16:
+        coded = f"{-(-found.width // 16) * 16}x{-(-found.height // 16) * 16}"
+        return f"DALI makes a new decoder for each clip of {found.width}x{found.height} pixels, coded as {coded}"
     return ""
 
 

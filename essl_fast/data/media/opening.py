@@ -15,7 +15,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
-from essl_fast.data.media import limits
+from essl_fast.data.media import colours, limits
 from essl_fast.data.media.errors import LIMIT, NO_VIDEO, UNREADABLE, MediaError
 
 # A tag in another encoding than UTF-8 is no error, since nothing here reads tags. PyAV 19 has no such argument.
@@ -50,7 +50,8 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     """The video stream of an open file, with the decoder's limits set.
 
     Raises:
-        MediaError: there is no video stream (a cover picture is none), no decoder for it, or it is beyond the limits.
+        MediaError: there is no video stream (a cover picture is none), no decoder for it, its colours are stored in a
+            form that is not read, or it is beyond the limits.
     """
     video = container.streams.best("video")
     if video is None or video.disposition & av.stream.Disposition.attached_pic:
@@ -61,6 +62,10 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
     wrong = wrong or limits.picture(video.width, video.height)
     if wrong := wrong or limits.length((container.duration or 0) / av.time_base):
         raise MediaError(LIMIT, f"{path.name}: {wrong}")
+    try:
+        colours.matrix_of(int(video.codec_context.colorspace), video.height)
+    except MediaError as error:
+        raise MediaError(error.reason, f"{path.name}: {error.detail}") from None
     video.codec_context.options = limits.DECODER
     return video
 

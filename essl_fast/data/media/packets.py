@@ -76,15 +76,26 @@ def is_gradual(codec: str, data: bytes, settings: bytes | None) -> bool:
     """
     if codec != "h264":
         return False
-    for unit, end in _units(data, length_size(codec, settings)):
+    flag = _recovery_flag(data, length_size(codec, settings))
+    return flag is not None and flag & 0x80 == 0  # an Exp-Golomb code: 1 means 0, 0... means more
+
+
+def is_recovery_point(data: bytes, size: int) -> bool:
+    """Whether an H.264 packet, with `size` bytes before each unit, says that decoding can begin at it (D.1.8)."""
+    return _recovery_flag(data, size) is not None
+
+
+def _recovery_flag(data: bytes, size: int) -> int | None:
+    """The first byte of the recovery point in an H.264 packet; None if it has none."""
+    for unit, end in units(data, size):
         at = unit + 1
         while data[unit] & 31 == _SEI and at + 2 < end:  # up to the trailing bits
             kind, at = _sei_number(data, at)
-            size, at = _sei_number(data, at)
+            length, at = _sei_number(data, at)
             if kind == _RECOVERY_POINT and at < end:
-                return data[at] & 0x80 == 0  # an Exp-Golomb code: 1 means 0, 0... means more
-            at += size
-    return False
+                return data[at]
+            at += length
+    return None
 
 
 def layer_of(codec: str, data: bytes, settings: bytes | None) -> tuple[int, bool]:
@@ -94,8 +105,8 @@ def layer_of(codec: str, data: bytes, settings: bytes | None) -> tuple[int, bool
     HEVC, 7.4.2.2: TemporalId, and the sub-layer non-reference pictures. The second answer is True for packets that also
     hold parameter sets, for damaged ones, for other codecs, and for packets in another layout than MP4 and Matroska's.
     """
-    layer, needed, units = 0, None, list(_units(data, length_size(codec, settings)))
-    for unit, _ in units:
+    layer, needed, found = 0, None, list(units(data, length_size(codec, settings)))
+    for unit, _ in found:
         if codec == "h264":
             kind, slices, others = data[unit] & 31, _H264_SLICES, _H264_OTHERS
             refers = data[unit] & 0x60 != 0
@@ -107,11 +118,12 @@ def layer_of(codec: str, data: bytes, settings: bytes | None) -> tuple[int, bool
             layer = layer if codec == "h264" else (data[unit + 1] & 7) - 1
         elif kind not in others:
             needed = True
-    return layer, needed or needed is None or units[-1][1] != len(data)
+    return layer, needed or needed is None or found[-1][1] != len(data)
 
 
-def _units(data: bytes, size: int) -> Iterator[tuple[int, int]]:
-    """Where each NAL unit of at least two bytes begins and ends; the last may end past the data. Size 0 gives none."""
+def units(data: bytes, size: int) -> Iterator[tuple[int, int]]:
+    """Where each NAL unit of at least two bytes begins and ends in a packet of H.264 or HEVC; the last may end past the
+    data. size: bytes of the length before each; 0 gives none."""
     at = 0
     while size and at + size + 2 <= len(data):
         unit = at + size

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from essl_fast.data.shards.columns import split_column as split_column
     from essl_fast.data.shards.manifest import BAD as BAD
     from essl_fast.data.shards.manifest import BLACK as BLACK
+    from essl_fast.data.shards.manifest import CLIP_CHECK as CLIP_CHECK
+    from essl_fast.data.shards.manifest import CLIP_CHECKS as CLIP_CHECKS
     from essl_fast.data.shards.manifest import CORRUPT as CORRUPT
     from essl_fast.data.shards.manifest import FORMAT as FORMAT
     from essl_fast.data.shards.manifest import NO_AUDIO as NO_AUDIO
@@ -50,6 +52,8 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "BAD": "manifest",
         "BLACK": "manifest",
         "CLIP": "tars",
+        "CLIP_CHECK": "manifest",
+        "CLIP_CHECKS": "manifest",
         "CORRUPT": "manifest",
         "EXTENSIONS": "tars",
         "FORMAT": "manifest",

@@ -5,6 +5,7 @@
     <split>-<number>.tar, .idx  frames and sound of the pairs (see `tars`)
     left_out.jsonl              what the annotations ask for and the folder does not hold, an object on each line
     quarantine.jsonl            written by `prepare --verify`: what it found wrong, an object on each line
+    clip_checks.npy             written by `prepare --verify`, if there are clips: what their frames look like
 
 Every file is written under a temporary name, synced and renamed, and the manifest comes last: a folder that has a
 manifest is complete. The same pairs give the same bytes, whatever the time, the user or the machine.
@@ -28,7 +29,9 @@ from essl_fast.data.shards.tars import PNG, SOUNDS, SPLITS
 
 FORMAT = "essl_fast"
 VERSION = 2
-QUARANTINE = "quarantine.jsonl"
+QUARANTINE, CLIP_CHECKS = "quarantine.jsonl", "clip_checks.npy"
+# A pair in CLIP_CHECKS: its CRC-32, whether its frame is known, and the frame's means over 8 x 8 fields.
+CLIP_CHECK = np.dtype([("crc", "<u4"), ("known", "?"), ("means", "u1", (8, 8, 3))])
 CORRUPT, TRUNCATED, NO_AUDIO = "corrupt", "truncated", "missing audio"  # the pair cannot be used
 BLACK, SILENT = "black", "silent"  # warnings: the pair can be used
 REASONS = (CORRUPT, TRUNCATED, NO_AUDIO, BLACK, SILENT)  # the worst first
@@ -173,6 +176,17 @@ class Manifest:
                 raise
             raise InputError(f"{path} cannot be used ({error}): {again}") from error
         return listed
+
+    def clip_checks(self) -> np.ndarray | None:
+        """(N,) of CLIP_CHECK: what `prepare --verify` found the frames of clips to look like; None if it left nothing.
+
+        A pair's entry counts only where its `crc` is the pair's: the folder may have been prepared again since.
+        """
+        try:
+            held = np.load(self.root / CLIP_CHECKS, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            return None
+        return held if held.dtype == CLIP_CHECK and held.shape == (len(self),) else None
 
     def _entry(self, split: str) -> dict:
         if split not in SPLITS:

@@ -35,12 +35,16 @@ class Picture(NamedTuple):
         target: of a clip, the position of the wanted frame, from 0; None if it is no clip.
         quarters: of a clip, the quarter turns counterclockwise that put its frames upright.
         altered: whether the pair's bytes are not those that `prepare` wrote.
+        position: of the pair in its `Shards`; -1 if it has none.
+        check: of a clip, the means of its frame as PyAV decodes it (8, 8, 3) uint8; None if they are not known.
     """
 
     file: np.ndarray
     target: int | None = None
     quarters: int = 0
     altered: bool = False
+    position: int = -1
+    check: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Shards:
             self._exclude(exclude)
         # Damage within a picture often decodes, to another picture. So each pair is checked when it is first read.
         self._as_written = np.zeros(len(self.rows), bool)
+        self._checks, self._checked = self._clip_checks()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -116,6 +121,19 @@ class Shards:
             "--data.exclude_quarantined bad, or go on without such pairs with --data.on_error skip, or run prepare "
             "again"
         )
+
+    def some_clips(self, count: int) -> list[np.ndarray]:
+        """Up to `count` clips, spread evenly over the pairs: (n,) uint8 each. InputError as in `read`."""
+        clips = np.flatnonzero(self._places.kind == CLIP)
+        picked = clips[np.unique(np.linspace(0, len(clips) - 1, min(count, len(clips))).round().astype(int))]
+        files = [np.empty(size, np.uint8) for size in self._places.size[picked]]
+        for at in range(len(picked)):
+            self._read_part(np.array([0]), picked[at : at + 1], files[at : at + 1], np.empty((1, SAMPLES), self.sound))
+        return files
+
+    def remember(self, position: int, check: np.ndarray) -> None:
+        """Keep the means (8, 8, 3) uint8 of a clip's frame, for `Picture.check` from now on."""
+        self._checks[position], self._checked[position] = check, True
 
     def read(self, positions: np.ndarray, pcm: np.ndarray, executor: Executor, parts: int) -> list[Picture]:
         """Read pairs: their frames' files are returned, their sound is written into `pcm`.
@@ -144,6 +162,8 @@ class Shards:
                 file,
                 *((int(places.target[at]), int(places.quarters[at])) if places.kind[at] == CLIP else (None, 0)),
                 altered=not self._as_written[at],
+                position=int(at),
+                check=self._checks[at] if self._checked[at] else None,
             )
             for at, file in zip(positions, files, strict=True)
         ]
@@ -238,6 +258,18 @@ class Shards:
                 f"{self.name(np.flatnonzero(wrong)[0])}: the index file gives it another kind of frame than the "
                 f"manifest, or sound that is not {SAMPLES} samples behind the frame in the shard: run prepare again"
             )
+
+    def _clip_checks(self) -> tuple[np.ndarray, np.ndarray]:
+        """(n, 8, 8, 3) uint8 and (n,) bool: the means of the clips' frames, as far as `prepare --verify` left them, and
+        of which pairs they are. Without any clip: without content."""
+        count = len(self) if self.clips else 0
+        checks, checked = np.zeros((count, 8, 8, 3), np.uint8), np.zeros(len(self), bool)
+        held = self.manifest.clip_checks() if count else None
+        if held is not None:
+            mine = held[self.rows]
+            checked = (mine["crc"] == self._places.crc) & (self._places.kind == CLIP) & mine["known"]
+            checks[checked] = mine["means"][checked]
+        return checks, checked
 
     def _fingerprint(self, splits: Sequence[str]) -> str:
         shards = [self.manifest.header["splits"][split]["shards"] for split in splits]

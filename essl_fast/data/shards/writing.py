@@ -11,7 +11,7 @@ import numpy as np
 
 from essl_fast.common.files import atomic_file
 from essl_fast.data.shards.columns import COLUMNS, split_column
-from essl_fast.data.shards.manifest import FORMAT, QUARANTINE, VERSION
+from essl_fast.data.shards.manifest import CLIP_CHECKS, FORMAT, QUARANTINE, VERSION
 from essl_fast.data.shards.tars import SPLITS, json_bytes
 
 
@@ -45,6 +45,7 @@ def write_manifest(
     (out / "pairs").mkdir(parents=True, exist_ok=True)
     (out / "manifest.json").unlink(missing_ok=True)  # an old one must not describe new columns
     (out / QUARANTINE).unlink(missing_ok=True)  # nor an old list new pairs
+    (out / CLIP_CHECKS).unlink(missing_ok=True)
     for name, column in arrays.items():
         with atomic_file(out / "pairs" / f"{name}.npy") as file:
             np.save(file, np.ascontiguousarray(column), allow_pickle=False)

@@ -58,9 +58,9 @@ def test_a_group_of_pictures_is_decoded_once(tmp_path, monkeypatch):
 
     def counted(source, *more):
         def told():
-            files, targets = source()
+            files, targets, turns = source()
             runs.append([len(target) for target in targets])
-            return files, targets
+            return files, targets, turns
 
         return pipeline(told, *more)
 

@@ -2,15 +2,18 @@
 
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+from essl_fast.common.subprocesses import with_package
 from essl_fast.data import media
 from essl_fast.data.media import nvdec
 from tests.tools.media import make_video
 
 CUDA = """
+#include <string.h>
 int cuInit(unsigned flags) { return %(init)s; }
 int cuDeviceGetCount(int* count) { *count = %(gpus)d; return 0; }
 int cuDeviceGet(int* device, int number) { *device = number; return 0; }
@@ -20,6 +23,11 @@ int cuDevicePrimaryCtxRetain(void** context, int device) {
   return 0;
 }
 int cuCtxSetCurrent(void* context) { at = (long)context & 0xff; return 0; }
+static int pushed;
+int cuCtxPushCurrent_v2(void* context) { pushed++; return cuCtxSetCurrent(context); }
+int cuCtxPopCurrent_v2(void** context) { pushed--; return 0; }
+int cuDevicePrimaryCtxRelease_v2(int device) { return pushed; }
+int cuDeviceGetName(char* name, int length, int device) { strncpy(name, "%(name)s", length); return 0; }
 int fake_current(void) { return at; }
 """
 # The structure as NVIDIA's header declares it; here the compiler lays it out.
@@ -38,6 +46,7 @@ int cuvidGetDecoderCaps(Caps* caps) {
   printf("a library may print\\n");
   if (caps->chroma != 1 || caps->depth != 0) return 1;
   caps->supported = caps->codec == 4 || (caps->codec == 11 && fake_current() == 0) || caps->codec == 10;
+  caps->engines = %(engines)d;
   caps->min_width = 48; caps->min_height = 16 + fake_current();
   caps->max_width = caps->max_height = caps->codec == 10 ? 8192 >> fake_current() : 4096;
   return 0;
@@ -50,8 +59,9 @@ def driver(folder, **play):
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         pytest.skip("there is no C compiler to make a driver of")
-    (folder / "cuda.c").write_text(CUDA % {"init": "0", "gpus": 1, **play})
-    (folder / "cuvid.c").write_text(CUVID)
+    play = {"init": "0", "gpus": 1, "name": "NVIDIA H200", "engines": 0, **play}
+    (folder / "cuda.c").write_text(CUDA % play)
+    (folder / "cuvid.c").write_text(CUVID.replace("%(engines)d", str(play["engines"])))
     for source, library, more in [("cuda", "libcuda.so.1", []), ("cuvid", "libnvcuvid.so.1", ["-l:libcuda.so.1"])]:
         command = [compiler, "-shared", "-fPIC", "-o", str(folder / library), str(folder / f"{source}.c")]
         subprocess.run([*command, f"-L{folder}", *more], check=True)
@@ -81,12 +91,44 @@ def test_a_driver_that_crashes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "play, engines",
+    [({"engines": 3}, 3), ({}, 7), ({"name": "NVIDIA A100-SXM4-80GB"}, 5), ({"name": "T1000"}, 2), ({"init": 100}, 2)],
+)
+def test_engines_are_counted(tmp_path, play, engines):
+    """The driver's own count, or the table by name, or a small number."""
+    code = "from essl_fast.data.media import nvdec; print(nvdec.engines(0))"
+    where = {"LD_LIBRARY_PATH": driver(tmp_path, **play)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=with_package() | where)
+    assert done.stdout.split()[-1:] == [str(engines)], done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, engines",
+    [("NVIDIA H100 80GB HBM3", 7), ("NVIDIA GH200 480GB", 7), ("NVIDIA L40S", 3), ("NVIDIA L4", 4), ("", 2)],
+)
+def test_engines_by_name(name, engines):
+    assert nvdec.engines_by_name(name) == engines
+
+
+@pytest.mark.parametrize(
+    "size, coded",
+    [((1280, 720), ""), ((320, 240), ""), ((1920, 1080), "1920x1088"), ((854, 480), "864x480"), ((640, 360), "640x368")]
+    + [((320, 180), "320x192")],
+)
+def test_which_sizes_use_a_decoder_again(tmp_path, size, coded):
+    found = media.probe(make_video(tmp_path / "a.mp4", seconds=1))
+    told = nvdec.not_reused(replace(found, width=size[0], height=size[1]))
+    assert told.endswith(f"coded as {coded}") if coded else told == ""
+
+
+@pytest.mark.parametrize(
     "change, told",
     [
         ({}, ""),
         ({"codec": "mpeg4"}, "mpeg4 is not decoded by this machine's GPU"),
         ({"pixels": "yuv444p"}, "h264 in yuv444p is not decoded by every GPU"),
         ({"width": 32}, "h264 of 32x90 pixels is not decoded by this machine's GPU (48x16 to 4096x4096 is)"),
+        ({"width": 161}, "h264 of 161x90 pixels, an odd size, is not decoded by DALI on a GPU"),
         ({"height": 4320}, "h264 of 160x4320 pixels is not decoded by this machine's GPU (48x16 to 4096x4096 is)"),
     ],
 )
