@@ -90,7 +90,7 @@ class Producer:
             jpegs=shards.jpegs,
             clips=shards.clips,
             name=shards.name,
-            remember=shards.remember,
+            remember=shards.checks.put,
         )
         self.queue: queue.Queue = queue.Queue(settings.prefetch)
         self.stopped = threading.Event()

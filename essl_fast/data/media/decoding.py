@@ -118,11 +118,10 @@ def _decode_run(found: Probe, left: list[int] | deque[int], key: int, stop: int 
         video = opening.video_stream(container, found.path)
         # One thread: prepare runs one process per video, and which frame an error belongs to must not depend on timing.
         video.codec_context.thread_count = 1
-        colour = int(video.codec_context.colorspace)  # the container's, before the stream's own replaces it
         # A damaged picture may be shown after pictures that refer to it, so this many frames are held back.
         lag = 4 if video.codec_context.has_b_frames and not found.counted else 0
         place_of = {} if found.counted else {int(pts): place for place, pts in enumerate(found.pts)}
-        place = found.place_of_key(key)
+        place, stated = found.place_of_key(key), int(video.codec_context.colorspace)
         count, waiting, seek, packets = 0, True, key > 0 and found.seekable, container.demux(video)
         held: deque[_Decoded] = deque()
         while True:
@@ -163,7 +162,7 @@ def _decode_run(found: Probe, left: list[int] | deque[int], key: int, stop: int 
                 place = count if found.counted else place_of.get(frame.pts, place)
                 count += 1
                 if found.counted or frame.pts in place_of:
-                    held.append((place, functools.partial(upright, frame, colour=colour)))
+                    held.append((place, functools.partial(upright, frame, colour=stated)))
             while len(held) > (0 if ended else lag):
                 yield held.popleft()
             if ended:

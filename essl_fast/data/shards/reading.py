@@ -20,6 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from essl_fast.common.errors import InputError
+from essl_fast.data.shards.checks import ClipChecks
 from essl_fast.data.shards.manifest import BAD, Manifest
 from essl_fast.data.shards.tars import CLIP, SAMPLES, encode_key, pair_crc, read_index
 
@@ -36,7 +37,7 @@ class Picture(NamedTuple):
         quarters: of a clip, the quarter turns counterclockwise that put its frames upright.
         altered: whether the pair's bytes are not those that `prepare` wrote.
         position: of the pair in its `Shards`; -1 if it has none.
-        check: of a clip, the means of its frame as PyAV decodes it (8, 8, 3) uint8; None if they are not known.
+        check: of a clip, see `ClipChecks`; None if it is not known.
     """
 
     file: np.ndarray
@@ -73,6 +74,7 @@ class Shards:
         paths: the tar files.
         sound: NumPy type of a sample, int16 or float32.
         excluded: number of pairs that were left out.
+        checks: what the frames of clips look like, as far as that is known.
         fingerprint: names exactly these pairs and their bytes, by the SHA-256 of each shard.
     """
 
@@ -95,7 +97,7 @@ class Shards:
             self._exclude(exclude)
         # Damage within a picture often decodes, to another picture. So each pair is checked when it is first read.
         self._as_written = np.zeros(len(self.rows), bool)
-        self._checks, self._checked = self._clip_checks()
+        self.checks = ClipChecks(manifest, self.rows, self._places.crc, self._places.kind == CLIP)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -131,10 +133,6 @@ class Shards:
             self._read_part(np.array([0]), picked[at : at + 1], files[at : at + 1], np.empty((1, SAMPLES), self.sound))
         return files
 
-    def remember(self, position: int, check: np.ndarray) -> None:
-        """Keep the means (8, 8, 3) uint8 of a clip's frame, for `Picture.check` from now on."""
-        self._checks[position], self._checked[position] = check, True
-
     def read(self, positions: np.ndarray, pcm: np.ndarray, executor: Executor, parts: int) -> list[Picture]:
         """Read pairs: their frames' files are returned, their sound is written into `pcm`.
 
@@ -163,7 +161,7 @@ class Shards:
                 *((int(places.target[at]), int(places.quarters[at])) if places.kind[at] == CLIP else (None, 0)),
                 altered=not self._as_written[at],
                 position=int(at),
-                check=self._checks[at] if self._checked[at] else None,
+                check=self.checks.of(at),
             )
             for at, file in zip(positions, files, strict=True)
         ]
@@ -258,18 +256,6 @@ class Shards:
                 f"{self.name(np.flatnonzero(wrong)[0])}: the index file gives it another kind of frame than the "
                 f"manifest, or sound that is not {SAMPLES} samples behind the frame in the shard: run prepare again"
             )
-
-    def _clip_checks(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n, 8, 8, 3) uint8 and (n,) bool: the means of the clips' frames, as far as `prepare --verify` left them, and
-        of which pairs they are. Without any clip: without content."""
-        count = len(self) if self.clips else 0
-        checks, checked = np.zeros((count, 8, 8, 3), np.uint8), np.zeros(len(self), bool)
-        held = self.manifest.clip_checks() if count else None
-        if held is not None:
-            mine = held[self.rows]
-            checked = (mine["crc"] == self._places.crc) & (self._places.kind == CLIP) & mine["known"]
-            checks[checked] = mine["means"][checked]
-        return checks, checked
 
     def _fingerprint(self, splits: Sequence[str]) -> str:
         shards = [self.manifest.header["splits"][split]["shards"] for split in splits]
