@@ -88,7 +88,7 @@ class Producer:
             settings.prefetch,
             self.executor,
             jpegs=shards.jpegs,
-            clips=shards.clips,
+            clips=len(shards.clips) > 0,
             name=shards.name,
             remember=shards.checks.put,
         )
@@ -163,7 +163,7 @@ class Producer:
                 + (
                     "clips need a codec that this GPU's NVDEC knows and the driver's video library (in a container, "
                     "NVIDIA_DRIVER_CAPABILITIES with video); else prepare the data with --visual jpeg"
-                    if self.shards.clips
+                    if len(self.shards.clips)
                     else "is there memory left, and does the driver work?"
                 )
             ) from error

@@ -43,6 +43,15 @@ def fit(data) -> Fit:
     return _fit_stream(index.codec, index.settings, key, (index.width, index.height), colour)
 
 
+def clip_size(data) -> tuple[int, int] | None:
+    """Width and height of the pictures in a clip (bytes-like), before they are turned; None if it is none."""
+    try:
+        index = read_index(memoryview(data))
+    except MediaError:
+        return None
+    return index.width, index.height
+
+
 @functools.lru_cache(256)
 def _fit_stream(
     codec: str, settings: bytes | None, key: bytes, size: tuple[int, int], container: tuple[int, int]

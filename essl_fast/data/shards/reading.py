@@ -108,9 +108,9 @@ class Shards:
         return bool((self._places.kind != CLIP).any())
 
     @property
-    def clips(self) -> bool:
-        """Whether any frame is in a clip."""
-        return bool((self._places.kind == CLIP).any())
+    def clips(self) -> np.ndarray:
+        """The positions of the pairs whose frame is in a clip, ascending."""
+        return np.flatnonzero(self._places.kind == CLIP)
 
     def name(self, position: int) -> str:
         """The pair and its shard, for messages."""
@@ -123,15 +123,6 @@ class Shards:
             "--data.exclude_quarantined bad, or go on without such pairs with --data.on_error skip, or run prepare "
             "again"
         )
-
-    def some_clips(self, count: int) -> list[np.ndarray]:
-        """Up to `count` clips, spread evenly over the pairs: (n,) uint8 each. InputError as in `read`."""
-        clips = np.flatnonzero(self._places.kind == CLIP)
-        picked = clips[np.unique(np.linspace(0, len(clips) - 1, min(count, len(clips))).round().astype(int))]
-        files = [np.empty(size, np.uint8) for size in self._places.size[picked]]
-        for at in range(len(picked)):
-            self._read_part(np.array([0]), picked[at : at + 1], files[at : at + 1], np.empty((1, SAMPLES), self.sound))
-        return files
 
     def read(self, positions: np.ndarray, pcm: np.ndarray, executor: Executor, parts: int) -> list[Picture]:
         """Read pairs: their frames' files are returned, their sound is written into `pcm`.
