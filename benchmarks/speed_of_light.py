@@ -36,7 +36,7 @@ from essl_fast import config, kernels
 from essl_fast.common import commands, files
 from essl_fast.data.shards import SAMPLES
 from essl_fast.runtime import provenance
-from essl_fast.runtime.compiling import keep_cache, wants_compile
+from essl_fast.runtime.compiling import compile_graph, keep_cache, wants_compile
 from essl_fast.runtime.devices import pick_device
 from essl_fast.train import WARMUP, Trainer
 
@@ -131,7 +131,7 @@ class Bench:
         self.raw = subjects.synthetic_batch(manifest, settings.data.batch_size, device)
         self.settings, self.batch = settings, settings.data.batch_size
         self.element = torch.finfo(self.dtype).bits // 8
-        self.wrap = torch.compile(fullgraph=True, dynamic=False) if self.trainer.step.compiled else lambda f: f
+        self.wrap = compile_graph if self.trainer.step.compiled else lambda f: f
 
     def autocast(self, function: Callable[..., Any], compiled: bool = True) -> Callable[..., Any]:
         """The function under the step's autocast, and, unless it only makes inputs, compiled where the step is."""

@@ -1,4 +1,4 @@
-"""torch.compile: whether the step is compiled, and where the compiled code is kept for the next run.
+"""torch.compile: whether and how the step is compiled, and where the compiled code is kept for the next run.
 
 Inductor takes about a minute for a step with the predictive coding module; a later run reads the same step from the
 cache. The cache is keyed by the code, the versions and the chip, so that it never has to be emptied.
@@ -7,7 +7,9 @@ cache. The cache is keyed by the code, the versions and the chip, so that it nev
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -15,6 +17,8 @@ from torch import nn
 from essl_fast.common import places
 from essl_fast.common.errors import InputError
 from essl_fast.common.places import INDUCTOR, TRITON
+
+Function = TypeVar("Function", bound=Callable)
 
 
 def wants_compile(setting: str, device: torch.device) -> bool:
@@ -65,11 +69,38 @@ def keep_cache(setting: str) -> Path | None:
     return folder
 
 
+def compile_graph(function: Function) -> Function:
+    """torch.compile of a function as one graph, without a break, for each set of shapes that it is called with.
+
+    One pass of Inductor's is switched off: it merges two reductions of one tensor over different axes into one kernel.
+    With PyTorch 2.11, on a GPU of 132 multiprocessors (H100, H200), it stops at the backward pass of the PCM at 128
+    pairs ("AssertionError: 1024 v.s. 512"), and it was reported to give wrong sums (pytorch#195845).
+    """
+    from torch._inductor import config
+
+    if hasattr(config.triton, "mix_order_reduction"):  # PyTorch 2.9 and earlier have no such pass
+        config.triton.mix_order_reduction = False
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
 def compile_training(module: nn.Module) -> None:
     """Compile a module's forward pass as one graph, only for training: evaluation has other batch sizes."""
     plain = module.forward
-    compiled = torch.compile(plain, fullgraph=True, dynamic=False)
+    compiled = compile_graph(plain)
     module.forward = lambda *inputs: (compiled if module.training else plain)(*inputs)
+
+
+def uncompile(module: nn.Module) -> None:
+    """Undo :func:`compile_training`."""
+    vars(module).pop("forward", None)
+
+
+def root_reason(error: BaseException) -> str:
+    """The error that a compiler's error began with, as a line: its kind, and the first line of what it says."""
+    while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
+        error = inner
+    says = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {says[0][:200]}" if says else type(error).__name__
 
 
 def cache_counts() -> dict[str, int]:

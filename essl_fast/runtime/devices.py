@@ -1,5 +1,8 @@
 """The device and the dtype that a setting means on this machine."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 
 from essl_fast import config
@@ -41,3 +44,20 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         raise InputError("precision: fp16 needs a GPU; use fp32 or bf16 on a CPU")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = name == "tf32"
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name, torch.float32)
+
+
+@contextlib.contextmanager
+def timed_engines(wanted: bool) -> Iterator[None]:
+    """Within the context cuDNN, if ``wanted``, times its engines for each convolution and keeps the fastest.
+
+    It does so at the first call of each shape, which takes up to some seconds for a network. So it pays for the batches
+    of a training run, which all have one size, and not for batches whose size changes. In two runs another engine may
+    win, whose sums have other last bits: deterministic runs take cuDNN's first guess.
+    """
+    before = torch.backends.cudnn.benchmark
+    allowed = not torch.are_deterministic_algorithms_enabled()
+    torch.backends.cudnn.benchmark = allowed and (before or wanted)
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

@@ -15,7 +15,9 @@ class Reading(NamedTuple):
 class Preparation(NamedTuple):
     """A step that did more than compute: its time does not count as training time."""
 
-    phase: str  # "compile": the first of its batch size, where the step is compiled; "warm-up"; "capture"
+    # "compile": the first of its batch size, where the step is compiled; "failed compile": it then ran uncompiled;
+    # "warm-up"; "capture"
+    phase: str
     batch: int  # pairs
     seconds: float  # of the whole step, until the device was done
 

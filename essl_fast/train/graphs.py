@@ -117,7 +117,7 @@ class Stepper:
         batch: pairs of the batches that are captured.
         capture: where to record; None runs every step plainly.
         held: the frames of every batch are one and the same tensor (a pool), which need not be copied.
-        compiled: the first step of a batch size compiles.
+        compiled: whether, by now, the first step of a batch size compiles.
         must_capture: raise an error of the capture. Otherwise ``note`` says it, and steps run uncaptured from then on.
         mark: makes a context around each replay, to name it in a profile.
         device: if it is a GPU, the host waits for it before and after a step that compiles, warms up or is captured,
@@ -137,7 +137,7 @@ class Stepper:
         capture: Capture | None = None,
         *,
         held: bool = False,
-        compiled: bool = False,
+        compiled: Callable[[], bool] = lambda: False,
         must_capture: bool = False,
         mark: Callable[[], AbstractContextManager] = nullcontext,
         device: torch.device | None = None,
@@ -173,6 +173,8 @@ class Stepper:
         begin = time.perf_counter()
         losses = self._run(inputs)
         self._wait()
+        if phase == "compile" and not self._compiled():
+            phase = "failed compile"
         self.prepared.append(Preparation(phase, len(inputs.index), time.perf_counter() - begin))
         return losses
 
@@ -183,7 +185,7 @@ class Stepper:
     def _phase(self, inputs: Inputs) -> str | None:
         """What this step does besides training; None if nothing."""
         size = len(inputs.index)
-        if self._compiled and size not in self._sizes:
+        if self._compiled() and size not in self._sizes:
             self._sizes.add(size)
             return "compile"
         if self.captured or not self._takes(inputs):

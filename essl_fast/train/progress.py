@@ -47,7 +47,7 @@ class TerminalProgress(Observer):
             self._bar.update(self._task, advance=1, epoch=f"{epoch + 1}/{self._epochs}", **text)
 
     def on_prepared(self, done: Preparation, step: int, graphs: dict[str, int]) -> None:
-        if done.phase != "warm-up":
+        if done.phase in ("compile", "capture"):
             self.on_message(describe_preparation(done, graphs))
 
     def on_skipped(self, key: str, reason: str, epoch: int) -> None:

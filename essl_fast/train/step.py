@@ -19,9 +19,11 @@ from essl_fast import config, kernels, models
 from essl_fast.data.loading import RawBatch
 from essl_fast.models import objectives
 from essl_fast.runtime import distributed, stages
-from essl_fast.runtime.compiling import compile_training, wants_compile
+from essl_fast.runtime.compiling import compile_graph, compile_training, uncompile, wants_compile
+from essl_fast.runtime.devices import timed_engines
 from essl_fast.runtime.distributed import ALONE, World
 from essl_fast.train.collapse import projection_spread
+from essl_fast.train.compilation import Compilation
 from essl_fast.train.data import Labels
 from essl_fast.train.graphs import CudaCapture, Inputs, Stepper, wants_capture
 from essl_fast.train.guard import LEAST_SCALE, Guard, gradient_norm
@@ -69,25 +71,38 @@ class TrainStep:
         self.rates = Rates(self.optimizer, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.guard = Guard(model, device, latch=settings.on_nonfinite == "stop")
-        self.compiled = wants_compile(settings.compile, device)
-        if self.compiled and settings.data.on_error == "skip":  # a batch that lost pairs is a graph of its own
+        compiled = wants_compile(settings.compile, device)
+        self.compilation = Compilation(
+            compiled, settings.compile == "on", self._uncompiled, model=model, device=device, world=world
+        )
+        if compiled and settings.data.on_error == "skip":  # a batch that lost pairs is a graph of its own
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self._network, self._forward = model, self._losses
         if world.size > 1:
-            self._network = data_parallel(model, settings, self.compiled)
-        elif self.compiled:
-            self._forward = torch.compile(self._losses, fullgraph=True, dynamic=False)
+            self._network = data_parallel(model, settings, compiled)
+        elif compiled:
+            self._forward = compile_graph(self._losses)
         self.stepper = Stepper(
             self._body,
             self.optimizer,
             settings.data.batch_size,
             CudaCapture(device) if wants_capture(settings, device, dtype, world.size) else None,
             held=held,
-            compiled=self.compiled,
+            compiled=lambda: self.compiled,
             must_capture=settings.cuda_graphs == "on",
             mark=lambda: stages.stage("step"),
             device=device,
         )
+
+    @property
+    def compiled(self) -> bool:
+        """Whether forward and backward pass run compiled."""
+        return self.compilation.on
+
+    @property
+    def notes(self) -> list[str]:
+        """Why the step runs more slowly than it was to; a line each."""
+        return [note for note in (self.compilation.note, self.stepper.note) if note]
 
     def __call__(self, raw: RawBatch, epoch: int, step: int) -> Losses:
         """Train on a batch.
@@ -106,7 +121,8 @@ class TrainStep:
         with stages.stage("views"):
             margin = config.STORED_SIDE - config.SIZE
             windows = kernels.view_params(self.settings.seed, epoch, raw.index, margin)
-        return self.stepper(Inputs(raw.frames, raw.rows, raw.sound, raw.index, *windows))
+        with timed_engines(len(raw.index) == self.settings.data.batch_size):
+            return self.stepper(Inputs(raw.frames, raw.rows, raw.sound, raw.index, *windows))
 
     def check_scale(self, epoch: int) -> None:
         """FloatingPointError if fp16's gradients overflow at every sensible loss scale. In fp16 it waits."""
@@ -124,14 +140,30 @@ class TrainStep:
             views = kernels.two_views(batch.frames, batch.rows, *windows, config.SIZE, self.dtype)
             boxes = kernels.view_boxes(self.labels.boxes[batch.index], *windows, config.STORED_SIDE, config.SIZE)
             labelled = self.labels.labelled[batch.index]
-        with stages.stage("forward"):
-            losses = self._forward(views, batch.sound, boxes, labelled, self._shares(labelled))
-        with stages.stage("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(losses["loss"]).backward()
+        shares = self._shares(labelled)
+        losses = self.compilation.run(len(labelled), self._gradients, views, batch.sound, boxes, labelled, shares)
         with stages.stage("optimizer"):
             self._update(losses["loss"])
         return {name: value.detach() for name, value in losses.items()} | {"non_finite": self.guard.flag.clone()}
+
+    def _gradients(self, *batch) -> Losses:
+        """The losses of a batch (as :meth:`_losses` takes it). The gradients are then in the parameters."""
+        with stages.stage("forward"):
+            losses = self._forward(*batch)
+        with stages.stage("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(losses["loss"]).backward()
+        return losses
+
+    def _uncompiled(self) -> None:
+        """From now on nothing of the step runs compiled."""
+        self._forward = self._losses
+        if self.world.size > 1:
+            # Its hooks may wait for gradients of the backward pass that failed, so it is replaced.
+            self._network._remove_autograd_hooks()
+            for part in self.model.children():
+                uncompile(part)
+            self._network = data_parallel(self.model, self.settings, compiled=False)
 
     def _losses(self, views: Tensor, sound: Tensor, boxes: Tensor, labelled: Tensor, shares=objectives.WHOLE) -> Losses:
         """views (V, B, 3, 224, 224), sound (B, ...), boxes (V, B, K, 4), labelled (B,) -> the losses."""

@@ -83,6 +83,7 @@ class Trainer:
             world=world,
         )
         self._graphs = cache_counts() if self.step.compiled else {}  # compiled so far in this process
+        self._said: list[str] = []  # the step's notes that were reported
         self.losses = LossMeter(world, every=1 if device.type == "cpu" else READ_EVERY)
         self.speed = SpeedMeter(world, lambda: self.loader.waited)
         self.profile: StepProfile | None = None
@@ -136,8 +137,10 @@ class Trainer:
         before, self._graphs = self._graphs, cache_counts() if self.step.compiled else {}
         made = {name: count - before[name] for name, count in self._graphs.items()}
         self.observers.on_prepared(done, self.steps + 1, made)
-        if self.step.stepper.note:
-            self.observers.on_message(self.step.stepper.note)
+        for note in self.step.notes:
+            if note not in self._said:
+                self._said.append(note)
+                self.observers.on_message(note)
 
     def end_epoch(self) -> dict:
         """Complete the current epoch, and return its entry of the history."""

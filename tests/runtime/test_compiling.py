@@ -1,5 +1,6 @@
 """What is compiled is kept for the next process; the settings of the compiler."""
 
+import ast
 import json
 import os
 import subprocess
@@ -7,13 +8,16 @@ import sys
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from essl_fast.common.errors import InputError
 from essl_fast.runtime import compiling
+from tests import ROOT
 
 COMPILE = """
 import json, sys, torch
 from essl_fast.runtime import compiling
+from tests import ROOT
 folder = compiling.keep_cache(sys.argv[1])
 step = torch.compile(lambda x: x @ x.T, fullgraph=True)  # nothing that a C++ compiler would have to see
 x = torch.randn(8, 8, requires_grad=True)
@@ -81,3 +85,30 @@ def test_compiled_for_training_alone():
     x = torch.randn(5, 3)
     trained = module.train()(x)
     assert torch.equal(module.eval()(x), trained) and seen == [5]
+
+
+def test_the_pass_that_crashes_on_gpus_is_off():
+    """Before anything is compiled; and the package has no other way to a compiler."""
+    from torch._inductor import config as inductor
+
+    with inductor.patch({"triton.mix_order_reduction": True}):
+        compiling.compile_graph(lambda x: x)
+        assert not inductor.triton.mix_order_reduction
+    used = {
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "essl_fast").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.compile"
+    }
+    assert used == {"essl_fast/runtime/compiling.py"}
+
+
+def test_the_reason_is_that_of_the_first_error():
+    try:
+        try:
+            raise AssertionError
+        except AssertionError as error:
+            raise BackendCompilerFailed(lambda: None, error, None) from ValueError("another")
+    except BackendCompilerFailed as error:
+        assert compiling.root_reason(error) == "AssertionError"
+    assert compiling.root_reason(RuntimeError("\n  one\ntwo")) == "RuntimeError: one"

@@ -288,7 +288,7 @@ def test_the_compilers_time_is_not_in_the_rate(tiny):
             time.sleep(0.4)  # the compiler
         return {"loss": torch.ones(()), "non_finite": torch.zeros(())}
 
-    trainer.step.stepper = Stepper(body, trainer.step.optimizer, 4, compiled=True)
+    trainer.step.stepper = Stepper(body, trainer.step.optimizer, 4, compiled=lambda: True)
     trainer.observers.add(Listener())
     entry, speed = train_epoch(trainer), trainer.speed
     last = trainer.loader.pairs % 4

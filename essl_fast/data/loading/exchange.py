@@ -1,8 +1,11 @@
 """Messages between ranks that keep a share of the pairs each: rows of their pools, and now and then a Python object.
 
-It has process groups of its own, so it never meets a collective of the training step. Every rank knows by itself which
-rows go where (see `shared_pool`), so nothing is announced: each table is one all-to-all of bytes. On GPUs that is NCCL
-on a stream of its own, on CPUs gloo.
+Every rank knows by itself which rows go where (see `shared_pool`), so nothing is announced: each table is one
+all-to-all of bytes. On CPUs that is gloo in a process group of its own. On GPUs it is NCCL, on a stream of its own but
+in the default group, which the training step uses too: kernels of two communicators that are under way at once may wait
+for one another for ever, if the GPUs start them in different orders. One communicator keeps the order in which the
+ranks' main threads ask, which is the same on all of them. The rows of a step are sent before the step ahead of it
+starts, so that they wait for none of its sums of gradients.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Exchange:
         self.rank, self.size, self.device = rank, size, device
         self._objects = dist.new_group(backend="gloo")
         gpu = device.type == "cuda"
-        self._rows = dist.new_group(backend="nccl") if gpu else self._objects
+        self._rows = dist.group.WORLD if gpu else self._objects
         self._stream = torch.cuda.Stream(device) if gpu else None
 
     def smallest(self, value: int) -> int:
