@@ -11,23 +11,29 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from pathlib import Path
 
 from essl_fast.common.commands import Options, command, console, say_imports, slow_imports
+from essl_fast.common.outputs import output_folder
 from essl_fast.common.registry import import_modules
+from essl_fast.common.values import a_path
 
 PROG = "python -m essl_fast.export"
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> Options:
+    """The options."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = Options(prog=PROG, description=__doc__, formatter_class=shape)
-    parser.add_argument("checkpoint", type=Path, help="a run directory, whose best.pt is taken, or a checkpoint")
+    parser.add_argument("checkpoint", type=a_path, help="a run directory, whose best.pt is taken, or a checkpoint")
     parser.add_argument("--to", choices=("sspl",), required=True, help="whose files to write")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write them into")
+    parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="folder to write them into")
     parser.add_weights()
     parser.add_imports()
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
     with slow_imports():
         import torch
 
@@ -36,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import_modules(options.imports)
     path = checkpoints.checkpoint_of(options.checkpoint)
+    output_folder(options.out, "--out")
     model, settings = checkpoints.restore(checkpoints.load(path), torch.device("cpu"), options.weights)
     out = console()
     say_imports(out, settings.imports)

@@ -18,18 +18,29 @@ from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
+from essl_fast.common.values import a_path
 
 PROG = "python -m essl_fast.replay"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = Options(prog=PROG, description=__doc__.split("\n\n", 1)[1])
-    parser.add_argument("file", type=Path, help="nonfinite-EPOCH-STEP.pt of a run directory")
-    parser.add_argument("--data", default="", help="prepared folder (default: the one the run was trained on)")
+def parser() -> Options:
+    """The options."""
+    parser = Options(prog=PROG, description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("file", type=a_path, help="nonfinite-EPOCH-STEP.pt of a run directory")
+    parser.add_argument(
+        "--data",
+        type=a_path,
+        metavar="DIR",
+        help="prepared folder (default: the one the run was trained on)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     kinds = typing.get_args(typing.get_type_hints(config.Config)["precision"])
     parser.add_argument("--precision", default="", choices=kinds, help="default: the run's")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parser().parse_args(argv)
     with slow_imports():
         from essl_fast import checkpoints
         from essl_fast.runtime.devices import pick_device

@@ -180,7 +180,9 @@ def write_files(folder: Path, parts: dict[str, dict]) -> list[Path]:
             with atomic_file(path) as file:
                 torch.save(parts[part], file)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error}); give another folder with --out") from error
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror or error}); give another folder with --out"
+        ) from error
     return list(paths.values())
 
 

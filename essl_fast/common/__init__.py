@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from essl_fast.common import files as files
     from essl_fast.common import lazy as lazy
     from essl_fast.common import locks as locks
+    from essl_fast.common import nearest as nearest
+    from essl_fast.common import outputs as outputs
     from essl_fast.common import places as places
     from essl_fast.common import pulse as pulse
     from essl_fast.common import registry as registry
     from essl_fast.common import subprocesses as subprocesses
+    from essl_fast.common import values as values
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -23,9 +26,12 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "files": "",
         "lazy": "",
         "locks": "",
+        "nearest": "",
+        "outputs": "",
         "places": "",
         "pulse": "",
         "registry": "",
         "subprocesses": "",
+        "values": "",
     },
 )

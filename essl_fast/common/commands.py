@@ -22,13 +22,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from essl_fast import __version__
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, any_of, short
+from essl_fast.common.nearest import did_you_mean
+from essl_fast.common.values import a_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +48,26 @@ def begin() -> None:
     """
     global _runs_a_program
     _runs_a_program = True
+    _open_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _open_streams() -> None:
+    """Give the program its three streams, where it was started without one (`>&-`, some schedulers).
+
+    Otherwise the next file that is opened would get the number 1, and what libraries print would go into it. And let a
+    character that the terminal's encoding does not have be printed as an escape, not end the command.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r", encoding="utf-8"))
+        elif number and hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -71,30 +92,90 @@ def command(main: Callable[[], int], prog: str) -> int:
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as begin has set it
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        return main()
+        try:
+            return main()
+        finally:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its line
     except InputError as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return _end(prog, f"error: {error}", 2)
     except OSError as error:  # a full disk, a folder that must not be written
-        print(
-            f"{prog}: error: cannot write or read {error.filename or 'a file'}: {error.strerror or error}",
-            file=sys.stderr,
-        )
-        return 2
+        if isinstance(error, BrokenPipeError) and error.filename is None:
+            _forget(sys.stdout)
+            return _end(prog, "stopped: what read the output has ended", 128 + signal.SIGPIPE)
+        if error.filename is None and not _takes_text(sys.stdout):
+            _forget(sys.stdout)
+            return _end(prog, f"error: cannot write to standard output: {error.strerror or error}", 2)
+        return _end(prog, f"error: cannot write or read {error.filename or 'a file'}: {error.strerror or error}", 2)
+    except MemoryError as error:
+        return _end(prog, f"error: the memory of this machine is not enough{error and f' ({error})'}", 2)
     except FloatingPointError as error:  # training diverged: the input itself is not wrong
-        print(f"{prog}: stopped: {error}", file=sys.stderr)
-        return 1
+        return _end(prog, f"stopped: {error}", 1)
     except KeyboardInterrupt as error:  # or train's Stopped, which has the exit code of its signal
-        print(f"{prog}: stopped", file=sys.stderr)
-        return getattr(error, "code", 130)
+        return _end(prog, "stopped", getattr(error, "code", 130))
+
+
+def one_line(text: object) -> str:
+    """A text on one line, with control characters as escapes, at most 2,000 characters long."""
+    line = " ".join(str(text).split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= 2000 else f"{line[:2000]} ..."
+
+
+def _end(prog: str, text: str, code: int) -> int:
+    print(f"{prog}: {one_line(text)}", file=sys.stderr)
+    return code
+
+
+def _takes_text(stream) -> bool:
+    """Whether what is left to print can be printed."""
+    try:
+        stream.flush()
+    except OSError:
+        return False
+    return True
+
+
+def _forget(stream) -> None:
+    """Let what was printed to a stream and cannot be written vanish: Python would complain about it at its end."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass  # a stream without a descriptor: a test's, a notebook's
 
 
 class Options(argparse.ArgumentParser):
-    """A command's options, and --version. A wrong option is an error of one line, without the list of all options."""
+    """A command's options, and --version. A wrong option is an error of one line, without the list of all options.
 
-    def __init__(self, *arguments, **named) -> None:
-        super().__init__(*arguments, **named)
-        self.add_argument("--version", action="version", version=f"essl_fast {__version__}", help="print the version")
+    Abbreviations of options are not taken: `--data` must not mean `--data-root` until there is a `--data`.
+    """
+
+    def __init__(self, *arguments, add_version: bool = True, **named) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **named})
+        if add_version:
+            text = f"essl_fast {__version__}"
+            self.add_argument("--version", action="version", version=text, help="print the version")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        found, others = self.parse_known_args(args, namespace)
+        if others:
+            self.error(self.unknown(others[0]))
+        return found
+
+    def unknown(self, word: str, more: Iterable[str] = ()) -> str:
+        """What to say of a word that no option takes; ``more`` options are known besides the parser's own."""
+        if not word.startswith("-"):
+            return f"there is no place for {short(word)}"
+        name = word.partition("=")[0]
+        known = [option for option in (*self._option_string_actions, *more) if option.startswith("--")]
+        return f"there is no option {short(name)[1:-1]}{did_you_mean(name, known)}"
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            text = f"must be {any_of(choices)}, got {short(str(value))}{did_you_mean(str(value), choices)}"
+            raise argparse.ArgumentError(action, text)
 
     def add_imports(self) -> None:
         """Add --import MODULE, which may be repeated; the names are in ``imports``."""
@@ -114,6 +195,7 @@ class Options(argparse.ArgumentParser):
             self.add_argument(
                 f"--model.{name}_weights",
                 action=_Weights,
+                type=a_path,
                 dest="weights",
                 const=name,
                 metavar="PATH",
@@ -121,14 +203,21 @@ class Options(argparse.ArgumentParser):
             )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; --help explains the options\n")
+        text = in_our_words(message)
+        more = "" if text.endswith("?") else "; --help explains the options"
+        self.exit(2, f"{self.prog}: error: {text}{more}\n")
+
+
+def in_our_words(message: str) -> str:
+    """What argparse says, on one line and as our messages are."""
+    return one_line(message.removeprefix("argument ").replace("expected one argument", "needs a value"))
 
 
 class _Weights(argparse.Action):
     """Keeps a path under the option's name, in a dict that options share."""
 
     def __call__(self, parser, options, value, flag=None) -> None:
-        options.weights = {**options.weights, self.const: value}
+        options.weights = {**options.weights, self.const: str(value)}
 
 
 def say_imports(console: Console, names: list[str]) -> None:
@@ -137,8 +226,12 @@ def say_imports(console: Console, names: list[str]) -> None:
         console.print(f"the checkpoint uses {', '.join(names)}", highlight=False, soft_wrap=True, markup=False)
 
 
-def console(quiet: bool = False) -> Console:
-    """A console to print on; in a pipe it is wide enough not to wrap our lines. ``quiet``: it prints nothing."""
+def console(quiet: bool = False, on_stderr: bool = False) -> Console:
+    """A console to print on; in a pipe it is wide enough not to wrap our lines.
+
+    ``quiet``: it prints nothing. ``on_stderr``: standard output is kept for a command's result.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 132, quiet=quiet)
+    out = sys.stderr if on_stderr else sys.stdout
+    return Console(width=None if out.isatty() else 132, quiet=quiet, stderr=on_stderr)

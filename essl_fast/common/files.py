@@ -1,5 +1,6 @@
 """Files that are complete or not there, also after a crash or a power cut; and JSON that others may have written."""
 
+import errno
 import json
 import os
 import zipfile
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from essl_fast.common import outputs
 
 PACKAGE = Path(__file__).resolve().parents[1]  # the folder essl_fast/; in a clone, configs/ and .git are beside it
 
@@ -25,28 +28,50 @@ def sync_folder(folder: Path) -> None:
 def atomic_file(path: Path, tag: str = "", sync: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path``, complete, if the block ends without an error, or not at all.
 
+    A symbolic link is followed: what it names is replaced, and the link stays. What is no file (a device, a FIFO, a
+    socket, /dev/stdout) is written to as it is when the block has ended.
+
     Args:
         path: the file. Until the end it is ``.NAME.partial`` beside it, which a later attempt overwrites.
         tag: makes that name ``.NAME.TAG.partial``, so that several processes can make the same file.
         sync: write it to the disk before it appears. Without that, it may be incomplete after a power cut, but not
             after the death of the process.
+
+    Raises:
+        OSError: it cannot be written; ``filename`` is ``path``, and not the temporary name.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}{tag and '.' + tag}.partial")
-    try:
-        with open(partial, "wb") as file:
+    if outputs.is_stream(path):
+        with outputs.named(path, ""), outputs.stream(path) as file:
             yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # errors of write and sync have no name
-            error.filename = str(path)
-        raise
+        return
+    with atomic_path(path, tag) as partial, outputs.named(path, partial), open(partial, "wb") as file:
+        yield file
+        file.flush()
+        if sync:
+            os.fsync(file.fileno())
     if sync:
-        sync_folder(path.parent)
+        sync_folder(Path(os.path.realpath(path)).parent)
+
+
+@contextmanager
+def atomic_path(path: Path, tag: str = "") -> Iterator[Path]:
+    """The name of a file to write, which takes the place of ``path`` if the block ends without an error.
+
+    For libraries that open files by name; everything else uses :func:`atomic_file`, with the same ``path`` and ``tag``.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    target = path if outputs.is_stream(path) else Path(os.path.realpath(path))
+    partial = outputs.partial_of(target, tag)
+    with outputs.named(path, partial):
+        try:
+            yield partial
+            outputs.put(partial, target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -6,6 +6,7 @@ from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from essl_fast.config import yamls as yamls
+    from essl_fast.config.parsing import choices_of as choices_of
     from essl_fast.config.parsing import configs_folder as configs_folder
     from essl_fast.config.parsing import find_file as find_file
     from essl_fast.config.parsing import load as load
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from essl_fast.config.settings import check_device as check_device
     from essl_fast.config.settings import difference as difference
     from essl_fast.config.settings import from_dict as from_dict
+    from essl_fast.config.settings import leaves as leaves
     from essl_fast.config.settings import to_dict as to_dict
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -39,9 +41,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "check": "settings",
         "check_device": "settings",
         "configs_folder": "parsing",
+        "choices_of": "parsing",
         "difference": "settings",
         "find_file": "parsing",
         "from_dict": "settings",
+        "leaves": "settings",
         "load": "parsing",
         "parse": "parsing",
         "parser": "parsing",

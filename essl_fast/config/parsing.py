@@ -1,12 +1,23 @@
 """Settings from YAML files and command lines."""
 
-from dataclasses import fields
-from pathlib import Path
+from __future__ import annotations
 
-from essl_fast import __version__
-from essl_fast.common.errors import InputError
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from essl_fast.common.commands import Options, in_our_words
+from essl_fast.common.errors import InputError, short
 from essl_fast.common.files import PACKAGE
-from essl_fast.config.settings import Config, check
+from essl_fast.common.nearest import did_you_mean
+from essl_fast.config import reading
+from essl_fast.config.settings import Config, faults, leaves, name_fault, to_dict
+from essl_fast.config.yamls import Plain
+
+NO_MODULE = "--import: give the name of a module, as Python imports it: my_package.part"
 
 
 def configs_folder() -> Path:
@@ -25,19 +36,27 @@ def find_file(name: str) -> Path:
     """The file of a config.
 
     Args:
-        name: a path, or the name of a shipped config ("semipl", "paper/table2_sspl_wo_pcm").
+        name: a path (also of a FIFO, as shells make it for `<(command)`), or the name of a shipped config ("semipl",
+            "paper/table2_sspl_wo_pcm").
 
     Raises:
         InputError: there is no such file and no shipped config of this name.
     """
-    if Path(name).is_file():
-        return Path(name)
-    folder = configs_folder()
-    shipped = folder / f"{name}.yaml"
-    if shipped.is_file():
-        return shipped
-    names = ", ".join(sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml")))
-    raise InputError(f"config {name!r} is neither a file nor one of the shipped configs: {names}")
+    path, folder = Path(os.path.expanduser(name)), configs_folder()
+    try:
+        if path.exists() and not path.is_dir():
+            return path
+        shipped = folder / f"{name}.yaml"
+        if shipped.is_file():
+            return shipped
+        is_run = (path / "config.yaml").is_file()
+    except (OSError, ValueError):  # longer than a path can be, or with a zero byte
+        is_run = False
+    if is_run:
+        raise InputError(f"--config: {name} is a run directory; give {path / 'config.yaml'}, or --resume {name}")
+    names = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+    near = did_you_mean(Path(name).stem, names)
+    raise InputError(f"config {short(name)} is neither a file nor one of the shipped configs: {', '.join(names)}{near}")
 
 
 def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -50,52 +69,73 @@ def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Con
     return parse(["--config", name, *arguments], prog="essl_fast.config.settings")[0]
 
 
-def parser(prog: str, description: str = ""):
-    """The argument parser of Config, with --config and --version; commands add their own options to it."""
-    import jsonargparse
-    import yaml
+class SettingsOptions(Options):
+    """The parser of Config, with --config and --version; commands add their own options to it."""
 
-    from essl_fast.config.yamls import refuse_bombs
+    def error(self, message: str) -> NoReturn:
+        text = in_our_words(message)
+        raise InputError(NO_MODULE if text == "--import: needs a value" else text)
 
-    class Parser(jsonargparse.ArgumentParser):
-        def error(self, message, ex=None):
-            text = " ".join(str(message).split())
-            if 'Parser key "data": Unable to load config' in text:  # doctor, evaluate and reproduce have --data DIR
-                text = "--data: is a file of settings here; the prepared folder is --data.root DIR"
-            if text == "Unexpected config:":
-                text = "--config: the file has no settings in it"
-            raise InputError(text if len(text) <= 1000 else f"{text[:1000]} ...")
-
-    plain = jsonargparse.get_loader("yaml")
-    jsonargparse.set_loader("settings", lambda text: plain(refuse_bombs(text)), (yaml.YAMLError,))
-    parser = Parser(prog=prog, description=description, exit_on_error=True, parser_mode="settings")
-    parser.add_argument(
-        "--config", action="config", help="YAML file, or the name of a shipped config; before overrides"
-    )
-    parser.add_argument("--version", action="version", version=f"essl_fast {__version__}", help="print the version")
-    parser.add_class_arguments(Config, nested_key=None, fail_untyped=True)
-    return parser
+    def unknown(self, word: str, more=()) -> str:
+        name = word.partition("=")[0].lstrip("-")
+        if word.startswith("--") and name in reading.GROUPS:
+            place = "; the prepared folder is --data.root DIR" if name == "data" else ""
+            known = ", ".join(f"--{each}" for each in leaves() if each.startswith(f"{name}."))
+            return f"--{name}: is a group of settings{place or f': {known}'}"
+        return super().unknown(word, more)
 
 
-def without_imports(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without each `--import MODULE`, and the modules. They add to the setting `imports` of any file."""
-    rest, modules = [], []
-    words = iter(argv)
-    for word in words:
-        if word != "--import" and not word.startswith("--import="):
-            rest.append(word)
-            continue
-        name = word.partition("=")[2] if "=" in word else next(words, "")
-        if not name or name.startswith("-"):
-            raise InputError("--import: give the name of a module, as Python imports it: my_package.part")
-        modules.append(name)
-    return rest, modules
+def parser(prog: str, description: str = "", extra: Callable[[Options], None] | None = None) -> SettingsOptions:
+    """The argument parser of Config, with --config and --version; ``extra`` adds a command's own options."""
+    from essl_fast.config import helping
+
+    made = SettingsOptions(prog=prog, description=description, add_help=False)
+    for flag, every in (("--help", False), ("--help-all", True)):
+        text = f"show {'all settings' if every else 'the settings that people change'}"
+        made.add_argument(*(["-h"] if not every else []), flag, action=helping.Help, every=every, help=text)
+    text = "YAML file (- is standard input), or the name of a shipped config; several: the later ones win"
+    made.add_argument("--config", action="append", default=[], metavar="FILE", help=text)
+    text = "import a module of your own first, which registers parts; may be repeated"
+    made.add_argument("--import", dest="import", action="append", default=[], metavar="MODULE", help=text)
+    text = "print the settings as a YAML file, and end"
+    made.add_argument("--print_config", "--print-config", dest="print_config", action="store_true", help=text)
+    if extra:
+        extra(made)
+    about = helping.texts()
+    for name, kind in leaves().items():
+        named = {"dest": name, "default": argparse.SUPPRESS, "metavar": helping.kind_of(name, kind), "type": Plain}
+        made.add_argument(f"--{name}", help=about[name].replace("%", "%%"), **named)
+        if get_origin(kind) is list:
+            made.add_argument(f"--{name}+", action="append", help=argparse.SUPPRESS, **{**named, "dest": f"{name}+"})
+    return made
+
+
+def choices_of(kind: Any) -> tuple[str, ...]:
+    """The values that a setting can have, if they can be listed; for the completion of shells."""
+    if kind is bool:
+        return ("true", "false")
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _joined(argv: Sequence[str], known: set[str]) -> list[str]:
+    """The arguments, with values that begin with a dash joined to their settings: --optim.lr_head=-1."""
+    words, at = [], 0
+    while at < len(argv):
+        word, after = argv[at], argv[at + 1] if at + 1 < len(argv) else ""
+        joins = word in known and after.startswith("-") and not after.startswith("--")
+        words.append(f"{word}={after}" if joins else word)
+        at += 1 + joins
+    return words
 
 
 def parse(
-    argv: list[str], prog: str, description: str = "", extra=None, default: str = "demo"
-) -> tuple[Config, object]:
-    """The Config of a command line.
+    argv: Sequence[str],
+    prog: str,
+    description: str = "",
+    extra: Callable[[Options], None] | None = None,
+    default: str = "demo",
+) -> tuple[Config, argparse.Namespace]:
+    """The Config of a command line. Options win over files wherever they stand, later files over earlier ones.
 
     Args:
         argv: the arguments, without the program's name.
@@ -110,27 +150,47 @@ def parse(
     Raises:
         InputError: an argument is wrong.
     """
-    own = parser(prog, description)
-    if extra:
-        extra(own)
-    argv, imports = without_imports(list(argv))
-    argv += [f"--imports+={name}" for name in imports]
-    named = [i for i, a in enumerate(argv) if a == "--config" or a.startswith("--config=")]
-    for i in named:
-        if argv[i] == "--config" and i + 1 < len(argv):
-            argv[i + 1] = str(find_file(argv[i + 1]))
-        elif argv[i] != "--config":
-            argv[i] = f"--config={find_file(argv[i].split('=', 1)[1])}"
-    if not named:
-        argv = ["--config", str(find_file(default)), *argv]
-    try:
-        space = own.parse_args(argv)
-        ready = own.instantiate(space)
-    except InputError:
-        raise
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        # Text that is no UTF-8, endless numbers, an empty group of settings.
-        raise InputError(f"{' '.join(argv)}: not a file or value of settings ({error})") from error
-    values = {f.name: getattr(ready, f.name) for f in fields(Config)}
-    values["imports"] = list(dict.fromkeys(values["imports"]))
-    return check(Config(**values)), ready
+    own = parser(prog, description, extra)
+    space = own.parse_args(_joined(list(argv), {f"--{name}" for name in leaves()}))
+    for module in getattr(space, "import"):
+        if not module or module.startswith("-"):
+            raise InputError(NO_MODULE)
+    found: dict[str, Any] = {}
+    said: dict[str, str] = {}  # where a value is from, for messages
+    for name in space.config or [default]:
+        file = None if name == "-" else find_file(name)
+        held = reading.file_values(reading.read_text(file), str(file or "standard input"))
+        found |= held
+        said |= {each: f"{file or 'standard input'}: {each}" for each in held}
+    kinds, given = leaves(), vars(space)
+    for name in kinds.keys() & given.keys():
+        said[name] = f"--{name}"
+        found[name] = reading.checked(name, given[name], kinds[name], said[name])
+    for name in ("imports", "loggers"):
+        more = [reading.checked(name, each, kinds[name], f"--{name}") for each in given.get(f"{name}+", ())]
+        found[name] = [*found.get(name, []), *(word for words in more for word in words)]
+    found["imports"] = list(dict.fromkeys([*found["imports"], *getattr(space, "import")]))
+    config = _made(found)
+    for name, fault in faults(config):
+        raise InputError(f"{said.get(name, name)}: {fault}")
+    continues = not space.config and Path(default).is_file() and said.get("name") != "--name"
+    if not continues and (fault := name_fault(config.name)):
+        raise InputError(f"{said.get('name', 'name')}: {fault}")
+    if space.print_config:
+        import yaml
+
+        print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    return config, space
+
+
+def _made(found: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
+    """A dataclass of settings; what is not found has its default."""
+    hints, values = get_type_hints(kind), {}
+    for each in fields(kind):
+        name = f"{prefix}{each.name}"
+        if is_dataclass(hints[each.name]):
+            values[each.name] = _made(found, hints[each.name], f"{name}.")
+        elif name in found:
+            values[each.name] = found[name]
+    return kind(**values)

@@ -6,10 +6,11 @@ unknown key or an impossible value is an error that names it. The docstrings are
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, any_of, short
 
 SIZE = 224  # side of a view and of the grid that boxes live on
 STORED_SIDE = int(SIZE * 1.1)  # side of a stored training frame; views are cropped from it
@@ -221,17 +222,31 @@ class Config:
     max_nonfinite: float = 0.01
 
 
-def _at_least(least: float):
-    return lambda value: None if least <= value < math.inf else f"must be at least {least}, and finite"
+# What some texts are besides texts. A path's `~` is the home folder; where empty has a meaning, so has null.
+PATHS = ("out", "data.root", "demo.cache", "compile_cache", "model.vgg16_weights", "model.vggish_weights")
+MAY_BE_EMPTY = ("out", "demo.cache", "compile_cache")
+LONGEST_NAME = 200  # bytes; a date and a time are added, and names of files have at most 255
+
+
+def _at_least(least: float, most: float = math.inf):
+    def fault(value: float) -> str | None:
+        if most < math.inf:
+            bound = f"at least {least}" if value < least else f"at most {most:,}" if value > most else ""
+            return bound and f"must be {bound}"
+        return None if least <= value < math.inf else f"must be at least {least}, and finite"
+
+    return fault
 
 
 def _share(value: float) -> str | None:
     return None if 0 <= value <= 1 else "must be from 0 to 1"
 
 
+_MOST = 2**31 - 1  # of what counts something
+_SEEDS = 2**63 - 1  # kernels take a seed as int64
 _CHECKS = {
-    "model.pcm_cycles": _at_least(0),
-    "model.out_dim": _at_least(1),
+    "model.pcm_cycles": _at_least(0, 1000),
+    "model.out_dim": _at_least(1, 65_536),
     "objective.supervised_weight": _at_least(0),
     "objective.supervised_scale": lambda value: None if 0 < value < math.inf else "must be above 0, and finite",
     "objective.consensus": lambda value: None if 0 <= value <= 1024 else "must be from 0 to 1024",  # what kernels take
@@ -242,24 +257,49 @@ _CHECKS = {
     "optim.weight_decay": _at_least(0),
     "optim.warmup": _at_least(0),
     "optim.clip_norm": _at_least(0),
-    "data.batch_size": _at_least(2),  # batch norm needs two
-    "data.threads": _at_least(0),
-    "data.prefetch": _at_least(0),
+    "data.batch_size": _at_least(2, _MOST),  # batch norm needs two
+    "data.threads": _at_least(0, 1024),
+    "data.prefetch": _at_least(0, 1024),
     "data.resident_budget_gb": _at_least(0),
     "data.max_errors": _share,
     "data.labelled_fraction": _share,
-    "demo.train_videos": _at_least(10),
-    "demo.test_videos": _at_least(1),
-    "demo.seed": _at_least(0),
-    "epochs": _at_least(1),
-    "seed": _at_least(0),
-    "eval_every": _at_least(0),
-    "checkpoint_epochs": _at_least(1),
-    "checkpoint_steps": _at_least(0),
-    "checkpoint_keep": _at_least(1),
+    "demo.train_videos": _at_least(10, _MOST),
+    "demo.test_videos": _at_least(1, _MOST),
+    "demo.seed": _at_least(0, _SEEDS),
+    "epochs": _at_least(1, _MOST),
+    "seed": _at_least(0, _SEEDS),
+    "eval_every": _at_least(0, _MOST),
+    "checkpoint_epochs": _at_least(1, _MOST),
+    "checkpoint_steps": _at_least(0, _MOST),
+    "checkpoint_keep": _at_least(1, _MOST),
     "max_nonfinite": _share,
-    "overlays": _at_least(0),
+    "overlays": _at_least(0, _MOST),
 }
+
+
+def leaves(kind: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Every setting's type hint by its name, groups opened: {"model.trunk": str, ..., "epochs": int, ...}."""
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        found |= leaves(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
+    return found
+
+
+def value_of(config: Config, name: str) -> Any:
+    """The value of a setting by its name, "data.batch_size"."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def faults(config: Config) -> Iterator[tuple[str, str]]:
+    """The settings whose values are impossible: name, and what is wrong."""
+    for name, fault in _CHECKS.items():
+        if message := fault(value_of(config, name)):
+            yield name, f"{message}, got {value_of(config, name)}"
+    if not _is_device(config.device):
+        yield "device", f"must be auto, cpu, cuda or cuda:N, got {config.device!r}"
 
 
 def check(config: Config) -> Config:
@@ -267,19 +307,31 @@ def check(config: Config) -> Config:
 
     Whether the networks and the method that it names exist and go together: :func:`essl_fast.models.check`.
     """
-    for name, fault in _CHECKS.items():
-        value = config
-        for part in name.split("."):
-            value = getattr(value, part)
-        if message := fault(value):
-            raise InputError(f"{name}: {message}, got {value}")
-    check_device(config.device)
+    for name, fault in faults(config):
+        raise InputError(f"{name}: {fault}")
     return config
+
+
+def name_fault(name: str) -> str | None:
+    """What is wrong with a run's name; None if a folder in runs/ can have it.
+
+    Older versions took any name, so a run that exists keeps the one it has.
+    """
+    if name in (".", "..") or "/" in name or not name.isprintable():
+        what = "must be one folder's name, without / and control characters; a place is given with out"
+        return f"{what}, got {short(name)}"
+    if len(name.encode(errors="surrogateescape")) > LONGEST_NAME:
+        return f"must have at most {LONGEST_NAME} bytes, got {short(name)}"
+    return None
+
+
+def _is_device(name: str) -> bool:
+    return bool(re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", name, re.ASCII))
 
 
 def check_device(name: str) -> None:
     """InputError unless a device's name is auto, cpu, cuda or cuda:N."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+    if not _is_device(name):
         raise InputError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
 
 
@@ -309,12 +361,22 @@ def from_dict(values: dict) -> Config:
             if callable(f.default_factory) and is_dataclass(f.default_factory)
         }
         for key in values.keys() - nested.keys():
+            if values[key] is None and f"{prefix}{key}" in MAY_BE_EMPTY:  # versions before 0.2 let null through
+                values = values | {key: ""}
             if not _is_of(values[key], hints[key]):
-                of = getattr(hints[key], "__name__", "") + str(get_args(hints[key]) or "")
-                raise InputError(f"{prefix}{key}: {values[key]!r} is not of its kind, {of}")
+                raise InputError(f"{prefix}{key}: {values[key]!r} is not of its kind, {in_words(hints[key])}")
         return kind(**{k: fill(nested[k], v, f"{prefix}{k}.") if k in nested else v for k, v in values.items()})
 
     return check(fill(Config, values))
+
+
+def in_words(kind: object) -> str:
+    """A setting's type hint in words, for messages: "a whole number", "auto, on or off"."""
+    if get_origin(kind) is Literal:
+        return any_of([str(known) for known in get_args(kind)])
+    if get_origin(kind) is list:
+        return "a list of texts, [a, b]"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]  # type: ignore[index]
 
 
 def _is_of(value: object, kind: object) -> bool:

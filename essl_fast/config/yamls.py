@@ -1,8 +1,11 @@
 """YAML that others may have written: checked before it is loaded.
 
 With YAML's aliases a file of a few lines can become an object of gigabytes, or one that contains itself, and
-jsonargparse would walk through it forever. It would also import the module that a `class_path` names. Settings need
-none of that. Loading itself (PyYAML's safe loader) runs no code, whatever a tag says.
+reading it would never end. Settings need none of that. Loading itself (PyYAML's safe loader) runs no code, whatever a
+tag says.
+
+Values stay texts: what `off`, `12:30` or `1e-4` means is decided by the setting's kind, as on a command line, and not
+by a version of YAML.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import yaml
 MOST_NODES, MOST_DEPTH = 10_000, 20  # of a file of settings, with all aliases followed
 LONGEST = 1 << 20  # characters
 _READER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_FORBIDDEN = {"class_path", "init_args", "__path__", "config", "import"}  # options or jsonargparse's own: no settings
+_FORBIDDEN = {"config", "import"}  # options, but no settings
 
 
 def refuse_bombs(text: str) -> str:
@@ -56,3 +59,36 @@ def refuse_bombs(text: str) -> str:
         if len(stack) > MOST_DEPTH or sum(nodes for _, nodes, _, _ in stack) > MOST_NODES:
             raise yaml.YAMLError(f"it has more than {MOST_NODES:,} values, or lists in lists {MOST_DEPTH} deep")
     return text
+
+
+class Plain(str):
+    """A text that stood without quotes: `null` is YAML's null, and not the word."""
+
+
+class _Texts(_READER):  # type: ignore[valid-type,misc]
+    """A loader whose values are texts, lists and mappings."""
+
+
+def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return node.value if node.style in ("'", '"', "|", ">") else Plain(node.value)
+
+
+_Texts.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in _READER.yaml_constructors.items()
+    if tag in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", None)
+}
+for _kind in ("null", "bool", "int", "float", "timestamp", "value", "str"):
+    _Texts.add_constructor(f"tag:yaml.org,2002:{_kind}", _text)
+
+
+def texts(text: str) -> object:
+    """The value of a YAML text: dicts and lists of texts, which are :class:`Plain` where they have no quotes.
+
+    Raises:
+        yaml.YAMLError: as of :func:`refuse_bombs`, or it has a tag that settings do not need.
+    """
+    try:
+        return yaml.load(refuse_bombs(text), _Texts)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None

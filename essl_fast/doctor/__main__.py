@@ -13,12 +13,18 @@ if __name__ == "__main__":
 import json
 import sys
 
-from essl_fast.common.commands import command
+from essl_fast.common.commands import Options, command
+from essl_fast.doctor import options as options_of
 from essl_fast.doctor.examination import examine, show
 from essl_fast.doctor.findings import STOPS
 from essl_fast.doctor.options import read_options, read_settings
 
 PROG = "python -m essl_fast.doctor"
+
+
+def parser() -> Options:
+    """The doctor's own options; it takes train's, too."""
+    return options_of.parser(PROG)
 
 
 def main(argv: list[str] | None = None) -> int:

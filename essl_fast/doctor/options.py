@@ -3,23 +3,30 @@
 import argparse
 
 from essl_fast.common.commands import Options
+from essl_fast.common.values import a_path
 from essl_fast.doctor.findings import INSTALL, OK, STOPS, Finding
 
 
 def read_options(prog: str, description: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The doctor's own options, and the command line of train that it examines."""
-    own = Options(prog=prog, add_help=False, allow_abbrev=False)
-    own.add_argument("--data", default="", metavar="DIR", help="prepared folder, short for --data.root")
-    own.add_argument("--json", action="store_true", help="print JSON")
-    own.add_argument("--probe", action="store_true", help="measure training itself, for some seconds, on --data")
-    own.add_argument("-h", "--help", action="store_true", help="show this help")
+    own = parser(prog)
     options, others = own.parse_known_args(argv)
     if options.help:
         print(description)
         own.print_help()
         print("\nand the options of train, which `python -m essl_fast.train --help` explains")
         raise SystemExit(0)
-    return options, [*others, *(["--data.root", options.data] if options.data else [])]
+    return options, [*others, *(["--data.root", str(options.data)] if options.data else [])]
+
+
+def parser(prog: str) -> Options:
+    """The doctor's own options."""
+    own = Options(prog=prog, add_help=False)
+    own.add_argument("--data", type=a_path, metavar="DIR", help="prepared folder, short for --data.root")
+    own.add_argument("--json", action="store_true", help="print JSON")
+    own.add_argument("--probe", action="store_true", help="measure training itself, for some seconds, on --data")
+    own.add_argument("-h", "--help", action="store_true", help="show this help")
+    return own
 
 
 def read_settings(prog: str, arguments: list[str]) -> tuple[object, list[Finding]]:

@@ -7,12 +7,13 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from pathlib import Path
 
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
+from essl_fast.common.outputs import output_file, to_stdout
 from essl_fast.common.registry import import_modules
+from essl_fast.common.values import a_path
 
 PROG = "python -m essl_fast.evaluate"
 
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
         from essl_fast.evaluate import evaluate_checkpoint, evaluate_published, extra_tables, table
 
     import_modules(options.imports)
-    console = commands.console()
+    console = commands.console(on_stderr=to_stdout(options.json))
     more = (options.split, options.device, options.precision, options.extra)
     if options.sspl_checkpoint:
         result = evaluate_published(options.sspl_checkpoint, options.data, *more, console=console)
@@ -38,22 +39,27 @@ def main(argv: list[str] | None = None) -> int:
         console.print(further)
     if options.json:
         write_json(options.json, result)
-        console.print(f"written to {options.json}")
+        console.print(f"written to {options.json}", highlight=False, soft_wrap=True, markup=False)
     return 0
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The options. InputError for those that do not go together."""
+def parser() -> Options:
+    """The options."""
     parser = Options(prog=PROG, description=__doc__)
-    parser.add_argument("checkpoint", type=Path, nargs="?", help="a run directory (its best.pt), or a checkpoint")
+    parser.add_argument("checkpoint", type=a_path, nargs="?", help="a run directory (its best.pt), or a checkpoint")
     parser.add_argument(
         "--sspl-checkpoint",
-        type=Path,
+        type=a_path,
         metavar="DIR",
         help="instead: folder with the published SSPL code's frame_best.pth, sound_best.pth, ssl_head_best.pth and, "
         "with a PCM, pcm_best.pth",
     )
-    parser.add_argument("--data", default="", help="prepared folder (default: the one the run was trained on)")
+    parser.add_argument(
+        "--data",
+        type=a_path,
+        metavar="DIR",
+        help="prepared folder (default: the one the run was trained on)",
+    )
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="split (default: test)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     precisions = ("auto", "bf16", "fp16", "fp32", "tf32")
@@ -66,14 +72,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="further metrics: cIoU with an adaptive threshold, success by size, and average precision and max-F1 "
         "against silence and another pair's sound",
     )
-    parser.add_argument("--json", type=Path, help="write the result here (default: print the table alone)")
-    options = parser.parse_args(argv)
+    text = "write the result here; - is standard output (default: print the table alone)"
+    parser.add_argument("--json", metavar="FILE", help=text)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options. InputError for those that do not go together."""
+    options = parser().parse_args(argv)
     if (options.checkpoint is None) == (options.sspl_checkpoint is None):
         raise InputError("give a checkpoint, or --sspl-checkpoint DIR, and not both")
-    if options.json and options.json.is_dir():
-        raise InputError(f"--json: {options.json} is a folder; name a file")
     if options.sspl_checkpoint and not options.data:
         raise InputError("--sspl-checkpoint: say on which prepared folder to evaluate it, with --data DIR")
+    if options.json is not None:
+        options.json = output_file(options.json, "--json")
     return options
 
 

@@ -28,13 +28,18 @@ from essl_fast.common import commands
 from essl_fast.common.commands import command, slow_imports
 from essl_fast.common.errors import InputError
 from essl_fast.common.registry import import_modules
-from essl_fast.localize.options import read_options
+from essl_fast.localize import options as options_of
 
 PROG = "python -m essl_fast.localize"
 
 
+def parser() -> commands.Options:
+    """The options."""
+    return options_of.parser(PROG, __doc__ or "")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    options = read_options(PROG, __doc__, argv)
+    options = options_of.read_options(PROG, __doc__ or "", argv)
     with slow_imports():
         from essl_fast.data.media.footage import is_picture
         from essl_fast.localize.command import localize

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, write_json
+from essl_fast.common.outputs import output_file, output_folder
 from essl_fast.data import media
 from essl_fast.data.datasets import read_truth
 from essl_fast.localize.finder import SoundFinder
@@ -39,19 +39,13 @@ class Outputs:
 
     def prepare(self, inputs: list[Path | None]) -> None:
         """Make the folder. InputError if an input would be overwritten, or if nothing can be written there."""
-        out = self.moments.parent
+        folder = self.moments.parent
         read = {path.resolve(): path for path in inputs if path}
         if taken := [read[path.resolve()] for path in vars(self).values() if path.resolve() in read]:
             raise InputError(f"--out: {taken[0]} is an input and would be overwritten; choose another folder")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            writable = os.access(out, os.W_OK | os.X_OK)
-        except OSError as error:
-            raise InputError(f"--out: {out} cannot be made ({error.strerror}); choose another folder") from error
-        if not writable:
-            raise InputError(
-                f"--out: nothing may be written into {out}; change its permissions, or choose another folder"
-            )
+        output_folder(folder, "--out")
+        for path in vars(self).values():
+            output_file(path, "--out")
 
 
 def localize(

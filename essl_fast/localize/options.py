@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from essl_fast.common.commands import Options
 from essl_fast.common.errors import InputError
+from essl_fast.common.values import a_path, number_between, whole_number
 
 DECODERS = ("auto", "nvdec", "pyav")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-
-
-def number_between(low: float, high: float) -> Callable[[str], float]:
-    """A type for argparse: a number from low to high."""
-
-    def read(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"must be from {low:g} to {high:g}, got {text}")
-        return value
-
-    read.__name__ = "number"  # argparse names the type so where float() fails
-    return read
 
 
 def frame_size(text: str) -> tuple[int, int]:
@@ -34,26 +22,34 @@ def frame_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def parser(prog: str, description: str) -> argparse.ArgumentParser:
+def parser(prog: str, description: str) -> Options:
     """The parser; the first paragraph of the description stands above the options, the others below."""
     first, _, more = description.partition("\n\n")
     style = argparse.RawDescriptionHelpFormatter
     parser = Options(prog=prog, description=first.partition(": ")[2], epilog=more, formatter_class=style)
     add = parser.add_argument
-    add("input", nargs="?", type=Path, metavar="VIDEO", help="a video, or a picture with --sound")
-    add("--image", type=Path, metavar="FILE", help="a picture instead of a video (with --sound)")
-    add("--sound", type=Path, metavar="FILE", help="take the sound from this file (default: the video's own)")
-    add("--checkpoint", required=True, type=Path, metavar="RUN", help="a run directory (its best.pt), or a checkpoint")
-    add("--out", type=Path, default=Path("localized"), metavar="DIR", help="for the results (default: localized)")
+    add("input", nargs="?", type=a_path, metavar="VIDEO", help="a video, or a picture with --sound")
+    add("--image", type=a_path, metavar="FILE", help="a picture instead of a video (with --sound)")
+    add("--sound", type=a_path, metavar="FILE", help="take the sound from this file (default: the video's own)")
+    add(
+        "--checkpoint", required=True, type=a_path, metavar="RUN", help="a run directory (its best.pt), or a checkpoint"
+    )
+    add("--out", type=a_path, default=Path("localized"), metavar="DIR", help="for the results (default: localized)")
     add("--rate", type=number_between(0.01, 1000), default=5.0, help="moments a second of video (default: 5)")
     add("--threshold", type=number_between(0, 1), default=0.5, help="of the scaled map (default: 0.5, the metric's)")
     add("--opacity", type=number_between(0, 1), default=0.6, help="of the hottest place (default: 0.6)")
-    add("--boxes", type=Path, metavar="FILE", help="ground truth: a JSON or CSV file, or Chaotic World's annotations")
+    add("--boxes", type=a_path, metavar="FILE", help="ground truth: a JSON or CSV file, or Chaotic World's annotations")
     add(
         "--boxes-size", type=frame_size, metavar="WxH", help="frame of the boxes (default: the video; folders: 320x180)"
     )
     add("--no-video", action="store_true", help="write no overlay video: much faster")
-    add("--batch", type=int, default=0, help="moments per forward pass (default: 64 on a GPU, 8 on a CPU)")
+    add(
+        "--batch",
+        type=whole_number(0, unit="moments"),
+        default=0,
+        metavar="N",
+        help="moments per forward pass (default: 64 on a GPU, 8 on a CPU)",
+    )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     text = "of the moments: nvdec is the GPU's video decoder (default: auto, nvdec where it can)"
     add("--decoder", default="auto", choices=DECODERS, help=text)
@@ -68,6 +64,4 @@ def read_options(prog: str, description: str, argv: Sequence[str] | None) -> arg
     options = parser(prog, description).parse_args(argv)
     if (options.input is None) == (options.image is None):
         raise InputError("give one VIDEO, or --image FILE with --sound FILE")
-    if options.batch < 0:
-        raise InputError(f"--batch: {options.batch} moments cannot be run; give 1 or more")
     return options

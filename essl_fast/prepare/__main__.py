@@ -31,10 +31,11 @@ if __name__ == "__main__":
 import sys
 from typing import TYPE_CHECKING, Any
 
-from essl_fast.common.commands import command, slow_imports
+from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.registry import import_modules
 from essl_fast.data.datasets import SOURCES
-from essl_fast.prepare.options import RUN, parser
+from essl_fast.prepare import options as options_of
+from essl_fast.prepare.options import RUN
 
 if TYPE_CHECKING:
     from essl_fast.data.shards import Manifest
@@ -71,9 +72,14 @@ def main(arguments: list[str] | None = None) -> int:
     return int(bool(lost or BAD & found.keys()))
 
 
+def parser() -> Options:
+    """The options."""
+    return options_of.parser(PROG)
+
+
 def parse(arguments: list[str] | None) -> dict[str, Any]:
     """The options that were given or have a default. SystemExit if Chaotic World has no files."""
-    options = parser(PROG)
+    options = parser()
     given = vars(options.parse_args(arguments))
     verifies = "verify" in given
     making = SOURCES & given.keys() or not verifies

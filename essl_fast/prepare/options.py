@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from essl_fast.common.commands import Options
+from essl_fast.common.values import a_path, number_between, whole_number
 from essl_fast.data.datasets import FRAMES, ROW_BOXES, SUBSETS
 
 VISUALS = ("auto", "clip", "jpeg")
 DECODERS = ("auto", "nvdec", "pyav")
 RUN = ("out", "visual", "decoder", "pairs_per_shard", "workers")  # options of `prepare_dataset`; others are the data's
 _UNSET = {"default": argparse.SUPPRESS}  # the option is in the result only if it was given
-_FOLDER = {"type": Path, "metavar": "DIR", **_UNSET}
-_FILE = {"type": Path, "metavar": "FILE", **_UNSET}
+_FOLDER = {"type": a_path, "metavar": "DIR", **_UNSET}
+_FILE = {"type": a_path, "metavar": "FILE", **_UNSET}
 
 
 def parser(prog: str) -> Options:
@@ -54,7 +54,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--videos", help="chaotic: folder of <video>.mp4 (or .mkv, .webm, .avi, .mov)", **_FOLDER)
     group.add_argument(
         "--annotations",
-        type=Path,
+        type=a_path,
         metavar="PATH",
         help="chaotic: folder that holds annotation/, train_ssl.txt and test_ssl.txt; flickr: folder of the XML files; "
         "vggss: the JSON file; for the last two, --data is searched if it is not given",
@@ -62,7 +62,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--data",
-        type=Path,
+        type=a_path,
         metavar="DIR",
         nargs="+",
         help="flickr, vggss: folders that hold frames/ and audio/, or videos/ (docs/datasets.md shows the layouts)",
@@ -103,13 +103,15 @@ def _add_pairs(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--subset", choices=SUBSETS, help="--from-h5 of flickr, vggss: which training pairs", **_UNSET)
     group.add_argument(
         "--validation",
-        type=float,
+        type=number_between(0, 1),
         default=0.1,
         metavar="SHARE",
         help="share of the training videos that becomes the split val, at least 0 and below 1; for flickr and vggss, "
         "and with --from-h5, of those with boxes",
     )
-    group.add_argument("--seed", type=int, default=0, help="decides which videos are val")
+    group.add_argument(
+        "--seed", type=whole_number(0, 2**63 - 1), default=0, metavar="N", help="decides which videos are val"
+    )
 
 
 def _add_shards(group: argparse._ArgumentGroup) -> None:
@@ -128,10 +130,18 @@ def _add_shards(group: argparse._ArgumentGroup) -> None:
         "there is one; PyAV always decodes the videos that NVDEC does not know",
     )
     group.add_argument(
-        "--pairs-per-shard", type=int, default=1024, metavar="N", help="pairs in a shard; 1024 make about 128 MB"
+        "--pairs-per-shard",
+        type=whole_number(1),
+        default=1024,
+        metavar="N",
+        help="pairs in a shard; 1024 make about 128 MB",
     )
     group.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one for each core, at most 8)", **_UNSET
+        "--workers",
+        type=whole_number(1, 1024),
+        metavar="N",
+        help="processes (default: one for each core, at most 8)",
+        **_UNSET,
     )
 
 

@@ -10,25 +10,32 @@ if __name__ == "__main__":
     begin()
 
 import sys
-from pathlib import Path
 
 from essl_fast.common.commands import Options, command, slow_imports
+from essl_fast.common.outputs import output_file, to_stdout
+from essl_fast.common.values import a_path
 
 PROG = "python -m essl_fast.report"
 
 
+def parser() -> Options:
+    """The options."""
+    parser = Options(prog=PROG, description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("runs", nargs="+", type=a_path, metavar="RUN", help="run directory that train wrote")
+    text = "the page; - is standard output (default: report.html in RUN; of several: report.html in this folder)"
+    parser.add_argument("--out", metavar="FILE", help=text)
+    return parser
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = Options(prog=PROG, description=__doc__.split("\n\n", 1)[1])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directory that train wrote")
-    parser.add_argument(
-        "--out", type=Path, help="the page (default: report.html in RUN; of several: report.html in this folder)"
-    )
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     with slow_imports():
         from essl_fast.report.writing import write_report
 
-    out, size = write_report(options.runs, options.out)
-    print(f"{out}: {size / 1e6:.1f} MB; open it in a browser")
+    place = options.out and output_file(options.out, "--out")
+    out, size = write_report(options.runs, place)
+    said = sys.stderr if to_stdout(out) else sys.stdout
+    print(f"{out}: {size / 1e6:.1f} MB; open it in a browser", file=said)
     return 0
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
+from essl_fast.common.outputs import output_file
 from essl_fast.report.page import page
 from essl_fast.report.runs import read_all
 
@@ -24,11 +25,11 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     """
     folders = [Path(folder) for folder in folders]
     out = Path(out) if out else (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    out = output_file(out, "--out")
     data = page(read_all(folders)).encode()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as file:
             file.write(data)
     except OSError as error:
-        raise InputError(f"--out: {out} cannot be written ({error}); give another place") from error
+        raise InputError(f"--out: {out} cannot be written ({error.strerror or error}); give another place") from error
     return out, len(data)

@@ -24,31 +24,38 @@ from pathlib import Path
 
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
+from essl_fast.common.values import a_path, whole_number
 from essl_fast.reproduce.rows import PARTS
 
 PROG = "python -m essl_fast.reproduce"
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The command's own options, and those of train."""
+def parser() -> Options:
+    """The command's own options."""
     parser = Options(
         prog=PROG,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
         epilog="All other options are train's, for every row: --epochs 3, --data.threads 2.",
     )
     parser.add_argument("parts", choices=(*PARTS, "all"), help="what to reproduce")
     parser.add_argument("--data", default="demo", help="folder that prepare wrote, or demo (default: demo)")
-    parser.add_argument("--out", type=Path, default=Path("reproduced"), help="default: reproduced")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="seeds (default: 0)")
+    parser.add_argument("--out", type=a_path, default=Path("reproduced"), help="default: reproduced")
+    parser.add_argument(
+        "--seeds", type=whole_number(0, 2**63 - 1), nargs="+", default=[0], metavar="N", help="seeds (default: 0)"
+    )
     text = "choose the best epoch on a validation split, or on the test set as the published code does (default: clean)"
     parser.add_argument("--protocol", choices=("clean", "published"), default="clean", help=text)
     parser.add_argument("--reduced", action="store_true", help="small networks and few epochs, for a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     text = "YAML file of published figures that this project does not know, shown beside ours: rows: {lss: {success: "
-    parser.add_argument("--published", type=Path, metavar="FILE", help=text + "31.4, auc: 37.7}}, in per cent")
-    return parser.parse_known_args(argv)
+    parser.add_argument("--published", type=a_path, metavar="FILE", help=text + "31.4, auc: 37.7}}, in per cent")
+    return parser
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The command's own options, and those of train."""
+    return parser().parse_known_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:

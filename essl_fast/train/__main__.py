@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from essl_fast import config
-from essl_fast.common.commands import command, slow_imports
+from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
+from essl_fast.common.values import whole_number
 
 PROG = "python -m essl_fast.train"
 DESCRIPTION = (
@@ -27,17 +28,22 @@ def add_options(parser) -> None:
     parser.add_argument(
         "--resume",
         default="",
-        metavar="DIR",
+        metavar="RUN",
         help="run directory to continue, with its own settings; auto: the one of --out if it has a checkpoint, with "
-        "the settings given here, else begin (type: str)",
+        "the settings given here, else begin",
     )
     parser.add_argument(
         "--profile",
-        type=int,
+        type=whole_number(0, unit="steps"),
         default=0,
         metavar="STEPS",
-        help="trace this many training steps into the run directory, and print where their time went (type: int)",
+        help="trace this many training steps into the run directory, and print where their time went",
     )
+
+
+def parser() -> Options:
+    """The settings and the command's own options."""
+    return config.parser(PROG, DESCRIPTION, add_options)
 
 
 def parse(argv: list[str]) -> tuple[config.Config, argparse.Namespace]:
@@ -51,8 +57,6 @@ def parse(argv: list[str]) -> tuple[config.Config, argparse.Namespace]:
         if not Path(default).is_file():
             raise InputError(f"--resume: {folder} is not a run directory (it has no config.yaml)")
     settings, options = config.parse(argv, PROG, DESCRIPTION, add_options, default)
-    if options.profile < 0:
-        raise InputError(f"--profile: {options.profile} steps cannot be traced; give 1 or more")
     return settings, options
 
 

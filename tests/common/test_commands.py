@@ -133,7 +133,7 @@ def test_every_command_is_meant():
     """Each module that ends in `command` is one of those above; `begin` stands first in it, where importing it as a
     library does not meet it, and nowhere else."""
     doors = {file.parent.name: file for file in PACKAGE.glob("*/__main__.py")}
-    doors |= {file.stem: file for file in PACKAGE.glob("*.py") if file.stem != "__init__"}
+    doors |= {file.stem: file for file in PACKAGE.glob("*.py") if file.stem not in ("__init__", "__main__")}
     ends = {name: guards(name)[-1:] for name in sorted(doors)}
     found = [
         name
@@ -141,14 +141,18 @@ def test_every_command_is_meant():
         for _, node in last
         if ast.unparse(node.body[-1]) == "sys.exit(command(main, PROG))"
     ]
-    assert found == sorted(COMMANDS)
+    assert found == sorted(COMMANDS) == sorted(door("essl_fast").COMMANDS)
     for name in COMMANDS:
         at, first = guards(name)[0]
         assert ast.unparse(first.body) == "from essl_fast.common.commands import begin\nbegin()", name
         before = ast.parse(source(name).read_text()).body[1:at]  # without the docstring
         assert [ast.unparse(node) for node in before] in ([], ["from __future__ import annotations"]), name
     callers = [path for path in PACKAGE.rglob("*.py") if "    begin()" in path.read_text()]
-    also = {PACKAGE / "common" / "commands.py", *(PACKAGE / "data" / "synthetic" / name for name in PROGRAMS)}
+    also = {
+        PACKAGE / "common" / "commands.py",
+        PACKAGE / "__main__.py",
+        *(PACKAGE / "data" / "synthetic" / name for name in PROGRAMS),
+    }
     assert set(callers) - also == {source(name) for name in COMMANDS}
 
 

@@ -15,6 +15,7 @@ from av.codec.codec import UnknownCodecError
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from essl_fast.common.errors import InputError
+from essl_fast.common.files import atomic_path
 from essl_fast.data.media import opening
 from essl_fast.data.media.audio import find_sound
 
@@ -154,8 +155,7 @@ def video_file(
         MediaError: `sound` has no sound track.
         OSError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with atomic_path(path) as partial:
         with (
             av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as out,
             opening.open_file(sound) if sound else nullcontext() as source,
@@ -165,7 +165,3 @@ def video_file(
                 writer.add_sound(source, sound)
             yield writer
             writer.finish()
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -11,9 +11,9 @@ if __name__ == "__main__":
     begin()
 
 import sys
-from pathlib import Path
 
 from essl_fast.common.commands import Options, command, slow_imports
+from essl_fast.common.values import a_path, number_between, whole_number
 from essl_fast.data.synthetic.settings import CODECS, WorldSettings
 
 PROG = "python -m essl_fast.data.synthetic"
@@ -23,14 +23,44 @@ def main(argv: list[str] | None = None) -> int:
     default = WorldSettings()
     parser = Options(prog=PROG, description="Makes the demo world from a seed.")
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder to make it in")
+    add("--out", type=a_path, required=True, help="folder to make it in")
     add("--codec", default=default.codec, choices=CODECS, help="video codec (default: %(default)s)")
-    add("--seed", type=int, default=default.seed, help="seed of everything (default: %(default)s)")
-    add("--train-videos", type=int, default=default.train_videos, help="training videos (default: %(default)s)")
-    add("--test-videos", type=int, default=default.test_videos, help="test videos (default: %(default)s)")
-    add("--seconds", type=float, default=default.seconds, help="length of a video, s (default: %(default)s)")
-    add("--fps", type=int, default=default.fps, help="frames per second (default: %(default)s)")
-    add("--workers", type=int, help="processes (default: one per CPU)")
+    add(
+        "--seed",
+        type=whole_number(0, 2**63 - 1),
+        metavar="N",
+        default=default.seed,
+        help="seed of everything (default: %(default)s)",
+    )
+    add(
+        "--train-videos",
+        type=whole_number(0),
+        metavar="N",
+        default=default.train_videos,
+        help="training videos (default: %(default)s)",
+    )
+    add(
+        "--test-videos",
+        type=whole_number(0),
+        metavar="N",
+        default=default.test_videos,
+        help="test videos (default: %(default)s)",
+    )
+    add(
+        "--seconds",
+        type=number_between(0, 1e6),
+        metavar="S",
+        default=default.seconds,
+        help="length of a video, s (default: %(default)s)",
+    )
+    add(
+        "--fps",
+        type=whole_number(1, 1000),
+        metavar="N",
+        default=default.fps,
+        help="frames per second (default: %(default)s)",
+    )
+    add("--workers", type=whole_number(1, 1024), metavar="N", help="processes (default: one per CPU)")
     add("--overwrite", action="store_true", help="replace a world of other settings")
     options = vars(parser.parse_args(argv))
     with slow_imports():

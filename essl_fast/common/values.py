@@ -1,0 +1,108 @@
+"""One reading of values: on a command line, in a file of settings, and for every command.
+
+The text of a value means the same wherever it stands. What several readers of YAML or shells would take for different
+things (010, 12:30) is refused. Each function raises ValueError with what a value must be: "must be a whole number".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from essl_fast.common.errors import short
+
+_WHOLE = re.compile(r"[+-]?\d(_?\d)*", re.ASCII)
+_BASED = re.compile(r"[+-]?0(x[0-9a-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d(_?\d)*(\.(\d(_?\d)*)?)?|\.\d(_?\d)*)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_NO_NUMBER = re.compile(r"([+-]?)\.?(inf|infinity|nan)", re.ASCII | re.IGNORECASE)
+_TRUE, _FALSE = ("true", "yes", "on"), ("false", "no", "off")
+_NULL = ("", "~", "null")
+_MOST_DIGITS = 30  # no setting is larger; Python itself refuses numbers of thousands of digits
+
+
+def is_null(text: str) -> bool:
+    """Whether a plain text is YAML's null: nothing, `~` or `null`."""
+    return text.lower() in _NULL
+
+
+def whole(text: str) -> int:
+    """A whole number: 40, -1, 1_000, 0x28, 0o50, 0b101000; not 010, which is 8 to some readers and 10 to others."""
+    plain = text.strip()
+    if len(plain) > _MOST_DIGITS:
+        raise ValueError(f"must be a whole number of at most {_MOST_DIGITS} digits")
+    if _BASED.fullmatch(plain):
+        return int(plain, 0)
+    if not _WHOLE.fullmatch(plain):
+        raise ValueError("must be a whole number such as 40")
+    if re.match(r"[+-]?0[\d_]", plain):
+        raise ValueError("must be a whole number without leading zeros, which some take for octal")
+    return int(plain)
+
+
+def number(text: str) -> float:
+    """A number: 5, 5e-4, .5, 1_000.0, also inf and nan, which a range then refuses."""
+    plain = text.strip()
+    if found := _NO_NUMBER.fullmatch(plain):
+        return float(f"{found[1]}{found[2]}")
+    if not _NUMBER.fullmatch(plain):
+        raise ValueError("must be a number such as 0.5 or 5e-4")
+    if re.match(r"[+-]?0_?\d", plain):
+        raise ValueError("must be a number without leading zeros, which some take for octal")
+    return float(plain)
+
+
+def truth(text: str) -> bool:
+    """true or false, which may also be written yes, on, no and off."""
+    plain = text.strip().lower()
+    if plain not in (*_TRUE, *_FALSE):
+        raise ValueError("must be true or false")
+    return plain in _TRUE
+
+
+def path(text: str) -> str:
+    """A path; `~` and `~name` at its beginning become the home folder, as in a shell."""
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise ValueError("must be a path, without control characters")
+    whole_text = os.path.expanduser(text)
+    if text.startswith("~") and whole_text == text:
+        raise ValueError(
+            f"begins with {short(text.split('/')[0])}, and no home folder is known for it; write ./~ or all of it"
+        )
+    return whole_text
+
+
+def _typed(read: Callable[[str], object], low: float, high: float, unit: str) -> Callable[[str], object]:
+    def convert(text: str):
+        try:
+            value = read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}, got {short(text)}") from None
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {bounds}{unit and ' ' + unit}, got {short(text)}")
+        return value
+
+    return convert
+
+
+def whole_number(low: int, high: float = 2**31 - 1, unit: str = "") -> Callable[[str], int]:
+    """A type for an option: a whole number from low to high."""
+    return _typed(whole, low, high, unit)
+
+
+def number_between(low: float, high: float, unit: str = "") -> Callable[[str], float]:
+    """A type for an option: a number from low to high."""
+    return _typed(number, low, high, unit)
+
+
+def a_path(text: str) -> Path:
+    """A type for an option: a path that is not empty."""
+    try:
+        if not text:
+            raise ValueError("must be a path")
+        return Path(path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, got {short(text)}") from None
