@@ -96,8 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         with slow_imports():
             module = door(name)
-        module.PROG = f"{PROG} {name}" if PROG == SCRIPT else f"{PROG}.{name}"
-        return command(lambda: module.main(words[1:]), module.PROG)
+        prog = f"{PROG} {name}" if PROG == SCRIPT else f"{PROG}.{name}"
+        setattr(module, "PROG", prog)  # its messages name it  # noqa: B010
+        return command(lambda: module.main(words[1:]), prog)
     if name and not name.startswith("-"):
         raise InputError(f"there is no command {short(name)}{did_you_mean(name, COMMANDS)}; {PROG} lists them")
     options = parser(PROG).parse_args(words)
