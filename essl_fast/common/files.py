@@ -63,7 +63,7 @@ def atomic_path(path: Path, tag: str = "") -> Iterator[Path]:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    target = path if outputs.is_stream(path) else Path(os.path.realpath(path))
+    target = path if outputs.is_stream(path) else outputs.followed(path)
     partial = outputs.partial_of(target, tag)
     with outputs.named(path, partial):
         try:

@@ -57,6 +57,14 @@ def descriptor_of(path: Path) -> int | None:
     return None
 
 
+def followed(path: Path) -> Path:
+    """The file that a path names, links followed. OSError if they lead in a circle."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
+
+
 def to_stdout(path: Path | None) -> bool:
     """Whether what is written to a path arrives on standard output, where then nothing else should be printed."""
     return path is not None and descriptor_of(path) == 1
@@ -146,8 +154,8 @@ def output_file(given: str | Path, option: str) -> Path:
         if path.is_dir():
             raise InputError(f"{option}: {given} is a folder; name a file")
         if not is_stream(path):
-            target = Path(os.path.realpath(path))
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = followed(path)
+            _make(target.parent)
             if len(os.fsencode(target.name)) > _LONGEST:
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             _probe(target.parent)
@@ -168,7 +176,7 @@ def output_folder(given: str | Path, option: str) -> Path:
     try:
         if path.exists() and not path.is_dir():
             raise InputError(f"{option}: {given} is no folder; choose another name")
-        path.mkdir(parents=True, exist_ok=True)
+        _make(path)
         _probe(path)
     except OSError as error:
         raise _refusal(given, option, error) from error
@@ -180,6 +188,13 @@ def _usable(given: str | Path, option: str) -> Path:
     if not text or any(ord(c) < 32 or ord(c) == 127 for c in text):
         raise InputError(f"{option}: {short(text)} is no path to write to")
     return Path(given)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # the name is a file's
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
 def _probe(folder: Path) -> None:

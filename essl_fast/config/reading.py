@@ -61,9 +61,12 @@ def _text(name: str, given: str) -> str:
         raise ValueError("must not be empty")
     try:
         if name in PATHS:
+            given.encode()  # the settings are written into files of UTF-8
             return values.path(str(given))
         if not given.isprintable():
             raise ValueError("must be a text without control characters")
+    except UnicodeEncodeError:
+        raise ValueError(f"must be a path in UTF-8, got {short(given)}") from None
     except ValueError as error:
         raise ValueError(f"{error}, got {short(given)}") from None
     return str(given)
@@ -78,7 +81,7 @@ def _one_of(known: list[str], given: str) -> str:
 def _several(given: object) -> list[str]:
     """A list of texts: of a file, or as a command line has it, `[a, b]` or one word."""
     if isinstance(given, Plain):
-        given = texts(given) if given.startswith("[") else [] if values.is_null(given) else [given]
+        given = texts(str(given)) if given.startswith("[") else [] if values.is_null(given) else [given]
     items = [given] if isinstance(given, str) else given
     if not isinstance(items, list):
         raise ValueError("must be a list of texts such as [a, b]")
@@ -117,7 +120,7 @@ def file_values(text: str, source: str) -> dict[str, Any]:
     try:
         held = texts(text)
     except yaml.YAMLError as error:
-        reason = str(error).replace('in "<unicode string>", ', "in ").replace('in "<file>", ', "in ")
+        reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ").replace('in "<file>", ', "in ")
         raise InputError(f"{source}: not a file of settings ({reason})") from error
     if held is None or isinstance(held, Plain) and values.is_null(held):
         raise InputError(f"{source}: the file has no settings in it")
@@ -138,7 +141,7 @@ def checked(name: str, given: object, kind: Any, said: str) -> Any:
     try:
         return value(name, given, kind)
     except (ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{said}: {error}") from error
+        raise InputError(f"{said}: {' '.join(str(error).split())}") from error
 
 
 def _opened(held: Mapping[Any, Any], source: str, prefix: str = "") -> Iterable[tuple[str, Any]]:

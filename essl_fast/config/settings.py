@@ -317,7 +317,7 @@ def name_fault(name: str) -> str | None:
 
     Older versions took any name, so a run that exists keeps the one it has.
     """
-    if name in (".", "..") or "/" in name or not name.isprintable():
+    if name in (".", "..") or "/" in name or not name.isprintable() or name != name.strip():
         what = "must be one folder's name, without / and control characters; a place is given with out"
         return f"{what}, got {short(name)}"
     if len(name.encode(errors="surrogateescape")) > LONGEST_NAME:

@@ -1,0 +1,179 @@
+"""Files that commands write: streams are written to as they are, links are followed, faults are told first."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from essl_fast.common import files, outputs
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import PACKAGE
+
+DATA = b"what was written"
+
+
+def write(path, data=DATA):
+    with files.atomic_file(path) as file:
+        file.write(data)
+
+
+def write_by_name(path, data=DATA):
+    with files.atomic_path(path) as partial:
+        partial.write_bytes(data)
+
+
+WRITERS = pytest.mark.parametrize("write", [write, write_by_name])
+
+
+@WRITERS
+def test_a_fifo_gets_the_bytes_and_stays(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        got = []
+        reader = threading.Thread(target=lambda got=got: got.append((tmp_path / "pipe").read_bytes()))
+        reader.start()
+        write(tmp_path / name)
+        reader.join()
+        assert got == [DATA] and stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"] and (tmp_path / "link").is_symlink()
+
+
+@WRITERS
+def test_a_socket_gets_the_bytes_and_stays(tmp_path, write):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        write(tmp_path / "socket")
+        with server.accept()[0] as got:
+            assert got.recv(100) == DATA
+    assert stat.S_ISSOCK(os.stat(tmp_path / "socket").st_mode)
+
+
+@WRITERS
+def test_a_device_stays(tmp_path, write):
+    (tmp_path / "null").symlink_to(os.devnull)
+    before = os.stat(os.devnull)
+    write(tmp_path / "null")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode) and os.path.samestat(before, os.stat(os.devnull))
+    with pytest.raises(OSError) as full:
+        write(Path("/dev/full"))
+    assert full.value.filename == "/dev/full"
+
+
+@WRITERS
+@pytest.mark.parametrize("link", ["real", "../folder/real", "second"])
+def test_a_link_stays_and_what_it_names_is_new(tmp_path, write, link):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "second").symlink_to(folder / "real")
+    (folder / "link").symlink_to(link)
+    for data in (b"first", b"second"):  # into nothing, then over the file
+        write(folder / "link", data)
+        assert (folder / "real").read_bytes() == data
+    assert (folder / "link").is_symlink() and (folder / "second").is_symlink()
+    assert sorted(path.name for path in folder.iterdir()) == ["link", "real", "second"]
+
+
+@WRITERS
+def test_a_file_keeps_its_permissions_and_a_failure_leaves_it_alone(tmp_path, write):
+    file = tmp_path / "file"
+    file.write_bytes(b"before")
+    file.chmod(0o640)
+    write(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640 and file.read_bytes() == DATA
+    with pytest.raises(TypeError):
+        write(file, None)
+    assert file.read_bytes() == DATA and list(tmp_path.iterdir()) == [file]
+
+
+@WRITERS
+@pytest.mark.parametrize("name", ["nowhere/x.json", "file/x.json", ".", "x" * 256, "loop"])
+def test_an_error_names_the_file_that_was_asked_for(tmp_path, write, name):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError) as error:
+        write(tmp_path / name)
+    assert error.value.filename == str(tmp_path / name)
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
+    for length in (240, 250, 255):
+        write(tmp_path / ("x" * length))
+        assert (tmp_path / ("x" * length)).read_bytes() == DATA
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+REFUSED = [  # option's value, what the message says
+    ("", "is no path to write to"),
+    ("a\nb", "is no path to write to"),
+    ("a\0b", "is no path to write to"),
+    ("folder", "is a folder; name a file"),
+    ("file/x", "cannot be written (not a directory)"),
+    ("file/x/y", "cannot be written (not a directory)"),
+    ("x" * 256, "cannot be written (file name too long)"),
+    ("x" * 300 + "/x", "cannot be written (file name too long)"),
+    ("x/" * 3000 + "x", "cannot be written (file name too long)"),
+    ("/proc/nothing/x", "cannot be written"),
+    ("/sys/x", "cannot be written"),
+    ("loop", "cannot be written"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), REFUSED, ids=lambda text: repr(text)[:20])
+def test_what_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch, given, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError) as refused:
+        outputs.output_file(given, "--json")
+    assert str(refused.value).startswith("--json: ") and said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "given", ["x.json", "new/folder/x.json", "link", "dangling", "pipe", "/dev/null", "/dev/stdout", "-", "x" * 255]
+)
+def test_what_can_be_written_is_left_as_it_is(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "real").write_bytes(DATA)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("later")
+    os.mkfifo("pipe")
+    path = outputs.output_file(given, "--json")
+    assert path.parent.is_dir() and (tmp_path / "real").read_bytes() == DATA and not path.with_name("later").exists()
+
+
+@pytest.mark.parametrize("given", ["", "file", "file/x", "x" * 256, "/proc/nothing", "loop"])
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="^--out: "):
+        outputs.output_folder(given, "--out")
+
+
+SCRIPT = """
+import sys
+from essl_fast.common import files, outputs
+print("before")
+path = outputs.output_file(sys.argv[1], "--json")
+with files.atomic_file(path) as file:
+    file.write(b"data\\n")
+print(outputs.to_stdout(path))
+"""
+
+
+@pytest.mark.parametrize("given", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "link"])
+def test_standard_output_that_is_a_file_is_continued(tmp_path, given):
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    with open(tmp_path / "out", "wb") as out:
+        command = [sys.executable, "-c", SCRIPT, given]
+        environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+        subprocess.run(command, stdout=out, cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert (tmp_path / "out").read_text() == "before\ndata\nTrue\n"
