@@ -3,15 +3,18 @@
 import argparse
 import ast
 import re
+import runpy
 import shlex
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 from essl_fast import config
 from essl_fast.data import media
+from essl_fast.data.datasets import read_chaotic_world
 from tests import ROOT
 from tests.tools.doors import door
 
@@ -41,7 +44,7 @@ RUN = {
 # Not for this process: others run them, or nobody can here.
 ELSEWHERE = {
     "pip install -c constraints.txt . && python -m essl_fast.train": "continuous integration's first step",
-    "pip install -c constraints.txt '.[test,bench]' && python -m pytest -n auto --dist loadfile": "this",
+    "pip install -c constraints.txt '.[test,bench]' && python -m pytest": "this",
     "python -m essl_fast.train --resume runs/mine": "tests/test_extending.py",
     "pip download --dest wheels . setuptools wheel": "needs a network",
     "pip install --no-index --find-links wheels .": "needs what that downloads",
@@ -49,6 +52,7 @@ ELSEWHERE = {
     "pip install 'essl_fast[h5]'": "an extra of pyproject.toml",
     "pip install '.[tensorboard]'": "an extra of pyproject.toml",
     "bash .ci/run": "runs this",
+    "python -m pydoc essl_fast.Loader": "Python's own",
     "python -m pytest tests/kernels/test_log_mel.py": "a part of this suite",
     "python -m pytest tests/models/test_inference_form.py": "a part of this suite",
 }
@@ -188,4 +192,25 @@ def test_the_troubleshooting_page_quotes_real_messages():
 def test_the_example_in_the_readme_is_the_file():
     shown = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     example = (ROOT / "examples" / "heatmap.py").read_text()
-    assert len(shown) == 1 and shown[0].strip() in example
+    assert len(shown) == 1 and textwrap.dedent(shown[0]).strip() in textwrap.dedent(example)
+
+
+def test_the_table_for_your_own_videos_is_read(tmp_path):
+    """docs/your_data.md: its five rows are five pairs, with the boxes scaled from --annotation-size to the grid."""
+    page = (ROOT / "docs" / "your_data.md").read_text()
+    table = re.search(r"```\n(start_fid,.*?)```", page, re.DOTALL)[1]
+    folder = tmp_path / "annotation" / "group"
+    folder.mkdir(parents=True)
+    (folder / "street_01.csv").write_text(table)
+    for name, text in (("train_ssl.txt", "street_01\n"), ("test_ssl.txt", "")):
+        (tmp_path / name).write_text(text)
+    pairs = read_chaotic_world(tmp_path, size=(320, 180), validation=0).pairs
+    assert [(pair.fid, pair.time) for pair in pairs] == [(51, 2), (126, 5), (201, 8), (301, 12), (401, 16)]
+    assert all((pair.fid - 1) / 25 == pair.time for pair in pairs), "what the page says of start_time"
+    assert pairs[0].boxes.tolist() == [[84, 49, 126, 136]] and pairs[1].class_name == "dog"
+
+
+def test_the_loop_of_ones_own_trains(tiny):
+    module = runpy.run_path(str(ROOT / "examples" / "own_loop.py"))
+    losses = module["train"](str(tiny[1]), steps=12)
+    assert len(losses) == 12 and min(losses[6:]) < losses[0]
