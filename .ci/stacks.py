@@ -95,10 +95,9 @@ def default_jobs(found: list[str]) -> list[Job]:
 class Trial:
     """Runs jobs in a folder of its own."""
 
-    def __init__(self, work: Path, uv: str):
-        self.work, self.uv = work, uv
+    def __init__(self, work: Path, uv: str, cuda: bool):
+        self.work, self.uv, self.cuda = work, uv, cuda
         self.source = work / "a folder für essl_fast"
-        self.log = work / "log.txt"
 
     def run(self, *command: object, cwd: Path | None = None, **more: str) -> str:
         """Runs a command; what it printed. Failed with its last lines if it failed, NotHad if there is no network."""
@@ -134,7 +133,7 @@ class Trial:
         self.run(self.uv, "venv", "--quiet", "--clear", "-p", interpreter, python.parent.parent)
         self.run(self.uv, "pip", "install", "--quiet", "-p", python, "-r", pins)
         install = [self.uv, "pip", "install", "--quiet", "--no-deps", "--reinstall-package", "essl_fast", "-p", python]
-        self.run(*install, self.source, ESSL_CUDA="0")
+        self.run(*install, self.source, ESSL_CUDA="1" if self.cuda else "0")
 
     def try_job(self, job: Job) -> None:
         """Every step of a job, until one fails."""
@@ -195,6 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("jobs", nargs="*", metavar="PYTHON:STACK", help=f"stacks: {', '.join(STACKS)}")
     parser.add_argument("--all", action="store_true", help="every Python found, with every stack")
+    parser.add_argument("--cuda", action="store_true", help="build the CUDA part, too, which takes minutes")
     parser.add_argument("--uv", default=shutil.which("uv") or "uv", help="uv's path")
     options = parser.parse_args()
     for job in options.jobs:
@@ -210,7 +210,7 @@ def main() -> int:
     if not jobs:
         jobs = [Job(p, s) for p in found for s in STACKS] if options.all else default_jobs(found)
     with tempfile.TemporaryDirectory(prefix="essl_fast-stacks-") as folder:
-        trial = Trial(Path(folder), options.uv)
+        trial = Trial(Path(folder), options.uv, options.cuda)
         try:
             trial.unpack_sdist()
         except NotHad as error:

@@ -51,7 +51,14 @@ __device__ __forceinline__ double lesser(double a, double b) { return b < a ? b 
 __device__ __forceinline__ double greater(double a, double b) { return b > a ? b : a; }
 __device__ __forceinline__ double plus(double a, double b) { return a + b; }
 
-__global__ void __launch_bounds__(kThreads) localization_counts_kernel(const LocalizationCounts p) {
+// A multiprocessor of sm_86 and sm_89 holds 1,536 threads, three blocks. nvcc 13.5 has to be told, or else it spills.
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ == 860 || __CUDA_ARCH__ == 890)
+#define ESSL_BOUNDS __launch_bounds__(kThreads, 3)
+#else
+#define ESSL_BOUNDS __launch_bounds__(kThreads)
+#endif
+
+__global__ void ESSL_BOUNDS localization_counts_kernel(const LocalizationCounts p) {
   const Layout at = layout_of(p);
   unsigned char* const shared = dynamic_shared();
   double* const share = reinterpret_cast<double*>(shared + at.share);

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from essl_fast.doctor import installation, machine, prepared_data, speed, weight_files
+from essl_fast.doctor import installation, machine, media_files, prepared_data, speed, weight_files
 from essl_fast.doctor.findings import NOTE, OK, SLOWER, STOPS, Case, Finding, guarded
 
 CHECKS = {
@@ -15,6 +15,7 @@ CHECKS = {
     "Triton": installation.check_triton,
     "torch.compile": installation.check_compile,
     "DALI": installation.check_dali,
+    "media": media_files.check_media,
     "NVDEC": machine.check_nvdec,
     "weights": weight_files.check_weights,
     "data": prepared_data.check_data,

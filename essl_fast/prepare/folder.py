@@ -20,13 +20,14 @@ from essl_fast.prepare.reporting import Reporter
 from essl_fast.prepare.workers import CRASHED
 
 PARTS = ".parts"
-_MENDABLE = {  # reasons that a better copy of the file removes
+_MENDABLE = {  # reasons that a better copy of the file, or of the program, removes
     media.MISSING,
     media.UNREADABLE,
     media.NO_VIDEO,
     media.NO_SOUND,
     media.TRUNCATED,
     media.SOUND_TRUNCATED,
+    media.OWN_FAULT,
     CRASHED,
     nvdec.FAILED,
     stills.BAD_PICTURE,

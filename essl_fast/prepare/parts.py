@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import os
+import traceback
 from pathlib import Path
 
 import av
@@ -68,13 +69,22 @@ def make_part(task: Task, folder: Path) -> dict:
     return part
 
 
+# No content of a file is the reason for these: a library has another interface than expected, or code is wrong.
+_OWN_FAULTS = (TypeError, AttributeError, NameError, ImportError, AssertionError, NotImplementedError)
+
+
 def _fault_of_file(error: Exception, task: Task) -> tuple[str, str]:
     """(reason, detail) of a video that cannot be decoded. Any error counts: one file must not end the whole run."""
     if isinstance(error, media.MediaError):
         return error.reason, error.detail
     name = Path(task.path).name
     message = getattr(error, "strerror", None) or str(error).replace(task.path, name)
-    fault = media.MediaError(media.UNREADABLE, f"{name}: {type(error).__name__}: {message}")
+    reason, where = media.UNREADABLE, ""
+    if isinstance(error, _OWN_FAULTS):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = media.OWN_FAULT
+        where = f" ({Path(frame.filename).name}, line {frame.lineno}); run python -m essl_fast.doctor, and report it"
+    fault = media.MediaError(reason, f"{name}: {type(error).__name__}: {message}{where}")
     return fault.reason, fault.detail
 
 

@@ -15,7 +15,7 @@ from essl_fast import config
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.doctor import __main__ as doctor_door
-from essl_fast.doctor import installation, machine, prepared_data, speed, weight_files
+from essl_fast.doctor import installation, machine, media_files, prepared_data, speed, weight_files
 from essl_fast.doctor.findings import NOTE, OK, SLOWER, STOPS, Case, guarded
 from essl_fast.doctor.options import read_options, read_settings
 from essl_fast.models import weights
@@ -199,6 +199,55 @@ def test_csrc_against_the_gpu(monkeypatch, on_cpu, info, status, word):
     if info["archs"] == "sm_80":
         status, word = OK, "among them"  # its PTX is the newest
     assert found.status == status and word in found.what
+
+
+def test_a_part_of_csrc_that_was_left_out_says_why(monkeypatch, on_cpu):
+    """pip hides what a build prints: here the user reads it."""
+    from essl_fast.kernels import native
+
+    info = {"cuda": False, "cuda_version": "", "archs": "", "compiler": "c++"}
+    monkeypatch.setattr(native, "available", lambda: True)
+    monkeypatch.setattr(native, "build_info", lambda: info)
+    monkeypatch.setattr(native, "left_out", lambda: "no nvcc works (nvcc: g++ 99 is too new)")
+    for chips, status in (([], NOTE), (["sm_90"], SLOWER)):
+        monkeypatch.setattr(machine, "gpu_chips", lambda chips=chips: chips)
+        (found,) = guarded("csrc", installation.check_csrc, on_cpu)
+        assert found.status == status and "g++ 99 is too new" in found.what and "ESSL_CUDA=1" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("raises", "TypeError: unexpected keyword"),
+        ("no frame", "decodes to nothing"),
+        ("another picture", "grey levels apart"),
+        ("another tone", "a tone of 1000 Hz came back"),
+    ],
+)
+def test_a_pyav_that_cannot_read_what_it_wrote_stops(monkeypatch, on_cpu, fault, said):
+    from essl_fast.data import media
+
+    (fine,) = guarded("media", media_files.check_media, on_cpu)
+    assert fine.status == OK and fine.values["av"] and "wrote and read" in fine.what
+    decode, listen = media.decode_frames, media.audio.decode_sound
+
+    def frames(path, requests):
+        if fault == "raises":
+            raise TypeError("unexpected keyword")
+        for index, picture in decode(path, requests):
+            yield index, media.MediaError("x", "decodes to nothing") if fault == "no frame" else 255 - picture
+
+    def sound(path):
+        heard = listen(path)
+        heard.mono[:] = heard.mono[::-1].cumsum()
+        return heard
+
+    if fault == "another tone":
+        monkeypatch.setattr(media.audio, "decode_sound", sound)
+    else:
+        monkeypatch.setattr(media, "decode_frames", frames)
+    (found,) = guarded("media", media_files.check_media, on_cpu)
+    assert found.status == STOPS and said in found.what and found.remedy
 
 
 def test_a_gpu_that_pytorch_does_not_see(monkeypatch, on_cpu):

@@ -61,18 +61,20 @@ def test_a_worker_that_died_before_its_task_is_replaced(world, reference, tmp_pa
     assert dead and hashes(tmp_path / "out") == hashes(reference)
 
 
-def test_an_error_nobody_expected_costs_its_video(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("error", "own"), [("ValueError", False), ("TypeError", True), ("AttributeError", True)])
+def test_an_error_nobody_expected_costs_its_video(world, tmp_path, monkeypatch, error, own):
+    """And a fault of the program's own, or of a library with another interface, is not said to be the file's."""
     workers_that(
         monkeypatch,
         "from essl_fast.data.media import decode_frames as frames\ndef odd(path, *more):\n"
-        " if path.name == 'b.mp4': raise ValueError('odd')\n return frames(path, *more)\n"
+        f" if path.name == 'b.mp4': raise {error}('odd')\n return frames(path, *more)\n"
         "media.decode_frames = odd",
     )
     run(world, tmp_path / "out")
-    entries = [
-        (left["video"], left["detail"]) for left in left_out(tmp_path / "out") if left["reason"] == media.UNREADABLE
-    ]
-    assert entries == [("b", "b.mp4: ValueError: odd (4 pairs)")]
+    reason = media.OWN_FAULT if own else media.UNREADABLE
+    entries = [(left["video"], left["detail"]) for left in left_out(tmp_path / "out") if left["reason"] == reason]
+    after = " (<string>, line 9); run python -m essl_fast.doctor, and report it" if own else ""
+    assert entries == [("b", f"b.mp4: {error}: odd{after} (4 pairs)")]
 
 
 def test_a_video_that_vanishes_is_left_out(world, tmp_path, monkeypatch):

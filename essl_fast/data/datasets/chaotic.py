@@ -182,5 +182,5 @@ def _frame_rate(videos: Path, video: str) -> float | None:
     """Frames per second, or None if the video cannot be read: then its part will say why."""
     try:
         return media.probe(media.find_video(videos, video)).frame_rate
-    except Exception:
+    except (OSError, ValueError):  # a MediaError is a ValueError
         return None

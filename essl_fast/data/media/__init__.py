@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from essl_fast.data.media.errors import NO_CLIP as NO_CLIP
     from essl_fast.data.media.errors import NO_SOUND as NO_SOUND
     from essl_fast.data.media.errors import NO_VIDEO as NO_VIDEO
+    from essl_fast.data.media.errors import OWN_FAULT as OWN_FAULT
     from essl_fast.data.media.errors import PAST_END as PAST_END
     from essl_fast.data.media.errors import SOUND_TRUNCATED as SOUND_TRUNCATED
     from essl_fast.data.media.errors import TRUNCATED as TRUNCATED
@@ -55,6 +56,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "NO_CLIP": "errors",
         "NO_SOUND": "errors",
         "NO_VIDEO": "errors",
+        "OWN_FAULT": "errors",
         "PAST_END": "errors",
         "Probe": "probing",
         "Reel": "groups",

@@ -11,6 +11,7 @@ PAST_END = "frame past the end of the video"
 TRUNCATED = "video truncated or damaged"
 SOUND_TRUNCATED = "sound truncated or damaged"
 LIMIT = "beyond the decoding limits"  # those of `limits`
+OWN_FAULT = "error in the program, not in the file"
 NO_CLIP = "no clip can be cut for this frame"  # the pair is then stored as JPEG
 
 
