@@ -200,3 +200,25 @@ def test_what_pyav_decodes_in_nvdecs_place_lies_on_the_gpu_as_well(tmp_path, mon
     shown = list(reels.from_dali(video, range(40), 224, device))
     assert [place for place, _ in shown] == list(range(40)) and {one.frame.device for _, one in shown} == {device}
     assert [number_of(one.frame.cpu().numpy()) for _, one in shown] == list(range(1, 41))
+
+
+def test_a_reel_that_nvdec_never_gave_is_pyavs(tmp_path, monkeypatch):
+    """What lay in that memory does not reach the network."""
+    path = make_video(tmp_path / "v.webm", seconds=3, **VP9)
+    real, proven = reels._is_proven, []
+
+    def unwritten(reel: Reel, frame: torch.Tensor) -> bool:
+        proven.append(real(reel, frame) and not real(reel, torch.zeros_like(frame)))
+        return proven[-1] and len(proven) != 2
+
+    monkeypatch.setattr(reels, "_is_proven", unwritten)
+    check(
+        path, range(30), monkeypatch, ["v.webm, 1.00 s: NVDEC gave another picture than PyAV, or none; PyAV decodes 10"]
+    )
+    assert proven == [True] * 3
+
+
+def test_a_reel_that_nvdec_must_not_get_is_pyavs(tmp_path, monkeypatch):
+    odd = make_video(tmp_path / "v.webm", seconds=1, picture=lambda number: numbered(number, 161, 91), **VP9)
+    monkeypatch.setattr(reels, "decode_reels", lambda *what: pytest.fail("DALI got an odd size"))
+    check(odd, range(10), monkeypatch)

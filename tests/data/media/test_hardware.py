@@ -9,7 +9,18 @@ from essl_fast.data.media import hardware, nvdec
 from essl_fast.data.shards import Manifest, iterate
 from essl_fast.prepare import prepare
 from essl_fast.prepare.tasks import Task
-from tests.tools.media import MJPEG, VP9, clicks, make_video, number_of, row, set_matrix, truncate, write_annotations
+from tests.tools.media import (
+    MJPEG,
+    VP9,
+    clicks,
+    make_video,
+    number_of,
+    numbered,
+    row,
+    set_matrix,
+    truncate,
+    write_annotations,
+)
 from tests.tools.prepare import hashes, left_out, workers_that
 
 KNOWN = {"vp9": [16, 16, 4096, 4096]}
@@ -65,6 +76,41 @@ def test_a_decoder_that_fails_is_named_and_costs_no_other_video(tmp_path):
     assert [frame.reason for frame in ours] == [nvdec.FAILED] * 2
     assert ours[0].detail.startswith("b.mp4: ") and ours[0].detail.endswith("--decoder pyav, which decodes it")
     assert number_of(by_request(hardware.decode_frames, good, [(5, 0)])[0]) == 5
+
+
+@pytest.mark.parametrize("memory", [0, 200, "noise", "earlier"])
+def test_memory_that_was_never_written_is_no_frame(tmp_path, monkeypatch, memory):
+    """DALI returns what lay in the memory of one clip. Each batch is decoded twice, in another order."""
+    path = make_video(tmp_path / "v.webm", seconds=2, **VP9)
+    requests = [(fid, -1.0) for fid in range(1, 8)]
+    frames, held, batches = hardware._frames, {}, []
+
+    def some_unwritten(clips):
+        found = frames(clips)
+        batches.append(len(clips))
+        for at, clip in enumerate(clips):
+            if clip.target == 4:
+                if memory == "earlier":  # of the clip that had this memory before
+                    found[at] = held.get(at, found[0])
+                elif memory == "noise":
+                    found[at] = np.random.default_rng(len(batches)).integers(0, 256, found[at].shape, np.uint8)
+                else:
+                    found[at] = np.full_like(found[at], memory)
+            held[at] = found[at]
+        return found
+
+    monkeypatch.setattr(hardware, "_frames", some_unwritten)
+    theirs, ours = (by_request(decode, path, requests) for decode in (media.decode_frames, hardware.decode_frames))
+    assert batches == [7, 7]
+    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert np.abs(mine.astype(int) - other).mean() < (1e-9 if number == 4 else 2)
+
+
+def test_a_clip_that_nvdec_must_not_get_is_pyavs(tmp_path, monkeypatch):
+    path = make_video(tmp_path / "v.webm", seconds=1, picture=lambda number: numbered(number, 161, 91), **VP9)
+    monkeypatch.setattr(hardware, "_frames", lambda clips: pytest.fail("DALI got an odd size"))
+    theirs, ours = (by_request(decode, path, [(3, 0.2)]) for decode in (media.decode_frames, hardware.decode_frames))
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_damage_is_told_as_pyav_tells_it(tmp_path):
