@@ -58,7 +58,7 @@ class ClipHeader:
         if found.codec not in _CODECS.values():
             raise MediaError(NO_CLIP, f"{name}: its codec {found.codec} is none of {', '.join(_CODECS.values())}")
         if found.counted:
-            raise MediaError(NO_CLIP, f"{name}: its times do not tell which packet is which frame")
+            raise MediaError(NO_CLIP, f"{name}: {found.counted}, so no packet can be told to be a frame")
         video = opening.video_stream(container, found.path)
         settings = video.codec_context.extradata or b""
         if found.codec in ("h264", "hevc") and not length_size(found.codec, settings):

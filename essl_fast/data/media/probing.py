@@ -13,15 +13,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 
 from essl_fast.data.media import limits, opening
+from essl_fast.data.media.clock import Stamps, is_constant, make_clock
 from essl_fast.data.media.errors import LIMIT, MISSING, PAST_END, TRUNCATED, UNREADABLE, MediaError
 from essl_fast.data.media.packets import is_gradual, is_hidden
+from essl_fast.data.media.slices import SliceReader
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
@@ -41,7 +42,7 @@ class Probe:
         start: the tick of time 0.
         width, height: pixels, before the picture is turned upright.
         constant: the frame rate is constant.
-        counted: the file's times cannot be trusted, so frames are counted as they come out of the decoder.
+        counted: "", or why packets do not tell which frame they hold: frames are counted as the decoder gives them.
         seekable: a seek finds the key frame that it is given.
         truncated: "" or what is missing from the file, in words.
         audio: there is a sound track.
@@ -57,7 +58,7 @@ class Probe:
     width: int
     height: int
     constant: bool
-    counted: bool
+    counted: str
     seekable: bool
     truncated: str
     audio: bool
@@ -74,10 +75,10 @@ class Probe:
         """Position in `pts` of the frame that an annotation means; None if the video ends before it.
 
         Args:
-            fid: number of the frame, from 1; used where the frame rate is constant or frames are counted.
+            fid: number of the frame, from 1; used where the frame rate is constant.
             time: seconds; used otherwise.
         """
-        if self.constant or self.counted:
+        if self.constant:
             return fid - 1 if 1 <= fid <= len(self.pts) else None
         tick = self.start + Fraction(time) / self.time_base
         if tick > int(self.pts[-1] + 2 * np.diff(self.pts).max()):  # a NumPy integer would overflow in a Fraction
@@ -131,24 +132,18 @@ def probe(path: str | Path) -> Probe:
             why = read.trouble or "it is empty"
             raise MediaError(UNREADABLE, f"{path.name}: its video stream has no frame ({why})")
         formats = set(container.format.name.split(","))
-        # AVI stores no time of showing, so FFmpeg's guesses may be out of order. An edit list of several parts lets the
-        # times of packets that are not shown overlap those of others. In both cases the decoder's output is counted.
-        keys = read.keys
-        counted = "avi" in formats or None in read.shown or None in keys or any(b <= a for a, b in pairwise(keys))
-        # A frame shown before the first key frame refers to frames that are not in the file.
-        pts = np.arange(len(read.shown)) if counted else np.array(sorted(at for at in read.shown if at >= min(keys)))
-        steps = np.diff(pts)
+        clock = make_clock(path, formats, read.stamps(), read.keys)
         return Probe(
             path=path,
-            pts=pts.astype(np.int64),
-            keys=np.array([] if counted else sorted(keys), np.int64),
-            time_base=1 / video.average_rate if counted and video.average_rate else video.time_base,
-            start=0 if counted else int(pts[0] if video.start_time is None else video.start_time),
+            pts=clock.pts,
+            keys=np.array([] if clock.counted else sorted(read.keys), np.int64),
+            time_base=video.time_base,
+            start=int(clock.pts[0]),
             width=video.width,
             height=video.height,
-            constant=counted or len(steps) < 2 or bool(np.abs(steps - steps.mean()).max() <= 1),
-            counted=counted,
-            seekable=not counted and bool(formats & _SEEKABLE),
+            constant=is_constant(clock.pts, video.time_base),
+            counted=clock.counted,
+            seekable=not clock.counted and bool(formats & _SEEKABLE),
             truncated=read.truncated(container, path),
             audio=audio is not None,
             codec=video.codec_context.codec.canonical_name,
@@ -160,21 +155,35 @@ def probe(path: str | Path) -> Probe:
 class _Packets:
     """What the packets of a file say.
 
-    shown: times of the packets whose picture is shown, in the order of the file, in ticks, or None where a packet has
-    no time; keys: those of the key frames; ends: stream index → tick at which its last packet ends; trouble: "" or why
-    reading ended early.
+    pts, dts, visible: of each packet of the video from the first key frame on, as in `clock.Stamps`; keys: ticks of
+    the key frames; fields, reorders: as there; ends: stream index → tick at which its last packet ends; trouble: "" or
+    why reading ended early.
     """
 
-    shown: list[int | None]
+    pts: list[int | None]
+    dts: list[int | None]
+    visible: list[bool]
     keys: list[int | None]
+    fields: bool
+    reorders: bool | None
     ends: dict[int, int]
     trouble: str
+
+    @property
+    def shown(self) -> bool:
+        """Whether any picture is shown."""
+        return any(self.visible)
+
+    def stamps(self) -> Stamps:
+        return Stamps(self.pts, self.dts, self.visible, self.fields, self.reorders)
 
     @classmethod
     def of(cls, container, video, audio, path: Path) -> _Packets:
         """Read all packets. MediaError if there are more frames than the limit."""
         codec, settings = video.codec_context.codec.canonical_name, video.codec_context.extradata
-        shown, keys, ends, trouble = [], [], {}, ""
+        reader = SliceReader(settings) if codec == "h264" else None
+        pts, dts, visible, keys, ends, trouble = [], [], [], [], {}, ""
+        rising = True  # so far, packets are stamped in the order of the file
         try:
             for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
                 if packet.size == 0:
@@ -190,13 +199,19 @@ class _Packets:
                     continue  # what comes before the first key frame can never be shown
                 if packet.is_keyframe and not (keys and is_gradual(codec, bytes(packet), settings)):
                     keys.append(packet.pts)
-                if not packet.is_discard and not is_hidden(codec, packet):
-                    shown.append(packet.pts)
-                if len(shown) > limits.FRAMES:
-                    raise MediaError(LIMIT, f"{path.name}: {limits.length(0, len(shown))}")
+                if reader is not None and (packet.is_keyframe or rising or not reader.whole):
+                    reader.read(packet)
+                if pts and (packet.pts is None or pts[-1] is None or packet.pts <= pts[-1]):
+                    rising = False
+                pts.append(packet.pts)
+                dts.append(packet.dts)
+                visible.append(not packet.is_discard and not is_hidden(codec, packet))
+                if len(pts) > limits.FRAMES:
+                    raise MediaError(LIMIT, f"{path.name}: {limits.length(0, len(pts))}")
         except av.FFmpegError as error:
             trouble = opening.error_text(error)
-        return cls(shown, keys, ends, trouble)
+        reorders = _reorders(video) if reader is None else reader.reorders
+        return cls(pts, dts, visible, keys, reader is not None and reader.fields, reorders, ends, trouble)
 
     def truncated(self, container, path: Path) -> str:
         """What is missing from the file, in words; "" if nothing is."""
@@ -206,6 +221,15 @@ class _Packets:
         if declared - end > 0.5:
             trouble = trouble or "the file ends early"
         return f"{path.name}: {trouble}: {end:.2f} s of {max(declared, end):.2f} s are there" if trouble else ""
+
+
+def _reorders(video) -> bool | None:
+    """Whether the order of showing may differ from that of decoding, by the header of the stream; None: unknown."""
+    if not video.codec_context.codec.reorder:
+        return False
+    if video.codec_context.codec.canonical_name == "hevc":  # its parameter sets must say so
+        return bool(video.codec_context.has_b_frames)
+    return None
 
 
 Requests = Sequence[tuple[int, float]]  # frames that a caller wants: (fid, time in seconds) each
