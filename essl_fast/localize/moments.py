@@ -132,7 +132,7 @@ def find_moments(
         lambda moment, similarity: _evaluate(moment, similarity, found, threshold),
     )
     broken = None
-    with open_windows(sound) as windows:
+    with open_windows(sound, footage.zero(sound)) as windows:
         pictures = _pictures(footage, places, finder.device, dali, found)
         for number, (moment, (place, picture)) in enumerate(zip(found.moments, pictures, strict=True)):
             assert place + 1 == moment.frame, (place, moment.frame)

@@ -83,8 +83,10 @@ def write_overlay(
     rate, ticks = footage.frame_rate, footage.ticks.tolist()
     workers = min(BLENDERS, len(os.sched_getaffinity(0)))
     waiting: deque[tuple[int, Future]] = deque()
+    size = found.width, found.height
+    timing = {"zero": footage.zero(sound), "aspect": footage.aspect(*size)}
     with (
-        video_file(path, found.width, found.height, footage.time_base, rate, sound) as writer,
+        video_file(path, *size, footage.time_base, rate, sound, **timing) as writer,
         ThreadPoolExecutor(workers) as pool,
     ):
 

@@ -111,9 +111,10 @@ def _video(task: Task, losses: Losses) -> Iterator[Stored]:
 def _with_sound(task: Task, found: media.Probe, losses: Losses) -> list[_Wanted]:
     """The pairs whose 3 s of sound are there."""
     path, wanted = Path(task.path), []
-    sound = audio.decode_sound(path, until=max(time for _, _, time in task.requests) + audio.SECONDS / 2)
+    last = max(time for _, _, time in task.requests)
+    sound = audio.decode_sound(path, until=last + audio.SECONDS / 2, zero=found.zero)
     for key, fid, time in task.requests:
-        window = audio.sound_window(sound.mono, sound.rate, time)
+        window = sound.window(time)
         hole = "" if window is None else sound.hole(time)
         broken = (sound.damage or found.truncated) if window is None and time >= audio.SECONDS / 2 else ""
         if hole:
@@ -123,10 +124,15 @@ def _with_sound(task: Task, found: media.Probe, losses: Losses) -> list[_Wanted]
         elif broken:
             losses.left_out.append((key, media.SOUND_TRUNCATED, f"3 s around {time:g} s: {broken}"))
         else:
-            length = len(sound.mono) / sound.rate
-            detail = f"{path.name}: 3 s around {time:g} s, the track has {length:.2f} s"
-            losses.left_out.append((key, media.WINDOW, detail))
+            losses.left_out.append((key, media.WINDOW, f"{path.name}: {_outside(time, found, sound)}"))
     return wanted
+
+
+def _outside(time: float, found: media.Probe, sound: audio.Sound) -> str:
+    """Why the 3 s around `time` are not in the track, in words."""
+    length = max(found.sound_end, sound.seconds)  # decoding stops where the last pair needs no more
+    where = "begin before 0 s" if time < audio.SECONDS / 2 else f"end at {time + audio.SECONDS / 2:g} s"
+    return f"3 s around {time:g} s {where}, the track has {length:.2f} s"
 
 
 def _clips(

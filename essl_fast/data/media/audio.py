@@ -6,7 +6,7 @@ Time 0 is where the video stream starts, as for frames (`probing`): the sound is
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -16,12 +16,15 @@ from av.audio.stream import AudioStream
 
 from essl_fast.data.media import limits, opening
 from essl_fast.data.media.errors import LIMIT, NO_SOUND, UNREADABLE, MediaError
+from essl_fast.data.media.sound_clock import SoundClock, resampled
+from essl_fast.data.media.tracks import choose_sound
 
 RATE = 16_000  # Hz, of stored sound
 SECONDS = 3  # of sound that a pair has around its frame
 SAMPLES = RATE * SECONDS
 
-_GAP = 0.1  # seconds between two packets; a longer gap is a pause, not a rounded timestamp
+_JUMP = 0.04  # seconds; what a stamp leaves the count of samples by at once is a pause or an overlap, and no drift
+_OVERLAP = 2  # seconds; no packets overlap by more
 _SETTLE = 0.25  # seconds after a lost packet until any decoder has forgotten it (MP3's reservoir, Opus's prediction)
 _LONGEST = 3600  # seconds; a longer pause is a broken timestamp
 _SCALE = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63}
@@ -36,40 +39,63 @@ class Sound:
         rate: Hz.
         damage: "" or where and why the track breaks off, in words.
         holes: (begin, end) in samples of each part before that which cannot be decoded.
+        broken: likewise, of each part with a sample that is no number.
+        clock: when each sample is heard.
     """
 
     mono: np.ndarray
     rate: int
     damage: str = ""
     holes: tuple[tuple[int, int], ...] = ()
+    broken: tuple[tuple[int, int], ...] = ()
+    clock: SoundClock = field(default_factory=SoundClock)
+
+    @property
+    def seconds(self) -> float:
+        """When the track ends."""
+        return self.clock.heard(len(self.mono)) / self.rate
+
+    def window(self, time: float) -> np.ndarray | None:
+        """The 3 s around `time` (seconds), float32 (3 * rate,), by the stamps of the sound; None if they leave the
+        track."""
+        offset, length = window_span(time, self.rate)
+        if not self.clock.drifts(offset, length, self.rate):
+            return sound_window(self.mono, self.rate, time)
+        if time < SECONDS / 2 or offset + length > self.clock.heard(len(self.mono)):
+            return None
+        return resampled(self.mono, 0, self.clock.positions(offset, length))
 
     def hole(self, time: float) -> str:
         """The first hole that overlaps the 3 s around `time` (seconds), in words; "" if there is none."""
         offset, length = window_span(time, self.rate)
-        for begin, end in self.holes:
-            if offset < end and begin < offset + length:
-                return f"the sound from {begin / self.rate:.2f} s to {end / self.rate:.2f} s cannot be decoded"
+        for holes, what in ((self.holes, "cannot be decoded"), (self.broken, "holds samples that are no numbers")):
+            for begin, end in ((self.clock.heard(begin), self.clock.heard(end)) for begin, end in holes):
+                if offset < end and begin < offset + length:
+                    return f"the sound from {begin / self.rate:.2f} s to {end / self.rate:.2f} s {what}"
         return ""
 
 
-def decode_sound(path: str | Path, until: float | None = None, alone: bool = False) -> Sound:
+def decode_sound(path: str | Path, until: float | None = None, alone: bool = False, zero: float | None = None) -> Sound:
     """Decode the sound track of a file to mono, at its own rate.
 
-    Channels are averaged in float32. FFmpeg skips the samples that an encoder put before the sound. Pauses between
-    packets become silence. A packet that cannot be decoded leaves a hole, and the sound after it keeps its time. If the
-    track cannot be read to its end, the result holds what was read. Memory holds the result and one frame.
+    Channels are averaged in float32. FFmpeg skips the samples that an encoder put before the sound. Stamps say when a
+    packet is heard: pauses become silence, of packets that overlap the later one counts, and `Sound.clock` follows a
+    track that runs slower or faster than its rate. A packet that cannot be decoded leaves a hole, and the sound after
+    it keeps its time. If the track cannot be read to its end, the result holds what was read. Memory holds the result
+    and one frame.
 
     Args:
         path: the file.
         until: seconds after which decoding stops; None: at the end.
         alone: time 0 is where the sound track starts. For sound files, whose video stream may be an album's picture.
+        zero: time 0 in seconds of the file's clock, `Probe.zero`; None: where its video stream starts.
 
     Raises:
         MediaError: there is no sound track, nothing of it can be decoded, or it is beyond the limits.
     """
     path = Path(path)
     with opening.open_file(path) as container:
-        audio, zero = find_sound(container, path)
+        audio, zero = find_sound(container, path, zero)
         if alone:
             zero = float((audio.start_time or 0) * audio.time_base)
         blocks, mono = Blocks(container, audio, zero), np.empty(0, np.float32)
@@ -82,27 +108,33 @@ def decode_sound(path: str | Path, until: float | None = None, alone: bool = Fal
                 longer[: len(mono)] = mono
                 mono = longer
             mono[at : at + len(part)] = part
-            if until is not None and blocks.filled > until * blocks.rate + 1:
+            if until is not None and blocks.reached > until * blocks.rate + 1:
                 break
         filled, rate, damage = blocks.filled, blocks.rate, blocks.damage
         if filled * RATE <= rate:  # at most one sample at 16 kHz
             raise MediaError(UNREADABLE, f"{path.name}: no sound can be decoded ({damage or 'the track is empty'})")
         mono = mono[:filled]
         damage = damage and f"{path.name}: {damage}, {filled / rate:.2f} s of sound are there"
-        return Sound(mono, rate, damage, tuple(blocks.holes))
+        return Sound(mono, rate, damage, tuple(blocks.holes), tuple(blocks.broken), blocks.clock)
 
 
-def find_sound(container, path: Path) -> tuple[AudioStream, float]:
-    """The sound track of an open file, and time 0 in seconds of the file's clock.
+def find_sound(container, path: Path, zero: float | None = None) -> tuple[AudioStream, float]:
+    """The sound track of an open file (`tracks`), and time 0 in seconds of the file's clock.
+
+    Args:
+        container: the file.
+        path: its path.
+        zero: time 0 where the caller knows it; None: where the video stream starts.
 
     Raises:
         MediaError: there is no sound track, no decoder for it, or it is beyond the limits.
     """
-    audio = container.streams.best("audio")
+    audio, _ = choose_sound(container)
     if audio is None:
         raise MediaError(NO_SOUND, f"{path.name} has none; add one or take the video out of the lists")
     video = container.streams.best("video")
-    zero = float(video.start_time * video.time_base) if video is not None and video.start_time is not None else 0.0
+    if zero is None:
+        zero = float(video.start_time * video.time_base) if video is not None and video.start_time is not None else 0.0
     opening.check_decoder(audio, path)
     if wrong := limits.sound(audio.rate or limits.RATES[0], audio.channels):
         raise MediaError(LIMIT, f"{path.name}: {wrong}")
@@ -113,12 +145,12 @@ class Blocks:
     """Iterates over the blocks of a sound track: (number of its first sample, float32 (n,) mono), in order.
 
     Samples are counted from time 0, which is `zero` seconds on the file's clock. Sound before time 0 is left out; a gap
-    between two blocks is silence.
+    between two blocks is silence, and a block may overlap the one before it, whose end then does not count.
 
     Attributes:
         rate: Hz; 0 before the first block.
         filled: samples from time 0 to the end of the last block so far.
-        holes, damage: of the track so far, as in `Sound`.
+        clock, holes, broken, damage: of the track so far, as in `Sound`.
     """
 
     def __init__(self, container, audio: AudioStream, zero: float):
@@ -127,6 +159,14 @@ class Blocks:
         self._frames, self._zero = _sound_frames(container, audio), zero
         self.rate, self.filled, self.damage = 0, 0, ""
         self.holes: list[tuple[int, int]] = []
+        self.broken: list[tuple[int, int]] = []
+        self.clock = SoundClock()
+
+    @property
+    def reached(self) -> int:
+        """Up to where the sound is known, in samples from time 0."""
+        clock = self.clock
+        return clock.last + clock.late if self.rate and clock.off(self.rate) else self.filled
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         due, lost = None, ""  # number of the next sample; why the packet before this frame was lost
@@ -144,19 +184,27 @@ class Blocks:
                     break
                 if lost and frame.time is None:
                     break  # the time of this frame is unknown
-                stamp = due or 0 if frame.time is None else round((frame.time - self._zero) * rate)
+                late = self.clock.late
+                stamp = (due or 0) + late if frame.time is None else round((frame.time - self._zero) * rate)
+                if due is not None and stamp - due < -_OVERLAP * rate:  # the stamps begin again: they mean nothing here
+                    self._zero -= (due + late - stamp) / rate
+                    stamp = due + late
                 if lost:
                     begin, due = due, max(due, stamp)
                     self.holes.append((max(begin, 0), max(due, 0) + round(_SETTLE * rate)))
                     lost = ""
-                if due is None or stamp - due > _GAP * rate:  # after lost packets the sound keeps its time
+                if due is None or abs(stamp - due - late) > _JUMP * rate:  # a pause, or packets that overlap
                     due = stamp
                 if abs(due - self.filled) > _LONGEST * rate:
                     self.damage = f"a timestamp says {due / rate:.0f} s"
                     break
                 part, at = _mono(frame)[max(-due, 0) :], max(due, 0)
+                self.clock.mark(at, stamp - due)
                 due += frame.samples
                 self.filled = max(self.filled, at + len(part))
+                if not np.isfinite(part).all():
+                    self.broken.append((at, at + len(part)))
+                    part = np.nan_to_num(part, nan=0.0, posinf=0.0, neginf=0.0)
                 yield at, part
         except av.FFmpegError as error:
             self.damage = opening.error_text(error)

@@ -162,7 +162,7 @@ def _decode_run(found: Probe, left: list[int] | deque[int], key: int, stop: int 
                 place = count if found.counted else place_of.get(frame.pts, place)
                 count += 1
                 if found.counted or frame.pts in place_of:
-                    held.append((place, functools.partial(upright, frame, colour=stated)))
+                    held.append((place, functools.partial(upright, frame, colour=stated, crop=found.crop)))
             while len(held) > (0 if ended else lag):
                 yield held.popleft()
             if ended:

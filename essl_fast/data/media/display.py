@@ -13,6 +13,7 @@ from av.sidedata.sidedata import SideDataContainer
 from av.video.reformatter import VideoReformatter
 
 from essl_fast.data.media import colours
+from essl_fast.data.media.cropping import NO_CROP, Crop
 
 Matrix = tuple[int, int, int, int]
 TURNED: dict[int, Matrix] = {1: (0, -1, 1, 0), 2: (-1, 0, 0, -1), 3: (0, 1, -1, 0)}  # by counterclockwise quarter turns
@@ -28,7 +29,7 @@ class _Own(threading.local):
 _own = _Own()
 
 
-def upright(frame, matrix: Matrix = (1, 0, 0, 1), colour: int = 2) -> np.ndarray:
+def upright(frame, matrix: Matrix = (1, 0, 0, 1), colour: int = 2, crop: Crop = NO_CROP) -> np.ndarray:
     """RGB uint8 (H, W, 3) of a decoded frame, turned and mirrored by the frame's own matrix, or else by `matrix`.
 
     Its colours are as `colours` says. MediaError: they are stored in a form that is not read.
@@ -37,9 +38,13 @@ def upright(frame, matrix: Matrix = (1, 0, 0, 1), colour: int = 2) -> np.ndarray
         frame: of PyAV.
         matrix: the display matrix that the file states.
         colour: the colour matrix that the file states outside of the video stream, as H.273 numbers it; 2 for none.
+        crop: pixels at the left, top, right and bottom, before the turn, that are left out.
     """
     source = colours.swscale_matrix(frame, colour)
     rgb = _own.reformatter.reformat(frame, format="rgb24", src_colorspace=source).to_ndarray()
+    if any(crop):
+        left, top, right, bottom = crop
+        rgb = rgb[top : rgb.shape[0] - bottom, left : rgb.shape[1] - right]
     a, b, c, d = _own_matrix(frame) or matrix
     if abs(b) > abs(a):  # x and y change places
         rgb, a, d = rgb.swapaxes(0, 1), c, b

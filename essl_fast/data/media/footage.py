@@ -50,6 +50,15 @@ class Video:
         """Mean frames per second; 1 for a single frame."""
         return self.found.frame_rate or 1.0
 
+    def aspect(self, width: int, height: int) -> Fraction | None:
+        """Width over height of a pixel of the upright picture of this size; None if it is a square."""
+        turned = (width > height) != (self.found.width > self.found.height)
+        return (1 / self.found.aspect if turned else self.found.aspect) if self.found.aspect != 1 else None
+
+    def zero(self, sound: Path) -> float | None:
+        """Time 0 in seconds of the clock of the file `sound`; None if it is another file, which has its own."""
+        return self.found.zero if sound == self.found.path else None
+
     @property
     def faults(self) -> list[str]:
         """What is missing from the file, in words."""
@@ -88,6 +97,12 @@ class Still:
     @property
     def frame_rate(self) -> float:
         return float(STILL_RATE)
+
+    def aspect(self, width: int, height: int) -> Fraction | None:
+        return None
+
+    def zero(self, sound: Path) -> float | None:
+        return None
 
     @property
     def faults(self) -> list[str]:

@@ -59,6 +59,8 @@ class ClipHeader:
             raise MediaError(NO_CLIP, f"{name}: its codec {found.codec} is none of {', '.join(_CODECS.values())}")
         if found.counted:
             raise MediaError(NO_CLIP, f"{name}: {found.counted}, so no packet can be told to be a frame")
+        if any(found.crop):
+            raise MediaError(NO_CLIP, f"{name}: its container crops the picture, which no decoder does")
         video = opening.video_stream(container, found.path)
         settings = video.codec_context.extradata or b""
         if found.codec in ("h264", "hevc") and not length_size(found.codec, settings):

@@ -18,11 +18,13 @@ from pathlib import Path
 import av
 import numpy as np
 
-from essl_fast.data.media import limits, opening
+from essl_fast.data.media import cropping, limits, opening
 from essl_fast.data.media.clock import Stamps, is_constant, make_clock
+from essl_fast.data.media.cropping import NO_CROP, Crop
 from essl_fast.data.media.errors import LIMIT, MISSING, PAST_END, TRUNCATED, UNREADABLE, MediaError
 from essl_fast.data.media.packets import is_gradual, is_hidden
 from essl_fast.data.media.slices import SliceReader
+from essl_fast.data.media.tracks import choose_sound
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
@@ -46,6 +48,10 @@ class Probe:
         seekable: a seek finds the key frame that it is given.
         truncated: "" or what is missing from the file, in words.
         audio: there is a sound track.
+        aspect: width over height of a pixel, as the file states it.
+        crop: pixels at the left, top, right and bottom, before the picture is turned, that its container hides.
+        track: "" or, if there are several, which one is used and why (`tracks`).
+        sound_end: seconds at which the sound track ends, by its packets; 0 if there is none.
         codec: FFmpeg's name of the video codec ("h264", "hevc", "vp9", "av1", "mjpeg", ...).
         pixels: FFmpeg's name of the pixel format ("yuv420p", ...).
     """
@@ -64,6 +70,15 @@ class Probe:
     audio: bool
     codec: str
     pixels: str
+    aspect: Fraction = Fraction(1)
+    crop: Crop = NO_CROP
+    track: str = ""
+    sound_end: float = 0.0
+
+    @property
+    def zero(self) -> float:
+        """Time 0, in seconds of the file's clock."""
+        return float(self.start * self.time_base)
 
     @property
     def frame_rate(self) -> float | None:
@@ -126,19 +141,21 @@ def probe(path: str | Path) -> Probe:
     path = Path(path)
     with opening.open_file(path) as container:
         video = opening.video_stream(container, path)
-        audio = container.streams.best("audio")
+        audio, track = choose_sound(container)
         read = _Packets.of(container, video, audio, path)
         if not read.shown:
             why = read.trouble or "it is empty"
             raise MediaError(UNREADABLE, f"{path.name}: its video stream has no frame ({why})")
         formats = set(container.format.name.split(","))
         clock = make_clock(path, formats, read.stamps(), read.keys)
+        sound_end = float(read.ends.get(audio.index, 0) * audio.time_base) if audio is not None else 0.0
+        start = int(clock.pts[0])
         return Probe(
             path=path,
             pts=clock.pts,
             keys=np.array([] if clock.counted else sorted(read.keys), np.int64),
             time_base=video.time_base,
-            start=int(clock.pts[0]),
+            start=start,
             width=video.width,
             height=video.height,
             constant=is_constant(clock.pts, video.time_base),
@@ -148,6 +165,10 @@ def probe(path: str | Path) -> Probe:
             audio=audio is not None,
             codec=video.codec_context.codec.canonical_name,
             pixels=video.codec_context.pix_fmt or "",
+            aspect=_aspect(video),
+            crop=cropping.of_file(path, formats, video.width, video.height),
+            track=track,
+            sound_end=max(sound_end - float(start * video.time_base), 0.0),
         )
 
 
@@ -221,6 +242,12 @@ class _Packets:
         if declared - end > 0.5:
             trouble = trouble or "the file ends early"
         return f"{path.name}: {trouble}: {end:.2f} s of {max(declared, end):.2f} s are there" if trouble else ""
+
+
+def _aspect(video) -> Fraction:
+    """Width over height of a pixel; 1 if it is not stated, or is no ratio that a picture has."""
+    stated = video.sample_aspect_ratio or video.codec_context.sample_aspect_ratio
+    return stated if stated and Fraction(1, 16) <= stated <= 16 else Fraction(1)
 
 
 def _reorders(video) -> bool | None:

@@ -17,6 +17,7 @@ import numpy as np
 from essl_fast.data.media import opening
 from essl_fast.data.media.audio import RATE, Blocks, find_sound, to_pcm16, to_stored, window_span
 from essl_fast.data.media.errors import UNREADABLE, MediaError
+from essl_fast.data.media.sound_clock import resampled
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,32 +61,48 @@ class SoundWindows:
 
     def around(self, time: float) -> Window | None:
         """The 3 s around `time` (seconds); None if the track ends before it. Times must ascend from call to call."""
-        rate = self.blocks.rate
+        rate, clock = self.blocks.rate, self.blocks.clock
         offset, length = window_span(time, rate)
         offset = max(offset, 0)
-        while not self._ended and self.blocks.filled < offset + length:
+        while not self._ended and self.blocks.reached < offset + length:
             self._read()
             # This window goes no further back, nor does the last window if the track ends here.
-            keep = min(offset, self.blocks.filled - length)
+            keep = min(offset, self.blocks.reached - length) - abs(clock.late) - 2 * rate * clock.off(rate)
             while self._held and self._held[0][0] + len(self._held[0][1]) <= keep:
                 self._held.popleft()
-        filled = self.blocks.filled
+        filled = self._end()
         if time * rate > filled:
             return None
         offset = max(min(offset, filled - length), 0)
-        mono = np.zeros(min(length, filled - offset), np.float32)
+        length = min(length, filled - offset)
+        if clock.drifts(offset, length, rate):
+            positions = clock.positions(offset, length)
+            first = max(int(positions[0]) - rate, 0)
+            mono = resampled(self._samples(first, int(positions[-1]) + rate - first), first, positions)
+        else:
+            mono = self._samples(offset, length)
+        return Window(to_pcm16(to_stored(mono, rate)), offset / rate, (offset + length) / rate)
+
+    def _samples(self, first: int, count: int) -> np.ndarray:
+        """float32 (count,): the samples from number `first` on, as far as they are in memory, and silence."""
+        mono = np.zeros(count, np.float32)
         for at, part in self._held:
-            begin, end = max(at, offset), min(at + len(part), offset + len(mono))
+            begin, end = max(at, first), min(at + len(part), first + count)
             if begin < end:
-                mono[begin - offset : end - offset] = part[begin - at : end - at]
-        return Window(to_pcm16(to_stored(mono, rate)), offset / rate, (offset + len(mono)) / rate)
+                mono[begin - first : end - first] = part[begin - at : end - at]
+        return mono
+
+    def _end(self) -> int:
+        """Up to where the sound is known, in samples from time 0: the end of the track if it was read to there."""
+        blocks = self.blocks
+        return int(blocks.clock.heard(blocks.filled)) if self._ended else blocks.reached
 
     def length(self) -> float:
         """Seconds of the whole track. It reads the track to its end, so `around` cannot be called after it."""
         while not self._ended:
             self._held.clear()
             self._read()
-        return self.blocks.filled / self.blocks.rate
+        return self._end() / self.blocks.rate
 
     @property
     def faults(self) -> list[str]:
@@ -94,6 +111,10 @@ class SoundWindows:
         found = [
             f"the sound from {begin / rate:.2f} s to {end / rate:.2f} s cannot be decoded, it counts as silence"
             for begin, end in self.blocks.holes
+        ]
+        found += [
+            f"the sound from {begin / rate:.2f} s to {end / rate:.2f} s holds samples that are no numbers: silence"
+            for begin, end in self.blocks.broken
         ]
         if self.blocks.damage:
             found.append(f"the sound breaks off at {self.blocks.filled / rate:.2f} s: {self.blocks.damage}")
@@ -112,11 +133,15 @@ class SoundWindows:
 
 
 @contextmanager
-def open_windows(path: str | Path) -> Iterator[SoundWindows]:
-    """The windows of a file's sound track. MediaError: it cannot be opened, or has no sound that can be decoded."""
+def open_windows(path: str | Path, zero: float | None = None) -> Iterator[SoundWindows]:
+    """The windows of a file's sound track; `zero` as in `audio.decode_sound`.
+
+    Raises:
+        MediaError: it cannot be opened, or has no sound that can be decoded.
+    """
     path = Path(path)
     with opening.open_file(path) as container:
-        yield SoundWindows(path, Blocks(container, *find_sound(container, path)))
+        yield SoundWindows(path, Blocks(container, *find_sound(container, path, zero)))
 
 
 def sound_length(path: str | Path) -> float:

@@ -22,7 +22,7 @@ from essl_fast.data.media.audio import find_sound
 COPIED = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")  # players know these in MP4; others become AAC
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 _BT709 = 1  # ITU-T H.273: the number of its primaries, its transfer and its matrix
-_PAUSE = 0.1  # seconds without sound that become silence where the sound is encoded again
+_PAUSE = 0.04  # seconds by which stamps leave the count of samples, until sound that is encoded again is cut or padded
 _MOST_THREADS = 8  # each holds pictures, and more threads hardly help with this preset
 
 
@@ -32,8 +32,11 @@ class VideoWriter:
     H.264 in 4:2:0 needs even sides: an odd side is made even by repeating the last row or column.
     """
 
-    def __init__(self, out, width: int, height: int, time_base: Fraction, frame_rate: float):
+    def __init__(
+        self, out, width: int, height: int, time_base: Fraction, frame_rate: float, aspect: Fraction | None = None
+    ):
         self._out, self._time_base = out, time_base
+        self._last: int | None = None  # tick of the last picture
         self._sound: _Sound | None = None
         self._odd = ((0, height % 2), (0, width % 2), (0, 0))
         try:
@@ -43,18 +46,22 @@ class VideoWriter:
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         context = stream.codec_context
         context.time_base = stream.time_base = time_base
+        if aspect is not None:
+            context.sample_aspect_ratio = aspect
         context.options = {"preset": "veryfast", "crf": "20"}
         context.thread_count = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         context.color_primaries = context.color_trc = context.colorspace = _BT709
         context.color_range = ColorRange.MPEG
         self._video, self._reformatter = stream, VideoReformatter()
 
-    def add_sound(self, container, path: Path) -> None:
-        """Add the sound track of an open file, its time 0 at tick 0. Call it before the first picture."""
-        self._sound = _Sound(container, self._out, path)
+    def add_sound(self, container, path: Path, zero: float | None = None) -> None:
+        """Add the sound track of an open file, its time 0 (as in `find_sound`) at tick 0. Call it before the first
+        picture."""
+        self._sound = _Sound(container, self._out, path, zero)
 
     def add(self, picture: np.ndarray, tick: int) -> None:
-        """Encode the next picture, shown at `tick` (in time bases)."""
+        """Encode the next picture, shown at `tick` (in time bases), or one tick after the last one if that is later."""
+        tick = self._last = tick if self._last is None else max(tick, self._last + 1)
         if any(side for _, side in self._odd):
             picture = np.pad(picture, self._odd, mode="edge")
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -76,8 +83,8 @@ class VideoWriter:
 class _Sound:
     """Copies the sound track of an open file into another, from the file's time 0 on, or encodes it again."""
 
-    def __init__(self, container, out, path: Path):
-        self._stream, self._zero = find_sound(container, path)
+    def __init__(self, container, out, path: Path, zero: float | None):
+        self._stream, self._zero = find_sound(container, path, zero)
         opening.read_only(container, self._stream)
         self._packets = container.demux(self._stream)
         self.copied = self._stream.codec_context.codec.canonical_name in COPIED
@@ -130,6 +137,8 @@ class _Sound:
                     count = min(due - self._next, self._rate)
                     silence = np.zeros((1 if self._layout == "mono" else 2, count), np.float32)
                     yield from self._numbered(av.AudioFrame.from_ndarray(silence, "fltp", self._layout))
+                if self._next - due > _PAUSE * self._rate:
+                    continue  # packets that overlap, or a clock that runs fast
                 yield from self._numbered(frame)
 
     def _numbered(self, frame) -> Iterator[tuple[float, object]]:
@@ -140,7 +149,15 @@ class _Sound:
 
 @contextmanager
 def video_file(
-    path: Path, width: int, height: int, time_base: Fraction, frame_rate: float, sound: Path | None
+    path: Path,
+    width: int,
+    height: int,
+    time_base: Fraction,
+    frame_rate: float,
+    sound: Path | None,
+    *,
+    zero: float | None = None,
+    aspect: Fraction | None = None,
 ) -> Iterator[VideoWriter]:
     """A writer of an MP4 file. The file is put in place when the block ends; on an error, `path` stays as it was.
 
@@ -150,6 +167,8 @@ def video_file(
         time_base: seconds of a tick.
         frame_rate: frames per second, for the header.
         sound: a file whose sound track is added, its time 0 at tick 0; or None.
+        zero: time 0 of that file, as in `audio.find_sound`.
+        aspect: width of a pixel over its height; None: 1.
 
     Raises:
         MediaError: `sound` has no sound track.
@@ -160,8 +179,8 @@ def video_file(
             av.open(str(partial), "w", format="mp4", options={"movflags": "+faststart"}) as out,
             opening.open_file(sound) if sound else nullcontext() as source,
         ):
-            writer = VideoWriter(out, width, height, time_base, frame_rate)
+            writer = VideoWriter(out, width, height, time_base, frame_rate, aspect)
             if source is not None:
-                writer.add_sound(source, sound)
+                writer.add_sound(source, sound, zero)
             yield writer
             writer.finish()
