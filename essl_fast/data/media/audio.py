@@ -59,11 +59,15 @@ class Sound:
         """The 3 s around `time` (seconds), float32 (3 * rate,), by the stamps of the sound; None if they leave the
         track."""
         offset, length = window_span(time, self.rate)
-        if not self.clock.drifts(offset, length, self.rate):
+        start = self.clock.start(offset, length, self.rate)
+        if start == offset:
             return sound_window(self.mono, self.rate, time)
         if time < SECONDS / 2 or offset + length > self.clock.heard(len(self.mono)):
             return None
-        return resampled(self.mono, 0, self.clock.positions(offset, length))
+        if start is None:
+            return resampled(self.mono, 0, self.clock.positions(offset, length))
+        start = min(max(start, 0), len(self.mono) - length)  # a track that is too short by the last samples of a window
+        return self.mono[start : start + length]
 
     def hole(self, time: float) -> str:
         """The first hole that overlaps the 3 s around `time` (seconds), in words; "" if there is none."""

@@ -91,7 +91,7 @@ def make_clock(path: Path, formats: set[str], stamps: Stamps, keys: Sequence[int
         why = FIELDS
     elif "avi" in formats:
         if stamps.reorders is False and None not in stamps.dts:
-            return Clock(_whole([at for at, shown in zip(stamps.dts, stamps.shown, strict=True) if shown]), AVI)
+            return Clock(_begun([at for at, shown in zip(stamps.dts, stamps.shown, strict=True) if shown]), AVI)
         why = AVI
     elif None in pts or None in keys:
         why = "some of its packets have no time"
@@ -126,7 +126,7 @@ def _by_decoder(path: Path, stamps: Stamps, decoding: bool, why: str) -> Clock:
         due = [stamps.pts[at] if stamps.dts[at] is None else stamps.dts[at] for at in packets]
         return Clock(_shifted(_whole(due), max(sum(at <= ahead for at in packets) - 1, 0)), why)
     if why == AVI:
-        pts = [stamps.dts[at] for at in order]
+        return Clock(_begun([stamps.dts[at] for at in order]), why)
     one_to_one = len(order) == sum(stamps.shown) and all(
         a is not None and b is not None and a < b for a, b in pairwise(pts)
     )
@@ -189,6 +189,14 @@ def _whole(ticks: Sequence[int | None]) -> np.ndarray:
     filled = np.interp(np.arange(count), places, values)
     filled += np.minimum(np.arange(count) - places[0], 0) * step + np.maximum(np.arange(count) - places[-1], 0) * step
     return np.floor(filled + 1e-6).astype(np.int64)
+
+
+def _begun(ticks: Sequence[int | None]) -> np.ndarray:
+    """As `_whole`, for AVI: muxers put the first picture at 0 also where rounding moves all others by a tick."""
+    whole = _whole(ticks)
+    if len(whole) > 2 and whole[1] - whole[0] == 2 and np.median(np.diff(whole)) == 1:
+        whole[0] += 1
+    return whole
 
 
 def _shifted(due: np.ndarray, held: int) -> np.ndarray:

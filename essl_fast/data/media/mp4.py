@@ -58,7 +58,7 @@ class ClipHeader:
         if found.codec not in _CODECS.values():
             raise MediaError(NO_CLIP, f"{name}: its codec {found.codec} is none of {', '.join(_CODECS.values())}")
         if found.counted:
-            raise MediaError(NO_CLIP, f"{name}: {found.counted}, so no packet can be told to be a frame")
+            raise MediaError(NO_CLIP, f"{name}: its times do not tell which packet is which frame ({found.counted})")
         if any(found.crop):
             raise MediaError(NO_CLIP, f"{name}: its container crops the picture, which no decoder does")
         video = opening.video_stream(container, found.path)

@@ -1,8 +1,8 @@
 """When each sample of a sound track is heard: its number over the rate, unless stamps of packets say otherwise.
 
 A capture device that runs 1% fast gives 16,160 samples in a second that its file calls 16,000; the stamps still
-follow the wall clock. The difference is small within a packet and grows from packet to packet. `SoundClock` keeps it,
-and windows are resampled where it matters.
+follow the wall clock. The difference is small within a packet and grows from packet to packet. `SoundClock` keeps it;
+windows are moved where it matters, and resampled where moving them does not do.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from array import array
 import numpy as np
 
 _MATTERS = 0.01  # seconds; stamps are rounded and jitter by some milliseconds, and below this nothing is resampled
+_NEAR = 0.02  # seconds by which a sample of a window may be heard early or late
 _TAPS = 16  # samples on each side of a position that count for the value there
 _CHUNK = 1 << 14  # positions that are computed at a time
 
@@ -46,13 +47,21 @@ class SoundClock:
         """Whether the track leaves its rate anywhere so far by more than stamps jitter."""
         return self._most > _MATTERS * rate
 
-    def drifts(self, offset: int, length: int, rate: int) -> bool:
-        """Whether `length` samples from `offset` on are heard at another time than their numbers say."""
+    def start(self, offset: int, length: int, rate: int) -> int | None:
+        """The first of `length` samples in a row that are heard from `offset` on.
+
+        If the track is off, those in whose middle the right sample is, as long as the others are heard within `_NEAR`
+        of their time: sound that is not resampled keeps its pitch. None if they are not; then `positions` tells.
+        """
         if not self.off(rate):
-            return False
+            return offset
         heard, late = self._arrays()
         first, end = np.searchsorted(heard, [offset, offset + length])
-        return bool(np.abs(late[max(int(first) - 1, 0) : int(end) + 1]).max(initial=0) > _MATTERS * rate)
+        if np.abs(late[max(int(first) - 1, 0) : int(end) + 1]).max(initial=0) <= _MATTERS * rate:
+            return offset
+        times = np.concatenate([[offset, offset + length], heard[first:end]])
+        middle, *others = np.interp([offset + length / 2, *times], heard, late)
+        return offset - round(middle) if np.abs(np.array(others) - middle).max() <= _NEAR * rate else None
 
     def heard(self, at: float) -> float:
         """When sample `at` is heard, in samples from time 0."""

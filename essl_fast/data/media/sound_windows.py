@@ -75,12 +75,14 @@ class SoundWindows:
             return None
         offset = max(min(offset, filled - length), 0)
         length = min(length, filled - offset)
-        if clock.drifts(offset, length, rate):
+        start = clock.start(offset, length, rate)
+        if start is None:
             positions = clock.positions(offset, length)
             first = max(int(positions[0]) - rate, 0)
             mono = resampled(self._samples(first, int(positions[-1]) + rate - first), first, positions)
         else:
-            mono = self._samples(offset, length)
+            start = start if start == offset else min(max(start, 0), self.blocks.filled - length)
+            mono = self._samples(start, length)
         return Window(to_pcm16(to_stored(mono, rate)), offset / rate, (offset + length) / rate)
 
     def _samples(self, first: int, count: int) -> np.ndarray:
