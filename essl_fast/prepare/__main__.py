@@ -67,9 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     if verifies:
         print_verified(manifest, found)
     lost = lost_entries(manifest) if strict else 0
+    apart = len(manifest.header.get("contradictions", {})) if strict else 0
     if lost:
         print(f"{PROG}: strict: {lost} entries were left out", file=sys.stderr)
-    return int(bool(lost or BAD & found.keys()))
+    if apart:
+        print(f"{PROG}: strict: numbers and times of frames contradict each other in {apart} videos", file=sys.stderr)
+    return int(bool(lost or apart or BAD & found.keys()))
 
 
 def parser() -> Options:

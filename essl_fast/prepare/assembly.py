@@ -108,7 +108,7 @@ class _Filler:
                 rows.add(index, visual, target, quarters, crc)
                 self.step(1)
         self.journal.video_done(video, part)
-        rows.finish_video(video, part["left_out"], part["pictures"])
+        rows.finish_video(video, part["left_out"], part["pictures"], part["notes"])
         self.step(len(wanted) - len(order))
         if full is not None:
             self.journal.note(split, full, rows)

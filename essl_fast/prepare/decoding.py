@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image
 
 from essl_fast.data import media
-from essl_fast.data.datasets import HDF5, MIDDLE, STILL, hdf5
+from essl_fast.data.datasets import HDF5, MIDDLE, STILL, VIDEO, hdf5
 from essl_fast.data.media import audio, nvdec, stills
 from essl_fast.data.media.stills import JPEG as JPEG_OPTIONS
 from essl_fast.data.shards import CLIP, JPEG, PNG
+from essl_fast.prepare import notes
 from essl_fast.prepare.tasks import Task
 
 NOT_ON_GPU = "no GPU here decodes the video"  # why a frame is JPEG and no clip; so are these, and media.NO_CLIP
@@ -46,10 +47,12 @@ class Losses:
     Attributes:
         left_out: (key, reason, detail) of pairs that are left out.
         jpeg_instead: reason → [detail of the first, how many] of frames that are JPEG although clips were asked for.
+        notes: what else is to be told of the video, as in `notes`.
     """
 
     left_out: list[tuple[str, str, str]] = field(default_factory=list)
     jpeg_instead: dict[str, list] = field(default_factory=dict)
+    notes: list[notes.Note] = field(default_factory=list)
 
     def no_clip(self, reason: str, detail: str, count: int = 1) -> None:
         self.jpeg_instead.setdefault(reason, [detail, 0])[1] += count
@@ -91,9 +94,10 @@ def _video(task: Task, losses: Losses) -> Iterator[Stored]:
     """The pairs of a video: clips first, then pictures."""
     path = Path(task.path)
     found = media.probe(path)
+    losses.notes = notes.of_video(found, task.requests if task.kind == VIDEO else ())
     if task.kind == MIDDLE:
         fid, time = stills.middle_frame(found)
-        wanted = [_Wanted(task.requests[0][0], fid, time, stills.middle_sound(path, False), audio.RATE)]
+        wanted = [_Wanted(task.requests[0][0], fid, time, stills.middle_sound(path, False, found.zero), audio.RATE)]
     else:
         wanted = _with_sound(task, found, losses)
     refusal = nvdec.refusal(task.decoders, found) if wanted and task.decoders else ""

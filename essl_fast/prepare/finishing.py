@@ -13,6 +13,7 @@ import numpy as np
 from essl_fast.common.errors import InputError
 from essl_fast.data.datasets import Annotations, Dataset, LeftOut, Pairs, pair_key
 from essl_fast.data.shards import SPLITS, split_column, write_manifest
+from essl_fast.prepare import notes
 from essl_fast.prepare.rows import Rows
 
 
@@ -57,7 +58,7 @@ def finish(
         },
         left_out=(left.as_json() for left in _all_left_out(dataset.annotations, rows)),
         settings=settings,
-        more={"jpeg_instead": rows.jpeg_instead, **dataset.header()},
+        more={"jpeg_instead": rows.jpeg_instead, **notes.header(rows.notes), **dataset.header()},
     )
 
 

@@ -66,7 +66,7 @@ class Journal:
 
     def video_done(self, video: str, part: dict) -> None:
         """All pairs of a video are in shards, or will be when the next shard is noted."""
-        self._videos.append([video, part["fingerprint"], True, part["left_out"], part["pictures"]])
+        self._videos.append([video, part["fingerprint"], True, part["left_out"], part["pictures"], part["notes"]])
 
     def note(self, split: str, shard: dict, rows: Rows, begun: tuple[str, dict] | None = None) -> None:
         """Note a finished shard, and remove the parts that are completely in shards now.
@@ -80,7 +80,7 @@ class Journal:
         videos = list(self._videos)
         if begun is not None:
             video, part = begun
-            videos.append([video, part["fingerprint"], False, [], []])
+            videos.append([video, part["fingerprint"], False, [], [], []])
         new = slice(self.rows_noted, len(rows))
         entry = {"row": self.rows_noted, "shard": shard, "videos": videos, "pairs": rows.pair[new].tolist()}
         entry |= {name: column[new].tolist() for name, column in rows.columns.items()}
@@ -116,9 +116,9 @@ class Journal:
         rows.pair.extend(entry["pairs"])
         for name, column in rows.columns.items():
             column.extend(entry[name])
-        for video, _, done, left_out, pictures in entry["videos"]:
+        for video, _, done, *told in entry["videos"]:
             if done:
-                rows.finish_video(video, left_out, pictures)
+                rows.finish_video(video, *told)
         self.shards[split].append(shard)
         self.rows_noted = len(rows)
         return True

@@ -156,7 +156,8 @@ def _add_checks(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--strict",
         action="store_true",
-        help="end with code 1 if anything was left out except pairs whose 3 s of sound leave the track",
+        help="end with code 1 if anything was left out except pairs whose 3 s of sound leave the track, or if numbers "
+        "and times of frames contradict each other",
         **_UNSET,
     )
 

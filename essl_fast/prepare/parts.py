@@ -30,8 +30,8 @@ def make_part(task: Task, folder: Path) -> dict:
     Returns:
         The index: {"fingerprint", "bytes", "boot", "members": {key: [offset, bytes of the frame, of the sound, visual,
         target, quarters, CRC-32]}, "left_out": [[key or "", reason, detail], ...], "pictures": [[reason, detail,
-        pairs], ...]}. A key of "" means the whole video with all its pairs; "pictures" says why frames are JPEG
-        although clips were asked for.
+        pairs], ...], "notes": [[kind, text], ...]}. A key of "" means the whole video with all its pairs; "pictures"
+        says why frames are JPEG although clips were asked for; `notes` says what notes are.
 
     Raises:
         MediaError: a file of the task is missing.
@@ -63,6 +63,7 @@ def make_part(task: Task, folder: Path) -> dict:
         "members": members,
         "left_out": sorted(losses.left_out),
         "pictures": [[reason, *rest] for reason, rest in losses.jpeg_instead.items()],
+        "notes": losses.notes,
     }
     with atomic_file(index, str(os.getpid()), sync=not _boot()) as file:
         file.write(sealed(part))

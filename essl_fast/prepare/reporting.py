@@ -73,6 +73,21 @@ def reporter(progress: bool) -> Reporter:
     return (_Bar() if sys.stderr.isatty() else _Lines()) if progress else Reporter()
 
 
+MOST_LINES = 50  # of one kind of note
+
+
+def _print_notes(manifest: Manifest, console: Console) -> None:
+    """A line for each video with something to tell: its sound track, its times."""
+    for name, what in (("sound_tracks", "sound: "), ("contradictions", "")):
+        told = manifest.header.get(name, {})
+        for video in list(told)[:MOST_LINES]:
+            console.print(f"{video}: {what}{told[video]}", markup=False, highlight=False, soft_wrap=True)
+        if len(told) > MOST_LINES:
+            where = manifest.root / "manifest.json"
+            text = f"{len(told) - MOST_LINES} more videos are under {name} in {where}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_summary(manifest: Manifest) -> None:
     """Print tables on stdout: the pairs of each split, frames that could not be clips, and what was left out.
 
@@ -98,6 +113,7 @@ def print_summary(manifest: Manifest) -> None:
         for reason, entry in sorted(instead.items()):
             table.add_row(escape(reason), str(entry["pairs"]), escape(entry["first"]))
         console.print(table)
+    _print_notes(manifest, console)
     counts = manifest.header["left_out"]
     if not counts:
         console.print("Nothing was left out.")

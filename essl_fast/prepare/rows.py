@@ -17,6 +17,7 @@ class Rows:
         columns: name → values of the rows.
         videos_done: how many videos of the plan are in `pair` with all their pairs.
         left_out: of these videos: name → [[key, reason, detail], ...].
+        notes: of these videos: name → [[kind, text], ...], as in `notes`.
         jpeg_instead: of these videos: reason → {"pairs", "first"}, why frames are JPEG although clips were asked for.
     """
 
@@ -25,6 +26,7 @@ class Rows:
         self.columns = {name: array(code) for name, code in COLUMNS.items()}
         self.videos_done = 0
         self.left_out: dict[str, list] = {}
+        self.notes: dict[str, list] = {}
         self.jpeg_instead: dict[str, dict] = {}
 
     def __len__(self) -> int:
@@ -36,9 +38,9 @@ class Rows:
         for column, value in zip(self.columns.values(), values, strict=True):
             column.append(value)
 
-    def finish_video(self, video: str, left_out: list, pictures: list) -> None:
-        """All pairs of the next video are in. `left_out` and `pictures` as in the index of its part."""
-        self.left_out[video] = left_out
+    def finish_video(self, video: str, left_out: list, pictures: list, notes: list) -> None:
+        """All pairs of the next video are in. `left_out`, `pictures` and `notes` as in the index of its part."""
+        self.left_out[video], self.notes[video] = left_out, notes
         for reason, detail, count in pictures:
             entry = self.jpeg_instead.setdefault(reason, {"pairs": 0, "first": detail})
             entry["pairs"] += count

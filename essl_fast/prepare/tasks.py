@@ -13,7 +13,7 @@ from essl_fast.data.datasets import VIDEO
 from essl_fast.data.media import nvdec
 from essl_fast.data.media.stills import JPEG
 
-_VERSION = 3  # of what a part holds for a task
+_VERSION = 4  # of what a part holds for a task
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,11 @@ def stem_of(video: str) -> str:
 def lost_part(pairs: int, reason: str, detail: str) -> dict:
     """The index of a part of a video that gives none of its pairs. Its empty fingerprint says that no part exists."""
     detail = f"{media.as_text(detail)} ({pairs} pair{'s' * (pairs != 1)})"
-    return {"fingerprint": "", "bytes": 0, "members": {}, "left_out": [["", reason, detail]], "pictures": []}
+    return {
+        "fingerprint": "",
+        "bytes": 0,
+        "members": {},
+        "left_out": [["", reason, detail]],
+        "pictures": [],
+        "notes": [],
+    }

@@ -133,9 +133,14 @@ def read_chaotic_world(
     pairs, choice, found = Pairs(), Choice(frame, row_boxes, size), Findings()
     for split, names in videos.items():
         for video in names:
-            tables = VideoTables(video, group / f"{video}.csv", frames / f"{video}.csv", frame_rate)
+            tables = VideoTables(video, _table(group, video), _table(frames, video), frame_rate)
             pairs.add_video(video, split, read_pairs(tables, choice, found, scored=split != "train"))
     return Annotations(pairs, found.left_out, videos, found.rows, found.merged, found.further)
+
+
+def _table(folder: Path, video: str) -> Path:
+    """The CSV file of a video, in either Unicode form of its name; where it would be if there is none."""
+    return media.find_file(folder, video, (".csv",)) or folder / f"{video}.csv"
 
 
 def _read_splits(root: Path, validation: float, seed: int) -> dict[str, list[str]]:

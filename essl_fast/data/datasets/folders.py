@@ -66,13 +66,15 @@ class Folders:
     def _list(self, folders: Sequence[str], extensions: Sequence[str]) -> dict[str, Path]:
         """Name → file, of the listed names. The first root counts, then the first folder, then the first extension."""
         found: dict[str, tuple[int, Path]] = {}
+        named = {media.one_form(name): name for name in self.names}
         for number, folder in enumerate(root / name for root in self.roots for name in folders):
             if not folder.is_dir():
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
                     stem, dot, kind = entry.name.rpartition(".")
-                    if stem in self.names and dot + kind.lower() in extensions and entry.is_file():
+                    stem = stem if stem in self.names else named.get(media.one_form(stem), "")
+                    if stem and dot + kind.lower() in extensions and entry.is_file():
                         rank = number * len(extensions) + extensions.index(dot + kind.lower())
                         if stem not in found or (rank, folder / entry.name) < found[stem]:
                             found[stem] = rank, folder / entry.name

@@ -18,6 +18,7 @@ from pathlib import Path
 from essl_fast.common.errors import InputError, short
 from essl_fast.common.files import parse_json
 from essl_fast.data.datasets.tables import Table, is_box, is_number, read_text
+from essl_fast.data.media import find_file
 
 ANNOTATED = (320, 180)  # width and height of Chaotic World's annotated frames, pixels
 _LONGEST_SPAN = 1 << 20  # frames of a sound, 10 h
@@ -75,8 +76,7 @@ def read_truth(path: str | Path, video: str, size: tuple[int, int] | None = None
     path = Path(path)
     if path.is_dir():
         table = next(
-            (file for kind in ("frame", "group") if (file := path / "annotation" / kind / f"{video}.csv").is_file()),
-            None,
+            filter(None, (find_file(path / "annotation" / kind, video, (".csv",)) for kind in ("frame", "group"))), None
         )
         if table is None:
             raise InputError(

@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from essl_fast.data.media.groups import Reel as Reel
     from essl_fast.data.media.limits import hold_memory as hold_memory
     from essl_fast.data.media.limits import release_memory as release_memory
+    from essl_fast.data.media.names import EXTENSIONS as EXTENSIONS
+    from essl_fast.data.media.names import find_file as find_file
+    from essl_fast.data.media.names import find_video as find_video
+    from essl_fast.data.media.names import one_form as one_form
     from essl_fast.data.media.opening import unreadable as unreadable
-    from essl_fast.data.media.probing import EXTENSIONS as EXTENSIONS
     from essl_fast.data.media.probing import Probe as Probe
-    from essl_fast.data.media.probing import find_video as find_video
     from essl_fast.data.media.probing import probe as probe
     from essl_fast.data.media.sound_windows import Window as Window
     from essl_fast.data.media.sound_windows import open_windows as open_windows
@@ -49,7 +51,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "Clip": "clips",
-        "EXTENSIONS": "probing",
+        "EXTENSIONS": "names",
         "LIMIT": "errors",
         "MISSING": "errors",
         "MediaError": "errors",
@@ -72,13 +74,15 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "cut_reels": "clips",
         "decode_clip": "clip_decoding",
         "decode_frames": "decoding",
-        "find_video": "probing",
+        "find_file": "names",
+        "find_video": "names",
         "footage": "",
         "hardware": "",
         "hold_memory": "limits",
         "jpeg": "",
         "nvdec": "",
         "nvdec_clips": "",
+        "one_form": "names",
         "open_windows": "sound_windows",
         "probe": "probing",
         "release_memory": "limits",

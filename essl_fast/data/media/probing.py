@@ -21,12 +21,10 @@ import numpy as np
 from essl_fast.data.media import cropping, limits, opening
 from essl_fast.data.media.clock import Stamps, is_constant, make_clock
 from essl_fast.data.media.cropping import NO_CROP, Crop
-from essl_fast.data.media.errors import LIMIT, MISSING, PAST_END, TRUNCATED, UNREADABLE, MediaError
+from essl_fast.data.media.errors import LIMIT, PAST_END, TRUNCATED, UNREADABLE, MediaError
 from essl_fast.data.media.packets import is_gradual, is_hidden
 from essl_fast.data.media.slices import SliceReader
 from essl_fast.data.media.tracks import choose_sound
-
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
 _SEEKABLE = {"mov", "mp4", "matroska", "webm"}  # with these formats, a seek finds the key frame that it is given
 _ROUNDED = Fraction(51, 10_000)  # seconds: the largest error of a time rounded to two decimals, and a little more
@@ -81,6 +79,12 @@ class Probe:
         return float(self.start * self.time_base)
 
     @property
+    def shown_size(self) -> tuple[int, int]:
+        """Width and height of what players show, pixels, before the picture is turned."""
+        left, top, right, bottom = self.crop
+        return self.width - left - right, self.height - top - bottom
+
+    @property
     def frame_rate(self) -> float | None:
         """Mean number of frames per second; None for a video of fewer than two frames."""
         span = float((self.pts[-1] - self.pts[0]) * self.time_base) if len(self.pts) > 1 else 0.0
@@ -112,24 +116,6 @@ class Probe:
     def place_of_key(self, key: int) -> int:
         """Position in `pts` of the key frame at position `key` of `keys`; 0 if no key frame is known."""
         return int(np.searchsorted(self.pts, self.keys[key])) if len(self.keys) else 0
-
-
-def find_video(folder: str | Path, video: str) -> Path:
-    """The file `video` + one of EXTENSIONS, in lower or upper case; the first that is there in the order of EXTENSIONS.
-
-    Raises:
-        MediaError: there is none, or the folder cannot be read.
-    """
-    folder = Path(folder)
-    for extension in EXTENSIONS:
-        for spelling in (extension, extension.upper()):
-            path = folder / f"{video}{spelling}"
-            try:
-                if path.is_file():
-                    return path
-            except OSError as error:
-                raise opening.unreadable(path, error) from error
-    raise MediaError(MISSING, f"{video}{{{','.join(EXTENSIONS)}}} is not in {folder.name}/")
 
 
 def probe(path: str | Path) -> Probe:

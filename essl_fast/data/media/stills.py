@@ -83,19 +83,19 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def middle_sound(path: Path, alone: bool = True) -> np.ndarray:
+def middle_sound(path: Path, alone: bool = True, zero: float | None = None) -> np.ndarray:
     """The 3 s in the middle of a file's sound, float32 (48000,) at 16 kHz; a shorter sound is repeated.
 
     Args:
         path: the file.
-        alone: as in `audio.decode_sound`.
+        alone, zero: as in `audio.decode_sound`.
 
     Raises:
         MediaError: as `audio.decode_sound`; also if the track is damaged anywhere, since its middle is then unknown.
     """
-    sound = audio.decode_sound(path, alone=alone)
-    if sound.damage or sound.holes:
-        begin = sound.holes[0][0] / sound.rate if sound.holes else 0
+    sound = audio.decode_sound(path, alone=alone, zero=zero)
+    if sound.damage or sound.holes or sound.broken:
+        begin = min((*sound.holes, *sound.broken), default=(0, 0))[0] / sound.rate
         why = sound.damage or f"{path.name}: the sound from {begin:.2f} s on cannot be decoded"
         raise MediaError(SOUND_TRUNCATED, why)
     return audio.to_stored(sound.mono, sound.rate)
