@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from essl_fast.prepare.against import compare as compare
     from essl_fast.prepare.folder import PreparedDifferently as PreparedDifferently
     from essl_fast.prepare.reporting import print_summary as print_summary
     from essl_fast.prepare.reporting import reporter as reporter
@@ -16,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "PreparedDifferently": "folder",
+        "compare": "against",
         "prepare": "run",
         "prepare_dataset": "run",
         "print_summary": "reporting",

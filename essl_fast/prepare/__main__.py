@@ -4,7 +4,7 @@
     python -m essl_fast.prepare --dataset flickr|vggss --data DIR --train-list FILE --test-list FILE --out DIR
     python -m essl_fast.prepare --dataset chaotic|flickr|vggss --from-h5 DIR --out DIR
     python -m essl_fast.prepare --dataset NAME --import MODULE … --out DIR
-    python -m essl_fast.prepare --verify --out DIR
+    python -m essl_fast.prepare --verify [--against VIDEOS] --out DIR
 
 A pair is one frame and the 3 s of sound around it, 16 kHz PCM16. Its frame is a JPEG picture, decoded with PyAV on the
 CPU (or on NVDEC, `--decoder`), or a clip: the packets from the key frame before it on, copied and not decoded, which
@@ -47,11 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The command. Returns 0, or 1 if --strict finds something left out or --verify something broken. InputError."""
     data = parse(arguments)
     imports, strict, verifies = data.pop("imports", ()), data.pop("strict", False), data.pop("verify", False)
+    videos = data.pop("against", None)
     run = {name: data.pop(name) for name in RUN if name in data}
     with slow_imports():
         from essl_fast.data.datasets import read_dataset
         from essl_fast.data.shards import BAD, Manifest
-        from essl_fast.prepare import prepare_dataset, print_summary, reporter, verify
+        from essl_fast.prepare import compare, prepare_dataset, print_summary, reporter, verify
     import_modules(imports)
 
     try:
@@ -61,18 +62,22 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             manifest = Manifest.load(run["out"])
         found = verify(manifest, run.get("workers"), reporter(True)) if verifies else {}
+        compared, differences = compare(manifest, videos, reporter(True)) if videos else (0, 0)
     except KeyboardInterrupt:
         print(f"{PROG}: stopped; the same command goes on", file=sys.stderr)
         return 130
     if verifies:
         print_verified(manifest, found)
+    if videos:
+        listed = f", listed in {manifest.root / 'against.jsonl'}" if differences else ""
+        print(f"{compared} pairs were compared with {videos}: {differences} differences{listed}")
     lost = lost_entries(manifest) if strict else 0
     apart = len(manifest.header.get("contradictions", {})) if strict else 0
     if lost:
         print(f"{PROG}: strict: {lost} entries were left out", file=sys.stderr)
     if apart:
         print(f"{PROG}: strict: numbers and times of frames contradict each other in {apart} videos", file=sys.stderr)
-    return int(bool(lost or apart or BAD & found.keys()))
+    return int(bool(lost or apart or differences or BAD & found.keys()))
 
 
 def parser() -> Options:
@@ -87,6 +92,8 @@ def parse(arguments: list[str] | None) -> dict[str, Any]:
     verifies = "verify" in given
     making = SOURCES & given.keys() or not verifies
     enough = given["dataset"] != "chaotic" or "from_h5" in given or {"videos", "annotations"} <= given.keys()
+    if "against" in given and not verifies:
+        options.error("--against goes with --verify")
     if making and not enough:
         options.error(f"give --videos and --annotations{'' if verifies else ', or --verify to check a finished --out'}")
     return given

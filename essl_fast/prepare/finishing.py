@@ -37,6 +37,7 @@ def finish(
     fids = pairs.fid[index].tolist()
     keys = [pair_key(names[at][0], fid).encode() for at, fid in zip(video, fids, strict=True)]
     classes, class_id = _classes(pairs, index)
+    told = notes.header(rows.notes, dataset.annotations.sizes.doubt())
     boxes, labelled = _boxes(pairs, index)
     write_manifest(
         out,
@@ -58,7 +59,7 @@ def finish(
         },
         left_out=(left.as_json() for left in _all_left_out(dataset.annotations, rows)),
         settings=settings,
-        more={"jpeg_instead": rows.jpeg_instead, **notes.header(rows.notes), **dataset.header()},
+        more={"jpeg_instead": rows.jpeg_instead, **told, **dataset.header()},
     )
 
 

@@ -2,6 +2,7 @@
 
     clocks          video → why its pictures are counted (`media/clock.py`)
     sound_tracks    video → which of several sound tracks was taken
+    boxes           why boxes seem to be drawn on frames of another size
     contradictions  video → by how much the numbers and times of its frames differ; `--strict` makes it an error
 
 Frame `fid` of a constant rate is shown from (fid - 1) / rate to fid / rate. Times within these bounds, and half a frame
@@ -11,6 +12,7 @@ others' numbers count from 1 and theirs most likely from 0.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -69,8 +71,13 @@ def _guess(rate: float, fids: np.ndarray, times: np.ndarray) -> str:
     return f", as if numbered from {1 + round(float(np.median(fids - 1 - times * rate)))} on"
 
 
-def header(notes: Mapping[str, Sequence[Note]]) -> dict:
-    """What the manifest says of them: only what there is. notes: video → its notes."""
+def header(notes: Mapping[str, Sequence[Note]], doubt: str = "") -> dict:
+    """What the manifest says of them: only what there is.
+
+    Args:
+        notes: video → its notes.
+        doubt: why boxes seem to be drawn on frames of another size, or "".
+    """
     of = {kind: {} for kind in (CLOCK, TRACK, SIZE, APART, LATE, EXACT)}
     for video, told in sorted(notes.items()):
         for kind, text in told:
@@ -84,6 +91,11 @@ def header(notes: Mapping[str, Sequence[Note]]) -> dict:
             f"its times lie {where} the frames of their numbers are shown, unlike those of {len(many)} other videos, "
             f"as if its frames were numbered from {base} on; {_FOLLOWED}"
         )
-        contradictions |= dict.fromkeys(few, text)
-    told = {"clocks": of[CLOCK], "sound_tracks": of[TRACK], "contradictions": contradictions}
-    return {name: dict(sorted(value.items())) for name, value in told.items() if value}
+        contradictions = dict(sorted((contradictions | dict.fromkeys(few, text)).items()))
+    if doubt:
+        sizes = Counter(of[SIZE].values()).most_common(3)
+        videos = ", ".join(f"{size} ({count})" for size, count in sizes) or "none was read"
+        doubt = f"{doubt}; sizes of the videos: {videos}. If the boxes were drawn on another size, give it as "
+        doubt += "--annotation-size; preview.png shows some pairs with their boxes"
+    told = {"boxes": doubt, "clocks": of[CLOCK], "sound_tracks": of[TRACK], "contradictions": contradictions}
+    return {name: value for name, value in told.items() if value}

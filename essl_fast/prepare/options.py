@@ -154,6 +154,12 @@ def _add_checks(group: argparse._ArgumentGroup) -> None:
         **_UNSET,
     )
     group.add_argument(
+        "--against",
+        help="with --verify: also compare some pairs with the videos in this folder, decoded from their start on, and "
+        "list differences in against.jsonl; end with code 1 if there are any",
+        **_FOLDER,
+    )
+    group.add_argument(
         "--strict",
         action="store_true",
         help="end with code 1 if anything was left out except pairs whose 3 s of sound leave the track, or if numbers "

@@ -16,6 +16,7 @@ from essl_fast.prepare.assembly import assemble
 from essl_fast.prepare.decoders import choose_decoders
 from essl_fast.prepare.folder import PARTS, open_finished, own_folder
 from essl_fast.prepare.options import DECODERS, VISUALS
+from essl_fast.prepare.preview import write_preview
 from essl_fast.prepare.reporting import Reporter, reporter
 
 
@@ -110,6 +111,7 @@ def prepare_dataset(
                 assemble(dataset, out, out / PARTS, settings, workers, say)
                 _say_rows(dataset, say)
                 done = Manifest.load(out)
+                write_preview(done)
             shutil.rmtree(out / PARTS, ignore_errors=True)
             return done
     except OSError as error:

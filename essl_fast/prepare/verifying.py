@@ -161,6 +161,23 @@ def _pairs(
     return faults
 
 
+def read_pair(manifest: shards.Manifest, row: int) -> tuple[bytes, int, int, bytes]:
+    """(the stored frame, its kind, which frame of a clip, the sound) of one pair. OSError if it cannot be read."""
+    at = row
+    for tar, path in manifest.shards(shards.SPLITS):
+        index = shards.read_index(path)
+        if at >= len(index.stems):
+            at -= len(index.stems)
+            continue
+        parts = []
+        with open(tar, "rb") as file:
+            for begin, size in ((index.visual_offset, index.visual_size), (index.s16_offset, index.s16_size)):
+                file.seek(int(begin[at]))
+                parts.append(file.read(int(size[at])))
+        return parts[0], int(index.visual[at]), int(manifest.target[row]), parts[1]
+    raise IndexError(f"row {row} of {len(manifest)}")
+
+
 def decode_frame(frame: bytes, visual: int, target: int) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a stored frame.
 

@@ -41,6 +41,51 @@ class LeftOut:
         return {"video": self.video, "key": self.key or None, "reason": self.reason, "detail": self.detail}
 
 
+@dataclass
+class BoxSizes:
+    """How boxes lie in the frames that they are said to be drawn on.
+
+    Attributes:
+        frame: width and height of these frames, pixels; None if boxes come without a size.
+        count: boxes that were read.
+        outside: those that leave the frame by more than half a pixel, and are clamped to it.
+        largest: the largest x and y of a corner.
+    """
+
+    frame: tuple[int, int] | None = None
+    count: int = 0
+    outside: int = 0
+    largest: tuple[float, float] = (0.0, 0.0)
+
+    def add(self, boxes: Sequence[Sequence[float]]) -> None:
+        """Count some boxes: xyxy, pixels of the frame."""
+        width, height = self.frame
+        for x1, y1, x2, y2 in boxes:
+            right, below = max(x1, x2), max(y1, y2)
+            self.count += 1
+            self.outside += right > width + 0.5 or below > height + 0.5 or min(x1, x2, y1, y2) < -0.5
+            self.largest = max(self.largest[0], right), max(self.largest[1], below)
+
+    def doubt(self) -> str:
+        """Why the boxes seem to be drawn on frames of another size, in words; "" if they do not."""
+        if not self.count or self.frame is None:
+            return ""
+        (width, height), (x, y) = self.frame, self.largest
+        most = f"the largest coordinates are {x:g} and {y:g}"
+        if self.outside > _MOST_OUTSIDE * self.count or x > 1.2 * width or y > 1.2 * height:
+            share = 100 * self.outside / self.count
+            what = (
+                f"{self.outside} of {self.count} boxes ({share:.0f}%) leave frames of {width}x{height} and are clamped"
+            )
+            return f"{what}; {most}"
+        if self.count >= _MANY and 2 * x < width and 2 * y < height:
+            return f"all {self.count} boxes lie in the upper left quarter of frames of {width}x{height}; {most}"
+        return ""
+
+
+_MOST_OUTSIDE, _MANY = 0.02, 20  # share of boxes; boxes
+
+
 @dataclass(frozen=True)
 class Annotations:
     """Everything that was read from a data set's annotations.
@@ -52,6 +97,7 @@ class Annotations:
         rows: how many rows were read.
         merged: how many of these rows joined the pair of an earlier row.
         further: how many boxes `row_boxes="first"` ignored.
+        sizes: how the boxes lie in their frames, where the reader counts that.
     """
 
     pairs: Pairs
@@ -60,6 +106,7 @@ class Annotations:
     rows: int = 0
     merged: int = 0
     further: int = 0
+    sizes: BoxSizes = field(default_factory=BoxSizes)
 
     def __post_init__(self) -> None:
         if not self.videos:

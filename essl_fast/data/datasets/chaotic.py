@@ -28,7 +28,7 @@ from pathlib import Path
 
 from essl_fast.common.errors import InputError, short
 from essl_fast.data import media
-from essl_fast.data.datasets.annotations import LONGEST_NAME, Annotations, choose_validation
+from essl_fast.data.datasets.annotations import LONGEST_NAME, Annotations, BoxSizes, choose_validation
 from essl_fast.data.datasets.chaotic_video import Choice, Findings, VideoTables, read_pairs
 from essl_fast.data.datasets.dataset import Dataset, Files, register_dataset
 from essl_fast.data.datasets.options import FRAMES, ROW_BOXES, DatasetOptions
@@ -130,12 +130,12 @@ def read_chaotic_world(
     if not group.is_dir():
         raise InputError(f"{group} is not a folder: annotations must name what holds annotation/group/<video>.csv")
     videos = _read_splits(root, validation, seed)
-    pairs, choice, found = Pairs(), Choice(frame, row_boxes, size), Findings()
+    pairs, choice, found = Pairs(), Choice(frame, row_boxes, size), Findings(sizes=BoxSizes(size))
     for split, names in videos.items():
         for video in names:
             tables = VideoTables(video, _table(group, video), _table(frames, video), frame_rate)
             pairs.add_video(video, split, read_pairs(tables, choice, found, scored=split != "train"))
-    return Annotations(pairs, found.left_out, videos, found.rows, found.merged, found.further)
+    return Annotations(pairs, found.left_out, videos, found.rows, found.merged, found.further, found.sizes)
 
 
 def _table(folder: Path, video: str) -> Path:

@@ -17,6 +17,7 @@ from essl_fast.data.datasets.annotations import (
     NO_FILE,
     NO_FRAMES,
     NO_ROWS,
+    BoxSizes,
     LeftOut,
     boxes_to_grid,
     reason_for_no_area,
@@ -47,6 +48,7 @@ class Findings:
     rows: int = 0
     merged: int = 0
     further: int = 0
+    sizes: BoxSizes = field(default_factory=BoxSizes)
 
     def leave(self, video: str, key: str, reason: str, detail: str) -> None:
         self.left_out.append(LeftOut(video, key, reason, detail))
@@ -253,6 +255,7 @@ def read_pairs(
         found.merged += fid in drafts
         draft = drafts.setdefault(fid, _Draft(time))
         kept = []
+        found.sizes.add(boxes)
         for box, placed in zip(boxes, boxes_to_grid(boxes, *choice.size).tolist(), strict=True):
             if placed[2] > placed[0] and placed[3] > placed[1]:
                 kept.append(placed)

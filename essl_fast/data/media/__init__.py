@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from essl_fast.data.media.clips import cut_clips as cut_clips
     from essl_fast.data.media.clips import cut_reels as cut_reels
     from essl_fast.data.media.decoding import decode_frames as decode_frames
+    from essl_fast.data.media.display import upright as upright
     from essl_fast.data.media.errors import LIMIT as LIMIT
     from essl_fast.data.media.errors import MISSING as MISSING
     from essl_fast.data.media.errors import NO_CLIP as NO_CLIP
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from essl_fast.data.media.sound_windows import Window as Window
     from essl_fast.data.media.sound_windows import open_windows as open_windows
     from essl_fast.data.media.sound_windows import sound_length as sound_length
+    from essl_fast.data.media.tracks import choose_sound as choose_sound
     from essl_fast.data.media.writing import video_file as video_file
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -70,6 +72,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "audio": "",
         "can_copy": "clips",
         "colours": "",
+        "choose_sound": "tracks",
         "cut_clips": "clips",
         "cut_reels": "clips",
         "decode_clip": "clip_decoding",
@@ -89,6 +92,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "sound_length": "sound_windows",
         "stills": "",
         "unreadable": "opening",
+        "upright": "display",
         "video_file": "writing",
         "Window": "sound_windows",
     },

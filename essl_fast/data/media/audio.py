@@ -202,7 +202,7 @@ class Blocks:
                 if abs(due - self.filled) > _LONGEST * rate:
                     self.damage = f"a timestamp says {due / rate:.0f} s"
                     break
-                part, at = _mono(frame)[max(-due, 0) :], max(due, 0)
+                part, at = mono_of(frame)[max(-due, 0) :], max(due, 0)
                 self.clock.mark(at, stamp - due)
                 due += frame.samples
                 self.filled = max(self.filled, at + len(part))
@@ -232,7 +232,7 @@ def _sound_frames(container, audio):
         yield from frames
 
 
-def _mono(frame) -> np.ndarray:
+def mono_of(frame) -> np.ndarray:
     """Mean of a decoded audio frame's channels, float32 (samples,); integers are divided by their full range."""
     kind = frame.format.name
     if kind == "fltp":  # AAC, MP3 and Opus; `to_ndarray` would take twice as long as decoding
@@ -267,9 +267,12 @@ def sound_window(mono: np.ndarray, rate: int, time: float) -> np.ndarray | None:
 
 def to_stored(window: np.ndarray, rate: int) -> np.ndarray:
     """Resample float32 (n,) at `rate` Hz to 16 kHz (soxr HQ) and bring it to float32 (48000,) with `fit_length`."""
-    if rate != RATE:
-        window = soxr.resample(window, rate, RATE, quality="HQ")
-    return fit_length(np.asarray(window, np.float32), SAMPLES)
+    return fit_length(np.asarray(at_stored_rate(window, rate), np.float32), SAMPLES)
+
+
+def at_stored_rate(sound: np.ndarray, rate: int) -> np.ndarray:
+    """A sound (n,) at `rate` Hz, at 16 kHz (soxr HQ)."""
+    return sound if rate == RATE else soxr.resample(sound, rate, RATE, quality="HQ")
 
 
 def fit_length(sound: np.ndarray, length: int) -> np.ndarray:
