@@ -123,7 +123,7 @@ def _by_decoder(path: Path, stamps: Stamps, decoding: bool, why: str) -> Clock:
     pts = [stamps.pts[at] for at in order]
     if decoding and order != sorted(order):
         packets = sorted(order)
-        due = [stamps.pts[at] if stamps.dts[at] is None else stamps.dts[at] for at in packets]
+        due = [(stamps.dts if why == AVI else stamps.pts)[at] for at in packets]
         return Clock(_shifted(_whole(due), max(sum(at <= ahead for at in packets) - 1, 0)), why)
     if why == AVI:
         return Clock(_begun([stamps.dts[at] for at in order]), why)
