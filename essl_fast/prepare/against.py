@@ -91,8 +91,12 @@ def _of_video(manifest: shards.Manifest, videos: Path, video: str, pairs: list[_
     try:
         path = media.find_video(videos, video)
         found = media.probe(path)
-        yield from _pictures(manifest, found, pairs)
-        yield from _sounds(manifest, path, pairs)
+        stamps, small = [], []
+        for frame in _decoded(path):
+            stamps.append(frame.time)
+            small.append(frame.reformat(*_SMALL, format="gray").to_ndarray())
+        yield from _pictures(manifest, found, pairs, stamps, small)
+        yield from _sounds(manifest, path, pairs, _zero(path, stamps))
     except (media.MediaError, av.FFmpegError) as error:
         for pair in pairs:
             yield Difference(pair.key, "picture", f"its video cannot be read: {error}")
@@ -101,13 +105,15 @@ def _of_video(manifest: shards.Manifest, videos: Path, video: str, pairs: list[_
 # ---------------------------------------------------------------- pictures
 
 
-def _pictures(manifest: shards.Manifest, found: media.Probe, pairs: list[_Pair]) -> Iterator[Difference]:
-    """Decode the video from the start, once for the stamps and small pictures, once more for the pictures wanted."""
-    stamps, small = [], []
-    for frame in _decoded(found.path):
-        stamps.append(frame.time)
-        grey = frame.reformat(*_SMALL, format="gray").to_ndarray()
-        small.append(grey)
+def _pictures(
+    manifest: shards.Manifest, found: media.Probe, pairs: list[_Pair], stamps: list, small: list
+) -> Iterator[Difference]:
+    """Decode the video from the start once more, for the pictures wanted.
+
+    Args:
+        stamps: of all frames, as the decoder gives them.
+        small: all frames, grey, uint8 (h, w).
+    """
     places = {pair: _place(stamps, pair) for pair in pairs}
     whole = set(places.values()) - {None}
     kept = {}
@@ -134,7 +140,7 @@ def _pictures(manifest: shards.Manifest, found: media.Probe, pairs: list[_Pair])
 def _decoded(path: Path) -> Iterator[av.VideoFrame]:
     with av.open(f"file:{path}") as container:
         video = container.streams.best("video")
-        container.streams.video[0].thread_type = "AUTO"
+        video.thread_type = "AUTO"
         for packet in container.demux(video):
             try:
                 frames = packet.decode()
@@ -143,10 +149,23 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
             yield from (frame for frame in frames if not frame.is_corrupt)
 
 
+def _rise(stamps: Sequence[float | None]) -> bool:
+    """Whether frames come out in the order of their stamps; else these mean nothing."""
+    return None not in stamps and all(a < b for a, b in pairwise(stamps))
+
+
+def _zero(path: Path, stamps: Sequence[float | None]) -> float:
+    """When the first frame is shown, in seconds of the file's clock."""
+    if stamps and _rise(stamps):
+        return stamps[0]
+    with av.open(f"file:{path}") as container:
+        video = container.streams.best("video")
+        return float((video.start_time or 0) * video.time_base)
+
+
 def _place(stamps: Sequence[float | None], pair: _Pair) -> int | None:
     """Which of the decoder's frames a pair means: by its number if they are evenly spaced, else by its time."""
-    rising = None not in stamps and all(a < b for a, b in pairwise(stamps))
-    if rising and len(stamps) > 2:
+    if _rise(stamps) and len(stamps) > 2:
         times = np.array(stamps) - stamps[0]
         apart = times - np.linspace(0, times[-1], len(times))
         if np.ptp(apart) > 0.005:
@@ -178,8 +197,8 @@ def _differs(stored: np.ndarray, expected: np.ndarray, data: bytes, kind: int, s
 # ---------------------------------------------------------------- sound
 
 
-def _sounds(manifest: shards.Manifest, path: Path, pairs: list[_Pair]) -> Iterator[Difference]:
-    mono, rate = _laid_out(path)
+def _sounds(manifest: shards.Manifest, path: Path, pairs: list[_Pair], zero: float) -> Iterator[Difference]:
+    mono, rate = _laid_out(path, zero)
     for pair in pairs:
         sound = np.frombuffer(read_pair(manifest, pair.row)[3], manifest.sound).astype(np.float32)
         sound = sound / 32768 if manifest.sound.kind == "i" else sound
@@ -233,9 +252,8 @@ def _lag(around: np.ndarray, sound: np.ndarray) -> tuple[float, float]:
     return best / audio.RATE, float(alike[best])
 
 
-def _laid_out(path: Path) -> tuple[np.ndarray, int]:
-    """(float32 (n,) mono from the first picture on, its rate): each decoded block where its stamp puts it."""
-    zero = next((frame.time for frame in _decoded(path) if frame.time is not None), 0.0)
+def _laid_out(path: Path, zero: float) -> tuple[np.ndarray, int]:
+    """(float32 (n,) mono from `zero` seconds on, its rate): each decoded block where its stamp puts it."""
     mono, rate, due = np.empty(0, np.float32), 0, 0
     with av.open(f"file:{path}") as container:
         track, _ = media.choose_sound(container)

@@ -1,0 +1,209 @@
+"""Prepared pairs hold the right picture and the right sound, and a run tells where files or tables are doubtful."""
+
+import io
+import json
+import re
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from essl_fast.common.errors import InputError
+from essl_fast.data.media import decode_clip
+from essl_fast.data.shards import SPLITS, Manifest, iterate
+from essl_fast.prepare import __main__ as door
+from essl_fast.prepare import compare, prepare, reporter
+from essl_fast.prepare.against import _lag
+from tests.tools.clocks import BFRAMES, SKIPPING, amid, decoding_order
+from tests.tools.fields import field_coded
+from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered, row, write_annotations
+from tests.tools.prepare import left_out
+
+QUIET = {"workers": 1, "progress": False, "validation": 0.0}
+
+
+def sounding(seconds: float) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * 16_000)).astype(np.float32)
+
+
+def with_sound(folder, silent, seconds: float):
+    """A file without sound, and a noise beside it, in one Matroska file."""
+    sound = make_sound(folder / "sound.mkv", sounding(seconds), "pcm_s16le", 16_000)
+    return join_tracks(folder / "joined.mkv", silent, sound)
+
+
+def _plain(folder):
+    return decoding_order(folder, "mp4"), [(fid, (fid - 1) / 10) for fid in (16, 17, 18, 19, 41)]
+
+
+def _fields(folder):
+    path = with_sound(folder, field_coded(folder / "f.mkv", 50), 5)
+    return path, [(fid, (fid - 1) / 10) for fid in (16, 17, 30)]
+
+
+def _dropped(folder):
+    sound = {"sound": sounding(6), "sound_codec": "pcm_s16le"}
+    path = make_video(folder / "d.avi", pts=SKIPPING, ticks=10, **sound, **BFRAMES)
+    return path, [(place + 1, SKIPPING[place] / 10) for place in (14, 20, 31)]
+
+
+def _amid(folder):
+    return amid(folder), [(fid, (fid - 1) / 10) for fid in (16, 30)]
+
+
+KINDS = {"plain": (_plain, 0), "fields": (_fields, 0), "dropped": (_dropped, 0), "amid": (_amid, 10)}
+
+
+def pairs_of(manifest):
+    return {pair["key"]: pair for tar, _ in manifest.shards(SPLITS) for pair in iterate(tar)}
+
+
+def picture_of(pair) -> np.ndarray:
+    if "mp4" in pair:
+        return decode_clip(pair["mp4"], pair["target"])
+    return np.asarray(Image.open(io.BytesIO(pair["jpg"])))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_forms_hold_the_right_pictures(tmp_path, kind):
+    make, before = KINDS[kind]
+    path, asked = make(tmp_path)
+    (tmp_path / "videos").mkdir()
+    shutil.move(path, tmp_path / "videos" / f"v{path.suffix}" if path.suffix != ".ts" else tmp_path / "videos/v.mkv")
+    make_video(tmp_path / "videos" / "z.mp4", sound=sounding(4))
+    notes = write_annotations(tmp_path / "notes", {"v": [row(*one) for one in asked]}, {"z": [row(21, 2.0)]})
+    for visual in ("jpeg", "clip"):
+        out = tmp_path / visual
+        manifest = prepare(tmp_path / "videos", notes, out, visual=visual, **QUIET)
+        found = pairs_of(manifest)
+        assert not left_out(out) and len(found) == len(asked) + 1
+        for fid, _ in asked:
+            assert number_of(picture_of(found[f"v_{fid:06d}"])) == fid + before
+        assert compare(manifest, tmp_path / "videos", reporter(False)) == (len(found), 0)
+        assert (out / "against.jsonl").read_bytes() == b""
+        if visual == "clip" and kind != "amid":
+            ((reason, entry),) = manifest.header["jpeg_instead"].items()
+            assert reason == "no clip can be cut for this frame" and entry["pairs"] == len(asked)
+            assert manifest.header["clocks"].keys() == {"v"}
+
+
+def test_against_finds_what_is_wrong(tmp_path, capsys):
+    for name in ("a", "z"):
+        make_video(tmp_path / "videos" / f"{name}.mp4", seconds=8, sound=sounding(8), options={"bf": "0"})
+    asked = [row(fid, (fid - 1) / 10) for fid in (21, 31, 41)]
+    notes = write_annotations(tmp_path / "notes", {"a": asked}, {"z": [row(21, 2.0)]})
+    manifest = prepare(tmp_path / "videos", notes, tmp_path / "out", visual="jpeg", **QUIET)
+    ask = ["--verify", "--against", str(tmp_path / "videos"), "--out", str(tmp_path / "out")]
+    assert door.main(ask) == 0
+    assert "4 pairs were compared with" in capsys.readouterr().out
+    later = make_video(
+        tmp_path / "other" / "a.mp4", seconds=8, sound=sounding(8)[800:], picture=lambda n: numbered(n + 1)
+    )
+    shutil.copy(tmp_path / "videos" / "z.mp4", later.parent)
+    assert compare(manifest, later.parent, reporter(False)) == (4, 6)
+    listed = [json.loads(line) for line in (tmp_path / "out" / "against.jsonl").read_text().splitlines()]
+    assert [(entry["key"], entry["what"]) for entry in listed[:2]] == [("a_000021", "picture"), ("a_000031", "picture")]
+    assert "frame 20 is nearest" in listed[0]["detail"]
+    assert listed[3]["detail"] == "it is what the video has 0.050 s earlier"
+    ask[2] = str(later.parent)
+    assert door.main(ask) == 1
+    (later.parent / "z.mp4").unlink()
+    assert compare(manifest, later.parent, reporter(False)) == (4, 7)
+    with pytest.raises(InputError, match="--against: .* is not a folder"):
+        compare(manifest, tmp_path / "nowhere", reporter(False))
+    with pytest.raises(SystemExit):
+        door.main(["--against", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_the_lag_of_a_sound():
+    around = sounding(7)
+    for shift in (0, 31, 32_000):
+        lag, alike = _lag(around, around[shift : shift + 48_000])
+        assert lag == pytest.approx(shift / 16_000) and alike == pytest.approx(1)
+
+
+CONTRADICTIONS = {  # rows of the video a: (fid, time); what is said of it
+    "right": ([(16, 1.5), (41, 4.0)], ""),
+    "published": ([(16, 1.6), (41, 4.1)], ""),  # time = fid / rate, in every video
+    "another rate": ([(25, 2.0), (49, 4.0)], "in 2 of 2 pairs, by 0.40 to 0.80 s: .*as if numbered at a rate of 12 a"),
+    "shifted": ([(31, 2.0), (41, 3.0)], "in 2 of 2 pairs, by 1.00 s: .*as if numbered from 11 on"),
+    "from 0": ([(20, 2.0), (40, 4.0)], "one frame after .* as if its frames were numbered from 0 on"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTRADICTIONS)
+def test_numbers_and_times_that_contradict_each_other(tmp_path, capsys, kind):
+    asked, said = CONTRADICTIONS[kind]
+    for name in ("a", "b", "z"):
+        make_video(tmp_path / "videos" / f"{name}.mp4", seconds=8, sound=sounding(8))
+    late = 0.1 if kind == "published" else 0.0
+    others = [row(31, 3.0 + late), row(36, 3.5 + late)]
+    write_annotations(tmp_path / "notes", {"a": [row(*one) for one in asked], "b": others}, {"z": others})
+    ask = ["--videos", str(tmp_path / "videos"), "--annotations", str(tmp_path / "notes"), "--visual", "jpeg"]
+    ask += ["--validation", "0", "--workers", "1", "--out", str(tmp_path / "out")]
+    assert door.main(ask) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a: ")]
+    told = Manifest.load(tmp_path / "out").header.get("contradictions", {})
+    assert door.main([*ask, "--strict"]) == int(bool(said))
+    assert ("contradict each other in 1 videos" in capsys.readouterr().err) == bool(said)
+    if not said:
+        assert not told and not lines
+        return
+    assert lines == [f"a: {told['a']}"] and told.keys() == {"a"}
+    assert told["a"].endswith("the picture follows the number, the sound the time")
+    assert re.search(said, told["a"])
+
+
+def test_names_in_either_form_and_any_case(tmp_path):
+    composed, apart = (unicodedata.normalize(form, "Café") for form in ("NFC", "NFD"))
+    base = make_video(tmp_path / "videos" / "z.mp4", sound=sounding(4))
+    for name in (f"{apart}.mp4", "a.Mp4", "B.mp4"):
+        shutil.copy(base, tmp_path / "videos" / name)
+    rows = [row(21, 2.0)]
+    notes = write_annotations(tmp_path / "notes", {composed: rows, "a": rows, "b": rows}, {"z": rows})
+    group = notes / "annotation" / "group"
+    (group / f"{composed}.csv").rename(group / f"{apart}.csv")
+    manifest = prepare(tmp_path / "videos", notes, tmp_path / "out", visual="jpeg", **QUIET)
+    assert sorted(manifest.key(at) for at in range(3)) == sorted(["a_000021", f"{composed}_000021", "z_000021"])
+    (entry,) = left_out(tmp_path / "out")
+    assert entry["video"] == "b" and "there is 'B.mp4', and the name asked for is 'b'" in entry["detail"]
+
+
+def test_boxes_of_another_size_are_doubted(tmp_path, capsys):
+    for name in ("a", "z"):
+        make_video(tmp_path / "videos" / f"{name}.mp4", sound=sounding(4))
+    boxes = {"large": "[[700, 300, 1280, 715]]", "small": "[[10, 10, 70, 40]]", "right": "[[20, 20, 318, 179]]"}
+    said = {
+        "large": "warning: 26 of 26 boxes (100%) leave frames of 320x180 and are clamped; the largest coordinates are "
+        "1280 and 715; sizes of the videos: 160x90 (2)",
+        "small": "warning: all 26 boxes lie in the upper left quarter of frames of 320x180; the largest coordinates",
+        "right": "",
+    }
+    for kind, box in boxes.items():
+        rows = [row(fid, (fid - 1) / 10, box) for fid in range(16, 26)]
+        box = box.replace("700, 300", "10, 10")
+        rows += [row(fid, (fid - 1) / 10, box) for fid in range(26, 29)]
+        notes = write_annotations(tmp_path / kind, {"a": rows}, {"z": rows})
+        ask = ["--videos", str(tmp_path / "videos"), "--annotations", str(notes), "--visual", "jpeg"]
+        assert door.main([*ask, "--validation", "0", "--workers", "1", "--out", str(tmp_path / f"{kind}_out")]) == 0
+        warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+        assert len(warned) == bool(said[kind]) and all(line.startswith(said[kind]) for line in warned)
+        assert all("--annotation-size" in line for line in warned)
+
+
+@pytest.mark.parametrize("visual", ["jpeg", "clip"])
+def test_the_preview_shows_pairs_with_their_boxes(tmp_path, visual):
+    grey = np.full((90, 160, 3), 90, np.uint8)
+    for name in ("a", "z"):
+        make_video(tmp_path / "videos" / f"{name}.mp4", seconds=6, sound=sounding(6), picture=lambda number: grey)
+    rows = [row(fid, (fid - 1) / 10, "[[80, 45, 240, 135]]") for fid in range(16, 36)]
+    notes = write_annotations(tmp_path / "notes", {"a": rows}, {"z": rows[:1]})
+    manifest = prepare(tmp_path / "videos", notes, tmp_path / "out", visual=visual, **QUIET)
+    sheet = np.asarray(Image.open(tmp_path / "out" / "preview.png").convert("RGB")).astype(int)
+    green = (sheet[..., 1] > 200) & (sheet[..., 0] < 60)
+    assert sheet.shape == (4 * 194, 4 * 240, 3) and len(manifest) == 21
+    first = np.argwhere(green[:180, :240])  # 160 x 90 pixels are shown as they are
+    assert first.min(0).tolist() == [22, 40] and first.max(0).tolist() == [66, 119]
+    assert all(green[194 * y :, 240 * x :][:180, :240].any() for y in range(4) for x in range(4))
