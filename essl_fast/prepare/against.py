@@ -116,10 +116,12 @@ def _pictures(
     """
     places = {pair: _place(stamps, pair) for pair in pairs}
     whole = set(places.values()) - {None}
-    kept = {}
+    kept: dict[int, np.ndarray] = {}
+    with av.open(f"file:{found.path}") as container:
+        stated = int(container.streams.best("video").codec_context.colorspace)
     for place, frame in enumerate(_decoded(found.path)):
         if place in whole:
-            kept[place] = media.upright(frame, crop=found.crop)
+            kept[place] = media.upright(frame, colour=stated, crop=found.crop)
         if whole <= kept.keys():
             break
     for pair in pairs:
