@@ -102,10 +102,10 @@ def command(main: Callable[[], int], prog: str) -> int:
         if isinstance(error, BrokenPipeError) and error.filename is None:
             _forget(sys.stdout)
             return _end(prog, "stopped: what read the output has ended", 128 + signal.SIGPIPE)
-        if error.filename is None and not _takes_text(sys.stdout):
+        if not _takes_text(sys.stdout):
             _forget(sys.stdout)
-            return _end(prog, f"error: cannot write to standard output: {error.strerror or error}", 2)
-        return _end(prog, f"error: cannot write or read {error.filename or 'a file'}: {error.strerror or error}", 2)
+        what = error.filename or "a file or standard output"
+        return _end(prog, f"error: cannot write or read {what}: {error.strerror or error}", 2)
     except MemoryError as error:
         return _end(prog, f"error: the memory of this machine is not enough{error and f' ({error})'}", 2)
     except FloatingPointError as error:  # training diverged: the input itself is not wrong

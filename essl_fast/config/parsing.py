@@ -17,6 +17,7 @@ from essl_fast.config import reading
 from essl_fast.config.settings import Config, faults, leaves, name_fault, to_dict
 from essl_fast.config.yamls import Plain
 
+_KEPT = " (of a run)"  # in messages, of a value in a run directory's own config.yaml
 NO_MODULE = "--import: give the name of a module, as Python imports it: my_package.part"
 
 
@@ -161,7 +162,8 @@ def parse(
         file = None if name == "-" else find_file(name)
         held = reading.file_values(reading.read_text(file), str(file or "standard input"))
         found |= held
-        said |= {each: f"{file or 'standard input'}: {each}" for each in held}
+        of = _KEPT if file and (file.parent / "log.jsonl").is_file() else ""
+        said |= {each: f"{file or 'standard input'}: {each}{of}" for each in held}
     kinds, given = leaves(), vars(space)
     for name in kinds.keys() & given.keys():
         said[name] = f"--{name}"
@@ -173,8 +175,8 @@ def parse(
     config = _made(found)
     for name, fault in faults(config):
         raise InputError(f"{said.get(name, name)}: {fault}")
-    continues = not space.config and Path(default).is_file() and said.get("name") != "--name"
-    if not continues and (fault := name_fault(config.name)):
+    fault = name_fault(config.name)
+    if fault and not (said.get("name") or "").endswith(_KEPT):
         raise InputError(f"{said.get('name', 'name')}: {fault}")
     if space.print_config:
         import yaml

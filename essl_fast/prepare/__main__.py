@@ -32,6 +32,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from essl_fast.common.commands import Options, command, slow_imports
+from essl_fast.common.outputs import output_folder
 from essl_fast.common.registry import import_modules
 from essl_fast.data.datasets import SOURCES
 from essl_fast.prepare import options as options_of
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         if SOURCES & data.keys() or not verifies:
+            output_folder(run["out"], "--out")
             manifest = prepare_dataset(read_dataset(data), **run)
             print_summary(manifest)
         else:

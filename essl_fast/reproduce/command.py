@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
+from essl_fast.common.outputs import output_folder
 from essl_fast.reproduce.plan import Plan
 from essl_fast.reproduce.published import read_published
 from essl_fast.reproduce.rows import PARTS, Row, rows_of
@@ -60,7 +61,7 @@ def reproduce(
     plan.check(rows_of(parts).values())
     from essl_fast.reproduce.runs import stopped_by_sigterm  # imports PyTorch, so only after the options are checked
 
-    plan.out.mkdir(parents=True, exist_ok=True)
+    output_folder(plan.out, "--out")
     with stopped_by_sigterm():
         return run_plan(plan, parts, console or commands.console(quiet=True))
 

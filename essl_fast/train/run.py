@@ -14,6 +14,7 @@ from rich.console import Console
 from essl_fast import checkpoints, config, models
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
+from essl_fast.common.outputs import output_folder
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import warn_of_consensus
 from essl_fast.profiling import ProfiledRun, StepProfile, largest_gaps
@@ -91,6 +92,7 @@ def fit(
     with distributed.joined(world, device):
         out, checkpoint = find_run(settings, str(resume), world)
         with ended_well(out, console, device, world), made_for_a_run(out, world):
+            output_folder(out, "out")
             summary = run(settings, out, checkpoint, console, device, world, profile)
     report(summary, out, console)
     return summary

@@ -259,7 +259,10 @@ def test_settings_may_come_through_a_pipe(tmp_path):
 def test_a_run_keeps_the_name_that_an_older_version_took(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("name: a/b\n")
-    assert config.parse([], "train", default=str(file))[0].name == "a/b"
+    with pytest.raises(InputError, match="name: must be one folder's name"):
+        config.load(str(file))
+    (tmp_path / "log.jsonl").touch()  # it is a run's
+    assert config.parse([], "train", default=str(file))[0].name == config.load(str(file)).name == "a/b"
     with pytest.raises(InputError, match="--name: must be one folder's name"):
         config.parse(["--name", "a/b"], "train", default=str(file))
 
