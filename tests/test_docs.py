@@ -53,6 +53,8 @@ ELSEWHERE = {
     "pip install '.[tensorboard]'": "an extra of pyproject.toml",
     "bash .ci/run": "runs this",
     "python -m pydoc essl_fast.Loader": "Python's own",
+    "python -m tests.phantom": "continuous integration, in a process of its own",
+    "python -m tests.phantom --all": "an hour",
     "python -m pytest tests/kernels/test_log_mel.py": "a part of this suite",
     "python -m pytest tests/models/test_inference_form.py": "a part of this suite",
 }

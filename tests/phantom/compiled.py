@@ -1,0 +1,134 @@
+"""The compiled step through Inductor's CUDA back end: graph breaks, kernels, launches, library calls and bytes.
+
+Cases have the recipes' sizes, since Inductor decides by them: a step of two pairs shows nothing of one with 128.
+"""
+
+import contextlib
+import gc
+import io
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch._dynamo.utils import counters
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from essl_fast.runtime import stages
+from essl_fast.runtime.distributed import ALONE, World
+from tests.phantom.chip import pretend
+from tests.phantom.chips import CHIPS
+from tests.phantom.eager import ODD
+from tests.phantom.launches import Calls, Launch, Log, kept
+from tests.phantom.training import batch_for, make_trainer
+
+
+class Case(NamedTuple):
+    """A compiled step."""
+
+    chip: str
+    config: str
+    size: int = 128  # pairs
+    overrides: str = ""
+    precision: str = "bf16"
+    ranks: int = 1
+
+    @property
+    def name(self) -> str:
+        more = [self.overrides.replace("--", "")] if self.overrides else []
+        more += [f"{self.ranks} ranks"] if self.ranks > 1 else []
+        return ", ".join([f"{self.chip} {self.config} {self.precision} {self.size}", *more])
+
+
+class Step(NamedTuple):
+    """What one step of a case does, once compiled."""
+
+    case: Case
+    log: Log
+    breaks: int  # of the graph
+    graphs: int
+
+    @property
+    def calls(self) -> list[Launch]:
+        return [each for each in self.log.launches if each.kind == "call"]
+
+    @property
+    def bytes(self) -> float:
+        return sum(each.bytes for each in self.log.launches)
+
+    def budget(self) -> dict[str, float | int]:
+        """The numbers that budgets.json keeps."""
+        return {
+            "graphs": self.graphs,
+            "kernels": len(self.log.kernels),
+            "launches": len(self.log.launches) - len(self.calls),
+            "calls": len(self.calls),
+            "gigabytes": round(self.bytes / 1e9, 3),
+            "atomics": len(self.log.atomics),
+        }
+
+
+CYCLE = "--model.pcm_cycles 1"  # one cycle of the PCM finds what four find, in a third of the time
+# The first is the one that PyTorch 2.11 crashes on if mix_order_reduction is on: 128 pairs, 132 multiprocessors.
+QUICK = (Case("h200", "semipl", overrides=CYCLE), Case("h200", "lss_semi"), Case("h200", "sspl", ranks=2))
+CONFIGS = ("sspl", "sspl_pcm", "semipl", "lss", "lss_semi")
+FULL = (
+    *(Case(chip, name) for name in CONFIGS for chip in ("h200", "a100", "b200")),
+    Case("h200", "semipl", ODD, CYCLE),
+    Case("h200", "semipl", 128, CYCLE, "fp16"),
+    Case("h200", "semipl", 128, CYCLE, "fp32"),
+    Case("h200", "semipl", 128, f"{CYCLE} --model.pcm_checkpoint true"),
+    Case("h200", "semipl", 128, CYCLE, ranks=2),
+    Case("h200", "demo"),
+)
+
+
+@contextlib.contextmanager
+def ranks(count: int) -> Iterator[World]:
+    """A group of processes of which this is the first; messages to the others are not sent."""
+    if count == 1:
+        yield ALONE
+        return
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        yield World(0, count)
+    finally:
+        dist.destroy_process_group()
+
+
+def compile_step(case: Case) -> Step:
+    """Compile the step of a case, and keep what one step launches.
+
+    Raises:
+        InputError: it does not compile; the cause says why.
+    """
+    log = Log()
+
+    @contextlib.contextmanager
+    def stage(name: str) -> Iterator[None]:
+        before, log.stage = log.stage, name
+        yield
+        log.stage = before
+
+    torch.compiler.reset()
+    counters.clear()
+    gc.collect()
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context
+        enter(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        world = enter(ranks(case.ranks))
+        enter(pretend(CHIPS[case.chip]))
+        enter(kept(log))
+        enter(mock.patch.object(stages, "stage", stage))
+        words = f"--data.batch_size {case.size} --compile on --cuda_graphs off {case.overrides}".split()
+        trainer = make_trainer(case.config, case.precision, *words, world=world)
+        batch = batch_for(trainer, case.size)
+        enter(contextlib.redirect_stdout(io.StringIO()))
+        trainer.train_step(batch)  # compiles
+        log.launches.clear()
+        with Calls(log):
+            trainer.train_step(batch)
+    return Step(case, log, sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"])
