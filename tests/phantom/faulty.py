@@ -44,10 +44,10 @@ def loses_the_device(self, loss):
 
 FAULTS: dict[Callable, tuple[type, str, str]] = {  # a method, whose it is, and what must be said of it
     reads_a_loss: (TrainStep, "_update", "DataDependentOutput|waits for the GPU"),
-    sends_numbers: (Guard, "begin", "has tensors of host and GPU [(3,)], at tests/phantom/faulty.py"),
+    sends_numbers: (Guard, "begin", "has tensors of host and GPU [(3,)]"),
     loses_a_gradient: (TrainStep, "_update", "got no gradient"),
     loses_channels_last: (TrainStep, "_gradients", "fused AdamW: parameter, gradient and moments differ"),
-    loses_the_device: (TrainStep, "_update", "is on cpu"),
+    loses_the_device: (TrainStep, "_update", "is on cpu|two different devices"),
 }
 
 
