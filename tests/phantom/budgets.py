@@ -26,6 +26,11 @@ def made_with(file: Path = FILE) -> str:
     return json.loads(file.read_text())["torch"] if file.exists() else ""
 
 
+def holds(version: str) -> bool:
+    """Whether a table of this version of PyTorch is one for the installed version: another one generates other code."""
+    return version == torch.__version__.partition("+")[0]
+
+
 def save(found: dict[str, Budget], file: Path = FILE) -> None:
     """Write the budgets of some cases; those of the others stay, unless another PyTorch made them."""
     version = torch.__version__.partition("+")[0]
@@ -41,10 +46,10 @@ def faults(name: str, have: Budget, budgets: dict[str, Budget], version: str, ho
         name: of the case.
         have: its numbers.
         budgets: the table.
-        version: of PyTorch that the table was made with. Another one generates other code: then nothing is held.
+        version: of PyTorch that the table was made with; if it is not the installed one, nothing is held.
         how: what else the command needs to run the case.
     """
-    if version != torch.__version__.partition("+")[0]:
+    if not holds(version):
         return []
     if name not in budgets:
         return [f"{name} has no budget: {UPDATE.format(how=how)}"]
