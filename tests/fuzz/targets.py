@@ -6,6 +6,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data import media
 from tests.fuzz.target import Target
 from tests.fuzz.target_annotations import lists, notes, read_list, read_notes
+from tests.fuzz.target_commands import command_lines, read_command
 from tests.fuzz.target_folders import folder, open_folder, shard, verified, verify_folder, walk_shard
 from tests.fuzz.target_media import (
     arrays,
@@ -42,6 +43,7 @@ TARGETS = {
         Target("moments", videos, read_moments, allowed=(media.MediaError,), native=True, slow=True),
         Target("figures", lambda place: FIGURES, read_figures),
         Target("config", configs, read_config, slow=True),
+        Target("commands", command_lines, read_command),
         Target("settings", some_settings, read_settings),
         Target("checkpoint", some_checkpoints, read_checkpoint),
         Target("jpeg", jpegs, read_jpeg, allowed=(), native=True),

@@ -32,6 +32,7 @@ EXECUTIONS = {  # about a second each; what runs under Python's tracing, to keep
     "shard": 150,
     "verify": 60,
     "config": 12,
+    "commands": 300,
     "settings": 400,
     "checkpoint": 40,
     "jpeg": 1500,
