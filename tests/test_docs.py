@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from essl_fast import config
+from essl_fast.common import commands
 from essl_fast.data import media
 from essl_fast.data.datasets import read_chaotic_world
 from tests import ROOT
@@ -52,6 +53,9 @@ ELSEWHERE = {
     "pip install 'essl_fast[h5]'": "an extra of pyproject.toml",
     "pip install '.[tensorboard]'": "an extra of pyproject.toml",
     "bash .ci/run": "runs this",
+    "python -m essl_fast.NAME": "stands for each command",
+    "python -m pytest tests/data/media/test_colours.py": "a part of this suite",
+    "essl-fast --print-completion bash > ~/.local/share/bash-completion/completions/essl-fast": "tests/common",
     "python -m pydoc essl_fast.Loader": "Python's own",
     "python -m tests.phantom": "continuous integration, in a process of its own",
     "python -m tests.phantom --all": "an hour",
@@ -135,7 +139,8 @@ def test_a_command_is_understood(command, place, monkeypatch, capsys):
         return once
 
     monkeypatch.setattr(sys, "argv", [module, *arguments])
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed(argparse.ArgumentParser.parse_args))
+    for parser in (argparse.ArgumentParser, commands.Options):
+        monkeypatch.setattr(parser, "parse_args", parsed(parser.parse_args))
     if "--resume" in arguments:  # it reads the run's settings first: run below
         assert f"python -m essl_fast.train {shlex.join(arguments)}" in RUN
         return

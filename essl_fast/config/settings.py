@@ -224,7 +224,7 @@ class Config:
 
 # What some texts are besides texts. A path's `~` is the home folder; where empty has a meaning, so has null.
 PATHS = ("out", "data.root", "demo.cache", "compile_cache", "model.vgg16_weights", "model.vggish_weights")
-MAY_BE_EMPTY = ("out", "demo.cache", "compile_cache")
+MAY_BE_EMPTY = ("out", "data.root", "demo.cache", "compile_cache")
 LONGEST_NAME = 200  # bytes; a date and a time are added, and names of files have at most 255
 
 

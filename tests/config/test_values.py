@@ -103,7 +103,7 @@ VALUES = [  # setting, text as it stands in a file and after an option, value
     ("demo.cache", "NULL", ""),
     ("loggers", "null", []),
     *((name, "null", REFUSED) for name in ("epochs", "seed", "optim.lr_sound", "deterministic", "compile", "name")),
-    *((name, "~", REFUSED) for name in ("data.root", "data.batch_size", "data.resident", "model.trunk", "device")),
+    *((name, "~", REFUSED) for name in ("data.batch_size", "data.resident", "model.trunk", "device")),
     *((name, "", REFUSED) for name in ("epochs", "name", "objective.method", "select_on")),
     # lists
     ("loggers", "tensorboard", ["tensorboard"]),
