@@ -5,7 +5,11 @@ compiled for each architecture. A failure is: a spilled register or a local stac
 more shared memory than a block may have; global loads or stores narrower than the case asks for; a @triton.jit function
 that no case compiles, directly or as a part of another.
 
-    python .ci/compile_triton.py [--arch 80 90 100] [--only TEXT] [--max-registers N] [--package NAME]
+    python .ci/compile_triton.py [--arch 80 90 100] [--only TEXT] [--max-registers N] [--package NAME] [--triton FOLDER]
+
+Another version of Triton needs no second PyTorch, only a folder of its own:
+
+    pip install --target FOLDER --no-deps triton==3.9.0; python .ci/compile_triton.py --triton FOLDER
 
 The table: registers a thread; bytes spilled, of stack, of shared memory; warps that fit a multiprocessor; the widest
 global load and store of a thread in bytes, and how many such instructions the code holds (not how often they run).
@@ -120,6 +124,23 @@ def resident_warps(arch: int, registers: int, shared: int, num_warps: int) -> in
     return min(by_registers, by_shared, 32, 64 // num_warps) * num_warps
 
 
+def reasons(error: BaseException | None) -> str:
+    """An error and what caused it, a line in all: Triton puts the kernel's source before its message."""
+    lines = []
+    while error is not None:
+        text = getattr(error, "error_message", None) or str(error)
+        lines.append(f"{type(error).__name__}: {' '.join(text.split())[-300:]}")
+        error = error.__cause__
+    return "; from ".join(lines)
+
+
+def use_triton(folder: str) -> None:
+    """Take Triton from a folder that ``pip install --target`` has filled, also in the worker processes."""
+    if not Path(folder, "triton", "__init__.py").is_file():
+        sys.exit(f"compile_triton: no Triton in {folder}; pip install --target {folder} --no-deps triton puts it there")
+    sys.path.insert(0, str(Path(folder).resolve()))  # a spawned worker gets its parent's path
+
+
 def compile_case(package: str, index: int, arch: int) -> Compiled | str:
     """Compiles a case of a package. The error's text if Triton cannot."""
     import triton
@@ -137,11 +158,11 @@ def compile_case(package: str, index: int, arch: int) -> Compiled | str:
     source = ASTSource(
         case.kernel, signature, dict(case.constexprs), {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.maxnreg}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.maxnreg, **case.options}
     try:
         kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     except Exception as error:  # of many kinds, and this reports any of them
-        return f"does not compile: {type(error).__name__}: {error}"
+        return f"does not compile: {reasons(error)}"
     with tempfile.TemporaryDirectory() as folder:
         ptx, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         ptx.write_text(kernel.asm["ptx"])
@@ -191,7 +212,10 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cases whose 'module.kernel case' has this in it")
     parser.add_argument("--max-registers", type=int, default=255, metavar="N", help="a lower limit for every case")
     parser.add_argument("--package", default="essl_fast.kernels", metavar="NAME", help="whose modules hold the kernels")
+    parser.add_argument("--triton", metavar="FOLDER", help="compile with the Triton of this folder")
     options = parser.parse_args()
+    if options.triton:
+        use_triton(options.triton)
     package = options.package
     titles = [f"{module}.{case.kernel.fn.__name__} {case.name}" for module, case in cases(package)]
     wanted = [(index, arch) for index, title in enumerate(titles) if options.only in title for arch in options.arch]
@@ -202,6 +226,7 @@ def main() -> None:
     # Processes of their own: Triton's compiler holds Python's lock for most of its time.
     with ProcessPoolExecutor(min(os.cpu_count(), len(wanted)), multiprocessing.get_context("spawn")) as pool:
         outcomes = list(pool.map(compile_case, [package] * len(wanted), *zip(*wanted, strict=True)))
+    print(f"Triton {importlib.import_module('triton').__version__}")
     longest = max(len(titles[index]) for index, _ in wanted)
     heads = ("registers", "spills", "stack", "shared", "warps", "load B", "store B", "loads", "stores")
     print(f"{'kernel and case':<{longest}} {'arch':>6} " + " ".join(f"{head:>9}" for head in heads))

@@ -221,11 +221,12 @@ def forward(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         maxnreg=tiles.registers(config.num_warps),
+        **tuning.FUSED,
     )
     if tiling.splits > 1:
         block = tiles.join_block(tiling)
         _join[batch, triton.cdiv(channels, block)](
-            *parts, similarity, attention, pooled, sums, extremes, tiling, block, num_warps=4
+            *parts, similarity, attention, pooled, sums, extremes, tiling, block, num_warps=4, **tuning.FUSED
         )
     return outputs
 

@@ -273,12 +273,13 @@ def backward(
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         maxnreg=tiles.registers(config.num_warps),
+        **tuning.FUSED,
     )
     if residues is not None:
         block = tiles.join_block(tiling)
-        _join[batch, triton.cdiv(channels, block)](
-            towards, residues, audio, grad_audio, tiling.splits, channels, tiling.wide, block, num_warps=4
-        )
+        parts = (towards, residues, audio, grad_audio)
+        constants = (tiling.splits, channels, tiling.wide, block)
+        _join[batch, triton.cdiv(channels, block)](*parts, *constants, num_warps=4, **tuning.FUSED)
     return grad_features, grad_audio
 
 

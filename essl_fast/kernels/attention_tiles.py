@@ -12,6 +12,10 @@ derives that from the shape and the order of the axes with which a tile is *load
   and the other lanes and the warps are spread over channels. A warp's load touches runs of at least 16 positions. Sums
   over channels then go through shared memory.
 
+Triton hands lanes and warps first to the axis of contiguous values, here the last one of those above. Up to version 3.6
+it goes on from the first axis to the last, and from 3.7 on from the last to the first. So with newer versions the first
+three axes are in the opposite order, and groups come second with all of them (GROUPS_LATE).
+
 16-bit features are loaded as 32-bit words of two neighbours and unpacked by hand. Loaded one by one, each would take a
 register while it waits, and the next tile could not be loaded while this one is processed. Unpacking by hand costs 1
 instruction per value instead of 1.5.
@@ -33,6 +37,7 @@ from essl_fast.kernels.tuning import Config
 
 MAX_CHANNELS, MAX_POSITIONS = 2048, 1024
 LEAST_SQUARE = tl.constexpr(1e-24)  # F.normalize's eps, 1e-12, squared: vectors are divided by max(|v|, 1e-12)
+GROUPS_LATE = tl.constexpr(tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7))
 LEAST_RANGE = tl.constexpr(1e-10)  # added to max s - min s
 
 
@@ -74,16 +79,26 @@ def positions_of(tile, T: tl.constexpr):
 
 
 @triton.jit
+def _along(COUNT: tl.constexpr, AXIS: tl.constexpr):
+    """0 .. COUNT - 1 along one of the first three axes of a loaded tile, of which groups are number 0."""
+    if AXIS == (2 if GROUPS_LATE else 0):
+        return tl.arange(0, COUNT)[:, None, None, None]
+    elif AXIS == 1:
+        return tl.arange(0, COUNT)[None, :, None, None]
+    else:
+        return tl.arange(0, COUNT)[None, None, :, None]
+
+
+@triton.jit
 def words_of(tile, STRIDE_C: tl.constexpr, STRIDE_P: tl.constexpr, PACK: tl.constexpr, T: tl.constexpr):
     """Offsets of a tile's words of PACK values in a sample, in the shape in which it is loaded; and which are real."""
-    group = tl.arange(0, T.groups)[:, None, None, None]
-    chunk = tl.arange(0, T.chunks)[None, :, None, None]
+    group, chunk = _along(T.groups, 0), _along(T.chunks, 1)
     if T.positions_first:
-        channel = chunk * T.columns + tl.arange(0, T.columns)[None, None, :, None]
+        channel = chunk * T.columns + _along(T.columns, 2)
         word = (tile * T.groups + group) * (T.rows // PACK) + tl.arange(0, T.rows // PACK)[None, None, None, :]
         return channel * (STRIDE_C // PACK) + word * STRIDE_P, (word < T.positions // PACK) & (channel < T.channels)
     else:
-        position = (tile * T.rows + tl.arange(0, T.rows)[None, None, :, None]) * T.groups + group
+        position = (tile * T.rows + _along(T.rows, 2)) * T.groups + group
         word = chunk * (T.columns // PACK) + tl.arange(0, T.columns // PACK)[None, None, None, :]
         return position * (STRIDE_P // PACK) + word * STRIDE_C, (position < T.positions) & (word < T.channels // PACK)
 
@@ -93,7 +108,7 @@ def load_tile(sample, tile, end, STRIDE_C: tl.constexpr, STRIDE_P: tl.constexpr,
     """A tile of a sample's features, packed; 0 after the last position and channel, and from tile ``end`` on."""
     words, real = words_of(tile, STRIDE_C, STRIDE_P, T.pack, T)
     if T.splits > 1:
-        real &= tile < end
+        real = tl.where(tile < end, real, False)  # not &: from Triton 3.9 on, interpreted masks would not broadcast
     if T.pack == 2:
         sample = sample.to(tl.pointer_type(tl.int32))
     return tl.load(sample + words, mask=real, other=0)
@@ -103,7 +118,7 @@ def load_tile(sample, tile, end, STRIDE_C: tl.constexpr, STRIDE_P: tl.constexpr,
 def share_of(split, T: tl.constexpr):
     """First tile of a program's share, and the first one after it. Constants if one program has the whole sample."""
     if T.splits == 1:
-        return 0, T.tiles
+        return tl.constexpr(0), tl.constexpr(T.tiles)
     else:
         return split * T.share, tl.minimum((split + 1) * T.share, T.tiles)
 
@@ -118,16 +133,13 @@ def unpack_tile(tile, DTYPE: tl.constexpr, T: tl.constexpr):
         else:
             low = tile.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
             high = (tile >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        if T.positions_first:
-            tile = tl.reshape(tl.join(low, high), (T.groups, T.chunks, T.columns, T.rows))
-        else:
-            tile = tl.reshape(tl.join(low, high), (T.groups, T.chunks, T.rows, T.columns))
+        tile = tl.reshape(tl.join(low, high), (tile.shape[0], tile.shape[1], tile.shape[2], 2 * tile.shape[3]))
     else:
         tile = tile.to(tl.float32)
     if T.positions_first:
-        tile = tl.permute(tile, (0, 3, 1, 2))
+        tile = tl.permute(tile, (2, 3, 1, 0) if GROUPS_LATE else (0, 3, 1, 2))
     else:
-        tile = tl.permute(tile, (0, 2, 1, 3))
+        tile = tl.permute(tile, (2, 0, 1, 3) if GROUPS_LATE else (0, 2, 1, 3))
     return tl.reshape(tile, (T.groups, T.rows, T.wide))
 
 
@@ -136,9 +148,9 @@ def store_tile(sample, tile, values, STRIDE_C: tl.constexpr, STRIDE_P: tl.conste
     """Write (groups, rows, wide) values to the places of the tile's features."""
     values = tl.reshape(values.to(sample.dtype.element_ty), (T.groups, T.rows, T.chunks, T.columns))
     if T.positions_first:
-        values = tl.permute(values, (0, 2, 3, 1))
+        values = tl.permute(values, (3, 2, 0, 1) if GROUPS_LATE else (0, 2, 3, 1))
     else:
-        values = tl.permute(values, (0, 2, 1, 3))
+        values = tl.permute(values, (1, 2, 0, 3) if GROUPS_LATE else (0, 2, 1, 3))
     words, real = words_of(tile, STRIDE_C, STRIDE_P, 1, T)
     tl.store(sample + words, values, mask=real)
 
@@ -153,6 +165,8 @@ def store_rows(row, tile, values, T: tl.constexpr):
     """
     position = positions_of(tile, T)
     lane = tl.arange(0, T.lanes)[None, None, :]
+    if GROUPS_LATE:
+        position, values = tl.permute(position, (1, 0, 2)), tl.permute(values, (1, 0, 2))
     tl.store(row + position + lane, values, mask=(position < T.positions) & (lane == 0))
 
 

@@ -200,7 +200,7 @@ def _scale(unit1: Tensor, unit2: Tensor, upstream: Tensor, dtype: torch.dtype) -
     grad1, grad2 = (_empty(*unit1.shape, dtype=dtype, device=unit1.device) for _ in range(2))
     block = 2048
     grid = (triton.cdiv(unit1.numel(), block), 2)
-    _scale_kernel[grid](unit1, unit2, grad1, grad2, upstream, unit1.numel(), BLOCK=block, num_warps=4)
+    _scale_kernel[grid](unit1, unit2, grad1, grad2, upstream, unit1.numel(), BLOCK=block, num_warps=4, **tuning.FUSED)
     return grad1, grad2
 
 

@@ -297,7 +297,7 @@ def finish_kernel(
         b = ((tl.program_id(0) - 1) // PIECES).to(tl.int64)
         node = (tl.program_id(0) - 1) % PIECES * NODES + tl.arange(0, NODES)
         real = node < H * W
-        wanted = real & tl.load(labelled + b)
+        wanted = tl.where(tl.load(labelled + b), real, False)
         i, j = node // W, node % W
         gathered = tl.zeros((NODES,), tl.float32)
         # Node j is the near node of half-cells 2j and 2j + 1, and the far node of 2j - 1 and 2j + 2; likewise along y.

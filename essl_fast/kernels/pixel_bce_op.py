@@ -66,6 +66,7 @@ def _launch(
         TILES_Y=constants["TILES_Y"],
         NODES=nodes,
         num_warps=4,
+        **tuning.FUSED,
     )
     return loss, unit
 

@@ -25,6 +25,10 @@ from essl_fast.common.places import any_folder
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 CPU_TOO = False
 
+# Launch option of every kernel: a * b + c is one instruction with one rounding. The kernels' counts of instructions and
+# bounds of errors assume it, and Triton's default changes with version 3.10.
+FUSED = {"enable_fp_fusion": True}
+
 
 @dataclass(frozen=True)
 class Config:
@@ -36,7 +40,7 @@ class Config:
 
     def arguments(self) -> dict[str, int]:
         """Keyword arguments of the launch."""
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages, **FUSED}
 
 
 def runs_here(tensor: Tensor) -> bool:
@@ -161,3 +165,4 @@ class AotCase:
     multiples_of_16: tuple[str, ...] = ()  # integer arguments; pointers are always taken as aligned to 16 bytes
     min_load_bytes: int = 0  # bytes per thread that the widest global load must have at least
     min_store_bytes: int = 0  # the same for the widest global store
+    options: Mapping[str, Any] = field(default_factory=lambda: FUSED)  # the launch's others

@@ -1,5 +1,6 @@
 """Every kernel compiles to machine code without spills; and the check that says so can say no."""
 
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -50,7 +51,8 @@ def launched_kernels():
 def test_every_kernel_compiles_without_spills():
     done = run("--arch", "90")
     assert done.returncode == 0, done.stdout + done.stderr
-    head, *rows = done.stdout.splitlines()
+    version, head, *rows = done.stdout.splitlines()
+    assert version == f"Triton {importlib.metadata.version('triton')}"
     assert head.split() == ["kernel", "and", "case", "arch", *head.split()[4:]]
     named = set()
     for row in rows:
@@ -125,7 +127,7 @@ def test_what_is_wrong_with_a_kernel_is_said(tmp_path):
         r"wrong\.spills big on sm_90: [1-9]\d* bytes spilled, [1-9]\d* bytes of stack",
         r"wrong\.narrow step on sm_90: the widest global load has 4 bytes a thread, 16 wanted",
         r"wrong\.narrow step on sm_90: the widest global store has 4 bytes a thread, 32 wanted",
-        r"wrong\.impossible odd on sm_90: does not compile: CompilationError",
+        r"wrong\.impossible odd on sm_90: does not compile: CompilationError: .*power of 2",
         r"wrong\.narrow misnamed on sm_90: the case and the kernel disagree about the arguments step, stride",
     ):
         assert re.search(message, done.stderr), (message, done.stdout, done.stderr)
@@ -136,6 +138,16 @@ def test_a_case_that_does_not_exist_is_an_error():
     done = run("--arch", "90", "--only", "no such kernel")
     assert done.returncode == 1
     assert re.search(r"no case has 'no such kernel' in its name: .*cosine\._cosine_kernel d2048 bf16", done.stderr)
+
+
+def test_another_triton_is_taken_from_its_folder(tmp_path):
+    """A folder without one is an error; the folder comes before the installed one, also in the worker processes."""
+    done = run("--arch", "90", "--triton", str(tmp_path))
+    assert done.returncode == 1 and f"no Triton in {tmp_path}" in done.stderr
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "__init__.py").write_text("raise SystemExit('the Triton of the folder')")
+    done = run("--arch", "90", "--triton", str(tmp_path))
+    assert done.returncode == 1 and "the Triton of the folder" in done.stderr
 
 
 def test_reading_machine_code(script):
