@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from essl_fast.kernels import pixel_bce_kernels as pixel_bce_kernels
     from essl_fast.kernels import reference as reference
     from essl_fast.kernels import tuning as tuning
+    from essl_fast.kernels.convolution import batches as batches
     from essl_fast.kernels.convolution import conv_relu as conv_relu
     from essl_fast.kernels.convolution import conv_relu_fuses as conv_relu_fuses
     from essl_fast.kernels.ops import audio_guided_attention as audio_guided_attention
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from essl_fast.kernels.ops import view_params as view_params
     from essl_fast.kernels.reference import Attention as Attention
     from essl_fast.kernels.reference import box_weights as box_weights
+    from essl_fast.kernels.upsampling import doubling_weights as doubling_weights
+    from essl_fast.kernels.upsampling import upsample_by_two as upsample_by_two
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -36,11 +39,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "attention": "",
         "attention_backward": "",
         "audio_guided_attention": "ops",
+        "batches": "convolution",
         "box_weights": "reference",
         "centre_view": "ops",
         "conv_relu": "convolution",
         "conv_relu_fuses": "convolution",
         "cosine": "",
+        "doubling_weights": "upsampling",
         "fp8": "",
         "localization_counts": "ops",
         "log_mel": "ops",
@@ -53,6 +58,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "softmax_attention": "ops",
         "tuning": "",
         "two_views": "ops",
+        "upsample_by_two": "upsampling",
         "view_boxes": "ops",
         "view_params": "ops",
     },

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from essl_fast.kernels import reference
 
+# cuDNN's fused engine and PyTorch's channels_last pooling count a map's elements with 32 bits; neither splits a batch.
+MOST_ELEMENTS = 2**31 - 1
 NEAR = {torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # error allowed; float32 may run in TF32
 
 
@@ -48,8 +50,23 @@ def conv_relu_fuses(device: torch.device, dtype: torch.dtype, channels: int = 64
 
 
 def _cudnn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    out = torch.cudnn_convolution_relu(x, weight, bias, (1, 1), (1, 1), (1, 1), 1)
-    return out.contiguous(memory_format=torch.channels_last)
+    parts = [
+        torch.cudnn_convolution_relu(part, weight, bias, (1, 1), (1, 1), (1, 1), 1).contiguous(
+            memory_format=torch.channels_last
+        )
+        for part in batches(x, max(x[:1].numel(), len(weight) * x[0, 0].numel()))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def batches(x: Tensor, elements: int) -> tuple[Tensor, ...]:
+    """x (B, ...), or its parts along the batch, so that no map has more than MOST_ELEMENTS.
+
+    Args:
+        x: the batch.
+        elements: of the largest map that one of its samples leads to.
+    """
+    return x.chunk(max(1, -(-len(x) // max(1, MOST_ELEMENTS // elements))))
 
 
 @torch.library.custom_op("essl_fast::conv_relu", mutates_args=())

@@ -7,6 +7,7 @@
 | two_views, random_views, view_params, view_boxes,   | CUDA, csrc | C++, csrc    | reference.py      |
 | log_mel, localization_counts                        |            |              |                   |
 | conv_relu                                           | cuDNN      | PyTorch      | reference.py      |
+| upsample_by_two                                     | cuBLAS     | PyTorch      | reference.py      |
 | softmax_attention: its cosines; the rest is PyTorch | Triton     | PyTorch      | reference.py      |
 
 Without the compiled module, its ops run in PyTorch, more slowly; `native.why_unavailable()` says why it is missing.

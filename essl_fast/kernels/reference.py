@@ -266,6 +266,11 @@ def view_params(seed: int, epoch: int, index: Tensor, margin: int, views: int = 
     return top, left, (words[2] >> 31).bool()
 
 
+def upsample_by_two(x: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, C, 2h, 2w), bilinear; the corners' values stay in the corners (align_corners)."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+
+
 def conv_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """max(0, x * weight + bias), a 3x3 convolution with padding 1: (B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W)."""
     return F.relu(F.conv2d(x, weight, bias, padding=1))

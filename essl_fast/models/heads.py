@@ -2,13 +2,13 @@
 
 from torch import Tensor, nn
 
-from essl_fast.models.norm import ViewBatchNorm
+from essl_fast.models.norm import Moments, ViewBatchNorm, update_running
 from essl_fast.models.registry import register_head
 
 
-def _run(layers: nn.Sequential, x: Tensor, views: int) -> Tensor:
+def _run(layers: nn.Sequential, x: Tensor, views: int, later: list[Moments]) -> Tensor:
     for layer in layers:
-        x = layer(x, views) if isinstance(layer, ViewBatchNorm) else layer(x)
+        x = layer(x, views, later) if isinstance(layer, ViewBatchNorm) else layer(x)
     return x
 
 
@@ -42,8 +42,10 @@ class SimSiamHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         views = len(pooled)
-        z = _run(self.projector, pooled.flatten(0, 1), views)
-        p = _run(self.predictor, z, views)
+        later: list[Moments] = []
+        z = _run(self.projector, pooled.flatten(0, 1), views, later)
+        p = _run(self.predictor, z, views, later)
+        update_running(later)
         return p.unflatten(0, (views, -1)), z.detach().unflatten(0, (views, -1))
 
     def compare(self, pooled: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:

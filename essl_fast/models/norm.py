@@ -11,6 +11,7 @@ count, mean and variance, with one collective per layer forward and one backward
 
 import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -48,7 +49,21 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         if x.ndim not in (2, 4):
             raise ValueError(f"ViewBatchNorm takes (V * B, C) or (V * B, C, H, W), got {tuple(x.shape)}")
 
-    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+    def forward(self, x: Tensor, views: int = 1, later: "list[Moments] | None" = None) -> Tensor:
+        """Normalise x.
+
+        Args:
+            x: (V * B, C) or (V * B, C, H, W).
+            views: V.
+            later: if given, and the running statistics are to be updated by arithmetic of our own, they are not: the
+                batch's moments are put into this list, for :func:`update_running`.
+
+        Returns:
+            Of x's shape and dtype.
+
+        Raises:
+            ValueError: the statistics of a view would come from fewer than two values.
+        """
         self._check_input_dim(x)
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
@@ -58,10 +73,10 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
                 f"batch norm: {tuple(x.shape)} holds {count} values a channel and view for {views} views; "
                 "it needs two at least, and as many samples of each view"
             )
+        if self.synced or torch.compiler.is_compiling():
+            return self._in_one(x, views, count, later)
         if self.tracking:
             self.num_batches_tracked.add_(views)
-        if self.synced or torch.compiler.is_compiling():
-            return self._in_one(x, views, count)
         # Eager: PyTorch's own kernels take one launch for the statistics and one for the normalisation.
         running = self.running_mean, self.running_var
         if not self.tracking:  # copies: with None, autograd would save other tensors than the first forward pass did
@@ -72,7 +87,7 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         ]
         return parts[0] if views == 1 else torch.cat(parts)
 
-    def _in_one(self, x: Tensor, views: int, count: int) -> Tensor:
+    def _in_one(self, x: Tensor, views: int, count: int, later: "list[Moments] | None") -> Tensor:
         """All views in one reduction and one element-wise pass, which the compiler fuses with the next layers."""
         grouped = x.unflatten(0, (views, -1))
         wide = grouped if grouped.dtype == torch.float64 else grouped.float()
@@ -89,14 +104,41 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.affine:
             shape = (-1, *[1] * (x.ndim - 2))
             out = out * self.weight.view(shape) + self.bias.view(shape)
-        if not self.tracking:
-            return out.to(x.dtype).flatten(0, 1)
-        with torch.no_grad():
-            means, variances = mean.view(views, -1), (variance * (total / (total - 1))).view(views, -1)
-            for view in range(views):
-                self.running_mean.lerp_(means[view], self.momentum)
-                self.running_var.lerp_(variances[view], self.momentum)
+        if self.tracking:
+            with torch.no_grad():
+                unbiased = variance * (total / (total - 1))
+                moments = Moments(self, mean.detach().view(views, -1), unbiased.view(views, -1))
+            if later is None:
+                update_running([moments])
+            else:
+                later.append(moments)
         return out.to(x.dtype).flatten(0, 1)
+
+
+class Moments(NamedTuple):
+    """What a batch adds to the running statistics of a norm."""
+
+    norm: ViewBatchNorm
+    means: Tensor  # (V, C)
+    variances: Tensor  # (V, C), unbiased
+
+
+@torch.no_grad()
+def update_running(done: list[Moments]) -> None:
+    """Update the running statistics of several norms, view by view.
+
+    The compiler makes a few launches of it for all of them, instead of several launches each.
+
+    Args:
+        done: of norms that share one momentum.
+    """
+    if not done:
+        return
+    running = [buffer for each in done for buffer in (each.norm.running_mean, each.norm.running_var)]
+    for view in range(len(done[0].means)):
+        batch = [part[view] for each in done for part in (each.means, each.variances)]
+        torch._foreach_lerp_(running, batch, done[0].norm.momentum)
+    torch._foreach_add_([each.norm.num_batches_tracked for each in done], len(done[0].means))
 
 
 @contextlib.contextmanager

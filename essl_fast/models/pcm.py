@@ -10,6 +10,9 @@ Song et al., CVPR 2022. There are three representations r, of 3x3, 7x7 and 14x14
 with rates a, b per channel, each the relu of a parameter. As in the published code, the top layer is mixed with the
 visual map without batch norm, predictions within the cycles have neither batch norm nor GELU, and every cycle has its
 own batch norms.
+
+Under autocast, representations, predictions and errors are kept in autocast's 16-bit dtype. The rates and batch norms
+are float32, and so is the arithmetic between two stored maps: each is rounded when it is stored.
 """
 
 import contextlib
@@ -19,9 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as run_checkpointed
 
-from essl_fast.models.norm import ViewBatchNorm, untracked
+from essl_fast import kernels
+from essl_fast.models.norm import Moments, ViewBatchNorm, untracked, update_running
 
 LEVELS = 3
+
+
+def _stored(x: Tensor) -> Tensor:
+    """x in the dtype in which maps are kept: autocast's, or its own."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 class PCM(nn.Module):
@@ -58,6 +68,7 @@ class PCM(nn.Module):
             ]
         )
         self.correct.append(nn.ConvTranspose2d(width, out_dim, 1))  # the output layer
+        self.register_buffer("doubling", kernels.doubling_weights(7, 7), persistent=False)
         self.blend = nn.ParameterList([torch.full((1, width, 1, 1), 0.5) for _ in range(LEVELS)])
         self.gain = nn.ParameterList([torch.ones(1, width, 1, 1) for _ in range(LEVELS)])
         self.predict_norm = nn.ModuleList([ViewBatchNorm(width) for _ in range(LEVELS - 1)])
@@ -81,10 +92,12 @@ class PCM(nn.Module):
 
     def _correction(self, level: int, error: Tensor) -> Tensor:
         if level == 2:
-            error = F.interpolate(error, scale_factor=2, mode="bilinear", align_corners=True)
+            error = kernels.upsample_by_two(error, self.doubling)
         return self.correct[level](error)
 
-    def _bottom_up(self, r: list[Tensor], predicted: list[Tensor], audio: Tensor, norms, views: int) -> list[Tensor]:
+    def _bottom_up(
+        self, r: list[Tensor], predicted: list[Tensor], audio: Tensor, norms, views: int, later: list[Moments] | None
+    ) -> list[Tensor]:
         """Correct each level by the error of the one below it; level 0 by the audio's."""
         out: list[Tensor] = []
         for level in range(LEVELS):
@@ -92,39 +105,51 @@ class PCM(nn.Module):
                 step = self._audio_error(r[0], audio)
             else:
                 step = self._correction(level, out[level - 1] - predicted[level - 1])
-            out.append(F.gelu(norms[level](r[level] + F.relu(self.gain[level]) * step, views)))
+            corrected = _stored(r[level] + F.relu(self.gain[level]) * step)
+            out.append(_stored(F.gelu(norms[level](corrected, views, later))))
         return out
 
     def forward(self, visual: Tensor, audio: Tensor, views: int = 1) -> Tensor:
         if visual.shape[1:] != (self.width, 14, 14):
             raise ValueError(f"PCM: the visual map must be (V * B, {self.width}, 14, 14), got {tuple(visual.shape)}")
         # predicted[l]: the prediction of level l by level l + 1; the visual map itself is above the top level.
-        predicted = [visual]
+        visual = _stored(visual)
+        predicted, later = [visual], []
         for level in (2, 1):
             below = self._predict_below(level, predicted[0])
-            predicted.insert(0, F.gelu(self.predict_norm[level - 1](below, views)))
-        r = self._bottom_up(predicted, predicted, audio, self.correct_norm, views)
+            predicted.insert(0, F.gelu(self.predict_norm[level - 1](below, views, later)))
+        r = self._bottom_up(predicted, predicted, audio, self.correct_norm, views, later)
 
         again = self.checkpoint and torch.is_grad_enabled()
         for cycle in range(self.cycles):
             r = (
                 self._checkpointed(cycle, visual, audio, views, r)
                 if again
-                else self._cycle(cycle, visual, audio, views, *r)
+                else self._cycle(cycle, visual, audio, views, *r, later=later)
             )
+        update_running(later)
         return self.correct[3](r[2])
 
-    def _cycle(self, cycle: int, visual: Tensor, audio: Tensor, views: int, *r: Tensor) -> list[Tensor]:
+    def _cycle(
+        self,
+        cycle: int,
+        visual: Tensor,
+        audio: Tensor,
+        views: int,
+        *r: Tensor,
+        later: list[Moments] | None = None,
+    ) -> list[Tensor]:
         """The representations, lowest first, after one more pass down and up."""
         r, predicted = list(r), [visual] * (LEVELS - 1)
         mix = [F.relu(rate) for rate in self.blend]
-        r[2] = F.gelu((1 - mix[2]) * r[2] + mix[2] * visual)
+        r[2] = _stored(F.gelu((1 - mix[2]) * r[2] + mix[2] * visual))
         for level in (1, 0):
             predicted[level] = self._predict_below(level + 1, r[level + 1])
             norm = self.cycle_predict_norm[cycle * (LEVELS - 1) + level]
-            r[level] = F.gelu(norm((1 - mix[level]) * r[level] + mix[level] * predicted[level], views))
+            mixed = _stored((1 - mix[level]) * r[level] + mix[level] * predicted[level])
+            r[level] = _stored(F.gelu(norm(mixed, views, later)))
         norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
-        return self._bottom_up(r, predicted, audio, norms, views)
+        return self._bottom_up(r, predicted, audio, norms, views, later)
 
     def _checkpointed(self, cycle: int, visual: Tensor, audio: Tensor, views: int, r: list[Tensor]) -> list[Tensor]:
         """:meth:`_cycle`, keeping only its inputs: the backward pass computes it again.

@@ -77,6 +77,11 @@ class VGG16Trunk(nn.Module):
             mine.copy_(given)  # in place, because a CUDA graph may hold the address
 
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
+        largest = VGG16_WIDTHS[0] * images.shape[2] * images.shape[3]  # elements of an image's first map
+        parts = kernels.batches(images, largest)
+        return self._maps(images) if len(parts) == 1 else torch.cat([self._maps(part) for part in parts])
+
+    def _maps(self, images: Tensor) -> Tensor:
         ready = self._ready
         if ready is None or torch.is_grad_enabled() or ready.dtype != images.dtype:
             return self.features(images)
