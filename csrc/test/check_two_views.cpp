@@ -147,7 +147,8 @@ int main() {
       {3, 40, 2, 2, 32, 0, false},  {2, 33, 2, 2, 32, 1, false},   {1, 8, 1, 1, 8, 3, false},
       {2, 47, 2, 1, 24, 13, false}, {3, 17, 3, 2, 17, 5, false},   {1, 1, 1, 1, 1, 2, false},
       {2, 31, 2, 3, 11, 9, true},   {2, 31, 2, 9, 11, 9, false},   {2, 23, 1, 9, 3, 15, false},
-      {2, 101, 1, 1, 96, 15, true}, {1, 246, 2, 1, 224, 9, false},
+      {2, 101, 1, 1, 96, 15, true}, {1, 246, 2, 1, 224, 9, false},  {2, 260, 1, 2, 256, 7, false},
+      {2, 266, 2, 1, 264, 1, false},
   };
   for (const Case& c : cases)
     for (OutType type : {OutType::kFloat32, OutType::kBFloat16, OutType::kFloat16}) check(c, type, random);

@@ -157,7 +157,7 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream = nullptr;
 };
 
-// One-dimensional grids and blocks of whole warps. Each block gets fresh shared memory, filled with a pattern.
+// Blocks of whole warps. Each block gets fresh shared memory, filled with a pattern.
 template <class... Wanted, class... Given>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Wanted...), Given&&... arguments) {
   const unsigned threads = config->blockDim.x;
@@ -169,13 +169,15 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   std::vector<std::thread> running;
   for (unsigned t = 0; t < threads; ++t) {
     running.emplace_back([&, t] {
-      for (unsigned b = 0; b < config->gridDim.x; ++b) {
+      const dim3 grid = config->gridDim;
+      for (unsigned b = 0; b < grid.x * grid.y * grid.z; ++b) {
         if (t == 0) {
           shared = new (std::align_val_t{16}) unsigned char[config->dynamicSmemBytes];
           std::memset(shared, 0xA5, config->dynamicSmemBytes);
         }
         block_barrier.wait();
-        emulated::me = {dim3(t), dim3(b), shared, &block_barrier, warp_barriers[t / 32].get(), &slots[t / 32 * 32]};
+        const dim3 block(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
+        emulated::me = {dim3(t), block, shared, &block_barrier, warp_barriers[t / 32].get(), &slots[t / 32 * 32]};
         kernel(arguments...);
         block_barrier.wait();
         if (t == 0) ::operator delete[](shared, std::align_val_t{16});
