@@ -1,7 +1,8 @@
 """Checks csrc on a machine without a GPU.
 
 1. nvcc compiles each csrc/*.cu to machine code for each arch of setup.py. A warning, a register spill or a local stack
-   is a failure. Prints registers, spills, stack and static shared memory per kernel and arch.
+   is a failure, and so are more machine instructions than LIMITS allows. Prints registers, spills, stack and static
+   shared memory per kernel and arch.
 2. The C++ compiler builds each csrc/*.cpp with -Wall -Wextra -Werror, as a host-only and as a CUDA build.
 3. Each csrc/test/check_*.cpp is built with the address and undefined-behaviour sanitizers and run. These run the host
    code, and the CUDA kernels on host threads (csrc/test/emulated).
@@ -22,6 +23,8 @@ from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZE = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-strict-aliasing"]
+# Kernels that instructions could slow down: the most machine instructions that they may have, compiled for sm_90.
+LIMITS = {"rows_kernel<__nv_bfloat16>": 2300, "rows_kernel<__half>": 2300}
 EMULATE = ["-Icsrc/test/emulated", "-Icsrc", "-Wno-unknown-pragmas"]
 
 
@@ -68,6 +71,33 @@ def resources(ptxas: str) -> dict[str, tuple[int, int, int, int]]:
     return found
 
 
+def instructions(cubin: Path) -> dict[str, int]:
+    """{kernel: machine instructions} of a cubin, counted by the nvdisasm that comes with Triton."""
+    triton = importlib.util.find_spec("triton")
+    if triton is None:
+        sys.exit("check_csrc: nvdisasm comes with Triton, which is not installed")
+    tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    printed = must([str(tool), "-c", str(cubin)], "nvdisasm")
+    found = {}
+    for block in re.split(r"^\.text\.(?=\S+:)", printed, flags=re.MULTILINE)[1:]:
+        name, _, code = block.partition(":")
+        found[kernel_name(name)] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+\S", code, flags=re.MULTILINE))
+    return found
+
+
+def too_long(folder: Path) -> list[str]:
+    """What has more instructions than LIMITS allows; a kernel of LIMITS that is missing is a fault too."""
+    found: dict[str, int] = {}
+    for cubin in folder.glob("*.90.cubin"):
+        found |= instructions(cubin)
+    print("".join(f"{name} on sm_90: {found.get(name)} instructions\n" for name in LIMITS), end="")
+    return [
+        f"{name} on sm_90: {found.get(name)} instructions, at most {most} allowed"
+        for name, most in LIMITS.items()
+        if not 0 < found.get(name, 0) <= most
+    ]
+
+
 def check_kernels(build: ModuleType, nvcc, cxx: str, folder: Path) -> None:
     """Step 1."""
     missing = [arch for arch in build.ARCHS if arch not in nvcc.archs]
@@ -95,8 +125,9 @@ def check_kernels(build: ModuleType, nvcc, cxx: str, folder: Path) -> None:
             print(f"{name:<64} {'sm_' + arch:>6} {registers:>9} {spills:>7} {stack:>6} {shared:>6}")
             if spills or stack:
                 bad.append(f"{name} on sm_{arch}: {spills} bytes spilled, {stack} bytes of stack")
+    bad += too_long(folder)
     if bad:
-        sys.exit("check_csrc: registers do not suffice:\n  " + "\n  ".join(bad))
+        sys.exit("check_csrc: registers or instructions:\n  " + "\n  ".join(bad))
 
 
 def check_host(build: ModuleType, nvcc, cxx: str, folder: Path) -> None:

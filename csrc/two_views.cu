@@ -1,18 +1,20 @@
 // two_views on the GPU. The contract is in two_views.h.
 //
 // This is a copy that widens its elements, so memory is the limit and the goal is the copy bandwidth. There are two
-// kernels. `rows_kernel` is the recipe's: 16-bit outputs, constants for which a multiply-add is exact, at most 256 pixels
-// a row and a multiple of 8. A warp makes four rows, whose bytes it asks for all at once. Then, row by row:
+// kernels. `rows_kernel` is the recipe's: 16-bit outputs, constants for which a multiply-add is exact, at most 256
+// pixels a row and a multiple of 8. A warp makes four rows, whose bytes it asks for all at once. Then, row by row:
 //
 //   1. The aligned 16-byte words that cover the row go to shared memory.
 //   2. A lane takes 8 pixels: 24 bytes, so that the channel of each is known when the kernel is compiled. It shifts them
-//      into place, and converts them in order, or pixel by pixel from the last one if the view is flipped.
+//      into place, and converts them in order, or from the last pixel to the first if the view is flipped.
 //   3. Its 48 bytes of output go back to shared memory (a stride that no two lanes' banks share), and the warp stores
 //      them as neighbouring 16-byte pieces.
 //
-// As compiled for sm_90, a row takes about 150 instructions (.ci/check_csrc.py holds the count); at 1.75 GHz the four
-// schedulers of an H200's 132 multiprocessors could move 12 TB/s with that. The old way, for all other cases, takes 530
-// and would be limited by them. One warp makes one row:
+// As compiled for sm_90, a row takes about 220 instructions (with its quarter of the prologue). The four schedulers of
+// each of an H200's 132 multiprocessors could issue those for 8 TB/s at 1.75 GHz, so memory is the limit, by estimate:
+// it was not measured on a GPU. .ci/check_csrc.py holds the number of instructions.
+//
+// `two_views_kernel` is for all other cases. It takes about 530 instructions a row. One warp makes one row:
 //
 //   1. The row's 3 W bytes start at any address. The aligned 16-byte words that cover them are copied to shared memory.
 //   2. Each lane makes 16 bytes of output at a time (8 or 4 elements): it reads the aligned words that hold their
@@ -238,8 +240,8 @@ __device__ __forceinline__ void convert_group(const Affine& how, const uint32_t 
   }
 }
 
-// Grid: bands of kWarps * kRows rows, views, samples from `first_sample` on. Shared memory: kWarpShared bytes a warp, then
-// the window if it is drawn.
+// Grid: bands of kWarps * kRows rows, views, samples from `first_sample` on. Shared memory: kWarpShared bytes a warp,
+// then the window if it is drawn.
 template <class T>
 __global__ void __launch_bounds__(32 * kWarps)
     rows_kernel(const TwoViews p, const Affine how, const int64_t first_sample) {
