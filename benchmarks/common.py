@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from benchmarks.rows import Rows
 from benchmarks.timing import Times, copy_rate, digits, time_each
 from essl_fast.common import commands, files
 from essl_fast.runtime import provenance
@@ -63,6 +64,16 @@ class Result:
     def speedup(self, rival: str) -> float:
         """How many times as fast as the rival, by the medians."""
         return self.times[rival].median / self.times[OURS].median
+
+    @classmethod
+    def of_record(cls, record: dict) -> "Result":
+        """What :meth:`record` was made of."""
+        times = {
+            name: Times(each["median_ms"], each["low_ms"], each["high_ms"], each["each_ms"])
+            for name, each in record["times"].items()
+        }
+        values = {key: record[key] for key in ("name", "checked", "items", "goals", "copy_share")}
+        return cls(times=times, **values)
 
     def record(self) -> dict:
         """Plain values."""
@@ -136,13 +147,26 @@ def parser(prog: str, text: str) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=30, help="timed runs of each at most (default: 30)")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each that is timed, at most (default: 2)")
     parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here when it is measured, and skip those that are there"
+    )
+    parser.add_argument("--budget", type=float, default=7200.0, help="seconds; ops after that are not measured")
     return parser
 
 
-def measure_all(comparisons: Iterable[Comparison], device: torch.device, repeats: int, seconds: float) -> list[Result]:
-    """Every comparison, and the copy bandwidth first."""
-    copy_bytes = copy_rate(device)
-    return [measure(each, device, repeats, seconds, copy_bytes) for each in comparisons]
+def measure_all(
+    comparisons: Iterable[Comparison], device: torch.device, repeats: int, seconds: float, kept: Rows
+) -> list[Result]:
+    """Every comparison for which there is time, kept when it is measured; those of before included."""
+    copy_bytes, results = copy_rate(device), []
+    for each in comparisons:
+        if each.name not in kept:
+            if kept.left() <= 0:
+                kept.missed.append(each.name)
+                continue
+            kept.add(each.name, measure(each, device, repeats, seconds, copy_bytes).record())
+        results.append(Result.of_record(kept[each.name]))
+    return results
 
 
 def report(benchmark: str, results: Sequence[Result], options: argparse.Namespace, device: torch.device) -> None:

@@ -35,6 +35,7 @@ from rich.table import Table
 
 from benchmarks import subjects
 from benchmarks.processes import Neighbours, group_cpu_seconds, run_python
+from benchmarks.rows import Rows
 from benchmarks.stages import StageClock
 from benchmarks.timing import Times, digits
 from essl_fast import config
@@ -194,12 +195,16 @@ def child(options) -> int:
     return 0
 
 
-def measure(options, manifest: Manifest, work: Path) -> list[Side]:
-    """Every side of every method, each in a process with its share of the budget."""
+def measure(options, manifest: Manifest, work: Path, kept: Rows) -> list[Side]:
+    """Every side of every method, each in a process with its share of the budget and kept when it ends; or as kept."""
     begin = time.perf_counter()
-    plan = [(method, side) for _ in range(options.rounds) for method in options.methods for side in options.sides]
+    plan = [(method, side, n) for n in range(options.rounds) for method in options.methods for side in options.sides]
     found: list[Side] = []
-    for number, (method, side) in enumerate(plan):
+    for number, (method, side, round_) in enumerate(plan):
+        key = f"{method} {side}, round {round_}"
+        if key in kept:
+            found.append(Side(**kept[key]))
+            continue
         limit = (options.budget - (time.perf_counter() - begin)) / (len(plan) - number)
         result, log = work / "side.json", work / "side.log"
         result.unlink(missing_ok=True)
@@ -209,7 +214,8 @@ def measure(options, manifest: Manifest, work: Path) -> list[Side]:
         arguments += ["--prepared", str(manifest.root), "--published", str(options.published)]
         ended = run_python([*arguments, "--budget", f"{0.9 * limit:.0f}"], limit, log)
         if ended.code == 0 and result.is_file():
-            found.append(Side(**json.loads(result.read_text())))
+            kept.add(key, json.loads(result.read_text()))
+            found.append(Side(**kept[key]))
         else:
             why = f"stopped at its limit of {limit:.0f} s" if ended.code is None else f"failed: {ended.last_line}"
             found.append(Side(method, side, options.batch, note=why))
@@ -339,6 +345,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, default=7200.0, help="seconds for everything; epochs are left out")
     parser.add_argument("--work", type=Path, help="folder that keeps the data (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here when it is measured, and skip those that are there"
+    )
     for name in ("side", "prepared", "published"):  # of a side's own process
         parser.add_argument(f"--{name}", help=argparse.SUPPRESS)
     return parser
@@ -368,7 +377,7 @@ def main(argv: list[str] | None = None) -> int:
         manifest = subjects.prepared_world(work, videos, max(2, videos // 5))
         options.published = export(manifest, work / f"published-{videos}")
         options.budget -= time.perf_counter() - begin
-        sides = merged(measure(options, manifest, work))
+        sides = merged(measure(options, manifest, work, Rows(options.rows, "end_to_end")))
     name = environment["machine"].get("gpu") or environment["machine"]["cpu"]
     size = f"{sides[0].pairs} training and {sides[0].test_pairs} test pairs, B = {options.batch}"
     where = f"{environment['machine']['cores']} cores, {name}"

@@ -27,6 +27,7 @@ from rich.table import Table
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from benchmarks.rows import Rows, not_reached
 from benchmarks.timing import Times, copy_rate, digits, time_each
 from essl_fast.common import commands, files
 from essl_fast.kernels import attention, attention_backward, cosine, pixel_bce, pixel_bce_kernels, reference, tuning
@@ -230,6 +231,18 @@ def measure(subject: Subject, device: torch.device, rate: float, repeats: int) -
             yield row
 
 
+def measure_all(chosen: list[Subject], device: torch.device, rate: float, repeats: int, kept: Rows) -> list[Row]:
+    """Rows of all ops and sizes for which there is time, each kept when it is measured; those of before included."""
+    sizes = {f"{subject.op}, {subject.size}": subject for subject in chosen}
+    for name, _ in kept.planned(list(sizes)):
+        found = []
+        for row in measure(sizes[name], device, rate, repeats):
+            found.append(row)
+            kept.add(f"{name}, {row.what}, {row.way}", asdict(row))
+        kept.add(name, {"rows": [asdict(row) for row in found]})  # all of this size
+    return [Row(**row) for name in sizes if name in kept for row in kept[name]["rows"]]
+
+
 def tune(subject: Subject, device: torch.device, repeats: int, done: set[tuple[str, str]]) -> list[str]:
     """Measures the candidates of every kernel that the op launches, keeps the fastest right one; in words.
 
@@ -306,7 +319,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tune", action="store_true", help="measure each kernel's candidates first; needs a GPU")
     parser.add_argument("--pin", type=Path, metavar="FILE", help="write what --tune has measured here to this file")
     parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here when it is measured, and skip those that are there"
+    )
+    parser.add_argument("--budget", type=float, default=7200.0, help="seconds; sizes after that are not measured")
     options = parser.parse_args(argv)
+    kept = Rows(options.rows, "kernels", options.budget)
     device = pick_device(options.device)
     if (options.tune or options.pin) and device.type != "cuda":
         raise SystemExit("--tune and --pin need a GPU: candidates are measured")
@@ -330,9 +348,11 @@ def main(argv: list[str] | None = None) -> int:
                 pinned.setdefault(chip, {}).setdefault(op, {}).update(classes)
         options.pin.write_text(json.dumps(pinned, indent=1, sort_keys=True) + "\n")
     rate = copy_rate(device)
-    rows = [row for subject in chosen for row in measure(subject, device, rate, options.repeats)]
+    rows = measure_all(chosen, device, rate, options.repeats, kept)
     name = environment["machine"].get("gpu") or environment["machine"]["cpu"]
     console.print(table_of(rows, f"kernels on {name}; copy: {digits(rate / 1e9)} GB/s, read and written"))
+    if line := not_reached(kept):
+        console.print(line, highlight=False, soft_wrap=True)
     if options.json:
         found = {"benchmark": "kernels", "headline": headline(rows), "environment": environment, "tuned": tuned}
         files.write_json(options.json, {**found, "copy_bytes_per_second": rate, "rows": [asdict(r) for r in rows]})

@@ -30,6 +30,7 @@ from rich.table import Table
 
 from benchmarks.engines import EngineSampler
 from benchmarks.processes import run_python
+from benchmarks.rows import Rows, not_reached
 from benchmarks.timing import Times, digits
 from essl_fast import config, kernels
 from essl_fast.common import commands, files
@@ -305,6 +306,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=600.0, help="seconds that a way may take (default: 600)")
     parser.add_argument("--work", type=Path, help="folder that keeps the data (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here when it is measured, and skip those that are there"
+    )
+    parser.add_argument("--budget", type=float, default=7200.0, help="seconds; ways after that are not measured")
     parser.add_argument("--way", help=argparse.SUPPRESS)  # of a way's own process
     parser.add_argument("--folders", nargs=3, type=Path, help=argparse.SUPPRESS)
     return parser
@@ -318,23 +323,38 @@ def child(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_round(options: argparse.Namespace, folders: Folders, work: Path, ways: dict[str, Way]) -> None:
-    """Every way once, each in a process of its own; added to ``ways``."""
-    for name in options.ways:
-        result = work / "way.json"
+def run_round(options: argparse.Namespace, folders: Folders, work: Path, kept: Rows, round_: int) -> list[Way]:
+    """Every way once for which there is time, each in a process of its own and kept when it ends; or what was kept."""
+    keys = {f"{name}, round {round_}": name for name in options.ways}
+    failed = []
+    for key, seconds in kept.planned(list(keys)):
+        result, name, limit = work / "way.json", keys[key], min(options.limit, seconds)
         result.unlink(missing_ok=True)
         arguments = ["-m", "benchmarks.loader", "--way", name, "--json", str(result), "--device", options.device]
         arguments += ["--batch", str(options.batch), "--seconds", str(options.seconds), "--folders", *map(str, folders)]
-        ended = run_python(arguments, options.limit, work / "way.log")
+        ended = run_python(arguments, limit, work / "way.log")
         if ended.code == 0 and result.is_file():
-            found = Way(**json.loads(result.read_text()))
-            first = ways.setdefault(name, found)
-            if first is not found:
-                first.seconds += found.seconds
-                first.cpu_seconds += found.cpu_seconds
+            kept.add(key, json.loads(result.read_text()))
         else:
-            stopped = f"stopped at its limit of {options.limit:.0f} s"
-            ways.setdefault(name, Way(name)).note = stopped if ended.code is None else f"failed: {ended.last_line}"
+            stopped = f"stopped at its limit of {limit:.0f} s"
+            failed.append(Way(name, note=stopped if ended.code is None else f"failed: {ended.last_line}"))
+    return [Way(**kept[key]) for key in keys if key in kept] + failed
+
+
+def merged(found: list[Way]) -> list[Way]:
+    """One Way for each name: the epochs of all rounds together, everything else from the first one that has any."""
+    ways: dict[str, Way] = {}
+    for way in found:
+        first = ways.setdefault(way.way, way)
+        if first is way:
+            continue
+        if not first.seconds and way.seconds:
+            way.note, ways[way.way] = first.note, way
+            continue
+        first.seconds += way.seconds
+        first.cpu_seconds += way.cpu_seconds
+        first.note = first.note or way.note
+    return list(ways.values())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -351,16 +371,20 @@ def main(argv: list[str] | None = None) -> int:
     options.device, options.batch = str(device), options.batch or (128 if device.type == "cuda" else 16)
     os.sched_setaffinity(0, cores[: options.cores or None])  # before any process starts, so that all are bound
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    console, ways = commands.console(), {}
+    console, kept = commands.console(), Rows(options.rows, "loader", options.budget)
     environment = provenance.environment(device)
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         folders = prepared(options.work or work, options.videos, options.codec)
         checked = check(folders, options.batch, device)
         console.print(f"checked: {checked}", highlight=False, soft_wrap=True)
-        for _ in range(options.rounds):
-            run_round(options, folders, work, ways)
-    found = list(ways.values())
+        found = merged(
+            [way for number in range(options.rounds) for way in run_round(options, folders, work, kept, number)]
+        )
+    if line := not_reached(kept):
+        console.print(line, highlight=False, soft_wrap=True)
+    if not found:
+        return 1
     name = environment["machine"].get("gpu") or environment["machine"]["cpu"]
     title = f"{max(way.pairs for way in found)} pairs of {options.codec}, B = {options.batch}"
     console.print(results_table(found, f"{title}, {environment['machine']['cores']} cores, {name}"))

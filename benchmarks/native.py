@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.common import Comparison, close, equal, measure_all, parser, report
+from benchmarks.rows import Rows, not_reached
 from essl_fast.kernels import native, reference
 from essl_fast.runtime.devices import pick_device
 
@@ -289,7 +290,10 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         each = comparisons(options.batch, options.evaluated, device, options.threads)
-        report("native", measure_all(each, device, options.repeats, options.seconds), options, device)
+        kept = Rows(options.rows, "native", options.budget)
+        report("native", measure_all(each, device, options.repeats, options.seconds, kept), options, device)
+        if line := not_reached(kept):
+            print(line)
     finally:
         torch.set_num_threads(before)
     return 0

@@ -11,6 +11,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 5.0  # seconds from SIGTERM to SIGKILL
+# Runs the interpreter in its own place, after it has asked Linux to be killed when the process that started it ends.
+# Else, after a SIGKILL of that one, it would keep the GPU busy beside whoever comes next.
+LEASH = (
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) or os._exit(1); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
 
 
 def group_cpu_seconds() -> float:
@@ -89,7 +95,7 @@ def run_python(arguments: Sequence[str], limit: float, log: Path) -> Ended:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "132"}
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *arguments],
+            [sys.executable, "-c", LEASH, str(os.getpid()), *arguments],
             cwd=ROOT,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import subjects
 from benchmarks.processes import Neighbours
+from benchmarks.rows import Rows, not_reached
 from benchmarks.timing import Times, copy_rate, digits, matmul_rate, time_each
 from essl_fast import config, kernels
 from essl_fast.common import commands, files
@@ -338,6 +339,9 @@ def whole_step(bench: Bench, options) -> Times:
     return time_each(lambda: step(bench.raw), bench.device, options.repeats, ready, seconds=seconds, flush=False)
 
 
+WHOLE = "whole step"
+
+
 def widest(found: list[Found]) -> Found:
     """The stage of a step that is furthest above its floor, in milliseconds."""
     return max((each for each in found if each.in_step), key=lambda each: each.gap)
@@ -386,6 +390,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, default=3600.0, help="seconds; stages after that are not measured")
     parser.add_argument("--work", type=Path, help="folder that keeps the small data set (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here when it is measured, and skip those that are there"
+    )
     return parser
 
 
@@ -428,6 +435,30 @@ class Result:
             files.write_json(path, {**record, "complete": self.complete})
 
 
+def measure(bench: Bench, result: Result, counted: dict[str, float], kept: Rows, options) -> None:
+    """Every stage and the whole step into the result, each kept when it is timed, as long as there is time."""
+    for stage in bench.stages():
+        if stage.name not in kept:
+            if result.timed and kept.left() <= 0:
+                kept.missed.append(stage.name)
+                continue
+            flop = stage.flop
+            if flop is None:
+                flop = counted[stage.name] if counted else flop_of(stage)
+            times = time_each(stage.run, bench.device, options.repeats, 3, stage.prepare, seconds=options.seconds)
+            kept.add(stage.name, {"flop": flop, "times": times})
+        result.timed.append((stage, kept[stage.name]["flop"], Times(*kept[stage.name]["times"])))
+        result.write(options.json)  # a limit may end us at any time
+    # Last: its first step compiles, which may take all the time that is left.
+    if WHOLE not in kept and kept.left() > 0:
+        kept.add(WHOLE, {"times": whole_step(bench, options)})
+    if WHOLE in kept:
+        result.step = Times(*kept[WHOLE]["times"])
+    else:
+        kept.missed.append(WHOLE)
+    result.complete = not kept.missed
+
+
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     device = pick_device(options.device)
@@ -456,23 +487,13 @@ def main(argv: list[str] | None = None) -> int:
         dtype += ", captured" * (bench.trainer.step.stepper.captures and compiled == "on")
         title = f"{options.method}, {model} networks, B = {batch}, {dtype}, {name}"
         result = Result(title, environment, measure_ceilings(device, bench.dtype, tf32))
-        result.step = whole_step(bench, options)
-        for stage in bench.stages():
-            if result.timed and time.perf_counter() - begin > options.budget:
-                break
-            flop = stage.flop
-            if flop is None:
-                flop = counted[stage.name] if counted else flop_of(stage)
-            times = time_each(stage.run, device, options.repeats, 3, stage.prepare, seconds=options.seconds)
-            result.timed.append((stage, flop, times))
-            result.write(options.json)  # a limit may end us at any time
-        else:
-            result.complete = True
+        kept = Rows(options.rows, "speed_of_light", options.budget - (time.perf_counter() - begin))
+        measure(bench, result, counted, kept, options)
         bench.trainer.loader.close()
         again, result.others = measure_ceilings(device, bench.dtype, tf32), neighbours.share()
     result.ceilings = {name: max(rate, again[name]) for name, rate in result.ceilings.items()}
     console.print(table_of(result.found, result.step if result.complete else None, result.ceilings, title))
-    for note in result.notes():
+    for note in [*result.notes(), not_reached(kept)]:
         console.print(note, highlight=False, soft_wrap=True)
     result.write(options.json)
     return 0 if result.complete else 1

@@ -31,6 +31,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import subjects
 from benchmarks.processes import Neighbours
+from benchmarks.rows import Rows
 from benchmarks.timing import Times, digits, matmul_rate, time_each
 from essl_fast import config, kernels
 from essl_fast.common import commands, files
@@ -71,6 +72,11 @@ class Row:
     first_loss: float | None = None
     others: float = 0.0  # share of the machine's CPU time that other processes took meanwhile
     note: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name among the rows that are kept."""
+        return f"{self.method} {self.mode} B={self.batch}"
 
 
 def count_launches(run: Callable[[], object], device: torch.device) -> dict[str, int]:
@@ -185,8 +191,8 @@ def baseline(row: Row, settings: config.Config, manifest: Manifest, options, dev
         measure(row, lambda number: run.train_step(samples[number % BATCHES]), options, device, rate)
 
 
-def rows_of(options, manifest: Manifest, device: torch.device, console) -> Iterator[Row]:
-    """Every row, measured one after another; those for which no time was left are said to be skipped."""
+def rows_of(options, manifest: Manifest, device: torch.device, console, kept: Rows) -> Iterator[Row]:
+    """Every row, measured one after another unless it was kept; for some no time may be left, and they say so."""
     begin = time.perf_counter()
     rates: dict[tuple[torch.dtype, bool], float] = {}
     modes = [*options.modes, *(["baseline"] if options.baseline else [])]
@@ -200,6 +206,9 @@ def rows_of(options, manifest: Manifest, device: torch.device, console) -> Itera
     checked: dict[str, str] = {}
     for number, (method, batch, mode) in enumerate(plan):
         row = Row(method, mode, batch)
+        if row.key in kept:
+            yield Row(**kept[row.key])
+            continue
         left = options.budget - (time.perf_counter() - begin)
         if left < (options.budget / len(plan)) / 4:
             row.note = "skipped: the budget is used up"
@@ -225,6 +234,7 @@ def rows_of(options, manifest: Manifest, device: torch.device, console) -> Itera
             (baseline if mode == "baseline" else ours)(row, settings, manifest, options, device, rates[kind])
         except torch.OutOfMemoryError:
             row.note = "out of memory"
+        kept.add(row.key, asdict(row))
         torch.compiler.reset()
         gc.collect()
         if device.type == "cuda":
@@ -328,6 +338,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-check", dest="check", action="store_false", help="do not compare with the baseline first")
     parser.add_argument("--work", type=Path, help="folder that keeps the small data set (default: a temporary one)")
     parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here when it is measured, and skip those that are there"
+    )
     return parser
 
 
@@ -352,7 +365,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         manifest = subjects.prepared_world(options.work or Path(temporary), videos=12, test_videos=2)
         rows: list[Row] = []
-        for row in rows_of(options, manifest, device, console):
+        for row in rows_of(options, manifest, device, console, Rows(options.rows, "step")):
             rows.append(row)
             compare_first_losses(rows)
             console.print(f"{row.method} {row.mode} B={row.batch}: {row.note or f'{digits(row.milliseconds)} ms'}")

@@ -48,8 +48,8 @@ def tiny(tmp_path_factory):
     from essl_fast.prepare import prepare
 
     place = tmp_path_factory.mktemp("tiny")
-    world = make_world(place / "world", train_videos=14, test_videos=5, seed=3, progress=False)
-    prepare(world.videos, world.annotations, place / "prepared", validation=0.15, progress=False)
+    world = make_world(place / "world", train_videos=14, test_videos=5, seed=3, workers=1, progress=False)
+    prepare(world.videos, world.annotations, place / "prepared", validation=0.15, workers=1, progress=False)
     return world, place / "prepared"
 
 

@@ -10,6 +10,7 @@ pytest.importorskip("h5py")
 from benchmarks import end_to_end, speed_of_light, step, subjects  # noqa: E402
 from benchmarks.end_to_end import Side  # noqa: E402
 from benchmarks.processes import Ended  # noqa: E402
+from benchmarks.rows import read  # noqa: E402
 from benchmarks.speed_of_light import VECTOR, Found, Stage  # noqa: E402
 from benchmarks.step import Row  # noqa: E402
 from benchmarks.timing import Times  # noqa: E402
@@ -219,7 +220,34 @@ def test_speed_of_light_says_where_its_budget_ended(tiny_world, tmp_path, capsys
     assert speed_of_light.main([*arguments, "--json", str(out)]) == 1
     assert json.loads(out.read_text())["headline"].startswith("CUT SHORT after two_views")
     shown = capsys.readouterr().out
-    assert "CUT SHORT" in shown and "whole step" not in shown  # which has no floor without all of its stages
+    assert "CUT SHORT" in shown and "not reached in 0 s: log_mel, trunk forward, " in shown
+    assert shown.count("whole step") == 1 and "whole step; the same command goes on" in shown  # no row of the table
+
+
+def test_rows_that_are_there_are_not_measured_again(tiny_world, tmp_path, monkeypatch, capsys):
+    """Each benchmark of a step begins where a kill has stopped it."""
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "out.json"
+    step_of = ["--device", "cpu", "--methods", "semipl", "--batch", "4", "--repeats", "2", "--no-check"]
+    light = ["--device", "cpu", "--batch", "2", "--repeats", "2", "--seconds", "0.1"]
+    assert step.main([*step_of, "--rows", str(rows)]) == 0
+    assert speed_of_light.main([*light, "--rows", str(rows), "--budget", "0"]) == 1  # two_views alone
+    whole = rows.read_bytes()
+    assert {(row["task"], row["row"]) for row in read(rows)} == {
+        ("step", "semipl eager B=4"),
+        ("speed_of_light", "two_views"),
+    }
+
+    def refuse(*_, **__):
+        raise AssertionError("measured again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "ours", refuse)
+        assert step.main([*step_of, "--rows", str(rows), "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["rows"][0]["milliseconds"] > 0 and rows.read_bytes() == whole
+    before = read(rows)[1]
+    assert speed_of_light.main([*light, "--rows", str(rows)]) == 0
+    after = {row["row"]: row for row in read(rows) if row["task"] == "speed_of_light"}
+    assert after["two_views"] == before and list(after)[-1] == "whole step" and len(after) == 14
 
 
 def test_floors_are_the_larger_of_two_times():
