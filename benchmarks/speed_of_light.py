@@ -42,6 +42,7 @@ from essl_fast.runtime.devices import pick_device
 from essl_fast.train import WARMUP, Trainer
 
 LAYERS, VECTOR = "layers", "vector"  # whose rate bounds the arithmetic: matrix products in the step's dtype, float32
+WHOLE = "whole step"
 
 
 @dataclass
@@ -339,9 +340,6 @@ def whole_step(bench: Bench, options) -> Times:
     return time_each(lambda: step(bench.raw), bench.device, options.repeats, ready, seconds=seconds, flush=False)
 
 
-WHOLE = "whole step"
-
-
 def widest(found: list[Found]) -> Found:
     """The stage of a step that is furthest above its floor, in milliseconds."""
     return max((each for each in found if each.in_step), key=lambda each: each.gap)
@@ -442,9 +440,7 @@ def measure(bench: Bench, result: Result, counted: dict[str, float], kept: Rows,
             if result.timed and kept.left() <= 0:
                 kept.missed.append(stage.name)
                 continue
-            flop = stage.flop
-            if flop is None:
-                flop = counted[stage.name] if counted else flop_of(stage)
+            flop = (counted.get(stage.name) or flop_of(stage)) if stage.flop is None else stage.flop
             times = time_each(stage.run, bench.device, options.repeats, 3, stage.prepare, seconds=options.seconds)
             kept.add(stage.name, {"flop": flop, "times": times})
         result.timed.append((stage, kept[stage.name]["flop"], Times(*kept[stage.name]["times"])))
