@@ -1,0 +1,111 @@
+"""Localizing files whose packets do not tell when a picture is shown, and what their overlays keep."""
+
+import json
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from essl_fast.data.media import decode_frames, probe
+from essl_fast.data.media.audio import decode_sound
+from essl_fast.data.media.footage import Video
+from essl_fast.localize import localize
+from tests.localize.conftest import noise
+from tests.tools.clocks import BFRAMES, SKIPPING, amid, decoding_order
+from tests.tools.fields import field_coded
+from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered
+
+
+def _fields(folder):
+    silent = field_coded(folder / "f.mkv", 30)
+    return join_tracks(folder / "v.mkv", silent, make_sound(folder / "s.mkv", noise(3), "pcm_s16le", 16_000))
+
+
+def _dropped(folder):
+    sound = {"sound": noise(6), "sound_codec": "pcm_s16le"}
+    return make_video(folder / "v.avi", pts=SKIPPING, ticks=10, **sound, **BFRAMES)
+
+
+KINDS = {  # name → (makes the file, when each picture is shown, the number that the first shows)
+    "fields": (_fields, np.arange(30) / 10, 1),
+    "dropped": (_dropped, np.array(SKIPPING) / 10, 1),
+    "no offsets": (lambda folder: decoding_order(folder, "mp4"), np.arange(60) / 10, 1),
+    "amid": (amid, np.arange(50) / 10, 11),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_and_overlay_of_the_whole_file(run, tmp_path, kind):
+    make, times, first = KINDS[kind]
+    path = make(tmp_path)
+    found = localize(path, run, tmp_path / "out", rate=2, opacity=0.0)
+    told = json.loads((tmp_path / "out" / f"{path.stem}.moments.json").read_text())
+    moments = [(moment["frame"], moment["time"]) for moment in told["moments"]]
+    expected = sorted(
+        {int(np.searchsorted(times, at + 1e-3, "right")) - 1 for at in np.arange(0, times[-1] + 1e-3, 0.5)}
+    )
+    assert [frame for frame, _ in moments] == [place + 1 for place in expected]
+    assert [time for _, time in moments] == pytest.approx(times[expected], abs=2e-3)
+    assert not found.faults
+    overlay = tmp_path / "out" / f"{path.stem}.overlay.mp4"
+    assert Video(probe(overlay)).times == pytest.approx(times, abs=2e-3)
+    asked = [(1, 0.0), (len(times), float(times[-1]))]
+    numbers = []
+    for _, frame in decode_frames(overlay, asked):
+        plain = np.where((frame > 250).all(-1, keepdims=True), 128, frame)  # without the contour
+        numbers.append(number_of(np.repeat(np.median(plain, axis=0, keepdims=True), 90, axis=0)))
+    assert numbers == [first, len(times) + first - 1]
+    window = decode_sound(path, zero=probe(path).zero)
+    again = decode_sound(overlay)
+    assert len(again.mono) / again.rate == pytest.approx(window.seconds, abs=0.15)
+
+
+def test_an_overlay_has_the_shape_of_the_videos_pixels(run, tmp_path):
+    path = tmp_path / "v.mp4"
+    base = make_video(tmp_path / "sound.mp4", seconds=1, sound=noise(1))
+    with av.open(str(path), "w") as file, av.open(str(base)) as source:
+        video = file.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 160, 128, "yuv420p"
+        video.codec_context.sample_aspect_ratio = Fraction(64, 45)
+        track = file.add_stream_from_template(source.streams.audio[0])
+        for number in range(10):
+            frame = av.VideoFrame.from_ndarray(numbered(number + 1, 160, 128), format="rgb24")
+            frame.pts = number
+            file.mux(video.encode(frame))
+        file.mux(video.encode())
+        for packet in source.demux(audio=0):
+            if packet.size:
+                packet.stream = track
+                file.mux(packet)
+    localize(path, run, tmp_path / "out", rate=2)
+    with av.open(str(tmp_path / "out" / "v.overlay.mp4")) as file:
+        video = file.streams.video[0]
+        assert (video.width, video.height) == (160, 128)
+        assert video.sample_aspect_ratio == Fraction(64, 45) and video.display_aspect_ratio == Fraction(16, 9)
+
+
+def test_sound_that_is_encoded_again_keeps_its_stamps(run, tmp_path):
+    """PCM at 40 ms a packet whose clock runs 3% fast: the overlay's sound is as long as the stamps say."""
+    path = tmp_path / "v.mkv"
+    base = make_video(tmp_path / "b.mp4", seconds=8, sound=None)
+    with av.open(str(path), "w") as file, av.open(str(base)) as source:
+        video = file.add_stream_from_template(source.streams.video[0])
+        track = file.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        for packet in packets:
+            packet.stream = video
+        pcm = (noise(8.3)[0] * 32767).astype(np.int16)
+        for number in range(int(8 / 0.04)):
+            frame = av.AudioFrame.from_ndarray(pcm[None, 660 * number :][:, :660], format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16_000, 660 * number, Fraction(1, 16_000)
+            for packet in track.encode(frame):
+                packet.pts = packet.dts = 40 * number
+                packet.time_base = Fraction(1, 1000)
+                packets.append(packet)
+        for packet in sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)):
+            file.mux(packet)
+    assert decode_sound(path).seconds == pytest.approx(8, abs=0.05)
+    localize(path, run, tmp_path / "out", rate=1)
+    again = decode_sound(tmp_path / "out" / "v.overlay.mp4")
+    assert len(again.mono) / again.rate == pytest.approx(8, abs=0.12)
