@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -89,36 +89,33 @@ def _driver(chip: Chip) -> Any:
     )
 
 
+def _always(answer: Any) -> Callable[..., Any]:
+    return lambda *_, **__: answer
+
+
 def _torch_cuda(chip: Chip) -> dict[str, Any]:
     """The functions of `torch.cuda` that are answered from the table."""
     found = properties(chip)
     random = torch.zeros(16, dtype=torch.uint8)
     memory = chip.memory << 30
-    zero, nothing = (lambda *_: 0), (lambda *_, **__: None)
+    # Dynamo sorts functions by their identity, so that each of these is one of its own.
+    zeros = ("current_device", "_exchange_device", "_maybe_exchange_device", "memory_allocated")
+    nothings = ("set_device", "_lazy_init", "init", "synchronize", "empty_cache", "set_rng_state", "manual_seed")
     return {
+        **{name: _always(0) for name in zeros},
+        **{name: _always(None) for name in nothings},
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
-        "current_device": zero,
-        "set_device": nothing,
-        "_lazy_init": nothing,
-        "init": nothing,
-        "_exchange_device": zero,
-        "_maybe_exchange_device": zero,
         "get_device_properties": lambda device=None: found,
         "get_device_capability": lambda device=None: chip.capability,
         "get_device_name": lambda device=None: chip.name,
         "mem_get_info": lambda device=None: (memory, memory),
         "is_bf16_supported": lambda including_emulation=True: True,
-        "synchronize": nothing,
         "current_stream": lambda device=None: Stream(),
         "default_stream": lambda device=None: Stream(),
-        "memory_allocated": zero,
         "is_current_stream_capturing": lambda: False,
-        "empty_cache": nothing,
         "get_rng_state": lambda device=None: random,
-        "set_rng_state": nothing,
-        "manual_seed": nothing,
     }
 
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry
 FREE = frozenset(
     "view reshape _unsafe_view t transpose permute expand slice select detach alias as_strided unsqueeze squeeze split "
     "split_with_sizes unbind diagonal empty empty_strided empty_like new_empty new_empty_strided lift_fresh unflatten "
-    "_record_function_enter_new _record_function_exit _reinterpret_tensor chunk narrow wait_tensor".split()
+    "_record_function_enter_new _record_function_exit _reinterpret_tensor chunk narrow wait_tensor device".split()
 )
 OVERWRITES = frozenset(("copy_", "fill_", "zero_"))  # what they change they do not read
 
