@@ -75,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     from tests.phantom import chip  # noqa: F401 (before torch)
 
+    source = provenance_of_now()
     found = predictions(options)
     print(markdown(HEAD, [row(each) for each in found]))
     columns = ("launches", "GB", "TFLOP", "floor, ms", "expected, ms", "above, ms")
@@ -83,17 +84,21 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [part_row(part) for part in each.worst[: options.top]]
         print(f"\n{each.name}: the furthest above their floor\n\n{markdown(('launch', *columns), rows)}")
     if options.json:
-        write(options, [each.record(options.top) for each in found])
+        write(options, source, [each.record(options.top) for each in found])
 
 
-def write(options: argparse.Namespace, found: list[dict]) -> None:
-    """The predictions, with what they assume of the chips and where they were made."""
+def provenance_of_now() -> dict:
+    """Where the predictions are made, and of which source; before anything is written."""
     import torch
 
     from essl_fast.runtime import provenance
 
+    return provenance.environment(torch.device("cpu"))
+
+
+def write(options: argparse.Namespace, environment: dict, found: list[dict]) -> None:
+    """The predictions, and what they assume of the chips."""
     assumed = {name: CHIPS[name]._asdict() for name in options.chip}
-    environment = provenance.environment(torch.device("cpu"))
     record = {"pairs": options.pairs, "settings": options.set, "environment": environment, "chips": assumed}
     files.write_json(options.json, {**record, "predictions": found})
     commands.console().print(f"written to {options.json}", highlight=False)
