@@ -31,7 +31,7 @@ def trained(tiny, tmp_path_factory):
     (folder / "my_parts.py").write_text(module)
     shell = re.search(r"```bash\npython -m (essl_fast\.train .*?)\npython", PAGE, re.S)[1]
     words = shell.replace("\\\n", " ").replace("'", "").split()
-    run(folder, *words, *SMALL.split(), "--data.root", tiny[1])
+    run(folder, words[0], "--config", "demo", *words[1:], *SMALL.split(), "--data.root", tiny[1])
     return folder
 
 

@@ -34,6 +34,14 @@ def settings_of(state: dict) -> Config:
     return models.check(from_dict(state["config"]))
 
 
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+def unwrapped(name: str) -> str:
+    """An entry's name without what DDP, torch.compile, FSDP and checkpointing put into it, in any order and number."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
 def load_trained(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Load :func:`trained_state` into a model that has its frozen weights already.
 
@@ -45,7 +53,11 @@ def load_trained(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
         for value in state.values()
     ):
         raise InputError("the checkpoint's model is no dict of tensors; it was made by something else")
-    own = model.state_dict()
+    own, given = model.state_dict(), state
+    if not state.keys() <= own.keys():  # another program may have saved a model that was wrapped
+        state = {unwrapped(str(name)): value for name, value in given.items()}
+        if len(state) < len(given):
+            raise InputError("the checkpoint has an entry twice, wrapped and not: it was made by something else")
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     unknown = [name for name in state if name not in own]
     missing = [name for name in own if name not in state and name not in frozen]

@@ -1,10 +1,12 @@
 """Which settings a run may change when it resumes a checkpoint."""
 
 # Settings that may differ between a checkpoint and the run that resumes it: where things are, how often to look, how
-# long to train. The data may have moved; that it is the same is checked by its manifest.
+# long to train. The data may have moved; that it is the same is checked by its manifest. Another device is another GPU,
+# or the same one by another name: that it is of the same kind is checked by what the run runs on.
 FREE = (
     "out",
     "name",
+    "device",
     "overlays",
     "tensorboard",
     "loggers",

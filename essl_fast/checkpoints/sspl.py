@@ -8,7 +8,8 @@
 
 Its training saves modules that DDP wraps: every key of sound, pcm and ssl_head begins with ``module.``, and no key of
 frame does. Its test loads them, strictly, into modules wrapped in the same way. So the files written here have the same
-prefixes; files that are read may have them or not. One table, ``_PREFIXES``, serves both directions.
+prefixes; files that are read may have them or not, and those of torch.compile, in any order. One table, ``_PREFIXES``,
+serves both directions.
 """
 
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from essl_fast.checkpoints.model_state import unwrapped
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, refuse_packed
 
@@ -64,7 +66,7 @@ def _renamed(name: str, prefixes: dict[str, str]) -> str | None:
 
 def from_sspl_name(part: str, name: str) -> str | None:
     """Our name for an entry of the published code's ``part`` (frame, sound, pcm, ssl_head), or None if it has none."""
-    return _renamed(name.removeprefix(_DDP), _PREFIXES[part])
+    return _renamed(unwrapped(name), _PREFIXES[part])
 
 
 def to_sspl_name(part: str, name: str) -> str | None:
@@ -95,7 +97,7 @@ def load_sspl_part(module: nn.Module, part: str, sd: dict) -> None:
                 f"SSPL part {part!r}: {name} has no place in {type(module).__name__}; is it another architecture?"
             )
         if ours in state:
-            raise InputError(f"SSPL part {part!r} has {name.removeprefix(_DDP)} twice, with DDP's prefix and without")
+            raise InputError(f"SSPL part {part!r} has {unwrapped(name)} twice, with DDP's prefix and without")
         value = torch.as_tensor(value)
         if value.shape != own[ours].shape:
             raise InputError(

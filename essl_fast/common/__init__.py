@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from essl_fast.common import places as places
     from essl_fast.common import pulse as pulse
     from essl_fast.common import registry as registry
+    from essl_fast.common import streams as streams
     from essl_fast.common import subprocesses as subprocesses
     from essl_fast.common import values as values
 
@@ -31,6 +32,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "places": "",
         "pulse": "",
         "registry": "",
+        "streams": "",
         "subprocesses": "",
         "values": "",
     },

@@ -22,13 +22,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from essl_fast import __version__
+from essl_fast.common import streams
 from essl_fast.common.errors import InputError, any_of, short
 from essl_fast.common.nearest import did_you_mean
 from essl_fast.common.values import a_path
@@ -89,6 +92,18 @@ def slow_imports() -> Iterator[None]:
 
 def command(main: Callable[[], int], prog: str) -> int:
     """Run a command's main and return its exit code: an error that the user can fix is one line and exit code 2."""
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_show_warning, prog)
+        return _exit_code(main, prog)
+
+
+def _show_warning(prog: str, message: Warning | str, category: type, filename: str, *_: object) -> None:
+    """Print a warning of ours as a line. Those of other packages are for developers, who ask for them with -W."""
+    if sys.warnoptions or f"{os.sep}essl_fast{os.sep}" in filename:
+        print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _exit_code(main: Callable[[], int], prog: str) -> int:
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as begin has set it
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -226,12 +241,24 @@ def say_imports(console: Console, names: list[str]) -> None:
         console.print(f"the checkpoint uses {', '.join(names)}", highlight=False, soft_wrap=True, markup=False)
 
 
-def console(quiet: bool = False, on_stderr: bool = False) -> Console:
-    """A console to print on; in a pipe it is wide enough not to wrap our lines.
+def console(quiet: bool = False, on_stderr: bool = False, kept: bool = False) -> Console:
+    """A console to print on, which prints text as it is: no markup, no emoji codes.
 
-    ``quiet``: it prints nothing. ``on_stderr``: standard output is kept for a command's result.
+    In a pipe it is wide enough not to wrap our lines.
+
+    Args:
+        quiet: print nothing.
+        on_stderr: standard output is kept for a command's result.
+        kept: go on if the stream cannot be written (see `streams`), for a command whose results are files.
     """
     from rich.console import Console
 
-    out = sys.stderr if on_stderr else sys.stdout
-    return Console(width=None if out.isatty() else 132, quiet=quiet, stderr=on_stderr)
+    out = sys.stderr if on_stderr else streams.kept_stdout() if kept else sys.stdout
+    return Console(
+        file=out,  # type: ignore[arg-type]
+        width=None if out is not None and out.isatty() else 132,
+        quiet=quiet,
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )

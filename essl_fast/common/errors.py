@@ -15,3 +15,13 @@ def short(text: str) -> str:
 def any_of(choices: Sequence[str]) -> str:
     """ "a, b or c"."""
     return " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line, for a message: an OSError as its file and what is wrong, others with their type."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = " ".join(str(error).split())
+    kind = "" if isinstance(error, InputError) else type(error).__name__
+    line = ": ".join(part for part in (kind, text) if part)
+    return line if len(line) <= 300 else f"{line[:297]}..."

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from essl_fast.config.parsing import load as load
     from essl_fast.config.parsing import parse as parse
     from essl_fast.config.parsing import parser as parser
+    from essl_fast.config.parsing import shipped_names as shipped_names
     from essl_fast.config.settings import SIZE as SIZE
     from essl_fast.config.settings import STORED_SIDE as STORED_SIDE
     from essl_fast.config.settings import Config as Config
@@ -49,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "load": "parsing",
         "parse": "parsing",
         "parser": "parsing",
+        "shipped_names": "parsing",
         "to_dict": "settings",
         "yamls": "",
     },

@@ -55,9 +55,15 @@ def find_file(name: str) -> Path:
         is_run = False
     if is_run:
         raise InputError(f"--config: {name} is a run directory; give {path / 'config.yaml'}, or --resume {name}")
-    names = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
+    names = shipped_names()
     near = did_you_mean(Path(name).stem, names)
     raise InputError(f"config {short(name)} is neither a file nor one of the shipped configs: {', '.join(names)}{near}")
+
+
+def shipped_names() -> list[str]:
+    """The names of the shipped configs, sorted."""
+    folder = configs_folder()
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -101,7 +101,8 @@ class DataConfig:
     """Where pairs come from and how they are batched.
 
     Args:
-        root: folder that `python -m essl_fast.prepare` wrote, or demo: the synthetic world is made and prepared.
+        root: folder that `python -m essl_fast.prepare` wrote, or demo: the synthetic world is made and prepared. A
+            recipe needs one of them.
         batch_size: pairs per step, on each GPU.
         last_batch: keep the smaller last batch of an epoch, or drop it as the published code does.
         threads: decoding threads of the loader; 0 is all cores, shared by the processes on a host, at most 8.
@@ -123,7 +124,7 @@ class DataConfig:
             one. Pairs that are evaluated keep their boxes.
     """
 
-    root: str = "demo"
+    root: str = ""
     batch_size: int = 128
     last_batch: Literal["keep", "drop"] = "drop"
     threads: int = 0

@@ -2,7 +2,7 @@
 
 import textwrap
 
-from essl_fast.doctor import installation, machine, media_files, prepared_data, speed, weight_files
+from essl_fast.doctor import installation, machine, media_files, places, prepared_data, speed, weight_files
 from essl_fast.doctor.findings import NOTE, OK, SLOWER, STOPS, Case, Finding, guarded
 
 CHECKS = {
@@ -17,6 +17,8 @@ CHECKS = {
     "DALI": installation.check_dali,
     "media": media_files.check_media,
     "NVDEC": machine.check_nvdec,
+    "user": places.check_user,
+    "files": places.check_files,
     "weights": weight_files.check_weights,
     "data": prepared_data.check_data,
     "host": machine.check_host,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -62,6 +63,23 @@ def guarded(topic: str, check: Check, case: Case) -> list[Finding]:
             found.append(each)
     except Exception as error:  # a broken installation may raise anything
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        remedy = f"mend what it names, or {INSTALL}"
-        found.append(Finding(topic, STOPS, f"could not be examined: {what}", remedy, {"error": what}))
+        found.append(Finding(topic, STOPS, f"could not be examined: {what}", remedy_of(error), {"error": what}))
     return found
+
+
+def remedy_of(error: Exception) -> str:
+    """What to do about an error that no check foresaw."""
+    place = getattr(error, "filename", None) or "what it names"
+    if isinstance(error, PermissionError):
+        return f"let this user read and write {place}, or name another place"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space on the disk"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files: ulimit -n 65536"
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return "free some memory, or choose a smaller --data.batch_size"
+    if isinstance(error, (KeyError, RuntimeError)) and ("getpwuid" in str(error) or "home directory" in str(error)):
+        return "give the user a name and a home folder: set USER and HOME"
+    if isinstance(error, OSError):
+        return f"mend {place}"
+    return f"mend what it names, or {INSTALL}"

@@ -4,7 +4,7 @@ import argparse
 
 from essl_fast.common.commands import Options
 from essl_fast.common.values import a_path
-from essl_fast.doctor.findings import INSTALL, OK, STOPS, Finding
+from essl_fast.doctor.findings import INSTALL, NOTE, OK, STOPS, Finding
 
 
 def read_options(prog: str, description: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -41,5 +41,8 @@ def read_settings(prog: str, arguments: list[str]) -> tuple[object, list[Finding
     except ImportError as error:
         what = f"the options cannot be read ({error}); what follows is of the defaults"
         return config.Config(), [Finding("settings", STOPS, what, INSTALL)]
+    if settings.data.root not in ("", "demo") and not any(word.split("=")[0] == "--config" for word in arguments):
+        what = "no recipe was named: the demo's small networks are examined, and train asks for a recipe on this data"
+        return settings, [Finding("settings", NOTE, what, f"give --config NAME: {', '.join(config.shipped_names())}")]
     method = f"{settings.objective.method} of {settings.epochs} epochs, batches of {settings.data.batch_size}"
     return settings, [Finding("settings", OK, f"{settings.name}: {method}")]

@@ -14,6 +14,11 @@ def check_data(case: Case) -> Iterator[Finding]:
     from essl_fast.data.shards import Manifest
 
     settings = case.settings
+    if not settings.data.root:
+        yield Finding(
+            "data", NOTE, "no prepared folder was named: train needs --data.root DIR; give it here as --data DIR"
+        )
+        return
     if settings.data.root == "demo":
         yield Finding("data", NOTE, "the synthetic demo world, which train makes; give --data DIR for prepared data")
         return

@@ -1,7 +1,7 @@
 """Results as tables for the terminal."""
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from essl_fast.evaluate import metrics
 from essl_fast.evaluate.foreign import FOREIGN
@@ -9,12 +9,12 @@ from essl_fast.evaluate.foreign import FOREIGN
 
 def table(title: str, results: dict[str, dict]) -> Table:
     """Success rate and AUC in per cent, one row per result."""
-    out = Table(title=title)
+    out = Table(title=Text(title))
     for column in ("", "pairs", "success at cIoU 0.5, %", "AUC, %"):
         out.add_column(column, justify="left" if not column else "right")
     for name, result in results.items():
         figures = f"{100 * result['success_at_half']:.1f}", f"{100 * result['auc']:.1f}"
-        out.add_row(escape(name), str(result["pairs"]), *figures)
+        out.add_row(Text(name), str(result["pairs"]), *figures)
     return out
 
 

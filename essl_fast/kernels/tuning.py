@@ -74,7 +74,7 @@ def _table(source: Path | None) -> dict[str, Any]:
     if source is None:
         return json.loads(files("essl_fast.kernels").joinpath("pinned.json").read_text())
     try:
-        return json.loads(source.read_text())
+        return json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, OSError) as error:

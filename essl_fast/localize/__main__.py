@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         decoder=options.decoder,
         precision=options.precision,
         weights=options.weights,
-        console=commands.console(),
+        console=commands.console(kept=True),
     )
     return 0
 

@@ -93,7 +93,8 @@ def parse(arguments: list[str] | None) -> dict[str, Any]:
     given = vars(options.parse_args(arguments))
     verifies = "verify" in given
     making = SOURCES & given.keys() or not verifies
-    enough = given["dataset"] != "chaotic" or "from_h5" in given or {"videos", "annotations"} <= given.keys()
+    tables = given["dataset"] in ("chaotic", "csv")
+    enough = not tables or "from_h5" in given or {"videos", "annotations"} <= given.keys()
     if "against" in given and not verifies:
         options.error("--against goes with --verify")
     if making and not enough:

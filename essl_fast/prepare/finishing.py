@@ -69,7 +69,9 @@ def refuse_empty_split(split: str, annotations: Annotations, rows: Rows, listing
     if not videos or split == "val":
         return
     left_out = list(_all_left_out(annotations, rows))
-    listing.write_text("".join(json.dumps(left.as_json(), ensure_ascii=False) + "\n" for left in left_out))
+    listing.write_text(
+        "".join(json.dumps(left.as_json(), ensure_ascii=False) + "\n" for left in left_out), encoding="utf-8"
+    )
     mine = [left for left in left_out if left.video in videos]
     (reason, count), *_ = Counter(left.reason for left in mine).most_common(1)
     first = next(left.detail for left in mine if left.reason == reason)

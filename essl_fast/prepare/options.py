@@ -36,8 +36,16 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
         "--dataset",
         default="chaotic",
         metavar="NAME",
-        help="chaotic (Chaotic World), flickr (Flickr-SoundNet), vggss (VGG-SS), or one that a module of --import "
-        "registers",
+        help="chaotic (Chaotic World), csv (videos of your own with tables like Chaotic World's), flickr "
+        "(Flickr-SoundNet), vggss (VGG-SS), or one that a module of --import registers",
+    )
+    group.add_argument(
+        "--name",
+        type=_name,
+        metavar="NAME",
+        help="what reports call the data set (default: that of --dataset); published results stand beside the data set "
+        "that they are of",
+        **_UNSET,
     )
     group.add_argument(
         "--import",
@@ -51,13 +59,13 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--out", required=True, help="folder to make, to continue, or to --verify", **_FOLDER)
-    group.add_argument("--videos", help="chaotic: folder of <video>.mp4 (or .mkv, .webm, .avi, .mov)", **_FOLDER)
+    group.add_argument("--videos", help="chaotic, csv: folder of <video>.mp4 (or .mkv, .webm, .avi, .mov)", **_FOLDER)
     group.add_argument(
         "--annotations",
         type=a_path,
         metavar="PATH",
-        help="chaotic: folder that holds annotation/, train_ssl.txt and test_ssl.txt; flickr: folder of the XML files; "
-        "vggss: the JSON file; for the last two, --data is searched if it is not given",
+        help="chaotic, csv: folder that holds annotation/, train_ssl.txt and test_ssl.txt; flickr: folder of the XML "
+        "files; vggss: the JSON file; for the last two, --data is searched if it is not given",
         **_UNSET,
     )
     group.add_argument(
@@ -83,21 +91,21 @@ def _add_pairs(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--frame",
         choices=FRAMES,
-        help="chaotic: which frames: the first of each sound (published code), its middle (paper), or every annotated "
-        "one (default: start)",
+        help="chaotic, csv: which frames: the first of each sound (published code), its middle (paper), or every "
+        "annotated one (default: start)",
         **_UNSET,
     )
     group.add_argument(
         "--row-boxes",
         choices=ROW_BOXES,
-        help="chaotic: which boxes of an annotation row count (default: first)",
+        help="chaotic, csv: which boxes of an annotation row count (default: first)",
         **_UNSET,
     )
     group.add_argument(
         "--annotation-size",
         type=_size,
         metavar="WxH",
-        help="chaotic: pixels of the frames that the boxes were drawn on (default: 320x180)",
+        help="chaotic, csv: pixels of the frames that the boxes were drawn on (default: 320x180)",
         **_UNSET,
     )
     group.add_argument("--subset", choices=SUBSETS, help="--from-h5 of flickr, vggss: which training pairs", **_UNSET)
@@ -166,6 +174,12 @@ def _add_checks(group: argparse._ArgumentGroup) -> None:
         "and times of frames contradict each other",
         **_UNSET,
     )
+
+
+def _name(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: give 1 to 100 characters that can be printed")
+    return text.strip()
 
 
 def _size(text: str) -> tuple[int, int]:

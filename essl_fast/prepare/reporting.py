@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json
+from essl_fast.common.pulse import Pulse
 from essl_fast.data.shards import CLIP, SPLITS, Manifest
 
 
@@ -39,18 +41,18 @@ class Reporter:
 
 
 class _Lines(Reporter):
-    """For a pipe or a log file: a line for each tenth of the work."""
+    """For a pipe or a log file: a line for each tenth of the work, and one every 30 s."""
 
     def line(self, text: str) -> None:
         print(f"prepare: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        done = 0
+        pulse = Pulse(self.line, what, total)
 
         def step(count: int) -> None:
-            nonlocal done
-            before, done = done, done + count
+            before, done = pulse.done, pulse.done + count
+            pulse.step(count)
             if done * 10 // max(total, 1) > before * 10 // max(total, 1):
                 self.line(f"{done}/{total} {what} ({100 * done // total}%)")
 
@@ -62,7 +64,12 @@ class _Bar(_Lines):
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(f"prepare: {what}", total=total)
             yield lambda count: progress.advance(task, count)
@@ -96,8 +103,8 @@ def print_summary(manifest: Manifest) -> None:
     Raises:
         InputError: left_out.jsonl is damaged.
     """
-    console = Console()
-    table = Table(title=escape(str(manifest.root)), title_justify="left")
+    console = commands.console()
+    table = Table(title=Text(str(manifest.root)), title_justify="left")
     for heading in ("split", "videos", "pairs", "clips", "shards", "MB"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for split in SPLITS:
@@ -113,7 +120,7 @@ def print_summary(manifest: Manifest) -> None:
         table.add_column("pairs", justify="right")
         table.add_column("first", overflow="fold")
         for reason, entry in sorted(instead.items()):
-            table.add_row(escape(reason), str(entry["pairs"]), escape(entry["first"]))
+            table.add_row(Text(reason), str(entry["pairs"]), Text(entry["first"]))
         console.print(table)
     _print_notes(manifest, console)
     counts = manifest.header["left_out"]
@@ -128,10 +135,10 @@ def print_summary(manifest: Manifest) -> None:
                 first.setdefault(entry["reason"], f"{entry['key'] or entry['video']}: {entry['detail']}")
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{listing} cannot be read ({error!r}): delete {manifest.root}, prepare again") from error
-    table = Table(title=f"left out (all of it: {escape(str(listing))})", title_justify="left")
+    table = Table(title=Text(f"left out (all of it: {listing})"), title_justify="left")
     table.add_column("reason")
     table.add_column("times", justify="right")
     table.add_column("first", overflow="fold")
     for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        table.add_row(escape(reason), str(count), escape(first.get(reason, "")))
+        table.add_row(Text(reason), str(count), Text(first.get(reason, "")))
     console.print(table)

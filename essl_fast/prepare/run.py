@@ -148,9 +148,9 @@ def _settings(dataset: Dataset, visual: str, decoder: str, pairs_per_shard: int)
 
 def _say_rows(dataset: Dataset, say: Reporter) -> None:
     """Say how the annotation rows of Chaotic World became pairs."""
-    if dataset.name != "chaotic" or not dataset.from_videos:
-        return
     read = dataset.annotations
+    if "row_boxes" not in dataset.settings or not dataset.from_videos:
+        return
     text = f"{read.rows} annotation rows were read: {read.merged} share the frame of an earlier one and joined its pair"
     further = f", {read.further} further boxes of rows were ignored (--row-boxes first)" if read.further else ""
     say.line(text + further)

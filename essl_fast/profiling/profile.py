@@ -6,6 +6,7 @@ Systems, and as ranges of the same names in a trace of `train --profile`.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class StepProfile:
         self.stages: dict[str, tuple[float, float]] = {}  # milliseconds per step on the host, on the device
         self.operators: list[tuple[str, float]] = []  # the slowest operators: name, milliseconds per step
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+        if device.type != "cuda":  # else the profiler prints that it has found no GPU
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")
         self._profile = profile(activities=activities, acc_events=True)
 
     @property

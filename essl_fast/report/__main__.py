@@ -21,7 +21,8 @@ PROG = "python -m essl_fast.report"
 def parser() -> Options:
     """The options."""
     parser = Options(prog=PROG, description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("runs", nargs="+", type=a_path, metavar="RUN", help="run directory that train wrote")
+    text = "run directory that train wrote, or a folder with such below it"
+    parser.add_argument("runs", nargs="+", type=a_path, metavar="RUN", help=text)
     text = "the page; - is standard output (default: report.html in RUN; of several: report.html in this folder)"
     parser.add_argument("--out", metavar="FILE", help=text)
     return parser

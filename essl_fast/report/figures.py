@@ -7,17 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from essl_fast.evaluate.metrics import THRESHOLDS
+from essl_fast.report import plotting
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
+@plotting.drawing()
 def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
     """Write a PNG: losses by epoch, scores of the selection split by epoch, success against threshold.
 
@@ -26,8 +19,8 @@ def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
         history: entries of the epochs as in the run's log.
         results: name -> {"curve": (21,) shares of pairs at `evaluate.metrics.THRESHOLDS`, "auc": ...}.
     """
-    plt = _pyplot()
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    figure, axes = plotting.figure(1, 3, (15, 4.2))
+    left, middle, right = axes[0]
     epochs = [entry["epoch"] for entry in history]
     for part in history[-1]["losses"] if history else ():
         left.plot(epochs, [entry["losses"][part] for entry in history], label=part)
@@ -39,7 +32,8 @@ def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
         )
     middle.set(xlabel="epoch", ylabel="%", ylim=(0, 100), title="selection split")
     for name, result in results.items():
-        right.plot(THRESHOLDS, 100 * np.asarray(result["curve"]), label=f"{name} ({100 * result['auc']:.1f})")
+        label = f"{plotting.shown(name)} ({100 * result['auc']:.1f})"
+        right.plot(THRESHOLDS, 100 * np.asarray(result["curve"]), label=label)
     right.set(
         xlabel="cIoU threshold", ylabel="pairs, %", xlim=(0, 1), ylim=(0, 100), title="success against threshold (AUC)"
     )
@@ -47,8 +41,15 @@ def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    plotting.save(figure, path, 110)
+
+
+def _frame(axis, box: tuple[int, int, int, int], width: float) -> None:
+    """Draw a box of the ground truth, xyxy."""
+    from matplotlib.patches import Rectangle
+
+    x1, y1, x2, y2 = box
+    axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="lime", lw=width))
 
 
 def overlay(frame: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -56,11 +57,11 @@ def overlay(frame: np.ndarray, similarity: np.ndarray) -> tuple[np.ndarray, np.n
     wide = F.interpolate(torch.from_numpy(similarity)[None, None].double(), frame.shape[:2], mode="bilinear")
     heat = wide[0, 0].numpy()
     heat = (heat - heat.min()) / max(heat.max() - heat.min(), 1e-12)
-    plt = _pyplot()
-    colour = plt.get_cmap("jet")(heat)[..., :3] * 255
+    colour = plotting.load().colormaps["jet"](heat)[..., :3] * 255
     return (0.55 * frame + 0.45 * colour).astype(np.uint8), heat
 
 
+@plotting.drawing()
 def overlays(path: Path, samples: list[dict]) -> None:
     """Write a contact sheet as a PNG; nothing if there is no sample.
 
@@ -68,10 +69,9 @@ def overlays(path: Path, samples: list[dict]) -> None:
     """
     if not samples:
         return
-    plt = _pyplot()
     columns = 4
     rows = -(-len(samples) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3 * columns, 3.2 * rows), layout="constrained", squeeze=False)
+    figure, axes = plotting.figure(rows, columns, (3 * columns, 3.2 * rows))
     for axis in axes.flat:
         axis.axis("off")
     for axis, sample in zip(axes.flat, samples, strict=False):
@@ -81,33 +81,30 @@ def overlays(path: Path, samples: list[dict]) -> None:
             axis.contour(heat, levels=[0.5], colors="white", linewidths=1)
         for x1, y1, x2, y2 in sample["boxes"]:
             if x2 > x1 and y2 > y1:
-                axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="lime", lw=2))
-        axis.set_title(sample["title"], fontsize=9)
+                _frame(axis, (x1, y1, x2, y2), 2)
+        axis.set_title(plotting.shown(sample["title"]), fontsize=9)
     figure.suptitle("heat: similarity with the sound; white: threshold 0.5; green: ground truth")
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    plotting.save(figure, path, 90)
 
 
+@plotting.drawing()
 def side_by_side(path: Path, samples: dict[str, list[dict]]) -> None:
     """Write a PNG of the same frames under several methods: columns are frames, rows are methods.
 
     samples: by method, what :func:`overlays` takes with "ciou" and "key"; the same frames in the same order.
     """
-    plt = _pyplot()
     shown = next(iter(samples.values()))
     count = len(shown)
-    figure, axes = plt.subplots(
-        len(samples) + 1, count, figsize=(2 * count + 1, 2 * len(samples) + 2.4), layout="constrained", squeeze=False
-    )
+    figure, axes = plotting.figure(len(samples) + 1, count, (2 * count + 1, 2 * len(samples) + 2.4))
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for axis, sample in zip(axes[0], shown, strict=True):
         axis.imshow(sample["frame"])
-        axis.set_title(sample["key"], fontsize=6)
+        axis.set_title(plotting.shown(sample["key"]), fontsize=6)
     axes[0, 0].set_ylabel("frame", fontsize=8)
     for line, (label, found) in zip(axes[1:], samples.items(), strict=True):
-        line[0].set_ylabel(label, fontsize=8)
+        line[0].set_ylabel(plotting.shown(label), fontsize=8)
         for axis, sample in zip(line, found, strict=True):
             picture, heat = overlay(sample["frame"], sample["similarity"])
             axis.imshow(picture)
@@ -118,31 +115,35 @@ def side_by_side(path: Path, samples: dict[str, list[dict]]) -> None:
         for axis, sample in zip(line, shown, strict=True):
             for x1, y1, x2, y2 in sample["boxes"]:
                 if x2 > x1 and y2 > y1:
-                    axis.add_patch(plt.Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="lime", lw=1.2))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+                    _frame(axis, (x1, y1, x2, y2), 1.2)
+    plotting.save(figure, path, 110)
 
 
+@plotting.drawing()
 def success_by_epoch(path: Path, histories: dict[str, list[tuple[int, float]]], split: str) -> None:
     """Write a PNG of success at cIoU 0.5 on a split by epoch: a line for each of ``histories``, (epoch, share)."""
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, ((axis,),) = plotting.figure(1, 1, (7, 4))
     for label, points in histories.items():
-        axis.plot([epoch for epoch, _ in points], [100 * share for _, share in points], "o-", ms=3, label=label)
+        axis.plot(
+            [epoch for epoch, _ in points],
+            [100 * share for _, share in points],
+            "o-",
+            ms=3,
+            label=plotting.shown(label),
+        )
     axis.set(xlabel="epoch", ylabel="success at cIoU 0.5, %", title=f"{split} split")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    plotting.save(figure, path, 110)
 
 
+@plotting.drawing()
 def success_by_labels(path: Path, points: list[tuple[float, float, float | None]]) -> None:
     """Write a PNG of success by share of labels.
 
     points: (share of labels, mean in per cent, standard deviation or None for a single seed).
     """
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, ((axis,),) = plotting.figure(1, 1, (6, 4))
     axis.errorbar(
         [100 * share for share, _, _ in points],
         [middle for _, middle, _ in points],
@@ -152,5 +153,4 @@ def success_by_labels(path: Path, points: list[tuple[float, float, float | None]
     )
     axis.set(xlabel="labels used, %", ylabel="success at cIoU 0.5, %", ylim=(0, 100))
     axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    plotting.save(figure, path, 110)

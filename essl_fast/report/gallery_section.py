@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from essl_fast.config import SIZE
+from essl_fast.report import plotting
 from essl_fast.report.gallery import GROUPS, Picture
 
 HEAT_SIDE = 56  # pixels of the PNG; the browser enlarges it smoothly, and more pixels look the same
@@ -30,9 +31,7 @@ def heat_of(similarity: np.ndarray, side: int = SIZE) -> np.ndarray:
 
 def heat_png(heat: np.ndarray) -> bytes:
     """Heat (S, S) in [0, 1] as a PNG: the hotter, the more opaque."""
-    from matplotlib import colormaps
-
-    pixels = (colormaps["inferno"](0.15 + 0.85 * heat) * 255).astype(np.uint8)
+    pixels = (plotting.load().colormaps["inferno"](0.15 + 0.85 * heat) * 255).astype(np.uint8)
     pixels[..., 3] = (np.clip(heat * 1.15 - 0.1, 0, 0.78) * 255).astype(np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(out, "PNG", optimize=True)

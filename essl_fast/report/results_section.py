@@ -17,6 +17,10 @@ HEADS = (  # (words, whether the column is right-aligned)
 )
 
 
+OF_DEMO = "The published figures are of other data than the demo's world."
+OF_OTHERS = "Published figures stand only beside the data set that they are of, which prepare calls chaotic."
+
+
 def tiles(runs: list[Run]) -> str:
     """The most important figures of a single run; "" for several."""
     if len(runs) > 1:
@@ -57,7 +61,7 @@ def tiles(runs: list[Run]) -> str:
 
 
 def comparison(runs: list[Run]) -> str:
-    """Every run and its baselines (of several, only the untrained model); published results unless it is the demo."""
+    """Every run and its baselines (of several, only the untrained model); what is published of the same data set."""
     rows = []
     for run in runs:
         config, test = run.config, run.results.get("test")
@@ -81,16 +85,14 @@ def comparison(runs: list[Run]) -> str:
                 found = run.results[key]
                 of = words if len(runs) == 1 else f"{words}, {run.label}"
                 rows.append(_row(of, "", found["pairs"], found["success_at_half"], found["auc"]))
-    demo = all(run.config.get("data", {}).get("root") == "demo" for run in runs)
-    if not demo:
-        for row in paper.ROWS:
-            rows.append(
-                _row(
-                    f"{row.name}, {row.data}: {row.source}", "published", "", row.success_at_half, row.auc, kind="paper"
-                )
-            )
+    shown = {paper.SETS[name] for run in runs if (name := run.data_name()) in paper.SETS}
+    for row in paper.ROWS:
+        if row.data in shown:
+            name = f"{row.name}, {row.data}: {row.source}"
+            rows.append(_row(name, "published", "", row.success_at_half, row.auc, kind="paper"))
     heads = "".join(f"<th{' class=n' if right else ''}>{text(words)}</th>" for words, right in HEADS)
-    below = "" if not demo else '<p class="sub">The published figures are of other data than the demo\'s world.</p>'
+    demo = all(run.data_name() == "demo" for run in runs)
+    below = f'<p class="sub">{text(paper.OPEN if shown else OF_DEMO if demo else OF_OTHERS)}</p>'
     return (
         f'<h2>Results</h2><div class="card scroll"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{below}"

@@ -7,15 +7,15 @@ from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
 from essl_fast.common.outputs import output_file
 from essl_fast.report.page import page
-from essl_fast.report.runs import read_all
+from essl_fast.report.runs import found_in, read_all
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> tuple[Path, int]:
     """Write the page of some run directories.
 
     Args:
-        folders: the run directories.
-        out: the page; None for report.html in the run directory, or in the current folder if there are several.
+        folders: run directories; of a folder that is none, all runs below it are shown.
+        out: the page; None for report.html in the folder that was given, or in the current one if there are several.
 
     Returns:
         The page's path, and its size in bytes.
@@ -26,7 +26,7 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     folders = [Path(folder) for folder in folders]
     out = Path(out) if out else (folders[0] if len(folders) == 1 else Path()) / "report.html"
     out = output_file(out, "--out")
-    data = page(read_all(folders)).encode()
+    data = page(read_all(found_in(folders))).encode(errors="backslashreplace")
     try:
         with atomic_file(out) as file:
             file.write(data)

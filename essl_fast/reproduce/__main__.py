@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         device=options.device,
         published=options.published,
         overrides=overrides,
-        console=commands.console(),
+        console=commands.console(kept=True),
     )
     return 1 if results.failed else 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from essl_fast.common import commands
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, reason
 from essl_fast.common.outputs import output_folder
 from essl_fast.reproduce.plan import Plan
 from essl_fast.reproduce.published import read_published
@@ -79,9 +79,9 @@ def run_plan(plan: Plan, parts: list[str], console: Console) -> Results:
         _run_row(results, row, seed, f"[{place}/{len(every)}] {row.label}, seed {seed}", console)
     try:
         drawn = pictures.draw(parts, results)
-    except (InputError, RuntimeError) as error:  # another process has taken the memory, or a checkpoint is damaged
-        results.failed["figures"], drawn = str(error), []
-        console.print(f"figures: failed, {error}", highlight=False, soft_wrap=True, markup=False)
+    except Exception as error:  # the memory is taken, a checkpoint is damaged, the disk is full: the tables do without
+        results.failed["figures"], drawn = reason(error), []
+        console.print(f"figures: failed, {reason(error)}", highlight=False, soft_wrap=True, markup=False)
     writing.write(parts, results, drawn, console)
     return results
 
@@ -95,7 +95,7 @@ def _run_row(results: Results, row: Row, seed: int, title: str, console: Console
     summary = runs.finished(folder, arguments)
     if summary is None:
         verb = "going on" if checkpoints.existing(folder / "last.pt") else "training"
-        console.print(f"{title}: {verb}", highlight=False)
+        console.print(f"{title}: {verb}", highlight=False, soft_wrap=True, markup=False)
         try:
             runs.train(folder, arguments)
             summary = runs.finished(folder, arguments)
@@ -108,4 +108,4 @@ def _run_row(results: Results, row: Row, seed: int, title: str, console: Console
     results.add(row, seed, summary)
     test, seconds = summary["test"], summary["seconds"]
     line = f"success {100 * test['success_at_half']:.1f}%, AUC {100 * test['auc']:.1f}%, {seconds:.0f} s"
-    console.print(f"{title}: {line}", highlight=False)
+    console.print(f"{title}: {line}", highlight=False, soft_wrap=True, markup=False)

@@ -76,8 +76,13 @@ def selection(folder: Path) -> list[tuple[int, float]]:
         return []
     epochs = {}
     for event in runlog.read_log(folder / "log.jsonl"):
-        if event["event"] == "epoch" and "selection" in event:
-            epochs[event["epoch"]] = event["selection"]["success_at_half"]  # after a kill an epoch is logged twice
+        found = event.get("selection")
+        if (
+            event.get("event") == "epoch"
+            and isinstance(found, dict)
+            and {"epoch", "success_at_half"} <= {*event, *found}
+        ):
+            epochs[event["epoch"]] = found["success_at_half"]  # after a kill an epoch is logged twice
     return sorted(epochs.items())
 
 

@@ -22,7 +22,7 @@ def read_published(path: Path) -> dict[str, paper.Row]:
     Raises InputError if the file cannot be read, or says something else.
     """
     try:
-        content = yaml.safe_load(refuse_bombs(path.read_text()))
+        content = yaml.safe_load(refuse_bombs(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError) as error:
         what = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"--published: {path} cannot be read ({what})") from error

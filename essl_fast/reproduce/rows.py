@@ -4,8 +4,8 @@
     table 1     how batch size and the head's learning rate change SSPL with PCM
     table 2     LSS, SSPL and SemiPL, with and without PCM
 
-`essl_fast.report.paper` holds what is published. A row without a published figure has a dash in the tables, unless a
-file of the user's gives one (see `published`).
+`essl_fast.report.paper` holds what is published. A row without a published figure (LSS, semi-supervised: the paper has
+no such row) has a dash in the tables, unless a file of the user's gives one (see `published`).
 """
 
 from collections.abc import Iterable
@@ -15,6 +15,16 @@ from essl_fast.report import paper
 
 PARTS = ("table1", "table2", "figures", "fractions")  # what can be reproduced
 _PUBLISHED = {row.name: row for row in paper.ROWS if row.data == "Chaotic World"}
+_PRINTED = {  # name of a row -> its name in `paper`
+    "batch128_lr3e-5": "SSPL, batch 128, head 3e-5",
+    "batch64_lr5e-5": "SSPL, batch 64, head 5e-5",
+    "batch128_lr5e-5": "SSPL, batch 128, head 5e-5",
+    "lss": "LSS",
+    "sspl_wo_pcm": "SSPL without PCM",
+    "sspl_w_pcm": "SSPL with PCM",
+    "semipl_wo_pcm": "SemiPL",
+    "semipl_w_pcm": "SemiPL",
+}
 
 
 class Row(NamedTuple):
@@ -37,7 +47,7 @@ class Row(NamedTuple):
     @property
     def published(self) -> paper.Row | None:
         """The published result on Chaotic World, if it is known."""
-        return _PUBLISHED.get(self.label)
+        return _PUBLISHED.get(_PRINTED.get(self.name, ""))
 
 
 TABLES: dict[str, tuple[str, tuple[Row, ...]]] = {

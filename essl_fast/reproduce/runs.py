@@ -16,7 +16,7 @@ from essl_fast import checkpoints, config
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.reproduce.plan import PROG
-from essl_fast.runtime.stopping import Stopped
+from essl_fast.runtime.stopping import SIGNALS, Stopped
 
 
 def finished(folder: Path, arguments: list[str]) -> dict | None:
@@ -30,15 +30,19 @@ def finished(folder: Path, arguments: list[str]) -> dict | None:
         InputError: the folder holds a run with other settings or on other data, or its summary is damaged.
     """
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads((folder / "summary.json").read_bytes())
         found = config.from_dict(summary["config"])
+        numbers = [summary["seconds"], *(summary["test"][key] for key in ("pairs", "success_at_half", "auc"))]
+        if not all(isinstance(number, (int, float)) for number in numbers) or not {"curve"} <= summary["test"].keys():
+            raise ValueError
+        _ = summary["selected"]["epoch"]
     except FileNotFoundError:
         if checkpoints.existing(folder / "last.pt") and (folder / "config.yaml").is_file():
             _check_settings(folder, config.parse(["--config", str(folder / "config.yaml")], PROG)[0], arguments)
         return None
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise InputError(f"{folder / 'summary.json'} is damaged: delete {folder} and run again") from None
     root = _check_settings(folder, found, arguments)
     # The data set may have moved, or another one may be at its place. train itself checks a run that goes on.
@@ -93,7 +97,7 @@ def train(folder: Path, arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM ends this command as Ctrl-C does: together with the training that it has started.
+    """Within the block, SIGTERM, SIGHUP and SIGUSR1 end this command and the training that it started, as Ctrl-C does.
 
     Outside the main thread it changes nothing: only the main thread can catch signals.
     """
@@ -104,8 +108,10 @@ def stopped_by_sigterm() -> Iterator[None]:
     def stop(signum: int, frame: object) -> None:
         raise Stopped(signum)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    caught = [each for each in SIGNALS if each != signal.SIGINT and signal.getsignal(each) == signal.SIG_DFL]
+    before = {signum: signal.signal(signum, stop) for signum in caught}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from essl_fast.common.files import atomic_file, write_json
+from essl_fast.report import paper
 from essl_fast.reproduce.page import page
 from essl_fast.reproduce.results import HEAD, Results, finding, protocol_line, tables
 
@@ -22,16 +23,19 @@ def write(parts: list[str], results: Results, drawn: list[tuple[str, Path]], con
     found = tables(parts, results)
     text = [f"# SemiPL, reproduced: {', '.join(parts)}\n", protocol_line(plan) + "\n"]
     text += [markdown(title, lines) for title, lines in found]
+    text.append(f"{paper.OPEN}\n")
     text += [f"![{caption}]({path.name})\n\n{caption}\n" for caption, path in drawn]
     with atomic_file(plan.out / "report.md") as file:
         file.write("\n".join(text).encode())
-    html = page("SemiPL, reproduced", protocol_line(plan), [(t, HEAD, lines) for t, lines in found], drawn)
+    html = page(
+        "SemiPL, reproduced", f"{protocol_line(plan)} {paper.OPEN}", [(t, HEAD, lines) for t, lines in found], drawn
+    )
     with atomic_file(plan.out / "report.html") as file:
         file.write(html.encode())
     write_json(plan.out / "results.json", {**results.to_dict(), "finding": finding(results)})
     for title, lines in found:
         console.print(console_table(title, lines))
-    lines = [protocol_line(plan), *([finding(results)] if "fractions" in parts else [])]
+    lines = [protocol_line(plan), *([finding(results)] if "fractions" in parts else []), paper.OPEN]
     for line in (*lines, f"report: {plan.out / 'report.html'}"):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
@@ -44,9 +48,9 @@ def markdown(title: str, lines: list[list[str]]) -> str:
 
 def console_table(title: str, lines: list[list[str]]) -> Table:
     """A table for the console."""
-    out = Table(title=title)
+    out = Table(title=Text(title))
     for at, column in enumerate(HEAD):
         out.add_column(column, justify="right" if 0 < at < len(HEAD) - 1 else "left")
     for line in lines:
-        out.add_row(*map(escape, line))
+        out.add_row(*map(Text, line))
     return out

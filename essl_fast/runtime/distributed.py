@@ -11,13 +11,16 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, short
+
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"  # how often torchrun has started the processes again
 
 
 class World(NamedTuple):
@@ -37,19 +40,41 @@ class World(NamedTuple):
 ALONE = World()
 
 
-def world_of(environment: dict[str, str] | None = None) -> World:
-    """The world that torchrun's environment variables describe. InputError if only some of them are set."""
+NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+REMEDY = "start several processes with torchrun --nproc-per-node=N -m essl_fast.train ..., or unset WORLD_SIZE"
+
+
+def world_of(environment: Mapping[str, str] | None = None) -> World:
+    """The world that torchrun's environment variables describe; a variable that is empty counts as not set.
+
+    Raises:
+        InputError: there are several processes, and a variable is missing or no value that torchrun gives.
+    """
     environment = os.environ if environment is None else environment
-    if int(environment.get("WORLD_SIZE", "1")) < 2:
-        return ALONE
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    if missing := [name for name in names if name not in environment]:
+    given = {name: value for name in (*NAMES, RESTARTS) if (value := environment.get(name, "").strip())}
+    size = _number(given, "WORLD_SIZE", 1, 1)
+    if size == 1:
+        # Other variables may be left from elsewhere. Only torchrun sets this one.
+        return World(restarts=int(given[RESTARTS]) if given.get(RESTARTS, "").isdecimal() else 0)
+    if missing := [name for name in NAMES if name not in given]:
         raise InputError(
-            f"WORLD_SIZE is set but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not: start several "
-            "processes with torchrun --nproc-per-node=N -m essl_fast.train ..., or unset WORLD_SIZE"
+            f"WORLD_SIZE is set but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not: {REMEDY}"
         )
-    rank, size, local = (int(environment[name]) for name in names[:3])
-    return World(rank, size, local, int(environment.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    _number(given, "MASTER_PORT", 0, 1, 65535)
+    rank, local = _number(given, "RANK", 0, 0, size - 1), _number(given, "LOCAL_RANK", 0, 0, size - 1)
+    return World(rank, size, local, _number(given, RESTARTS, 0, 0))
+
+
+def _number(given: Mapping[str, str], name: str, default: int, least: int, most: int | None = None) -> int:
+    """A variable's whole number; ``default`` if it is not set. InputError if it is none, or out of its range."""
+    text = given.get(name)
+    if text is None:
+        return default
+    if text.isdecimal() and len(text) < 10 and least <= int(text) and (most is None or int(text) <= most):
+        return int(text)
+    wanted = f"from {least} to {most}" if most is not None else f"from {least} on"
+    more = " (Kubernetes sets such a variable for a service called master)" if "://" in text else ""
+    raise InputError(f"the variable {name} is {short(text)}{more}, not a number {wanted}: {REMEDY}")
 
 
 def own_device(name: str, world: World) -> str:
@@ -86,15 +111,34 @@ def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-        rank=world.rank,
-        world_size=world.size,
-        timeout=datetime.timedelta(minutes=minutes),
-        device_id=device if device.type == "cuda" else None,
-    )
+    place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    try:
+        with _told(f"rank {world.rank} waits for the other {world.size - 1} processes at {place}"):
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                rank=world.rank,
+                world_size=world.size,
+                timeout=datetime.timedelta(minutes=minutes),
+                device_id=device if device.type == "cuda" else None,
+            )
+    except (dist.DistError, ValueError, RuntimeError, OSError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        what = f"the {world.size} processes of WORLD_SIZE could not be joined at {place}, MASTER_ADDR:MASTER_PORT"
+        raise InputError(f"{what} ({line}): {REMEDY}") from error
     yield
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _told(line: str, after: float = 30.0) -> Iterator[None]:
+    """Print a line if what is inside takes longer than ``after`` seconds."""
+    timer = threading.Timer(after, lambda: print(f"{line}; {REMEDY}", file=sys.stderr))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def give_up(world: World, device: torch.device, code: int) -> None:

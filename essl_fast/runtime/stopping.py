@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM end training after the current step, with everything saved.
+"""A signal ends training after the current step, with everything saved.
+
+Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (SLURM's warning before its time limit) do.
 
     with Stopping() as stopping:
         for step, batch in ...:
@@ -9,6 +11,7 @@
 The first signal is only noted, and training looks at the note between two steps. The second ends the process at once.
 """
 
+import contextlib
 import os
 import signal
 import threading
@@ -19,7 +22,7 @@ import torch
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import ALONE, World
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _NOTICE = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
 
 
@@ -32,7 +35,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stopping:
-    """Within the context a first SIGINT or SIGTERM is noted, and a second one raises :class:`Stopped` at once.
+    """Within the context the first of SIGNALS is noted, and a second one raises :class:`Stopped` at once.
 
     In a thread other than the main one it changes nothing, because signals cannot be caught there.
     """
@@ -57,7 +60,8 @@ class Stopping:
         if self.signum:
             raise Stopped(signum)
         self.signum = signum
-        os.write(2, _NOTICE)  # not print: the signal may have interrupted one
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, _NOTICE)  # not print: the signal may have interrupted one
 
     def agreed(self, world: World = ALONE) -> int:
         """The signal that any rank has received, the same on all ranks; 0 if none. Every rank has to call it.

@@ -13,13 +13,15 @@ import sys
 from pathlib import Path
 
 from essl_fast import config
+from essl_fast.common import streams
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
 from essl_fast.common.values import whole_number
 
 PROG = "python -m essl_fast.train"
 DESCRIPTION = (
-    "Train a localizer of event sound sources. Without --config it trains the demo: SemiPL on a synthetic world."
+    "Train a localizer of event sound sources. Without --config it trains the demo: SemiPL on a synthetic world. A "
+    "recipe, such as --config semipl, needs the folder of your data, with --data.root DIR."
 )
 
 
@@ -57,6 +59,12 @@ def parse(argv: list[str]) -> tuple[config.Config, argparse.Namespace]:
         if not Path(default).is_file():
             raise InputError(f"--resume: {folder} is not a run directory (it has no config.yaml)")
     settings, options = config.parse(argv, PROG, DESCRIPTION, add_options, default)
+    named = any(word == "--config" or word.startswith("--config=") for word in argv)
+    if not named and default == "demo" and settings.data.root not in ("demo", ""):
+        raise InputError(
+            f"data.root: to train on {settings.data.root}, name a recipe with --config (the demo's small networks are "
+            f"for the demo): {', '.join(config.shipped_names())}"
+        )
     return settings, options
 
 
@@ -81,7 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     with slow_imports():
         from essl_fast.train.run import fit
 
-    fit(settings, resume=options.resume, profile=options.profile, report=report)
+    with streams.kept():  # a run of days does not end because a terminal is closed
+        fit(settings, resume=options.resume, profile=options.profile, report=report)
     return 0
 
 

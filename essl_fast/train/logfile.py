@@ -1,5 +1,6 @@
 """log.jsonl: what happened in a run, a JSON object a line."""
 
+import contextlib
 from pathlib import Path
 
 from essl_fast.runtime.runlog import RunLog
@@ -32,7 +33,8 @@ class LogFile(Observer):
         self._log.write("epoch", **entry)
 
     def on_warning(self, epoch: int, text: str) -> None:
-        self._log.write("warning", epoch=epoch, text=text)
+        with contextlib.suppress(OSError):  # the warning itself may be that the disk is full: the terminal has it, too
+            self._log.write("warning", epoch=epoch, text=text)
 
     def on_stop(self, signal: str, epoch: int, step: int, checkpoint: Path) -> None:
         self._log.write("stop", signal=signal, epoch=epoch, step=step)

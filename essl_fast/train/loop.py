@@ -55,6 +55,9 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
                 observers.on_warning(trainer.epoch, warning)
             if signum:
                 stop(trainer, directory, signum)
+        if trainer.best is None:  # it was ended before its first evaluation: what was trained is evaluated now
+            select(trainer, directory, trainer.history[-1])
+            directory.save_last(last_state(trainer))
     finally:
         observers.on_train_end()
 

@@ -14,9 +14,12 @@ its name in `loggers`. An earlier process may have logged epochs after the compl
     python -m essl_fast.train --import my_module --loggers '[mine]'
 """
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from essl_fast import config
+from essl_fast.common.errors import reason
 from essl_fast.common.registry import Registry
 from essl_fast.train.events import Fault, Preparation, Reading
 
@@ -27,7 +30,7 @@ register_logger = LOGGERS.register
 class Observer:
     """Watches a run from the process that leads it. Every method does nothing here: override what you need.
 
-    An exception in a method ends the run.
+    A logger that raises an exception is left out from there on, with a warning: it does not end the run.
     """
 
     @classmethod
@@ -85,15 +88,50 @@ class Observers(Observer):
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = list(observers)
+        self._optional: dict[int, str] = {}  # id of an observer that the run does not need -> its name
+        self._epoch = 0
 
     def add(self, observer: Observer) -> None:
+        """Add an observer whose errors end the run."""
         self.observers.append(observer)
+
+    def add_logger(self, name: str, make: Callable[[], Observer], epoch: int) -> None:
+        """Make and add a logger. Its errors, also of making it, are warnings, and the run goes on without it.
+
+        epoch: complete epochs, for the warning.
+        """
+        self._epoch = epoch
+        try:
+            observer = make()
+        except Exception as error:  # a user's module may raise anything
+            self._warn(name, error)
+            return
+        self._optional[id(observer)] = name
+        self.observers.append(observer)
+
+    def _tell(self, observer: Observer, event: str, *args, **kwargs) -> None:
+        if event == "on_epoch":
+            self._epoch = args[0]["epoch"]
+        if id(observer) not in self._optional:
+            getattr(observer, event)(*args, **kwargs)
+            return
+        try:
+            getattr(observer, event)(*args, **kwargs)
+        except Exception as error:
+            self.observers.remove(observer)
+            self._warn(self._optional.pop(id(observer)), error)
+            if event != "close":
+                with contextlib.suppress(Exception):
+                    observer.close()
+
+    def _warn(self, name: str, error: Exception) -> None:
+        self.on_warning(self._epoch, f"logger {name}: {reason(error)}; the run goes on without it")
 
 
 def _forward(name: str):
     def tell(self: Observers, *args, **kwargs) -> None:
-        for observer in self.observers:
-            getattr(observer, name)(*args, **kwargs)
+        for observer in tuple(self.observers):
+            self._tell(observer, name, *args, **kwargs)
 
     tell.__name__, tell.__doc__ = name, getattr(Observer, name).__doc__
     return tell

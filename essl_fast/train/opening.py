@@ -1,9 +1,11 @@
 """The lines that a run prints before its first step."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from essl_fast.kernels import native
+from essl_fast.train.optimizer import learning_rate_factor
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.trainer import Trainer
 
@@ -27,6 +29,7 @@ def opening_lines(
         + f"; run directory {directory.path}"
     )
     yield from (f"differs from the checkpoint: {line}" for line in changed)
+    yield from other_schedule(trainer, changed)
     yield from (f"passed over: {line}" for line in passed)
     if passed and resumed_from:
         yield f"goes on from {resumed_from}, step {trainer.steps}"
@@ -38,6 +41,28 @@ def opening_lines(
         yield f"{trainer.data.excluded} quarantined pairs are left out"
     if trainer.data.labels_dropped:
         yield f"{trainer.data.labels_dropped} labelled pairs train without their boxes (data.labelled_fraction)"
+
+
+def other_schedule(trainer: Trainer, changed: list[str]) -> Iterator[str]:
+    """What another number of epochs does to the learning rates of a run that goes on."""
+    found = next(
+        (re.fullmatch(r"epochs: (\d+) -> (\d+)", line) for line in changed if line.startswith("epochs: ")), None
+    )
+    if found is None or trainer.epoch >= trainer.settings.epochs:
+        return
+    optim, per_epoch = trainer.settings.optim, trainer.step.steps_per_epoch
+    if optim.schedule == "constant":
+        yield "the learning rates are constant: another number of epochs does not change them"
+        return
+    warmup = round(optim.warmup * per_epoch)
+    before, now = (
+        100 * learning_rate_factor(optim.schedule, trainer.steps, int(epochs) * per_epoch, warmup)
+        for epochs in found.groups()
+    )
+    yield (
+        f"the {optim.schedule} schedule now ends with epoch {found[2]} instead of {found[1]}: the learning rates go on "
+        f"at {now:.0f}% of their highest value, where they were at {before:.0f}%"
+    )
 
 
 def slower_parts(trainer: Trainer) -> Iterator[str]:

@@ -5,12 +5,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from essl_fast.common.pulse import Pulse
 from essl_fast.train.events import Fault, Preparation, Reading
 from essl_fast.train.observers import Observer
 
 
 class TerminalProgress(Observer):
-    """Prints what happens in a run. On a terminal it also shows a bar over all epochs: loss, pairs/s, time left.
+    """Prints what happens in a run: on a terminal with a bar over all epochs (loss, pairs/s, time left), elsewhere with
+    a line every 30 s within an epoch.
 
     Args:
         console: where to print.
@@ -19,7 +21,9 @@ class TerminalProgress(Observer):
 
     def __init__(self, console: Console, split: str = "val") -> None:
         self.console, self._split = console, split
-        self._epochs = 0
+        self._epochs = self._steps = self._done = 0
+        self._text = ""  # the last reading of the losses
+        self._pulse = Pulse(self.on_message, "training", 0)
         self._bar: Progress | None = None
 
     def on_message(self, text: str) -> None:
@@ -27,14 +31,15 @@ class TerminalProgress(Observer):
 
     def on_train_start(self, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
         columns = [
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         ]
-        self._epochs = epochs
+        self._epochs, self._steps, self._done = epochs, steps_per_epoch, steps_done
+        self._pulse = Pulse(self.on_message, "training", epochs * steps_per_epoch)
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task(
             "train", total=epochs * steps_per_epoch, completed=steps_done, epoch="", text=""
@@ -42,6 +47,13 @@ class TerminalProgress(Observer):
         self._bar.start()
 
     def on_step(self, epoch: int, reading: Reading | None) -> None:
+        self._done += 1
+        self._text = describe_reading(reading) if reading else self._text
+        if not self.console.is_terminal and self._pulse.due():
+            step = self._done - epoch * self._steps
+            self.on_message(
+                f"epoch {epoch + 1:>3}, step {step} of {self._steps}: {self._text or 'no loss was read yet'}"
+            )
         if self._bar is not None:
             text = {"text": describe_reading(reading)} if reading else {}
             self._bar.update(self._task, advance=1, epoch=f"{epoch + 1}/{self._epochs}", **text)

@@ -1,5 +1,7 @@
 """Run a training step that was not finite again, and find the first value that is infinite or not a number."""
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -143,6 +145,14 @@ def views_of(trainer: Trainer, fault: Fault, raw: RawBatch) -> tuple[Tensor, Ten
         return views, kernels.view_boxes(boxes, top, left, flip, config.STORED_SIDE, config.SIZE), labelled
 
 
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No warnings: anomaly detection prints the whole traceback of the forward pass; the table says where it was."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def replay(state: dict, root: Path, device: torch.device, precision: str = "") -> Report:
     """Run a step that was not finite again.
 
@@ -163,7 +173,7 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
         places += [Place("input", name, found)] if (found := nonfinite(value)) else []
     watch, operation = Watch(model, fault.keys), ""
     try:
-        with torch.autograd.set_detect_anomaly(True, check_nan=True):
+        with _silent(), torch.autograd.set_detect_anomaly(True, check_nan=True):
             with torch.autocast(device.type, trainer.dtype, enabled=trainer.dtype != torch.float32):
                 forward = model(views, raw.sound)
                 losses = trainer.step.objective(forward, boxes, labelled)

@@ -1,8 +1,12 @@
 """The end of a run: it tests the best weights and the baselines, and writes summary, pictures and report."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from essl_fast import checkpoints, config
+from essl_fast.common.errors import reason
 from essl_fast.common.files import write_json
 from essl_fast.data.datasets import boxes_to_grid
 from essl_fast.evaluate import Evaluation, boxes_prior, centre_prior, consensus_of, evaluation_loader
@@ -36,11 +40,20 @@ def conclude(
     summary = summarize(trainer, results, best["best"], data_seconds, environment)
     if trainer.world.leads:
         write_json(directory.summary, summary)
-        write_pictures(trainer, directory, found, results)
-    trainer.observers.on_end(summary)
+    trainer.observers.on_end(summary)  # the log says that the summary is of this run's end
     if trainer.world.leads:
-        write_report([directory.path], directory.report)
+        write_pictures(trainer, directory, found, results)
     return summary
+
+
+@contextlib.contextmanager
+def not_needed(what: str, trainer: Trainer) -> Iterator[None]:
+    """An error inside is a warning: the run has its results, and ends well without ``what``."""
+    try:
+        yield
+    except Exception as error:  # a full disk, a font, a library: a run of days must not end for a picture
+        line = f"{what} could not be written ({reason(error)})"
+        trainer.observers.on_warning(trainer.epoch, f"{line}; the results are complete without it")
 
 
 def baselines(trainer: Trainer, rows: np.ndarray, objects: dict | None) -> dict[str, dict]:
@@ -77,11 +90,18 @@ def summarize(
 
 
 def write_pictures(trainer: Trainer, directory: RunDirectory, found: Evaluation, results: dict[str, dict]) -> None:
-    """Curves, overlays, and the frames and maps that the report shows."""
+    """What helps to look at the results: curves, overlays, each pair's score, frames and maps, and the report."""
     settings, pools = trainer.settings, trainer.data.pools
-    loader = evaluation_loader(trainer.manifest, "test", settings, trainer.model, trainer.device, trainer.dtype, pools)
-    with loader:
-        gallery.write(directory.path, trainer.manifest, found, loader, -(-settings.overlays // 3))
     labelled = {RESULTS[name]: result for name, result in results.items()}
-    figures.curves(directory.curves, trainer.history, labelled)
-    figures.overlays(directory.overlays, found.samples)
+    with not_needed(directory.curves.name, trainer):
+        figures.curves(directory.curves, trainer.history, labelled)
+    with not_needed(directory.overlays.name, trainer):
+        figures.overlays(directory.overlays, found.samples)
+    with not_needed(f"{gallery.PAIRS} or {gallery.GALLERY}", trainer):
+        loader = evaluation_loader(
+            trainer.manifest, "test", settings, trainer.model, trainer.device, trainer.dtype, pools
+        )
+        with loader:
+            gallery.write(directory.path, trainer.manifest, found, loader, -(-settings.overlays // 3))
+    with not_needed(directory.report.name, trainer):
+        write_report([directory.path], directory.report)

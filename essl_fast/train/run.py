@@ -1,6 +1,7 @@
 """A whole training run, from the settings to the summary: what `python -m essl_fast.train` does."""
 
 import contextlib
+import functools
 import os
 import sys
 import time
@@ -31,7 +32,7 @@ from essl_fast.train.opening import opening_lines
 from essl_fast.train.progress import TerminalProgress
 from essl_fast.train.results import conclude
 from essl_fast.train.rundir import AUTO, RunDirectory, find_run, owned
-from essl_fast.train.state import faulty_state, last_state, resume
+from essl_fast.train.state import command, faulty_state, last_state, resume
 from essl_fast.train.trainer import Trainer
 
 COMMAND = "python -m essl_fast.train"
@@ -88,7 +89,7 @@ def fit(
     check(settings)
     world = distributed.world_of()
     device = pick_device(distributed.own_device(settings.device, world))
-    console = commands.console(quiet=quiet or not world.leads)
+    console = commands.console(quiet=quiet or not world.leads, kept=True)
     with distributed.joined(world, device):
         out, checkpoint = find_run(settings, str(resume), world)
         with ended_well(out, console, device, world), made_for_a_run(out, world):
@@ -101,6 +102,11 @@ def fit(
 def check(settings: config.Config) -> None:
     """InputError for settings that name what is not there, before anything slow is done."""
     models.check(settings)
+    if not settings.data.root:
+        raise InputError(
+            "data.root: name the prepared folder with --data.root DIR (python -m essl_fast.prepare makes one), or "
+            "train on the synthetic world with --data.root demo"
+        )
     for name in logger_names(settings):
         LOGGERS.get(name).check()
 
@@ -120,7 +126,7 @@ def made_for_a_run(out: Path, world: World) -> Iterator[None]:
 @contextlib.contextmanager
 def ended_well(out: Path, console: Console, device: torch.device, world: World) -> Iterator[None]:
     """If the run ends early, print how to go on, and make sure that no other rank waits for this one."""
-    again = COMMAND if world.size == 1 else f"torchrun --nproc-per-node={world.size} -m essl_fast.train"
+    again = command(world.size)
     try:
         yield
     except KeyboardInterrupt as error:
@@ -132,7 +138,7 @@ def ended_well(out: Path, console: Console, device: torch.device, world: World) 
         raise
     except Exception as error:
         if isinstance(error, OSError):
-            then = f"mend that, then go on with: {COMMAND} --resume {out}" if out.is_dir() else "choose another --out"
+            then = f"mend that, then go on with: {again} --resume {out}" if out.is_dir() else "choose another --out"
             name, why = error.filename or out, error.strerror or str(error)
             error = InputError(f"cannot write or read {name}: {why}; {then}")
         if world.size > 1:
@@ -176,7 +182,7 @@ def run(
             keep_cache(settings.compile_cache)
         trainer = Trainer(settings, data.manifest, device, world, observers)
         trainer.speed.began = began
-        changed = resume(trainer, past.state) if past.state else []
+        changed = resume(trainer, past.state, out) if past.state else []
         past.passed.extend(without_best(trainer, directory))
         if profile and world.leads:
             trainer.profile = StepProfile(directory.profile, device, profile)
@@ -186,6 +192,7 @@ def run(
             "environment": environment,
             "config": config.to_dict(settings),
             "data": str(data.manifest.root),
+            "dataset": "demo" if settings.data.root == "demo" else data.manifest.name,
             "step": trainer.steps,
             "changed": changed,
             "passed": past.passed,
@@ -272,10 +279,12 @@ def open_directory(trainer: Trainer, directory: RunDirectory, past: Past, stack:
             if directory.holds_a_run:
                 raise InputError(f"out: a run was made in {directory.path} in the meantime; choose another directory")
         directory.save_config(settings)
+        directory.set_aside()
         if leads:
             observers.add(LogFile(directory.log))
             for name in logger_names(settings):
-                observers.add(LOGGERS.get(name)(settings, directory.path, trainer.epoch))
+                make = functools.partial(LOGGERS.get(name), settings, directory.path, trainer.epoch)
+                observers.add_logger(name, make, trainer.epoch)
     stack.callback(observers.close)
     trainer.faults.keep_in(directory.path, lambda: faulty_state(trainer))
 

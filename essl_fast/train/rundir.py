@@ -5,7 +5,8 @@ log.jsonl           environment, every epoch, every evaluation
 last.pt             the state that --resume continues from, exactly
 last-1.pt           the one before it; --resume continues from it if last.pt is damaged
 best.pt             the weights of the best epoch on the selection split
-summary.json        results of the trained model and of the baselines
+summary.json        results of the trained model and of the baselines; when the run goes on after its end, those that it
+                    had become summary-1.json (so do report and pictures)
 curves.png, overlays.png
 test_pairs.jsonl, gallery.npz      cIoU of every test pair; frames and maps of some, for the report
 report.html         all of it on one page; `python -m essl_fast.report` writes it again, also for several runs
@@ -15,6 +16,7 @@ nonfinite-E-S.pt    a step that was not finite, for `python -m essl_fast.replay`
 """
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,8 +75,15 @@ class RunDirectory:
 
     def logged_baseline(self, name: str) -> dict | None:
         """The last result of a baseline that the log holds."""
-        past = [event for event in read_log(self.log) if event["event"] == "baseline" and event["name"] == name]
-        return past[-1]["result"] if past else None
+        past = [e for e in read_log(self.log) if e.get("event") == "baseline" and e.get("name") == name]
+        return past[-1].get("result") if past else None
+
+    def set_aside(self) -> None:
+        """Rename the results of an earlier end of the run, to summary-1.json and so on: the run goes on."""
+        if self._leads:
+            for file in (self.summary, self.report, self.curves, self.overlays):
+                if file.is_file():
+                    os.replace(file, checkpoints.numbered(file, 1))
 
     def best_fault(self) -> str | None:
         """What is wrong with best.pt, in words; None if nothing is."""

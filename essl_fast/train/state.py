@@ -1,5 +1,7 @@
 """The state of a run: what its checkpoints hold, and what a run that resumes one may change."""
 
+from pathlib import Path
+
 import torch
 
 from essl_fast import checkpoints, config, models
@@ -68,35 +70,68 @@ def last_state(trainer: Trainer) -> dict:
     }
 
 
-def check_resume(trainer: Trainer, state: dict) -> list[str]:
+def computes(settings: dict, on: str) -> dict:
+    """The settings that have more than one name for the same computation, as what they mean on a device.
+
+    Args:
+        settings: as `config.to_dict` gives them.
+        on: what :func:`runs_on` says.
+    """
+    gpu = on.startswith("cuda")
+    rounds = gpu and settings["precision"] == "tf32"
+    # Where nothing is compiled unless the settings insist, auto is off.
+    compiled = "off" if settings["compile"] == "auto" and not gpu else settings["compile"]
+    return settings | {"precision": f"{on.split(' in ')[-1]}{', tf32' * rounds}", "compile": compiled}
+
+
+def check_resume(trainer: Trainer, state: dict, out: str | Path) -> list[str]:
     """The settings that differ from the checkpoint's, if they may differ; InputError if anything else differs."""
     if state.get("kind") != "last":
         raise InputError("only last.pt can be resumed; best.pt holds weights alone")
     before = config.to_dict(
         config.from_dict(state["config"])
     )  # settings that are newer than the checkpoint had their defaults
-    changed = config.difference(before, config.to_dict(trainer.settings))
-    if hard := checkpoints.forbidden(changed):
-        raise InputError("the checkpoint was made with other settings: " + "; ".join(hard) + ". Resume without them.")
-    if state["runs_on"] != runs_on(trainer):
+    now, was_on, is_on = config.to_dict(trainer.settings), state["runs_on"], runs_on(trainer)
+    if was_on != is_on:
         raise InputError(
-            f"the checkpoint was made on {state['runs_on']}, this run would be on {runs_on(trainer)}: "
-            "resume it on a machine like the first"
+            f"the checkpoint was made on {was_on}, this run would be on {is_on}: resume it on a machine like the "
+            "first, with its --device and --precision"
         )
+    changed = config.difference(before, now)
+    if hard := checkpoints.forbidden(config.difference(computes(before, was_on), computes(now, is_on))):
+        raise InputError("the checkpoint was made with other settings: " + "; ".join(hard) + ". Resume without them.")
     if state["data"] != trainer.manifest.header:
         raise InputError(
-            f"{trainer.manifest.root} is not the data set that the checkpoint was trained on; give its folder"
+            f"{trainer.manifest.root} is not the data set that the checkpoint was trained on; give its folder with "
+            f"--data.root DIR (it was {state.get('data_root', 'another')})"
+        )
+    if (ranks := len(state["seen"])) != trainer.world.size:
+        were = f"{ranks} process{'es' * (ranks > 1)}"
+        raise InputError(
+            f"the checkpoint was made by {were}, this run has {trainer.world.size}, and the order of the pairs depends "
+            f"on their number; go on with: {command(ranks)} --resume {out}"
         )
     return changed
 
 
-def resume(trainer: Trainer, state: dict) -> list[str]:
+def command(ranks: int) -> str:
+    """The beginning of a command line that trains with some processes on this machine."""
+    return (
+        f"torchrun --standalone --nproc-per-node={ranks} -m essl_fast.train"
+        if ranks > 1
+        else "python -m essl_fast.train"
+    )
+
+
+def resume(trainer: Trainer, state: dict, out: str | Path = "DIR") -> list[str]:
     """Continue from :func:`last_state`, and return the settings that differ from its own.
+
+    out: the run directory, for messages.
 
     Raises:
         InputError: the run may not go on with these settings, this data or this device.
     """
-    changed = check_resume(trainer, state)
+    changed = check_resume(trainer, state, out)
     checkpoints.load_trained(trainer.model, state["model"])
     step, losses, speed, rank = trainer.step, trainer.losses, trainer.speed, trainer.world.rank
     step.optimizer.load_state_dict(state["optimizer"])

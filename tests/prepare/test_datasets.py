@@ -112,8 +112,8 @@ def test_flickr_box_maps_count_annotators(flickr):
 def trained(flickr, tmp_path_factory):
     """The run directory of small networks, trained on the Flickr pairs."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    small = "--epochs 1 --data.batch_size 2 --device cpu --overlays 0".split()
-    assert train_door.main(["--data.root", str(flickr[1]), "--out", str(out), *small]) == 0
+    small = "--config demo --epochs 1 --data.batch_size 2 --device cpu --overlays 0".split()
+    assert train_door.main([*small, "--data.root", str(flickr[1]), "--out", str(out)]) == 0
     return out
 
 

@@ -1,5 +1,6 @@
 """Several processes: joining, sharing, and batch norm over all ranks."""
 
+import socket
 import subprocess
 import sys
 
@@ -29,6 +30,73 @@ def test_the_world_is_torchruns():
         assert distributed.own_device("auto", world) == "cpu"
         with pytest.raises(InputError, match="process 1 of this machine has no GPU of its own"):
             distributed.own_device("cuda", world)
+
+
+TORCHRUN = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        ({"WORLD_SIZE": ""}, (0, 1, 0, 0)),
+        ({"WORLD_SIZE": " "}, (0, 1, 0, 0)),
+        ({"WORLD_SIZE": "1"}, (0, 1, 0, 0)),
+        ({"WORLD_SIZE": "1", "RANK": "7", "LOCAL_RANK": "x", "MASTER_PORT": "tcp://10.0.0.1:80"}, (0, 1, 0, 0)),
+        ({"RANK": "3", "LOCAL_RANK": "3"}, (0, 1, 0, 0)),
+        ({"MASTER_PORT": "tcp://10.0.0.1:80", "MASTER_ADDR": "10.0.0.1"}, (0, 1, 0, 0)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_LOCALID": "3", "SLURM_JOB_ID": "1"}, (0, 1, 0, 0)),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2"}, (0, 1, 0, 0)),
+        ({"WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "2"}, (0, 1, 0, 2)),
+        ({"TORCHELASTIC_RESTART_COUNT": "1"}, (0, 1, 0, 1)),
+        ({"WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "often"}, (0, 1, 0, 0)),
+        (TORCHRUN, (1, 2, 1, 0)),
+        ({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "3"}, (1, 2, 1, 3)),
+    ],
+)
+def test_an_environment_that_says_which_world_this_is(environment, world):
+    assert distributed.world_of(environment) == world
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', not a number from 1 on"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is '-1'"),
+        ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE is '2.0'"),
+        ({"WORLD_SIZE": "9" * 30}, "WORLD_SIZE is '999"),
+        ({"WORLD_SIZE": "2\n3"}, "WORLD_SIZE is"),
+        ({"RANK": "2"}, "RANK is '2', not a number from 0 to 1"),
+        ({"RANK": "-1"}, "RANK is '-1'"),
+        ({"RANK": "0x1"}, "RANK is '0x1'"),
+        ({"RANK": ""}, "WORLD_SIZE is set but RANK is not"),
+        ({"LOCAL_RANK": "a"}, "LOCAL_RANK is 'a'"),
+        ({"LOCAL_RANK": ""}, "LOCAL_RANK is not"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not"),
+        ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "MASTER_ADDR, MASTER_PORT are not"),
+        ({"MASTER_PORT": "tcp://10.0.0.1:80"}, "MASTER_PORT is 'tcp://10.0.0.1:80' (Kubernetes sets such a variable"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is '70000', not a number from 1 to 65535"),
+        ({"MASTER_PORT": "0"}, "MASTER_PORT is '0'"),
+        ({"TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT is 'x'"),
+    ],
+)
+def test_an_environment_that_is_not_torchruns_is_one_line(changed, named):
+    with pytest.raises(InputError) as error:
+        distributed.world_of({**TORCHRUN, **changed})
+    assert named in str(error.value) and "\n" not in str(error.value) and "torchrun" in str(error.value)
+
+
+def test_processes_that_cannot_be_joined_are_one_line(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        with pytest.raises(
+            InputError, match="2 processes of WORLD_SIZE could not be joined at 127.0.0.1:.*unset WORLD_SIZE"
+        ):
+            with distributed.joined(distributed.World(0, 2, 0), torch.device("cpu"), minutes=0.05):
+                pass
 
 
 def test_a_rank_that_fails_on_a_gpu_ends_at_once_and_nothing_else_does():

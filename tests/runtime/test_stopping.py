@@ -66,7 +66,9 @@ def test_all_ranks_agree_on_what_one_was_told():
 def test_sigterm_saves_the_step_it_came_in(tiny, tmp_path):
     """No checkpoint is due within the epoch: what last.pt holds is from the signal. The run then goes on to its end."""
     out = tmp_path / "run"
-    arguments = f"--data.root {tiny[1]} --out {out} --data.batch_size 5 --device cpu --epochs 1000".split()
+    arguments = (
+        f"--config demo --data.root {tiny[1]} --out {out} --data.batch_size 5 --device cpu --epochs 1000".split()
+    )
     arguments += "--checkpoint_epochs 1000 --eval_every 0 --baselines false --overlays 0".split()
     process = subprocess.Popen(
         [sys.executable, "-m", "essl_fast.train", *arguments],

@@ -16,7 +16,20 @@ from essl_fast.train import Observer, Trainer, collapse, guard, replaying, train
 from essl_fast.train import __main__ as train_door
 from essl_fast.train.state import faulty_state
 
-SETTINGS = ["--data.batch_size", "5", "--device", "cpu", "--epochs", "1", "--overlays", "0", "--baselines", "false"]
+SETTINGS = [
+    "--config",
+    "demo",
+    "--data.batch_size",
+    "5",
+    "--device",
+    "cpu",
+    "--epochs",
+    "1",
+    "--overlays",
+    "0",
+    "--baselines",
+    "false",
+]
 
 
 @pytest.fixture(autouse=True)

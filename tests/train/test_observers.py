@@ -12,7 +12,9 @@ from essl_fast.runtime.runlog import read_log
 from essl_fast.train import __main__ as train_door
 from tests.tools.modules import own_module
 
-SETTINGS = "--data.batch_size 5 --device cpu --epochs 2 --eval_every 1 --overlays 0 --baselines false".split()
+SETTINGS = (
+    "--config demo --data.batch_size 5 --device cpu --epochs 2 --eval_every 1 --overlays 0 --baselines false".split()
+)
 LOGGER = """
 import json
 from essl_fast import register_logger

@@ -24,11 +24,8 @@ from essl_fast.runtime import runlog
 from essl_fast.train import Trainer
 from essl_fast.train import __main__ as train_door
 from essl_fast.train.optimizer import learning_rate_factor
-from essl_fast.train.state import resume
 from tests.tools.compiling import losses_of_one_graph
-
-# The warm-up ends within the first epoch, so that a resume meets every part of the schedule.
-ARGUMENTS = "--epochs 2 --data.batch_size 5 --device cpu --eval_every 1 --overlays 4 --optim.warmup 0.5".split()
+from tests.train.conftest import ARGUMENTS
 
 
 @pytest.fixture(autouse=True)
@@ -37,15 +34,6 @@ def one_thread():
     torch.set_num_threads(1)  # sums in one order, so that two runs agree bit for bit
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    """A whole run on the tiny world: (run directory, prepared folder)."""
-    torch.set_num_threads(1)
-    out = tmp_path_factory.mktemp("runs") / "whole"
-    assert train_door.main([*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(out)]) == 0
-    return out, tiny[1]
 
 
 def test_a_run_leaves_everything(finished):
@@ -163,67 +151,6 @@ def test_the_demo_from_nothing(tmp_path):
     assert priors["largest_object_prior"] == np.mean([thing["sounding"] for thing in largest])
 
 
-def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):
-    out, prepared = finished
-    with pytest.raises(InputError, match="other settings: optim.lr_head: .* -> 0.5"):
-        train_door.main(["--resume", str(out), "--optim.lr_head", "0.5"])
-    settings = config.load(str(out / "config.yaml"))
-    manifest = Manifest.load(prepared)
-    trainer = Trainer(settings, manifest, torch.device("cpu"))
-    state = checkpoints.load(out / "last.pt")
-    with pytest.raises(InputError, match="not the data set"):
-        resume(trainer, {**state, "data": {**state["data"], "pairs": 1}})
-    with pytest.raises(InputError, match="only last.pt"):
-        resume(trainer, checkpoints.load(out / "best.pt"))
-    trainer.loader.close()
-    with pytest.raises(InputError, match="not a run directory"):
-        train_door.main(["--resume", str(tmp_path / "nowhere")])
-
-
-def test_what_may_change_on_a_resume():
-    before = config.to_dict(config.load("sspl"))
-
-    def refused(*overrides):
-        after = config.to_dict(config.load("sspl", overrides))
-        return [line.split(":")[0] for line in checkpoints.forbidden(config.difference(before, after))]
-
-    assert refused("epochs=50", "data.root=elsewhere", "data.threads=3", "checkpoint_steps=7", "out=there") == []
-    assert refused("data.resident=never", "data.resident_budget_gb=3", "data.on_error=skip", "data.max_errors=1") == []
-    assert refused("data.exclude_quarantined=bad") == ["data.exclude_quarantined"]
-    assert refused("model.vgg16_weights=/moved/vgg16.pth") == []
-    assert refused("model.vgg16_weights=none", "seed=1") == ["model.vgg16_weights", "seed"]
-    assert refused("optim.lr_head=1", "data.batch_size=64", "precision=bf16", "objective.method=semipl") == [
-        "data.batch_size",
-        "objective.method",
-        "optim.lr_head",
-        "precision",
-    ]
-
-
-def test_the_data_may_move(finished, tmp_path, capsys):
-    out, prepared = finished
-    copy = shutil.copytree(prepared, tmp_path / "elsewhere")
-    mine = shutil.copytree(out, tmp_path / "run")
-    before = json.loads((out / "summary.json").read_text())
-    assert train_door.main(["--resume", str(mine), "--data.root", str(copy)]) == 0  # nothing is left to train
-    assert "differs from the checkpoint: data.root" in capsys.readouterr().out
-    assert json.loads((mine / "summary.json").read_text())["test"] == before["test"]
-
-
-def test_a_resume_that_has_nothing_to_train_says_so(finished, tmp_path, capsys):
-    """It is of two epochs: with one, it is evaluated again; with three, it goes on."""
-    mine, line = shutil.copytree(finished[0], tmp_path / "run"), "the run has already trained 2 epochs, so with "
-    results = []
-    for epochs in (2, 1, 3):
-        assert train_door.main(["--resume", str(mine), "--epochs", str(epochs)]) == 0
-        told = f"{line}--epochs {epochs} there is nothing to train: it is evaluated again"
-        said = capsys.readouterr().out
-        assert (said.count(told), said.count(line)) == ((1, 1) if epochs < 3 else (0, 0))
-        results.append(json.loads((mine / "summary.json").read_text())["test"])
-        assert checkpoints.load(mine / "last.pt")["epoch"] == max(epochs, 2)
-    assert results[0] == results[1] == json.loads((finished[0] / "summary.json").read_text())["test"]
-
-
 def damaged(prepared, place, row):
     """A copy in which the frame of a row is none."""
     copy = Path(shutil.copytree(prepared, place))
@@ -301,10 +228,20 @@ def test_errors_are_one_line_and_exit_code_2(tiny, tmp_path, monkeypatch, capsys
     code, line = run_command(capsys, "--data.nonsense", "1")
     assert code == 2 and "--data.nonsense" in line and "\n" not in line
     code, line = run_command(
-        capsys, "--data.root", tiny[1], "--precision", "fp16", "--device", "cpu", "--out", tmp_path / "f"
+        capsys,
+        "--config",
+        "demo",
+        "--data.root",
+        tiny[1],
+        "--precision",
+        "fp16",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "f",
     )
     assert code == 2 and "precision: fp16 needs a GPU" in line and "\n" not in line
-    code, line = run_command(capsys, "--data.root", tmp_path / "nothing", "--out", tmp_path / "a")
+    code, line = run_command(capsys, "--config", "demo", "--data.root", tmp_path / "nothing", "--out", tmp_path / "a")
     assert code == 2 and "nothing" in line and "prepare" in line and "\n" not in line
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))

@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from essl_fast.common.errors import InputError, short
@@ -35,17 +36,26 @@ from essl_fast.data.datasets.options import FRAMES, ROW_BOXES, DatasetOptions
 from essl_fast.data.datasets.pairs import Pairs
 from essl_fast.data.datasets.tables import read_text
 
+_TAKES = ("frame", "row_boxes", "annotation_size", "train_list", "val_list", "test_list")
 
-@register_dataset(
-    "chaotic",
-    needs=("videos", "annotations"),
-    takes=("frame", "row_boxes", "annotation_size", "train_list", "val_list", "test_list"),
-)
+
+@register_dataset("chaotic", needs=("videos", "annotations"), takes=_TAKES)
 def read_chaotic(options: DatasetOptions) -> Dataset:
     """`--dataset chaotic`. InputError as `chaotic_world`."""
+    return _read(options, "chaotic")
+
+
+@register_dataset("csv", needs=("videos", "annotations"), takes=_TAKES)
+def read_csv(options: DatasetOptions) -> Dataset:
+    """`--dataset csv`: a user's own videos, with tables like Chaotic World's. InputError as `chaotic_world`."""
+    found = _read(options, "csv")
+    return replace(found, name="csv", settings={**found.settings, "name": "csv"})
+
+
+def _read(options: DatasetOptions, name: str) -> Dataset:
     if lists := options.lists():
         raise InputError(
-            f"--{min(lists)}-list does not go with --dataset chaotic: train_ssl.txt and test_ssl.txt are its lists"
+            f"--{min(lists)}-list does not go with --dataset {name}: train_ssl.txt and test_ssl.txt are its lists"
         )
     return chaotic_world(
         options.videos,

@@ -3,6 +3,7 @@
 | `--dataset`  | reader      | consensus |
 | ------------ | ----------- | --------- |
 | chaotic      | `chaotic`   | 1         |
+| csv          | `chaotic`   | 1         |
 | flickr       | `flickr`    | 2         |
 | vggss        | `vggss`     | 1         |
 | chaotic-h5   | `published` | 1         |
@@ -16,7 +17,7 @@ docs/datasets.md shows how to add a reader.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class Dataset:
     """What `prepare` makes shards of.
 
     Attributes:
-        name: for the manifest.
+        name: for the manifest: reports show the published results of the data set of this name.
         annotations: the pairs, and what was left out.
         files_of: video → the files of its pairs. Raises `essl_fast.data.media.MediaError` if they are missing.
         settings: everything else that decides what is stored, as JSON values. `prepare` refuses a folder that
@@ -138,13 +139,13 @@ def read_dataset(given: Mapping[str, Any]) -> Dataset:
     """Read the data set that the options ask for.
 
     Args:
-        given: "dataset", and those fields of `DatasetOptions` that were given.
+        given: "dataset", "name" if the user named it, and those fields of `DatasetOptions` that were given.
 
     Raises:
         InputError: there is no such data set, an option is missing or does not go with it, or the reader refuses.
     """
     options = dict(given)
-    name = options.pop("dataset")
+    name, title = options.pop("dataset"), options.pop("name", "")
     if "data" in options:
         options["data"] = tuple(options["data"])
     h5 = "from_h5" in options
@@ -159,7 +160,7 @@ def read_dataset(given: Mapping[str, Any]) -> Dataset:
     found = reader(DatasetOptions(**options))
     if not isinstance(found, Dataset):
         raise InputError(f"the reader of {what} returned {type(found).__name__} instead of a Dataset")
-    return found
+    return replace(found, name=title, settings={**found.settings, "name": title}) if title else found
 
 
 def _flag(option: str) -> str:

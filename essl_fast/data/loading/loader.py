@@ -74,7 +74,7 @@ class Loader:
     def __init__(
         self,
         manifest: Manifest | str | Path,
-        splits: Sequence[str] | str,
+        splits: Sequence[str] | str = "train",
         *,
         pools: Pools | None = None,
         sound: SoundTransform = raw_samples,
@@ -88,7 +88,8 @@ class Loader:
             pools: may keep what was decoded; then each pair is decoded once.
             sound: what batches carry of the sound, called on the device; with a pool, once for each pair.
             on_fault: called with (row in the manifest, reason) for each pair that is skipped.
-            settings: the fields of `LoaderSettings`: batch_size, side, shuffle, device, seed, ...
+            settings: the fields of `LoaderSettings`: batch_size, side, shuffle, device, seed, ...; by default those of
+                training on a CPU.
 
         Raises:
             InputError: settings are impossible, the folder is damaged, or there is no pair.

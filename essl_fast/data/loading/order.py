@@ -59,7 +59,7 @@ class Order:
             if steps == 0:
                 raise InputError(
                     f"{self.pairs} pairs do not fill one batch of {self.batch_size} on each of {self.world_size} "
-                    "ranks: make the batch smaller or keep the last batch"
+                    "ranks: choose a smaller --data.batch_size, or --data.last_batch keep"
                 )
             return steps
         most, least = -(-self.pairs // self.world_size), self.pairs // self.world_size

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from essl_fast.common.errors import InputError
+from essl_fast.config import STORED_SIDE
 from essl_fast.data.loading.order import LastBatch, Order
 from essl_fast.data.shards import Quarantined
 
@@ -45,10 +46,10 @@ class LoaderSettings:
         InputError: a value is impossible.
     """
 
-    splits: Sequence[str] | str
-    batch_size: int
-    side: int
-    shuffle: bool
+    splits: Sequence[str] | str = "train"
+    batch_size: int = 128
+    side: int = STORED_SIDE
+    shuffle: bool = True
     device: torch.device | str = "cpu"
     seed: int = 0
     rank: int = 0

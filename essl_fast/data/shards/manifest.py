@@ -106,6 +106,11 @@ class Manifest:
         return len(self.keys)
 
     @property
+    def name(self) -> str:
+        """The data set's name: "chaotic", or what `prepare --name` says; "" in folders that have none."""
+        return str(self.header.get("dataset", ""))
+
+    @property
     def consensus(self) -> int:
         """How many annotators must agree for a pixel to count fully in this data set."""
         return self.header.get("consensus", 1)

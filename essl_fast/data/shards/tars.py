@@ -246,7 +246,7 @@ def read_index(path: Path) -> ShardIndex:
     try:
         if path.stat().st_size > _LARGEST_INDEX:
             raise ValueError(f"it has more than {_LARGEST_INDEX:,} bytes")
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         version, count = lines[0].split()
         if version != INDEX_VERSION or int(count) != len(lines) - 1:
             raise ValueError(f"it says {lines[0]!r} and has {len(lines) - 1} entries")
