@@ -117,10 +117,11 @@ class Loader:
         splits, side, device = self.settings.splits, self.settings.side, self.settings.device
         if pools.device.type != device.type:
             raise ValueError(f"the pools are on {pools.device}, the loader on {device}")
+        pairs = self._shards.fingerprint, splits
         if device.type == "cuda":
-            pools.reserve(clip_memory(self._shards, device))
+            pools.reserve(pairs, functools.partial(clip_memory, self._shards, device))
         what = f"{' and '.join(splits)} at side {side}"
-        return pools.take(what, (self._shards.fingerprint, splits), self._order, side, self._sound)
+        return pools.take(what, pairs, self._order, side, self._sound)
 
     @property
     def epoch(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Literal
 
 import torch
@@ -49,11 +49,21 @@ class Pools:
         if exchange is not None:  # else one rank might have a pool, and wait for another one that streams
             self._budget.left = exchange.smallest(self._budget.left)
         self._given: dict[Hashable, Resident | None] = {}
+        self._reserved: set[Hashable] = set()
 
-    def reserve(self, size: int) -> None:
-        """Leave `size` bytes of the device to a loader's decoding, before its pool is taken. With an exchange, every
-        rank reserves the same: a rank that has less left makes no pool that the others lack."""
-        self._budget.reserve(size)
+    def reserve(self, pairs: Hashable, size: Callable[[], int]) -> None:
+        """Leave memory to the decoding of a loader, once, before its pool is taken.
+
+        Args:
+            pairs: as for `take`. Every rank reserves for the same pairs, in the same order.
+            size: gives the bytes; called the first time only.
+        """
+        if self.resident == "never" or pairs in self._reserved:
+            return
+        self._reserved.add(pairs)
+        self._budget.reserve(size())
+        if self.exchange is not None:  # ranks may have GPUs with other numbers of decoders
+            self._budget.left = self.exchange.smallest(self._budget.left)
 
     def take(
         self, what: str, pairs: Hashable, order: Order, side: int, sound: SoundTransform = raw_samples

@@ -46,10 +46,25 @@ def test_a_pool_gets_what_decoding_leaves(manifest, monkeypatch, given):
     size, pairs = bytes_per_pair(SIDE), len(manifest)
     monkeypatch.setattr(memory, "host_memory", lambda: int(2 * (pairs + 1) * size))
     pools = Pools("auto", (pairs + 1) * size / memory.GB if given else 0, "cpu")
-    pools.reserve(2 * size)
+    for _ in range(3):  # once for the same pairs: each evaluation makes a loader
+        pools.reserve("these", lambda: 2 * size)
     settings = {"batch_size": 2, "side": SIDE, "shuffle": False, "threads": 1}
     loader = Loader(manifest, ["train"], pools=pools, **settings)
     assert (loader.pool is not None) == given and len(pools.notes) == (not given)
+
+
+def test_every_rank_leaves_as_much_as_the_one_that_leaves_most(monkeypatch):
+    """Else one rank might have a pool, and wait for another one that streams."""
+    monkeypatch.setattr(memory, "host_memory", lambda: 2000)
+
+    class Exchange:
+        def smallest(self, left: int) -> int:
+            return min(left, 700)
+
+    pools = Pools("auto", 0, "cpu", exchange=Exchange())
+    pools._budget.left = 1000
+    pools.reserve("these", lambda: 100)
+    assert pools._budget.left == 700
 
 
 def test_a_loader_on_a_gpu_reserves_first(manifest, monkeypatch):
@@ -60,8 +75,8 @@ def test_a_loader_on_a_gpu_reserves_first(manifest, monkeypatch):
     class Asked:
         device = torch.device("cuda", 0)
 
-        def reserve(self, size):
-            calls.append(("reserve", size))
+        def reserve(self, pairs, size):
+            calls.append(("reserve", size()))
 
         def take(self, *what):
             calls.append(("take",))
