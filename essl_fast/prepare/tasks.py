@@ -13,7 +13,7 @@ from essl_fast.data.datasets import VIDEO
 from essl_fast.data.media import nvdec
 from essl_fast.data.media.stills import JPEG
 
-_VERSION = 4  # of what a part holds for a task
+_VERSION = 5  # of what a part holds for a task
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def test_prepare_makes_the_same_folder_again(place, name):
     how = ["--validation", "0.25", "--pairs-per-shard", "5", "--visual", {"jpeg": "jpeg", "clips": "clip"}[name]]
     assert door("essl_fast.prepare").main([*world, "--out", str(place / "again"), *how, "--workers", "1"]) == 0
     mine, theirs = ({str(file.relative_to(out)) for file in out.rglob("*")} for out in (place / "again", place / name))
-    assert mine == theirs
+    assert mine - {"preview.png"} == theirs  # which earlier versions did not draw
     for column in theirs - {"pairs/crc.npy"}:
         if column.endswith(".npy"):
             assert (place / "again" / column).read_bytes() == (place / name / column).read_bytes(), column

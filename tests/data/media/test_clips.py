@@ -34,7 +34,10 @@ def test_every_frame_of_every_kind_of_stream(tmp_path, name, rate, quiet):
     for clip in cut[::3]:
         with av.open(io.BytesIO(clip.data)) as file:  # as others read it: FFmpeg, DALI
             packets = [packet for packet in file.demux(video=0) if packet.size]
-            assert {bytes(packet) for packet in packets} <= sizes.keys() and packets[0].is_keyframe
+            assert {bytes(packet) for packet in packets[1:]} <= sizes.keys() and packets[0].is_keyframe
+            assert any(
+                size and bytes(packets[0]).endswith(data) for data, size in sizes.items()
+            )  # behind what it lacked
             assert len(clip.data) < sum(packet.size for packet in packets) + 1024
         with av.open(io.BytesIO(clip.data)) as file:
             frames, count = list(file.decode(video=0)), file.streams.video[0].frames
