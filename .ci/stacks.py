@@ -154,7 +154,7 @@ class Trial:
             self.run(python, "-m", "essl_fast.train", *DEMO, "--out", run, cwd=here, XDG_CACHE_HOME=str(here))
             if not (run / "report.html").is_file():
                 raise Failed("the demo wrote no report.html")
-            self.run(python, "-m", "essl_fast.doctor", "--device", "cpu", "--data.root", "", cwd=here)
+            self.run(python, "-m", "essl_fast.doctor", "--device", "cpu", "--config", "demo", cwd=here)
 
         def tests() -> None:
             options = ["-q", "-n", "auto", "--dist", "loadfile", "-p", "no:cacheprovider", "--basetemp", here / "tests"]

@@ -90,7 +90,9 @@ def make_in_order(
     tasks, coming = iter(tasks), None
     waiting: deque[_Waiting] = deque()
     pairs = 0
-    with ThreadPoolExecutor(workers) as pool:
+    with contextlib.ExitStack() as pipes, ThreadPoolExecutor(workers) as pool:
+        for worker in crew:
+            pipes.callback(worker.close)  # when the pool's threads have ended
         try:
             while True:
                 while (coming := coming or next(tasks, None)) is not None:
@@ -177,6 +179,13 @@ class Worker:
         if (process := self.process) is not None:  # the thread that reads its reply sets `self.process` to None
             process.kill()
             process.wait()
+
+    def close(self) -> None:
+        """Close the pipes of an interpreter that was ended. No thread may wait for its reply."""
+        if self.process is not None:
+            self.process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):  # closing flushes what it did not take
+                self.process.stdin.close()
 
     def _ask(self, task: Task) -> tuple[bool, dict | None, int]:
         """(whether the worker got the task, its answer or None, its exit code if there is no answer)."""

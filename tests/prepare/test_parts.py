@@ -106,6 +106,9 @@ class _Instant:
     def stop(self):
         self.go.set()
 
+    def close(self):
+        pass
+
 
 @pytest.mark.parametrize("workers, pairs, ahead, expected", [(1, 1, 0, 2), (2, 1, 0, 3), (2, 1, 5, 5), (2, 3, 10, 3)])
 def test_a_slow_video_holds_the_others_back(world, tmp_path, monkeypatch, workers, pairs, ahead, expected):
