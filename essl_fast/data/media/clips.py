@@ -230,10 +230,11 @@ class _Cutter:
             trouble = "it has packets that are not shown or show a picture again"
         if self.header.fields and starts.has_two_pictures(codec, data, self.header.settings):
             trouble = trouble or "it has pictures that are coded as two fields"
-        if any(group.begin == packet.pts and not group.packets for group in self._active):
-            data, unfit = starts.as_first(codec, data, self.header.settings)
-            trouble = trouble or unfit
-        held = Packet(packet.pts, packet.is_keyframe, data, *layer_of(codec, data, self.header.settings))
+        layer = layer_of(codec, data, self.header.settings)
         for group in self._active:
-            yield from group.take(held, trouble, self.header)
+            first, unfit = data, ""
+            if group.begin == packet.pts and not group.packets:
+                first, unfit = starts.as_first(codec, data, self.header.settings)
+            held = Packet(packet.pts, packet.is_keyframe, first, *layer)
+            yield from group.take(held, trouble or unfit, self.header)
         self._active = [group for group in self._active if group.left]
