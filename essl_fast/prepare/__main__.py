@@ -8,8 +8,8 @@
 
 A pair is one frame and the 3 s of sound around it, 16 kHz PCM16. Its frame is a JPEG picture, decoded with PyAV on the
 CPU (or on NVDEC, `--decoder`), or a clip: the packets from the key frame before it on, copied and not decoded, which
-training decodes on the GPU. `--visual auto` makes clips of the videos that this machine's GPU decodes and whose sides are
-multiples of 16 (DALI uses no decoder again for others), and pictures of all others.
+training decodes on the GPU. `--visual auto` makes clips of the videos that this machine's GPU decodes and whose sides
+are multiples of 16 (DALI uses no decoder again for others), and pictures of all others.
 
 Videos are read in the order in which their pairs are in the shards (split, video, frame), so a shard is written as soon
 as it is full, and the disk holds everything once. The command may be killed at any time: run again, it continues, and

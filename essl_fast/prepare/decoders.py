@@ -18,9 +18,9 @@ from essl_fast.prepare.reporting import Reporter
 def choose_decoders(out: Path, settings: Mapping[str, Any], say: Reporter) -> nvdec.Decoders | None:
     """What the GPU decodes, if this run has to know; else None.
 
-    With `visual: auto`, the videos that the GPU decodes become clips, if their size lets DALI use a decoder again. With `visual: jpeg` and a decoder other than
-    pyav, NVDEC decodes their frames. The answer of an earlier run with the same settings is kept, even if it ran on a
-    machine with another GPU: one folder must not be of two kinds.
+    With `visual: auto`, the videos that the GPU decodes become clips, if DALI uses a decoder again for their size. With
+    `visual: jpeg` and a decoder other than pyav, NVDEC decodes their frames. The answer of an earlier run with the same
+    settings is kept, even if it ran on a machine with another GPU: one folder must not be of two kinds.
 
     Raises:
         InputError: `decoder: nvdec` is asked for, and there is none.
