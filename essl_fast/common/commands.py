@@ -173,6 +173,11 @@ class Options(argparse.ArgumentParser):
             self.add_argument("--version", action="version", version=text, help="print the version")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        for word in list(sys.argv[1:] if args is None else args):
+            if word == "--":
+                break
+            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
+                self.error(self.unknown(word))  # before argparse misses the option that was meant
         found, others = self.parse_known_args(args, namespace)
         if others:
             self.error(self.unknown(others[0]))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from essl_fast.common.errors import InputError, short
+from essl_fast.common.nearest import did_you_mean
 
 Part = TypeVar("Part")
 
@@ -81,7 +82,7 @@ class Registry:
         if name not in self._parts:
             raise InputError(
                 f"{self.setting}: there is no {self.kind} {short(str(name))}; known are {', '.join(names)}. "
-                "A module of your own that registers it is named with --import MODULE"
+                f"A module of your own that registers it is named with --import MODULE{did_you_mean(str(name), names)}"
             )
         return self._parts[name]
 

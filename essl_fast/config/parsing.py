@@ -187,7 +187,7 @@ def parse(
     if space.print_config:
         import yaml
 
-        print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), end="")
+        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
         raise SystemExit(0)
     return config, space
 

@@ -62,6 +62,7 @@ def test_the_script_runs_every_command_under_its_name(script, capsys, name):
         (["train", "--lr", "1"], "did you mean --optim.lr_"),
         (["evaluate", "x", "--splt", "val"], "there is no option --splt; did you mean --split?"),
         (["evaluate", "x", "--split", "tset"], "--split: must be train, val or test, got 'tset'; did you mean test?"),
+        (["localize", "x", "--chekpoint", "y"], "there is no option --chekpoint; did you mean --checkpoint?"),
         (["evaluate", "x", "--ex"], "there is no option --ex"),
         (["evaluate", "x", "y"], "there is no place for 'y'"),
         (["localize", "x", "--checkpoint", "y", "--rate", "nan"], "--rate: must be from 0.01 to 1000, got 'nan'"),

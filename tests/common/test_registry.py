@@ -26,7 +26,8 @@ def test_a_part_is_found_by_its_name_with_its_facts(things):
 
 def test_an_unknown_name_lists_the_known_ones_and_how_to_add_one(things):
     with pytest.raises(
-        InputError, match="model.thing: there is no thing 'plian'; known are plain. .*--import MODULE"
+        InputError,
+        match="model.thing: there is no thing 'plian'; known are plain. .*--import MODULE; did you mean plain.$",
     ) as raised:
         things.get("plian")
     assert "\n" not in str(raised.value)

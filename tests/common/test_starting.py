@@ -28,7 +28,7 @@ TIME = "import resource\ndef time_of():\n    return resource.getrusage(resource.
 def started(name: str, *arguments: str) -> tuple[str, str, int, list[str], float]:
     """A command in a process of its own: its output, errors, exit code, heavy modules, seconds of CPU time."""
     text = f"{TIME}\nNAME, ARGUMENTS, HEAVY = {name!r}, {arguments!r}, {HEAVY!r}\n{SCRIPT}"
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    environment = {"PYTHONPATH": str(PACKAGE.parent)}  # and nothing else: no HOME, no PATH, no locale
     command = [sys.executable, "-c", text]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     said, _, last = done.stdout.rpartition("ended with ")
