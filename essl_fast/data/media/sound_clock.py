@@ -36,10 +36,14 @@ class SoundClock:
 
     def mark(self, at: int, late: int) -> None:
         """Add a mark. Marks at this sample or after it no longer count."""
-        while self._at and self._at[-1] >= at:
-            self._at.pop()
+        marks = self._at
+        if not late and not self._most and len(marks) > 1 and at > marks[-1]:
+            marks[-1] = at  # of a track that keeps its rate, the first and the last mark are enough
+            return
+        while marks and marks[-1] >= at:
+            marks.pop()
             self._late.pop()
-        self._at.append(at)
+        marks.append(at)
         self._late.append(late)
         self._most = max(self._most, abs(late))
 
