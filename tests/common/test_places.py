@@ -1,0 +1,82 @@
+"""Users without a name or a home: caches have a place all the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from essl_fast.common import places
+from tests import ROOT
+
+NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")
+
+
+@pytest.fixture
+def nobody(monkeypatch, tmp_path):
+    """A user that /etc/passwd does not list, without variables."""
+    for name in (*NAMES, "HOME", "XDG_CACHE_HOME", places.INDUCTOR, places.TRITON):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(places.pwd, "getpwuid", unknown)
+    monkeypatch.setattr(places, "_named", set())
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: _no_home()))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return tmp_path
+
+
+def _no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_a_user_without_a_name_gets_folders_for_compiled_code(nobody, monkeypatch):
+    assert not places.has_a_name() and places.cache_folder() is None
+    places.name_caches()
+    folder = nobody / f"essl_fast-{os.getuid()}" / "compile"
+    assert os.environ[places.INDUCTOR] == str(folder / "inductor") and os.environ[places.TRITON] == str(
+        folder / "triton"
+    )
+    assert not places.set_by_user(places.INDUCTOR)
+    for name in (places.INDUCTOR, places.TRITON):
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_in_a_variable_is_enough(nobody, monkeypatch, name):
+    monkeypatch.setenv(name, "me")
+    places.name_caches()
+    assert places.has_a_name() and places.INDUCTOR not in os.environ
+    monkeypatch.setenv(name, "")
+    assert not places.has_a_name()
+
+
+@pytest.mark.parametrize("home", ["", "relative", "/nonexistent", "/proc", "/dev/null"])
+def test_a_home_that_cannot_be_written(nobody, monkeypatch, home):
+    monkeypatch.setattr(Path, "home", classmethod(lambda cls: Path(home)))
+    found = places.compile_folder()
+    assert found == nobody / f"essl_fast-{os.getuid()}" / "compile" and found.is_dir() or os.getuid() == 0
+    assert places.writable(found)
+
+
+def test_pytorch_makes_an_optimizer_for_a_user_without_a_name(tmp_path):
+    code = (
+        "import os, pwd\n"
+        "def unknown(uid): raise KeyError('uid not found')\n"
+        "pwd.getpwuid = unknown\n"
+        "import essl_fast, torch\n"
+        "from torch._inductor.runtime.cache_dir_utils import cache_dir\n"
+        "torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])\n"
+        "print(cache_dir())\n"
+    )
+    environment = {
+        key: value for key, value in os.environ.items() if key not in (*NAMES, places.INDUCTOR, places.TRITON)
+    }
+    environment |= {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / ".cache" / "essl_fast" / "compile" / "inductor")
