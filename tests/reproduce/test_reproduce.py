@@ -91,15 +91,33 @@ def test_a_table_says_what_was_not_run_and_what_failed(tmp_path):
     results.failed[second.run] = "exit code 2: no"
     results.add(fourth, 0, summary(0.5, 0.4))
     results.add(fourth, 1, summary(0.5, 0.4))
-    assert results.line(first) == ["LSS", "–", "–", "25.0", "30.0", "1 of 2 seeds"]
-    assert results.line(second)[3:] == ["not run", "not run", "failed: exit code 2: no"]
+    assert results.line(first) == ["LSS", "23.85", "36.56", "25.0", "30.0", f"{paper.TABLE2}; 1 of 2 seeds"]
+    assert results.line(second)[1:] == ["–", "–", "not run", "not run", "failed: exit code 2: no"]  # not in the paper
     expected = ["SSPL without PCM", "41.12", "42.60", "not run", "not run", f"{paper.CODE}; not run"]
     assert results.line(third) == expected
     assert results.line(fourth)[3:] == ["50.0 ± 0.0", "40.0 ± 0.0", paper.CODE]
     results.failed[first.run] = "[/x] a|b"
-    assert results.line(first)[3:] == ["25.0", "30.0", "failed: [/x] a|b; 1 of 2 seeds"]
+    assert results.line(first)[3:] == ["25.0", "30.0", f"{paper.TABLE2}; failed: [/x] a|b; 1 of 2 seeds"]
     assert "[/x] a\\|b" in markdown("", [results.line(first)])
     commands.console().print(console_table("", [results.line(first)]))  # what looks like markup is text
+
+
+def test_every_row_of_the_paper_stands_beside_ours(tmp_path):
+    results = Results(plan_for(tmp_path))
+    found = {row.name: results.line(row)[1:3] for _, rows in TABLES.values() for row in rows}
+    assert found == {
+        "batch128_lr3e-5": ["41.02", "42.23"],
+        "batch64_lr5e-5": ["42.03", "43.38"],
+        "batch128_lr5e-5": ["47.70", "44.14"],
+        "lss": ["23.85", "36.56"],
+        "lss_semi": ["–", "–"],
+        "sspl_wo_pcm": ["41.12", "42.60"],
+        "sspl_w_pcm": ["47.70", "44.14"],
+        "semipl_wo_pcm": ["36.84", "41.86"],
+        "semipl_w_pcm": ["36.84", "41.86"],
+    }
+    open_rows = {row.name for _, rows in TABLES.values() for row in rows if paper.NOT_SAID in results.line(row)[5]}
+    assert open_rows == {"batch128_lr3e-5", "batch64_lr5e-5", "semipl_wo_pcm", "semipl_w_pcm"}
 
 
 def test_figures_that_a_user_has_stand_beside_ours(tmp_path):
