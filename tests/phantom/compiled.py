@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch._dynamo.utils import counters
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from essl_fast.runtime import stages
+from essl_fast.runtime import distributed, stages
 from essl_fast.runtime.distributed import ALONE, World
 from tests.phantom.chip import pretend
 from tests.phantom.chips import CHIPS
@@ -87,13 +87,17 @@ FULL = (
 
 @contextlib.contextmanager
 def ranks(count: int) -> Iterator[World]:
-    """A group of processes of which this is the first; messages to the others are not sent."""
+    """A group of processes of which this is the first; messages to the others are not sent.
+
+    What the ranks tell each other on the host is the same for all of them.
+    """
     if count == 1:
         yield ALONE
         return
     dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
     try:
-        yield World(0, count)
+        with mock.patch.object(distributed, "gather", lambda value, world: [value] * world.size):
+            yield World(0, count)
     finally:
         dist.destroy_process_group()
 
