@@ -67,6 +67,20 @@ def call_flop(function: Any, given: tuple, named: dict, out: Any) -> float:
     return float(flop_registry[packet](*given, **named, out_val=out)) if packet in flop_registry else 0.0
 
 
+def kernel_bytes(kernel: Any, given: tuple) -> float:
+    """What a generated kernel reads and writes, as Inductor counts it.
+
+    Inductor does not count kernels that do many small things at once: of those every tensor counts once, and what they
+    change twice.
+    """
+    about = kernel.inductor_meta
+    if "kernel_num_gb" in about:
+        return 1e9 * about["kernel_num_gb"]
+    changed = set(about.get("mutated_arg_names") or ())
+    named = zip(kernel.fn.arg_names, given, strict=False)
+    return float(sum(size_of(t) * (1 + (name in changed)) for name, t in named if isinstance(t, Tensor)))
+
+
 @dataclass
 class Log:
     """What a compiled step launched, in order, and the kernels that Inductor generated for it."""
@@ -129,7 +143,7 @@ def kept(log: Log) -> Iterator[None]:
         log.kernels.setdefault(name_of(kernel), kernel)
 
     def run(kernel: Any, *given: Any, stream: Any = None, **_: Any) -> None:
-        moved = 1e9 * kernel.inductor_meta["kernel_num_gb"]
+        moved = kernel_bytes(kernel, given)
         shapes = tuple(tuple(t.shape) for t in given if isinstance(t, Tensor))
         log.launches.append(Launch("triton", name_of(kernel), log.stage, moved, 0.0, shapes))
 
