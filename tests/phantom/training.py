@@ -60,6 +60,9 @@ class Parallel(nn.Module):
     def forward(self, *given: Tensor) -> Any:
         return self.module(*given)
 
+    def _remove_autograd_hooks(self) -> None:
+        pass
+
 
 def sound_of(model: models.Localizer, size: int, dtype: torch.dtype, embedded: bool) -> Tensor:
     """What a batch carries of its sound: VGGish's embeddings, or log-mel spectrograms."""
