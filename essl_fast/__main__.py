@@ -86,7 +86,8 @@ def completion(shell: str) -> str:
             if action.dest in kinds and (choices := config.choices_of(kinds[action.dest])):
                 action.choices = choices
             elif action.metavar in (*FILES, *FOLDERS):
-                action.complete = shtab.DIRECTORY if action.metavar in FOLDERS else shtab.FILE  # type: ignore[attr-defined]
+                kind = shtab.DIRECTORY if action.metavar in FOLDERS else shtab.FILE
+                action.complete = kind  # type: ignore[attr-defined]  # shtab reads it
     return shtab.complete(whole, shell)
 
 

@@ -183,6 +183,17 @@ def hand_layout(sources: dict[str, str]) -> list[str]:
     return [file for file, text in sources.items() if re.search(r"#\s*(fmt|yapf):\s*" + "(skip|off)", text)]
 
 
+def bare_ignores(sources: dict[str, str]) -> list[str]:
+    """What the type checker is told to pass over has a code and a reason: `# type: ignore[code]  # why`."""
+    return [
+        f"{file}:{number}: {line.strip()}"
+        for file, text in sources.items()
+        if file.startswith("essl_fast/")
+        for number, line in enumerate(text.splitlines(), 1)
+        if re.search(r"type:\s*ignore(?!\[[a-z, -]+\]  # \S)", line)
+    ]
+
+
 def patched_paths(code: Code) -> list[str]:
     """Tests patch objects, not dotted paths in strings."""
     found = []
@@ -248,7 +259,7 @@ def test_the_repository_keeps(repository, rule):
     assert not found, f"{rule.__doc__}\n" + "\n".join(found)
 
 
-@pytest.mark.parametrize("rule", [long_files, hand_layout], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("rule", [long_files, hand_layout, bare_ignores], ids=lambda rule: rule.__name__)
 def test_the_sources_keep(rule):
     found = rule(texts() | {"setup.py": (ROOT / "setup.py").read_text(encoding="utf-8")})
     assert not found, f"{rule.__doc__}\n" + "\n".join(found)
@@ -333,3 +344,6 @@ def test_the_rules_of_texts_bite():
     assert long_files({"csrc/log_mel.cu": "\n" * 501}) and not long_files({"essl_fast/train/loop.py": "\n" * 150})
     assert hand_layout({"a.py": "x = 1  # fmt: " + "skip"}) and hand_layout({"a.py": "# fmt: " + "off\n"})
     assert not hand_layout({"a.py": "x = 1  # a format"})
+    for text in ("x = 1  # type: " + "ignore", "x = 1  # type: " + "ignore[misc]", "# type:" + "ignore[misc] # near"):
+        assert bare_ignores({"essl_fast/a.py": text})
+    assert not bare_ignores({"essl_fast/a.py": "x = 1  # type: " + "ignore[misc]  # the stub lacks it"})

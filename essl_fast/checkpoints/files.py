@@ -56,7 +56,7 @@ def save(path: Path, state: dict, keep: int = 1) -> None:
     path = Path(path)
     with atomic_file(path, sync=False) as file:
         summing = _Summing(file)
-        torch.save({"format": FORMAT, "version": VERSION, **state}, summing)
+        torch.save({"format": FORMAT, "version": VERSION, **state}, summing)  # type: ignore[arg-type]  # it only writes
         file.write(_SEAL.pack(_MAGIC, summing.length, summing.crc))
         file.flush()
         os.fsync(file.fileno())
@@ -199,7 +199,8 @@ def newest(path: Path) -> tuple[Path, dict, list[str]]:
     Raises:
         InputError: none is whole.
     """
-    path, passed = Path(path), []
+    path = Path(path)
+    passed: list[str] = []
     for candidate in [path, *older(path)]:
         try:
             return candidate, load(candidate), passed

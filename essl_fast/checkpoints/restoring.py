@@ -54,7 +54,8 @@ def restore(
     if not models.objectives.facts(settings.objective.method).trains_head:
         model.head.requires_grad_(False)  # version 0.1.0 left it out of such checkpoints
     load_trained(model, state["model"])
-    return model.to(device, memory_format=torch.channels_last), settings
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks memory_format
+    return model, settings
 
 
 def restore_published(folder: Path, device: torch.device) -> tuple[models.Localizer, config.Config]:
@@ -69,4 +70,5 @@ def restore_published(folder: Path, device: torch.device) -> tuple[models.Locali
     settings = models.check(config.check(config.Config(model=model)))
     localizer = models.build(model)
     sspl.load_sspl(localizer, parts)  # the frozen networks, too
-    return localizer.to(device, memory_format=torch.channels_last), settings
+    localizer.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks memory_format
+    return localizer, settings

@@ -12,8 +12,11 @@ prefixes; files that are read may have them or not, and those of torch.compile, 
 serves both directions.
 """
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +24,9 @@ from torch import nn
 from essl_fast.checkpoints.model_state import unwrapped
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, refuse_packed
+
+if TYPE_CHECKING:
+    from essl_fast.models import Localizer
 
 FILES = {part: f"{part}_best.pth" for part in ("frame", "sound", "pcm", "ssl_head")}
 _WRAPPED = ("sound", "pcm", "ssl_head")  # saved from DDP
@@ -114,13 +120,14 @@ def load_sspl_part(module: nn.Module, part: str, sd: dict) -> None:
     module.load_state_dict({**counters, **state})
 
 
-def _modules(model: nn.Module) -> dict[str, nn.Module]:
+def _modules(model: Localizer) -> dict[str, nn.Module]:
     """The modules of a Localizer by part, without those that it does not have."""
+    modules: dict[str, nn.Module | None]
     modules = {"frame": model.trunk, "sound": model.audio, "pcm": model.pcm, "ssl_head": model.head}
     return {part: module for part, module in modules.items() if module is not None}
 
 
-def load_sspl(model: nn.Module, parts: dict[str, dict]) -> None:
+def load_sspl(model: Localizer, parts: dict[str, dict]) -> None:
     """Load the published code's state dicts into a Localizer; if one does not fit, the model stays as it was.
 
     Args:
@@ -143,7 +150,7 @@ def load_sspl(model: nn.Module, parts: dict[str, dict]) -> None:
         raise
 
 
-def sspl_parts(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+def sspl_parts(model: Localizer) -> dict[str, dict[str, torch.Tensor]]:
     """The state dicts of a Localizer by part, with the published code's names, so that its strict loading takes them.
 
     Raises:
@@ -158,7 +165,7 @@ def sspl_parts(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
             )
     return {
         part: {
-            (_DDP if part in _WRAPPED else "") + to_sspl_name(part, name): value.detach().cpu().contiguous()
+            f"{_DDP if part in _WRAPPED else ''}{to_sspl_name(part, name)}": value.detach().cpu().contiguous()
             for name, value in module.state_dict().items()
         }
         for part, module in modules.items()
@@ -231,7 +238,7 @@ def _what(value) -> str:
     return "an empty dict" if value == {} else f"a value of type {type(value).__name__}"
 
 
-def shape_of(parts: dict[str, dict]) -> dict[str, int | bool]:
+def shape_of(parts: dict[str, dict]) -> dict[str, Any]:
     """The settings of ModelConfig that follow from the state dicts: pcm, pcm_cycles (with a PCM), out_dim.
 
     Raises:

@@ -172,7 +172,9 @@ class Options(argparse.ArgumentParser):
             text = f"essl_fast {__version__}"
             self.add_argument("--version", action="version", version=text, help="print the version")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]  # its stub tells one kind of namespace from another
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         for word in list(sys.argv[1:] if args is None else args):
             if word == "--":
                 break
@@ -260,7 +262,7 @@ def console(quiet: bool = False, on_stderr: bool = False, kept: bool = False) ->
 
     out = sys.stderr if on_stderr else streams.kept_stdout() if kept else sys.stdout
     return Console(
-        file=out,  # type: ignore[arg-type]
+        file=out,  # type: ignore[arg-type]  # it only writes
         width=None if out is not None and out.isatty() else 132,
         quiet=quiet,
         markup=False,

@@ -83,7 +83,7 @@ def parse_json(data: bytes | str) -> Any:
     """
     try:
         value = json.loads(data, parse_constant=_refuse)
-        if (b"\\u" if isinstance(data, bytes) else "\\u") in data:
+        if b"\\u" in data if isinstance(data, bytes) else "\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except RecursionError:

@@ -81,8 +81,8 @@ def kept() -> Iterator[None]:
     """Within the context, printing to stdout and stderr raises no error."""
     before = sys.stdout, sys.stderr
     err = _keep("stderr", "standard error", None)
-    out = _keep("stdout", "standard output", err)  # type: ignore[arg-type]
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    out = _keep("stdout", "standard output", err)  # type: ignore[arg-type]  # it only writes
+    sys.stdout, sys.stderr = out, err
     try:
         yield
     finally:

@@ -11,8 +11,11 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from essl_fast.common.errors import short
+
+Number = TypeVar("Number", int, float)
 
 _WHOLE = re.compile(r"[+-]?\d(_?\d)*", re.ASCII)
 _BASED = re.compile(r"[+-]?0(x[0-9a-f]+|o[0-7]+|b[01]+)", re.ASCII | re.IGNORECASE)
@@ -74,8 +77,8 @@ def path(text: str) -> str:
     return whole_text
 
 
-def _typed(read: Callable[[str], object], low: float, high: float, unit: str) -> Callable[[str], object]:
-    def convert(text: str):
+def _typed(read: Callable[[str], Number], low: float, high: float, unit: str) -> Callable[[str], Number]:
+    def convert(text: str) -> Number:
         try:
             value = read(text)
         except ValueError as error:

@@ -132,7 +132,7 @@ def page(parser: argparse.ArgumentParser, every: bool) -> str:
     names = leaves() if every else OFTEN
     settings = [(f"--{name}", kind_of(name, leaves()[name]), default_of(name), texts()[name]) for name in names]
     own = [
-        (", ".join(action.option_strings), action.metavar or "", "", (action.help or "").replace("%%", "%"))
+        (", ".join(action.option_strings), str(action.metavar or ""), "", (action.help or "").replace("%%", "%"))
         for action in parser._actions
         if action.dest not in leaves() and action.help is not argparse.SUPPRESS
     ]

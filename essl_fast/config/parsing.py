@@ -66,7 +66,7 @@ def shipped_names() -> list[str]:
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
-def load(name: str = "demo", overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(name: str = "demo", overrides: Sequence[str] = ()) -> Config:
     """The config of a file or shipped name, with overrides like ["--data.batch_size", "64"] or ["epochs=3"].
 
     Raises:
@@ -110,6 +110,7 @@ def parser(prog: str, description: str = "", extra: Callable[[Options], None] | 
         extra(made)
     about = helping.texts()
     for name, kind in leaves().items():
+        named: dict[str, Any]
         named = {"dest": name, "default": argparse.SUPPRESS, "metavar": helping.kind_of(name, kind), "type": Plain}
         made.add_argument(f"--{name}", help=about[name].replace("%", "%%"), **named)
         if get_origin(kind) is list:
@@ -181,9 +182,9 @@ def parse(
     config = _made(found)
     for name, fault in faults(config):
         raise InputError(f"{said.get(name, name)}: {fault}")
-    fault = name_fault(config.name)
-    if fault and not (said.get("name") or "").endswith(_KEPT):
-        raise InputError(f"{said.get('name', 'name')}: {fault}")
+    why = name_fault(config.name)
+    if why and not (said.get("name") or "").endswith(_KEPT):
+        raise InputError(f"{said.get('name', 'name')}: {why}")
     if space.print_config:
         import yaml
 

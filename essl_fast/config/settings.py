@@ -282,7 +282,8 @@ def leaves(kind: type = Config, prefix: str = "") -> dict[str, Any]:
     """Every setting's type hint by its name, groups opened: {"model.trunk": str, ..., "epochs": int, ...}."""
     found: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
-        found |= leaves(hint, f"{prefix}{name}.") if is_dataclass(hint) else {f"{prefix}{name}": hint}
+        group = isinstance(hint, type) and is_dataclass(hint)
+        found |= leaves(hint, f"{prefix}{name}.") if group else {f"{prefix}{name}": hint}
     return found
 
 
@@ -377,7 +378,8 @@ def in_words(kind: object) -> str:
         return any_of([str(known) for known in get_args(kind)])
     if get_origin(kind) is list:
         return "a list of texts, [a, b]"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]  # type: ignore[index]
+    plain: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return plain[kind]
 
 
 def _is_of(value: object, kind: object) -> bool:

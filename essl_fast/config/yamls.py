@@ -65,7 +65,7 @@ class Plain(str):
     """A text that stood without quotes: `null` is YAML's null, and not the word."""
 
 
-class _Texts(_READER):  # type: ignore[valid-type,misc]
+class _Texts(_READER):  # type: ignore[valid-type,misc]  # one of two classes
     """A loader whose values are texts, lists and mappings."""
 
 

@@ -21,7 +21,7 @@ def check_user(case: Case) -> Iterator[Finding]:
 
     kept = places.cache_folder()
     usable = kept is not None and _writable(kept)
-    compiled = kept / "compile" if usable else Path(tempfile.gettempdir())
+    compiled = kept / "compile" if usable and kept else Path(tempfile.gettempdir())
     values = {"cache": kept and str(kept), "compiled": os.environ.get(places.INDUCTOR) or str(compiled)}
     name = "" if places.has_a_name() else f"user {os.getuid()} has no name; "
     where = f"compiled code is kept in {values['compiled']}"

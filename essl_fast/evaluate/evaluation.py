@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ def evaluate(
     to_draw = rows_to_draw(manifest.rows(split), show)
     boxes, consensus = torch.from_numpy(np.array(manifest.boxes)).to(device), consensus_of(settings, manifest)
     others = ForeignSounds(loader) if foreign else None
-    columns, frames = Columns(), {}
+    columns = Columns()
+    frames: dict[int, Any] = {}
     with contextlib.closing(loader), _evaluating(model, dtype):
         for raw in loader:
             views = centre_view(raw.frames, dtype, raw.rows)

@@ -1,6 +1,7 @@
 """Loaders: the arguments that all loaders of a run share, and a loader of a split that is evaluated."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,9 @@ def evaluation_loader(
         raise InputError(
             f"{manifest.root}: the {split} split is empty; prepare the data with one, or choose another split"
         )
+    share: dict[str, Any] = {}
+    if ranks_share(manifest, split, settings, world):
+        share = {"rank": world.rank, "world_size": world.size}
     return Loader(
         manifest,
         [split],
@@ -62,7 +66,7 @@ def evaluation_loader(
         pools=pools,
         on_fault=on_fault,
         least=0,
-        **({"rank": world.rank, "world_size": world.size} if ranks_share(manifest, split, settings, world) else {}),
+        **share,
         **loader_settings(settings, model, dtype),
     )
 

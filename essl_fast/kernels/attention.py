@@ -206,7 +206,7 @@ def forward(
     config = tuning.pick("attention_forward", shape_class, features.device, _default)
     tiling = tiles.tiling_of(shape_class, config)
     pooled, similarity, attention, sums, extremes = outputs
-    parts = (pooled, sums, extremes)
+    parts: tuple[Tensor, ...] = (pooled, sums, extremes)
     if tiling.splits > 1:
         parts = tuple(tiles.empty((batch, tiling.splits, *last), features) for last in ((channels,), (channels,), ()))
     weights = attention if tiling.splits == 1 else None
@@ -234,7 +234,8 @@ def forward(
 def _outputs(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, channels, height, width = features.shape
     shapes = ((batch, channels), (batch, height, width), (batch, height, width), (batch, channels), (batch, 4))
-    return tuple(tiles.empty(shape, features) for shape in shapes)
+    pooled, similarity, attention, sums, extremes = (tiles.empty(shape, features) for shape in shapes)
+    return pooled, similarity, attention, sums, extremes
 
 
 @torch.library.custom_op("essl_fast::audio_guided_attention", mutates_args=())
@@ -276,7 +277,8 @@ def _attend_backward(
             to_features,
             to_audio,
         )
-    return tuple(features.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    of_features, of_audio = (features.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return of_features, of_audio
 
 
 @_attend_backward.register_fake
@@ -329,7 +331,7 @@ def _case(shape_class: str, kind: str, audio: str) -> AotCase:
     parts = tiles.parse(shape_class)
     present = {"features": f"*{kind}", "audio": f"*{audio}"}
     present |= dict.fromkeys(("similarity", "attention", "pooled", "sums", "extremes"), "*fp32")
-    constants = dict(zip(("STRIDE_B", "STRIDE_C", "STRIDE_P"), parts.dense_steps(), strict=True))
+    constants: dict[str, int | None] = dict(zip(("STRIDE_B", "STRIDE_C", "STRIDE_P"), parts.dense_steps(), strict=True))
     tiling = tiles.tiling_of(shape_class, config)
     if tiling.splits > 1:
         del present["attention"]

@@ -256,7 +256,7 @@ def backward(
     if similarity[0].numel() == 1:  # pooled and attention are always 0, and L would only nearly cancel G / D
         grad_pooled = grad_attention = None
     small = (g if g is None else g.contiguous() for g in (grad_pooled, grad_similarity, grad_attention))
-    steps = tiles.steps_of(features) + (tiles.steps_of(grad_features) if to_features else (0, 0, 0))
+    steps = tiles.steps_of(features) + ((0, 0, 0) if grad_features is None else tiles.steps_of(grad_features))
     _backward[batch, tiling.splits](
         features,
         audio,

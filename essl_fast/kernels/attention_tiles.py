@@ -219,9 +219,11 @@ def splits_of(batch: int, positions: int, processors: int) -> int:
 
 def steps_of(features: Tensor) -> tuple[int, int, int]:
     """Strides of walkable features over samples, channels and positions; for a single sample, the first is its size."""
+    step = position_stride(features)
+    assert step is not None, "only walkable features are walked"
     positions = features.shape[2] * features.shape[3]
     step_b = features.stride(0) if features.shape[0] > 1 else features.shape[1] * positions
-    return step_b, features.stride(1), position_stride(features)
+    return step_b, features.stride(1), step
 
 
 class Parts(NamedTuple):

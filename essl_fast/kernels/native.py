@@ -245,7 +245,9 @@ def _int64(value: int) -> int:
 def _empty_params(index: Tensor, views: int) -> tuple[Tensor, Tensor, Tensor]:
     """top, left (V, B) int32 and flip (V, B) bool."""
     shape = (views, index.shape[0])
-    return tuple(torch.empty(shape, dtype=t, device=index.device) for t in (torch.int32, torch.int32, torch.bool))
+    types = (torch.int32, torch.int32, torch.bool)
+    top, left, flip = (torch.empty(shape, dtype=t, device=index.device) for t in types)
+    return top, left, flip
 
 
 def _check_random_views(

@@ -195,7 +195,7 @@ def tiles_kernel(
                 grown = _rectangle(u1, v1, u2, v2)
                 more = ()
                 for m in tl.static_range(CONSENSUS):
-                    more = more + (planes[m] | grown,)
+                    more = more + (planes[m] | grown,)  # type: ignore[assignment]  # Triton's tuples may grow
                     grown = planes[m] & grown
                 planes = more
             k += 1
@@ -204,7 +204,7 @@ def tiles_kernel(
 
         weights = ()  # of the far column, for each u
         for u in tl.static_range(TILE_X):
-            weights = weights + (weight_x + u * step_x,)
+            weights = weights + (weight_x + u * step_x,)  # type: ignore[assignment]  # Triton's tuples may grow
         sum1, sumx, sumy, sumxy = (tl.zeros((LANES,), tl.float32),) * 4
         for v in range(TILE_Y):
             wy = weight_y + v * step_y

@@ -94,7 +94,7 @@ def localize(
         InputError: an input is missing or cannot be decoded, or the results cannot be written.
         models.WeightsError: a published weight file is missing.
     """
-    given, sound, boxes = Path(given), sound and Path(sound), boxes and Path(boxes)
+    given, sound, boxes = Path(given), Path(sound) if sound else None, Path(boxes) if boxes else None
     try:
         footage, sound = open_input(given, sound)
         truth = read_truth(boxes, given.stem, boxes_size) if boxes else None

@@ -20,7 +20,7 @@ from essl_fast.data import media
 from essl_fast.data.datasets import Truth, boxes_to_grid
 from essl_fast.data.loading import reels
 from essl_fast.data.media import Window, open_windows
-from essl_fast.data.media.footage import Footage
+from essl_fast.data.media.footage import Footage, Video
 from essl_fast.evaluate import metrics
 from essl_fast.localize.drawing import shrink
 from essl_fast.localize.finder import SoundFinder
@@ -145,7 +145,7 @@ def find_moments(
                 found.height, found.width = picture.whole().shape[:2]
             if truth is not None:
                 boxes, own = truth.of(moment.frame, moment.time, footage.frame_rate, found.width, found.height)
-                moment.truth = boxes if own else []
+                moment.truth = list(boxes) if own else []
             if number in kept or not found.thumbs:
                 found.thumbs.append((moment, shrink(picture.whole(), THUMB_WIDTH)))
             window = windows.around(moment.time)
@@ -198,6 +198,7 @@ def _pictures(
         found.pyav_helped = True
 
     if dali:
+        assert isinstance(footage, Video)  # or DALI would not decode it
         return reels.from_dali(footage, places, SIZE, device, note)
     return reels.from_pyav(footage, places, SIZE)
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def write_overlay(
     workers = min(BLENDERS, len(os.sched_getaffinity(0)))
     waiting: deque[tuple[int, Future]] = deque()
     size = found.width, found.height
-    timing = {"zero": footage.zero(sound), "aspect": footage.aspect(*size)}
+    timing: dict[str, Any] = {"zero": footage.zero(sound), "aspect": footage.aspect(*size)}
     with (
         video_file(path, *size, footage.time_base, rate, sound, **timing) as writer,
         ThreadPoolExecutor(workers) as pool,

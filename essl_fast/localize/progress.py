@@ -15,7 +15,8 @@ class PassProgress:
     """A bar for each pass on a terminal, a line every 30 s elsewhere; a line at the end of each. Use it with `with`."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._begun, self._bar = console, 0.0, None
+        self._console, self._begun = console, 0.0
+        self._bar: Progress | None = None
 
     def __enter__(self) -> PassProgress:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from essl_fast.data.media.footage import Footage
 from essl_fast.localize.drawing import Overlay, contact_sheet
@@ -46,7 +47,7 @@ def document(found: Localization, footage: Footage, rate: float, threshold: floa
 
 
 def _moment(moment: Moment) -> dict:
-    entry = {"time": round(moment.time, 6), "frame": moment.frame, "sound": moment.sound}
+    entry: dict[str, Any] = {"time": round(moment.time, 6), "frame": moment.frame, "sound": moment.sound}
     entry["regions"] = [asdict(region) for region in moment.regions]
     if moment.why:
         entry["why"] = moment.why

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from essl_fast import config, kernels
 from essl_fast.models.localizer import Localizer
@@ -37,7 +38,7 @@ class Embeddings:
     embedding does not depend on its neighbours, to the bit. On a GPU its place in a chunk may change the rounding.
     """
 
-    network: nn.Module  # an audio network with embed((B, 3, 96, 64)) -> (B, 3, E)
+    network: Any  # an audio network (nn.Module) with embed((B, 3, 96, 64)) -> (B, 3, E)
     dtype: torch.dtype  # float32, or the type in which autocast computes, which is then the embeddings'
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """The localizer: visual trunk, audio network, optional PCM, audio-guided attention, head."""
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,11 @@ class Localizer(nn.Module):
         pcm: the predictive coding module, or None.
         freeze_trunk: the trunk runs without gradients and is in no optimizer group, as VGG-16 in the recipe.
     """
+
+    # What they have beyond a module is said in registry.py: who registers one decides it.
+    trunk: Any
+    audio: Any
+    head: Any
 
     def __init__(
         self, trunk: nn.Module, audio: nn.Module, pcm: PCM | None, head: nn.Module, freeze_trunk: bool
@@ -90,6 +96,7 @@ class Localizer(nn.Module):
             optim: has lr_sound, lr_pcm, lr_head, lr_trunk and weight_decay. The PCM's rates have no weight decay.
         """
         decay = optim.weight_decay
+        groups: list[tuple[str, Iterable[nn.Parameter], float, float]]
         groups = [("sound", self.audio.parameters(), optim.lr_sound, decay)]
         if self.pcm is not None:
             rates = self.pcm.rates()

@@ -20,16 +20,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _everyone() -> dist.ProcessGroup:
+    """The group of all ranks, which there is where norms are synced."""
+    return dist.group.WORLD  # type: ignore[return-value]  # None only before init_process_group
+
+
 class _Gather(torch.autograd.Function):
     """(...) of each rank -> (ranks, ...) on every rank. The gradient of a rank's part is the sum over all ranks."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
-        return collectives.wait_tensor(collectives.all_gather_tensor(x[None].contiguous(), 0, dist.group.WORLD))
+        return collectives.wait_tensor(collectives.all_gather_tensor(x[None].contiguous(), 0, _everyone()))
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        summed = collectives.wait_tensor(collectives.all_reduce(gradient.contiguous(), "sum", dist.group.WORLD))
+        summed = collectives.wait_tensor(collectives.all_reduce(gradient.contiguous(), "sum", _everyone()))
         return summed[dist.get_rank()]
 
 
@@ -44,6 +49,11 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     synced, tracking = False, True
+    # Not None, as PyTorch's class may have them: it is made with its defaults.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def _check_input_dim(self, x: Tensor) -> None:
         if x.ndim not in (2, 4):
@@ -80,7 +90,7 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         # Eager: PyTorch's own kernels take one launch for the statistics and one for the normalisation.
         running = self.running_mean, self.running_var
         if not self.tracking:  # copies: with None, autograd would save other tensors than the first forward pass did
-            running = tuple(each.clone() for each in running)
+            running = self.running_mean.clone(), self.running_var.clone()
         parts = [
             F.batch_norm(part, *running, self.weight, self.bias, True, self.momentum, self.eps)
             for part in x.chunk(views)

@@ -100,7 +100,7 @@ def attention_cross_entropy(forward, boxes: Tensor, labelled: Tensor, consensus:
     boxes, labelled = _per_view(forward, boxes, labelled)
     similarity = _wide(forward.similarity).flatten(0, 1)
     weights = kernels.box_weights(boxes, size, consensus).to(similarity.dtype)
-    cells = F.adaptive_avg_pool2d(weights, similarity.shape[1:]).flatten(1)
+    cells = F.adaptive_avg_pool2d(weights, (similarity.shape[1], similarity.shape[2])).flatten(1)
     target = cells / cells.sum(dim=1, keepdim=True).clamp(min=1e-6)  # a single pixel gives 4e-3 at 14 x 14
     per_sample = -(target * similarity.relu().flatten(1).log_softmax(dim=1)).sum(dim=1)
     # where, not a product: a NaN of an unlabelled sample must stay out of the sum.

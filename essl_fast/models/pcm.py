@@ -16,6 +16,7 @@ are float32, and so is the arithmetic between two stored maps: each is rounded w
 """
 
 import contextlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,8 @@ class PCM(nn.Module):
         checkpoint: the cycles keep only their inputs for the backward pass, and are computed again there. That takes
             about 1/5 of the memory and 4/5 of a forward pass more.
     """
+
+    doubling: Tensor  # a buffer
 
     def __init__(
         self, cycles: int = 4, audio_dim: int = 128, out_dim: int = 512, width: int = 512, checkpoint: bool = False
@@ -114,7 +117,8 @@ class PCM(nn.Module):
             raise ValueError(f"PCM: the visual map must be (V * B, {self.width}, 14, 14), got {tuple(visual.shape)}")
         # predicted[l]: the prediction of level l by level l + 1; the visual map itself is above the top level.
         visual = _stored(visual)
-        predicted, later = [visual], []
+        predicted = [visual]
+        later: list[Moments] = []
         for level in (2, 1):
             below = self._predict_below(level, predicted[0])
             predicted.insert(0, F.gelu(self.predict_norm[level - 1](below, views, later)))
@@ -140,23 +144,23 @@ class PCM(nn.Module):
         later: list[Moments] | None = None,
     ) -> list[Tensor]:
         """The representations, lowest first, after one more pass down and up."""
-        r, predicted = list(r), [visual] * (LEVELS - 1)
+        levels, predicted = list(r), [visual] * (LEVELS - 1)
         mix = [F.relu(rate) for rate in self.blend]
-        r[2] = _stored(F.gelu((1 - mix[2]) * r[2] + mix[2] * visual))
+        levels[2] = _stored(F.gelu((1 - mix[2]) * levels[2] + mix[2] * visual))
         for level in (1, 0):
-            predicted[level] = self._predict_below(level + 1, r[level + 1])
+            predicted[level] = self._predict_below(level + 1, levels[level + 1])
             norm = self.cycle_predict_norm[cycle * (LEVELS - 1) + level]
-            mixed = _stored((1 - mix[level]) * r[level] + mix[level] * predicted[level])
-            r[level] = _stored(F.gelu(norm(mixed, views, later)))
+            mixed = _stored((1 - mix[level]) * levels[level] + mix[level] * predicted[level])
+            levels[level] = _stored(F.gelu(norm(mixed, views, later)))
         norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
-        return self._bottom_up(r, predicted, audio, norms, views, later)
+        return self._bottom_up(levels, predicted, audio, norms, views, later)
 
     def _checkpointed(self, cycle: int, visual: Tensor, audio: Tensor, views: int, r: list[Tensor]) -> list[Tensor]:
         """:meth:`_cycle`, keeping only its inputs: the backward pass computes it again.
 
         Running statistics are updated once. Under the compiler that needs no care: their update is not recomputed.
         """
-        contexts = (
+        contexts: dict[str, Any] = (
             {} if torch.compiler.is_compiling() else {"context_fn": lambda: (contextlib.nullcontext(), untracked(self))}
         )
         return run_checkpointed(

@@ -1,6 +1,6 @@
 """Visual trunks: images (B, 3, H, W) to feature maps (B, C, H/16, W/16)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class VGG16Trunk(nn.Module):
         layers: list[nn.Module] = []
         width = 3
         for entry in VGG16_WIDTHS:
-            if entry == "pool":
+            if isinstance(entry, str):  # "pool"
                 layers.append(nn.MaxPool2d(2))
             else:
                 layers += [nn.Conv2d(width, entry, 3, padding=1), nn.ReLU(inplace=True)]
@@ -52,7 +52,8 @@ class VGG16Trunk(nn.Module):
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -61,7 +62,8 @@ class VGG16Trunk(nn.Module):
 
         Call it again after the weights were moved or changed by hand; loading a state dict does that by itself.
         """
-        own = [p for layer in self.features if isinstance(layer, nn.Conv2d) for p in (layer.weight, layer.bias)]
+        layers = [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
+        own = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
         device = own[0].device
         may = not self.fp8 and not torch.are_deterministic_algorithms_enabled()
         fused = [may and kernels.conv_relu_fuses(device, dtype, w.shape[1], w.shape[0]) for w in own[::2]]
@@ -137,7 +139,7 @@ class SmallTrunk(nn.Module):
             conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
             return nn.Sequential(conv, ViewBatchNorm(outputs))
 
-        self.stages = nn.Sequential(
+        self.stages: Any = nn.Sequential(  # of pairs, which type checkers cannot know
             stage(3, width, 4, 4),
             stage(width, 2 * width, 3, 2),
             stage(2 * width, 4 * width, 3, 2),

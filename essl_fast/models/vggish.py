@@ -23,7 +23,7 @@ class VGGish(nn.Module):
         layers: list[nn.Module] = []
         width = 1
         for entry in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool"):
-            if entry == "pool":
+            if isinstance(entry, str):  # "pool"
                 layers.append(nn.MaxPool2d(2))
             else:
                 layers += [nn.Conv2d(width, entry, 3, padding=1), nn.ReLU(inplace=True)]

@@ -1,5 +1,7 @@
 """Published weights of the frozen networks: found or downloaded, and checked by their hash."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import tempfile
@@ -7,12 +9,16 @@ import urllib.error
 import urllib.request
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from essl_fast.common.errors import InputError
 from essl_fast.models.registry import audio_facts, trunk_facts
+
+if TYPE_CHECKING:
+    from essl_fast.models.localizer import Localizer
 
 # By torch.hub's convention the eight digits in a file's name are the beginning of its SHA-256.
 SOURCES = {
@@ -98,7 +104,7 @@ def _load(module: nn.Module, path: Path, wanted: dict[str, str], name: str) -> N
     module.load_state_dict({**module.state_dict(), **{ours: state[theirs] for ours, theirs in wanted.items()}})
 
 
-def load_pretrained(model: nn.Module, config) -> list[str]:
+def load_pretrained(model: Localizer, config) -> list[str]:
     """Load the published VGG-16 and VGGish into a Localizer's frozen parts.
 
     Args:

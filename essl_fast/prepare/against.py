@@ -13,7 +13,7 @@ import io
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -115,10 +115,11 @@ def _pictures(
         small: all frames, grey, uint8 (h, w).
     """
     places = {pair: _place(stamps, pair) for pair in pairs}
-    whole = set(places.values()) - {None}
+    whole = {place for place in places.values() if place is not None}
     kept: dict[int, np.ndarray] = {}
     with av.open(f"file:{found.path}") as container:
-        stated = int(container.streams.best("video").codec_context.colorspace)
+        video: Any = container.streams.best("video")
+        stated = int(video.codec_context.colorspace)
     for place, frame in enumerate(_decoded(found.path)):
         if place in whole:
             kept[place] = media.upright(frame, colour=stated, crop=found.crop)
@@ -126,8 +127,9 @@ def _pictures(
             break
     for pair in pairs:
         data, kind, target, _ = read_pair(manifest, pair.row)
-        expected = kept.get(places[pair])
-        if expected is None:
+        at = places[pair]
+        expected = None if at is None else kept.get(at)
+        if at is None or expected is None:
             yield Difference(pair.key, "picture", f"the video has {len(stamps)} frames, by decoding all of them")
             continue
         try:
@@ -135,17 +137,17 @@ def _pictures(
         except (media.MediaError, ValueError, OSError) as error:
             yield Difference(pair.key, "picture", f"the stored frame cannot be decoded: {error}")
             continue
-        if detail := _differs(stored, expected, data, kind, small, places[pair]):
+        if detail := _differs(stored, expected, data, kind, small, at):
             yield Difference(pair.key, "picture", detail)
 
 
 def _decoded(path: Path) -> Iterator[av.VideoFrame]:
     with av.open(f"file:{path}") as container:
-        video = container.streams.best("video")
+        video: Any = container.streams.best("video")
         video.thread_type = "AUTO"
         for packet in container.demux(video):
             try:
-                frames = packet.decode()
+                frames: Any = packet.decode()
             except av.FFmpegError:
                 continue  # the decoder goes on at the next key frame
             yield from (frame for frame in frames if not frame.is_corrupt)
@@ -153,15 +155,15 @@ def _decoded(path: Path) -> Iterator[av.VideoFrame]:
 
 def _rise(stamps: Sequence[float | None]) -> bool:
     """Whether frames come out in the order of their stamps; else these mean nothing."""
-    return None not in stamps and all(a < b for a, b in pairwise(stamps))
+    return all(a is not None and b is not None and a < b for a, b in pairwise(stamps)) and None not in stamps
 
 
 def _zero(path: Path, stamps: Sequence[float | None]) -> float:
     """When the first frame is shown, in seconds of the file's clock."""
-    if stamps and _rise(stamps):
+    if stamps and stamps[0] is not None and _rise(stamps):
         return stamps[0]
     with av.open(f"file:{path}") as container:
-        video = container.streams.best("video")
+        video: Any = container.streams.best("video")
         return float((video.start_time or 0) * video.time_base)
 
 
@@ -202,7 +204,7 @@ def _differs(stored: np.ndarray, expected: np.ndarray, data: bytes, kind: int, s
 def _sounds(manifest: shards.Manifest, path: Path, pairs: list[_Pair], zero: float) -> Iterator[Difference]:
     mono, rate = _laid_out(path, zero)
     for pair in pairs:
-        sound = np.frombuffer(read_pair(manifest, pair.row)[3], manifest.sound).astype(np.float32)
+        sound: np.ndarray = np.frombuffer(read_pair(manifest, pair.row)[3], manifest.sound).astype(np.float32)
         sound = sound / 32768 if manifest.sound.kind == "i" else sound
         begin = pair.time - audio.SECONDS / 2 - _REACH
         first = round(begin * rate)

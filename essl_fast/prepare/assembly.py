@@ -101,6 +101,7 @@ class _Filler:
                     self.journal.note(split, full, rows, (video, part))
                 pair = pairs.get(video, split, index)
                 offset, *sizes, visual, target, quarters, crc = members[pair.key]
+                assert file is not None  # it is open if there are members
                 file.seek(offset)
                 frame, sound = map(file.read, sizes)
                 place = (target, quarters) if visual == CLIP else None

@@ -83,8 +83,8 @@ def decode(task: Task, losses: Losses) -> Iterator[Stored]:
         for key, frame, sound in hdf5.stored_rows(path, Path(task.sound), task.requests, task.rows, losses.left_out):
             yield Stored(key, frame, PNG, 0, 0, sound)
     elif task.kind == STILL:
-        picture, sound = stills.picture_file(path), stills.middle_sound(Path(task.sound))
-        stored = sound.astype("<f4") if task.float_sound else audio.to_pcm16(sound).astype("<i2")
+        picture, middle = stills.picture_file(path), stills.middle_sound(Path(task.sound))
+        stored = middle.astype("<f4") if task.float_sound else audio.to_pcm16(middle).astype("<i2")
         yield Stored(task.requests[0][0], picture, JPEG, 0, 0, stored.tobytes())
     else:
         yield from _video(task, losses)

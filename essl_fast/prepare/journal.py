@@ -46,8 +46,8 @@ class Journal:
             return
         for file in self.folder.iterdir():
             file.unlink()
-        with atomic_file(path) as file:
-            file.write(now)
+        with atomic_file(path) as written:
+            written.write(now)
 
     def replay(self, plan: Plan, rows: Rows, say: Reporter) -> None:
         """Take over the noted shards, up to the first one that no longer holds, into `rows`. Remove all others."""

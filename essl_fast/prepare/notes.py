@@ -41,6 +41,7 @@ def of_video(found: media.Probe, requests: Sequence[tuple[str, int, float]]) -> 
 
 def _how_times_lie(found: media.Probe, fids: np.ndarray, times: np.ndarray) -> Note:
     """How the times of frames lie to when the frames of their numbers are shown. fids, times: (n,)."""
+    assert found.frame_rate  # the caller has looked
     step = 1 / found.frame_rate
     shown = (found.pts[fids - 1] - found.start) * float(found.time_base)
     late = times - shown
@@ -78,7 +79,7 @@ def header(notes: Mapping[str, Sequence[Note]], doubt: str = "") -> dict:
         notes: video → its notes.
         doubt: why boxes seem to be drawn on frames of another size, or "".
     """
-    of = {kind: {} for kind in (CLOCK, TRACK, SIZE, APART, LATE, EXACT)}
+    of: dict[str, dict[str, str]] = {kind: {} for kind in (CLOCK, TRACK, SIZE, APART, LATE, EXACT)}
     for video, told in sorted(notes.items()):
         for kind, text in told:
             if kind in of:
@@ -97,5 +98,5 @@ def header(notes: Mapping[str, Sequence[Note]], doubt: str = "") -> dict:
         videos = ", ".join(f"{size} ({count})" for size, count in sizes) or "none was read"
         doubt = f"{doubt}; sizes of the videos: {videos}. If the boxes were drawn on another size, give it as "
         doubt += "--annotation-size; preview.png shows some pairs with their boxes"
-    told = {"boxes": doubt, "clocks": of[CLOCK], "sound_tracks": of[TRACK], "contradictions": contradictions}
-    return {name: value for name, value in told.items() if value}
+    said = {"boxes": doubt, "clocks": of[CLOCK], "sound_tracks": of[TRACK], "contradictions": contradictions}
+    return {name: value for name, value in said.items() if value}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from essl_fast.common.commands import Options
 from essl_fast.common.values import a_path, number_between, whole_number
@@ -11,9 +12,9 @@ from essl_fast.data.datasets import FRAMES, ROW_BOXES, SUBSETS
 VISUALS = ("auto", "clip", "jpeg")
 DECODERS = ("auto", "nvdec", "pyav")
 RUN = ("out", "visual", "decoder", "pairs_per_shard", "workers")  # options of `prepare_dataset`; others are the data's
-_UNSET = {"default": argparse.SUPPRESS}  # the option is in the result only if it was given
-_FOLDER = {"type": a_path, "metavar": "DIR", **_UNSET}
-_FILE = {"type": a_path, "metavar": "FILE", **_UNSET}
+_UNSET: dict[str, Any] = {"default": argparse.SUPPRESS}  # the option is in the result only if it was given
+_FOLDER: dict[str, Any] = {"type": a_path, "metavar": "DIR", **_UNSET}
+_FILE: dict[str, Any] = {"type": a_path, "metavar": "FILE", **_UNSET}
 
 
 def parser(prog: str) -> Options:

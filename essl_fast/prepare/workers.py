@@ -17,11 +17,12 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from essl_fast.common.errors import InputError
 from essl_fast.common.subprocesses import with_package
@@ -56,7 +57,7 @@ class _Waiting:
 
 def make_in_order(
     tasks: Iterable[tuple[str, Task | dict]], folder: Path, workers: int, ahead: int = AHEAD
-) -> Iterator[tuple[str, dict]]:
+) -> Generator[tuple[str, dict], None, None]:
     """Make the parts of some videos, several at a time, and yield them in order.
 
     A part that is there is not made again. A video that crashes its worker, or that disappears meanwhile, gives an
@@ -132,8 +133,11 @@ def _index_of(due: _Waiting, folder: Path) -> dict:
     index = due.index.result() if isinstance(due.index, Future) else due.index
     if index is not None and index["left_out"][0][1:2] == [CRASHED]:
         index["fingerprint"] = due.fingerprint  # it is not tried again, unless the file changes
-    elif index is None and (index := finished_part(due.task, folder, due.fingerprint)) is None:
-        raise InputError(f"the part of {due.video} in {folder} is gone or {due.task.path} has changed: run again")
+    elif index is None:
+        assert due.task is not None  # what has no task has an index
+        index = finished_part(due.task, folder, due.fingerprint)
+        if index is None:
+            raise InputError(f"the part of {due.video} in {folder} is gone or {due.task.path} has changed: run again")
     return index
 
 
@@ -141,7 +145,8 @@ class Worker:
     """An interpreter that makes parts: it reads a line of JSON for each task and answers with one for each part."""
 
     def __init__(self, folder: Path):
-        self.folder, self.process, self.stopped = folder, None, False
+        self.folder, self.stopped = folder, False
+        self.process: subprocess.Popen[bytes] | None = None
 
     def make(self, task: Task) -> dict | None:
         """Make the part. Returns None, or, if there can be no part, its index. InputError as `make_in_order`."""
@@ -163,6 +168,7 @@ class Worker:
                 by += " (out of memory?)" if -code == signal.SIGKILL else ""
                 what = f"a worker was ended by {by} while reading {task.path}"
                 raise InputError(f"{what}: use fewer --workers and run again")
+        raise AssertionError("the second attempt returns or raises")
 
     def start(self) -> None:
         """Start the interpreter. InputError if the system refuses."""
@@ -183,6 +189,7 @@ class Worker:
     def close(self) -> None:
         """Close the pipes of an interpreter that was ended. No thread may wait for its reply."""
         if self.process is not None:
+            assert self.process.stdout is not None and self.process.stdin is not None  # pipes
             self.process.stdout.close()
             with contextlib.suppress(BrokenPipeError):  # closing flushes what it did not take
                 self.process.stdin.close()
@@ -194,6 +201,7 @@ class Worker:
             if self.stopped:
                 self.stop()
         process, taken, reply = self.process, False, b""
+        assert process is not None and process.stdin is not None and process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
             process.stdin.flush()
@@ -229,7 +237,7 @@ def serve(folder: Path, parent: int) -> None:
         fields |= {"requests": tuple(map(tuple, fields["requests"])), "rows": tuple(fields["rows"])}
         try:
             make_part(Task(**fields), folder)
-            answer = {}
+            answer: dict[str, Any] = {}
         except media.MediaError as error:
             answer = {"lost": [error.reason, error.detail]}
         except OSError as error:

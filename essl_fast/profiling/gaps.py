@@ -4,6 +4,7 @@ Every sentence follows from the numbers: the times of the stages, floors that we
 floors.py), and how the run was set.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 BETWEEN = "between the stages"
@@ -19,8 +20,11 @@ class Measured(NamedTuple):
 class Floor(Protocol):
     """The least time of a stage, and why: see floors.py, which need not be imported here."""
 
-    seconds: float
-    why: str
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def why(self) -> str: ...
 
 
 class Setting(NamedTuple):
@@ -52,7 +56,7 @@ class Gap(NamedTuple):
 def find(
     step: float,
     stages: dict[str, Measured],
-    floors: dict[str, Floor],
+    floors: Mapping[str, Floor],
     setting: Setting,
     operators: list[tuple[str, float]],
     most: int = 3,

@@ -48,7 +48,7 @@ def outline(heat: np.ndarray) -> str:
     ends = np.concatenate([[0.0], centres, [float(heat.shape[0])]])
     path = []
     for line in contour_generator(ends, ends, rim).lines(THRESHOLD):
-        points = " ".join(f"{x:.1f} {y:.1f}" for x, y in line[::2] if np.isfinite([x, y]).all())
+        points = " ".join(f"{x:.1f} {y:.1f}" for x, y in np.asarray(line)[::2] if np.isfinite([x, y]).all())
         path.append(f"M{points}Z")
     return "".join(path)
 

@@ -197,7 +197,7 @@ def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
 
 def flatten(config: dict, prefix: str = "") -> dict[str, str]:
     """Settings as {"a.b": text}."""
-    found = {}
+    found: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             found |= flatten(value, f"{prefix}{key}.")
@@ -210,7 +210,7 @@ def points(run: Run, *path: str) -> list[tuple[float, float]]:
     """(epoch, entry[path[0]][path[1]]...) of the epochs whose log entry has that value."""
     found = []
     for entry in run.epochs:
-        value = entry
+        value: Any = entry
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:

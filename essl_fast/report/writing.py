@@ -23,8 +23,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     Raises:
         InputError: a folder is no run directory, or the page cannot be written.
     """
-    folders = [Path(folder) for folder in folders]
-    out = Path(out) if out else (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    places = [Path(folder) for folder in folders]
+    out = Path(out) if out else (places[0] if len(places) == 1 else Path()) / "report.html"
     out = output_file(out, "--out")
     data = page(read_all(found_in(folders))).encode(errors="backslashreplace")
     try:

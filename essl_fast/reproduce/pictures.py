@@ -60,9 +60,11 @@ def _success_by_epoch(results: Results) -> list[tuple[str, Path]]:
 
 def _success_by_labels(results: Results) -> list[tuple[str, Path]]:
     """Success by share of labels, over all seeds."""
-    points = [
-        (fraction_of(row), *mean(found)) for row in fraction_rows() if (found := results.values(row, "success_at_half"))
-    ]
+    points = []
+    for row in fraction_rows():
+        share, found = fraction_of(row), results.values(row, "success_at_half")
+        if share is not None and found:
+            points.append((share, *mean(found)))
     if not points:
         return []
     path = results.plan.out / "fractions.png"

@@ -35,8 +35,8 @@ def write(parts: list[str], results: Results, drawn: list[tuple[str, Path]], con
     write_json(plan.out / "results.json", {**results.to_dict(), "finding": finding(results)})
     for title, lines in found:
         console.print(console_table(title, lines))
-    lines = [protocol_line(plan), *([finding(results)] if "fractions" in parts else []), paper.OPEN]
-    for line in (*lines, f"report: {plan.out / 'report.html'}"):
+    told = [protocol_line(plan), *([finding(results)] if "fractions" in parts else []), paper.OPEN]
+    for line in (*told, f"report: {plan.out / 'report.html'}"):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

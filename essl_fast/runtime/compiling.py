@@ -80,7 +80,7 @@ def compile_graph(function: Function) -> Function:
 
     if hasattr(config.triton, "mix_order_reduction"):  # PyTorch 2.9 and earlier have no such pass
         config.triton.mix_order_reduction = False
-    return torch.compile(function, fullgraph=True, dynamic=False)
+    return torch.compile(function, fullgraph=True, dynamic=False)  # type: ignore[return-value]  # same arguments
 
 
 def compile_training(module: nn.Module) -> None:

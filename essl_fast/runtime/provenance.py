@@ -38,7 +38,7 @@ def environment(device: torch.device) -> dict:
     """Versions, machine and source, as plain values for a log."""
     from essl_fast.kernels import native
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

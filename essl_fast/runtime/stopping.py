@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ class Stopping:
 
     def __init__(self) -> None:
         self.signum = 0  # the first signal; 0: there was none
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}  # signal -> its handler
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():
@@ -54,7 +55,8 @@ class Stopping:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         while self._before:
-            signal.signal(*self._before.popitem())
+            signum, handler = self._before.popitem()
+            signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:

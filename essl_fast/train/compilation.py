@@ -74,7 +74,7 @@ class Compilation:
         if self._world.size > 1 and first:
             reason = self._agree(reason)
         if not reason:
-            return result
+            return result  # type: ignore[return-value]  # None only with a reason
         put_back()
         self.on = False
         self._switch_off()

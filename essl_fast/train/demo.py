@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from essl_fast import config
 from essl_fast.common import places
@@ -55,7 +56,7 @@ def demo_data(demo: config.DemoConfig, say: Callable[[str], None], progress: boo
 
 def _made(place: Path, demo: config.DemoConfig, say: Callable[[str], None], progress: bool) -> tuple[Path, dict]:
     """The world in a folder, made there unless it is finished. OtherWorld or PreparedDifferently: it is another one."""
-    size = {"train_videos": demo.train_videos, "test_videos": demo.test_videos}
+    size: dict[str, Any] = {"train_videos": demo.train_videos, "test_videos": demo.test_videos}
     place.mkdir(parents=True, exist_ok=True)
     prepared = place / "prepared"
     with world_lock(place, say):

@@ -35,7 +35,8 @@ class Inputs(NamedTuple):
     frames: Tensor  # (N, S, S, 3) uint8
     rows: Tensor  # (B,) int64: the pairs' frames
     sound: Tensor  # (B, ...) log-mel, or what the audio network takes instead
-    index: Tensor  # (B,) int64: the pairs' rows in the manifest
+    # (B,) int64: the pairs' rows in the manifest
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     top: Tensor  # (V, B) int32: the views' windows
     left: Tensor  # (V, B) int32
     flip: Tensor  # (V, B) bool
@@ -205,6 +206,7 @@ class Stepper:
         if not self._takes(inputs):
             self.counts["plain"] += 1
             return self._body(inputs)
+        assert self._capture is not None  # or it takes none
         self._fill(inputs)
         if self._warm < WARMUP:
             self._warm += 1
@@ -214,6 +216,7 @@ class Stepper:
             self.counts["plain"] += 1
             return self._body(inputs)
         with self._mark():
+            assert self._losses is not None  # of the capture
             self._capture.replay()
             losses = self._losses.clone()  # the next replay writes there
         self.counts["replayed"] += 1
@@ -235,6 +238,7 @@ class Stepper:
 
     def _work(self) -> Tensor:
         """The step on the static inputs; its scalars in one tensor."""
+        assert self._inputs is not None  # the first batch has made them
         losses = self._body(self._inputs)
         self._names = tuple(losses)
         return torch.stack([value.detach() for value in losses.values()])
@@ -246,6 +250,7 @@ class Stepper:
         """Capture the step. If that fails and ``must_capture`` is off: False, and ``note`` says why."""
         groups, known = self._optimizer.param_groups, len(self._optimizer.state)
         self._optimizer.zero_grad(set_to_none=True)  # so that the capture's gradients are made in its own memory
+        assert self._capture is not None
         try:
             for group in groups:
                 group["capturable"] = (

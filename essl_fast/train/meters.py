@@ -15,7 +15,8 @@ from essl_fast.runtime.distributed import World
 class StepLosses(NamedTuple):
     """The losses of one step, on the host."""
 
-    index: Tensor  # (B,) int64: this rank's pairs
+    # (B,) int64: this rank's pairs
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     step: int  # of the epoch, from 0
     losses: dict[str, float]  # means over the ranks
     finite: bool
@@ -55,9 +56,9 @@ class LossMeter:
         if not unread:
             return []
         table = torch.stack([torch.stack(list(losses.values())) for _, losses, _ in unread])
-        table = (distributed.total(table, self._world) / self._world.size).tolist()
+        means = (distributed.total(table, self._world) / self._world.size).tolist()
         found = []
-        for number, ((index, losses, step), values) in enumerate(zip(unread, table, strict=True), 1):
+        for number, ((index, losses, step), values) in enumerate(zip(unread, means, strict=True), 1):
             named = dict(zip(losses, values, strict=True))
             finite = not named.pop("non_finite") and abs(named["loss"]) < float("inf")
             found.append(StepLosses(index, step, named, finite, len(unread) - number))

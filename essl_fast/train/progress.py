@@ -1,6 +1,7 @@
 """The progress of a run on the terminal: lines that stay, and a bar over all epochs."""
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,7 +56,7 @@ class TerminalProgress(Observer):
                 f"epoch {epoch + 1:>3}, step {step} of {self._steps}: {self._text or 'no loss was read yet'}"
             )
         if self._bar is not None:
-            text = {"text": describe_reading(reading)} if reading else {}
+            text: dict[str, Any] = {"text": describe_reading(reading)} if reading else {}
             self._bar.update(self._task, advance=1, epoch=f"{epoch + 1}/{self._epochs}", **text)
 
     def on_prepared(self, done: Preparation, step: int, graphs: dict[str, int]) -> None:

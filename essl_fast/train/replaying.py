@@ -61,7 +61,9 @@ class Watch:
     """Hooks on every module of a model. They note outputs, and gradients of outputs, that are not finite."""
 
     def __init__(self, model: nn.Module, keys: list[str]) -> None:
-        self.keys, self.outputs, self.gradients = keys, [], []
+        self.keys = keys
+        self.outputs: list[Place] = []
+        self.gradients: list[Place] = []
         self._hooks = [module.register_forward_hook(self._seen(name)) for name, module in model.named_modules() if name]
 
     def _seen(self, name: str):
@@ -125,7 +127,7 @@ def trainer_of(state: dict, root: Path, device: torch.device, precision: str) ->
     """A trainer with the step's settings and weights, on the prepared data in ``root``."""
     settings = checkpoints.settings_of(state)
     settings.compile, settings.data.resident = "off", "never"
-    settings.precision = precision or settings.precision
+    settings.precision = precision or settings.precision  # type: ignore[assignment]  # the Trainer checks it
     manifest = Manifest.load(root)
     if state["data"] != manifest.header:
         raise InputError(f"{root} is not the data set that the step was of; give its folder with --data")

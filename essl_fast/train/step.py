@@ -77,7 +77,8 @@ class TrainStep:
         )
         if compiled and settings.data.on_error == "skip":  # a batch that lost pairs is a graph of its own
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        self._network, self._forward = model, self._losses
+        self._network: torch.nn.Module = model
+        self._forward = self._losses
         if world.size > 1:
             self._network = data_parallel(model, settings, compiled)
         elif compiled:
@@ -160,6 +161,7 @@ class TrainStep:
         self._forward = self._losses
         if self.world.size > 1:
             # Its hooks may wait for gradients of the backward pass that failed, so it is replaced.
+            assert isinstance(self._network, torch.nn.parallel.DistributedDataParallel)
             self._network._remove_autograd_hooks()
             for part in self.model.children():
                 uncompile(part)
@@ -192,7 +194,8 @@ class TrainStep:
         else:
             norm = gradient_norm(self.model.parameters()) if norm is None else norm
             # Ranks share the gradients but not the loss, and must decide alike.
-            self.optimizer.found_inf = self.guard.judge(loss if self.world.size == 1 else norm, norm)
+            found = self.guard.judge(loss if self.world.size == 1 else norm, norm)
+            self.optimizer.found_inf = found  # type: ignore[attr-defined]  # fused optimizers read it
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.guard.settle()

@@ -28,7 +28,7 @@ READ_EVERY = 20  # steps between two readings of the losses on a GPU; each readi
 
 def build_model(
     settings: config.Config, device: torch.device, dtype: torch.dtype
-) -> tuple[models.Localizer, dict[str, str]]:
+) -> tuple[models.Localizer, list[str]]:
     """The model of a run on its device, and which pretrained weights it was given.
 
     Raises:
@@ -37,7 +37,7 @@ def build_model(
     """
     model = models.build(settings.model)
     loaded = models.load_pretrained(model, settings.model)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks memory_format
     if settings.model.trunk_fp8 and not fp8.runs(device, dtype):
         raise InputError("model.trunk_fp8: on a GPU it takes sm_89 or later and precision bf16; leave it off")
     model.prepare(dtype)

@@ -59,6 +59,7 @@ class BoxSizes:
 
     def add(self, boxes: Sequence[Sequence[float]]) -> None:
         """Count some boxes: xyxy, pixels of the frame."""
+        assert self.frame is not None  # whose boxes are counted
         width, height = self.frame
         for x1, y1, x2, y2 in boxes:
             right, below = max(x1, x2), max(y1, y2)

@@ -26,6 +26,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from essl_fast.common.errors import InputError, short
 from essl_fast.data import media
@@ -57,6 +58,7 @@ def _read(options: DatasetOptions, name: str) -> Dataset:
         raise InputError(
             f"--{min(lists)}-list does not go with --dataset {name}: train_ssl.txt and test_ssl.txt are its lists"
         )
+    assert options.videos is not None and options.annotations is not None  # "needs" of this data set
     return chaotic_world(
         options.videos,
         options.annotations,
@@ -91,12 +93,12 @@ def chaotic_world(
         annotations,
         frame=frame,
         row_boxes=row_boxes,
-        size=tuple(annotation_size),
+        size=(annotation_size[0], annotation_size[1]),
         validation=validation,
         seed=seed,
         frame_rate=functools.cache(functools.partial(_frame_rate, videos)),
     )
-    settings = {"frame": frame, "row_boxes": row_boxes, "annotation_size": list(annotation_size)}
+    settings: dict[str, Any] = {"frame": frame, "row_boxes": row_boxes, "annotation_size": list(annotation_size)}
     settings |= {"validation": float(validation), "seed": seed}
     return Dataset("chaotic", read, lambda video: Files(media.find_video(videos, video)), settings)
 

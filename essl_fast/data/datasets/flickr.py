@@ -61,10 +61,11 @@ class XmlLabels:
             NoAnnotations: `folder` is no folder, or no root has one.
         """
         places = [folder] if folder else [root / name for root in roots for name in _FOLDERS]
-        self.folder = next((place for place in places if place.is_dir()), None)
-        if self.folder is None:
+        there = next((place for place in places if place.is_dir()), None)
+        if there is None:
             looked = ", ".join(map(str, places))
             raise NoAnnotations(f"no folder of annotations: looked for {looked}; name that of the XML files")
+        self.folder = there
         self.where = f"{self.folder.name}/"
 
     def has(self, name: str) -> bool:
@@ -89,7 +90,7 @@ def read_boxes(path: Path) -> list[list[float]]:
         root = parser.close()
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
         raise InputError(f"{path} cannot be read as XML ({error}): {fix}") from error
-    found = []
+    found: list[list[float]] = []
     for box in (box for parent in root for box in parent if box.tag == "bbox"):
         texts = [(child.text or "").strip() for child in box]
         try:

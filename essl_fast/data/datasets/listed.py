@@ -207,7 +207,8 @@ def annotate(splits: Mapping[str, Sequence[str]], label: Callable[[str], Label |
     rows = 0
     for split, names in splits.items():
         for name in names:
-            found, key, ready = label(name), pair_key(name, 1), []
+            found, key = label(name), pair_key(name, 1)
+            ready: list[tuple] = []
             if found is None and split != "train":
                 left_out.append(LeftOut(name, key, NO_LABEL, f"{name} is not in {missing}"))
             elif found is None:

@@ -115,7 +115,7 @@ class Pairs(Sequence):
     def __len__(self) -> int:
         return len(self._fid)
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # no slices
         index = range(len(self))[index]
         video = int(np.searchsorted(np.frombuffer(self._video_end, np.int64), index, "right"))
         return self.get(*self._videos[video], index)

@@ -52,6 +52,7 @@ def read_vggss_h5(options: DatasetOptions) -> Dataset:
     """`--dataset vggss --from-h5 DIR`. InputError as `read_chaotic_h5`."""
     base = _base(options, "vggss")
     rows = {"train": train_rows(base, "vggss", options.subset, options.train_list)}
+    labels: dict[str, Callable[[str], Label | None]]
     labels = {"train": _no_label, "test": vggss.JsonLabels([base], options.annotations)}
     rows["test"] = test_rows(base, "vggss", options.test_list)
     read, files_of = read_rows(rows, labels, "vggss", options.validation, options.seed)
@@ -74,6 +75,7 @@ def _base(options: DatasetOptions, name: str) -> Path:
     hdf5.library()
     if options.val_list is not None:
         raise InputError("--val-list does not go with --from-h5: val is a share of the labelled training rows")
+    assert options.from_h5 is not None  # "needs" of these data sets
     return base_folder(options.from_h5, name)
 
 
@@ -150,6 +152,7 @@ def read_rows(
             known = places.setdefault(video, Files(frames, HDF5, sounds, {}))
             if known.path != frames:
                 raise InputError(f"rows of {video} are in {known.path.name} and in {frames.name}: they must be in one")
+            assert isinstance(known.rows, dict)
             known.rows[fid] = row
             found[split].setdefault(video, []).append((fid, 0.0, boxes, label.classes if label else (UNKNOWN,)))
         for name in held.missing:

@@ -96,7 +96,7 @@ def _truth(rows: Iterable[tuple[bool, float, list]], size: tuple[int, int] | Non
     kinds = set()
     for by_frame, at, boxes in rows:
         kinds.add(by_frame)
-        found.setdefault(at, []).extend(tuple(map(float, box)) for box in boxes)
+        found.setdefault(at, []).extend((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in boxes)
     if len(kinds) != 1:
         raise InputError(f"{path} has no boxes" if not kinds else f"{path} counts frames here and seconds there")
     moments = sorted(found)
@@ -137,4 +137,4 @@ def _entries(path: Path) -> Iterable[tuple[bool, float, list]]:
         boxes = entry.get("boxes") if isinstance(entry, dict) else None
         if not is_number(at) or not isinstance(boxes, list) or not all(map(is_box, boxes)):
             raise InputError(f"{path}: entry {number} is {short(json.dumps(entry))}; write it as {_EXAMPLE}")
-        yield by_frame, at, boxes
+        yield by_frame, at, boxes  # type: ignore[misc]  # `is_number` has said that it is one

@@ -99,6 +99,7 @@ class ClipGuard:
             try:
                 theirs = witness.result() if witness else None
                 known = picture.check if theirs is None else nvdec_clips.check_value(theirs)
+                assert known is not None  # one of the two is there for every clip
                 if not nvdec_clips.same_picture(value, known):
                     self._tell(picture, "it came back as another picture, or as none")
                     theirs = frame_of_clip(picture, self._side) if theirs is None else theirs

@@ -61,6 +61,7 @@ class DecodeQueue:
         begin = time.perf_counter()
         if self._producer is None:
             self._start(epoch, step)
+        assert self._producer is not None
         item = self._producer.get()
         if isinstance(item, BaseException):
             self.close()

@@ -124,6 +124,7 @@ class FrameDecoder:
         """
         if self._pipeline is None:
             self._start()
+        assert self._pipeline is not None
         stream = torch.cuda.current_stream(self.device) if self._gpu else None
         frames, done, parts = None, 0, 1
         while done < parts:
@@ -144,6 +145,7 @@ class FrameDecoder:
                 parts = max(1, -(-len(places) // self._together))
             self._take(images, frames, places[done * self._together : (done + 1) * self._together], stream)
             done += 1
+        assert frames is not None  # there is one part at least
         faults = collect_clips(frames, [plan.frame for plan in batch.plans])
         self._turn(batch, frames)
         _stop_at(faults | self._guard.settle(batch.pictures, batch.plans, frames))

@@ -87,7 +87,7 @@ class Exchange:
         if self._stream is not None and written is None:
             written = torch.cuda.current_stream(self.device).record_event()
         with torch.cuda.stream(self._stream), torch.no_grad():  # a stream of None changes nothing
-            if self._stream is not None:
+            if self._stream is not None and written is not None:
                 self._stream.wait_event(written)
             index = index_tensor(self.device, np.concatenate(rows))
             for table in tables:

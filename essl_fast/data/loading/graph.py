@@ -7,6 +7,7 @@ only pictures, and `decoder` does the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def build_graph(
 def graph_input(pictures: list[Picture], jpegs: bool, clips: bool, turns: Sequence[np.ndarray] | None = None) -> list:
     """A batch as the source of a graph with these kinds gives it: the files; with clips, also the wanted frame of each
     and the correction of its colours, (3, 4) float32; with both kinds, also which of them are clips."""
-    parts = [[picture.file for picture in pictures]]
+    parts: list[Any] = [[picture.file for picture in pictures]]
     if clips:
         parts.append(np.array([[picture.target or 0] for picture in pictures], np.int32))
         parts.append(np.stack([IDENTITY] * len(pictures) if turns is None else turns))
@@ -76,15 +77,17 @@ def graph_input(pictures: list[Picture], jpegs: bool, clips: bool, turns: Sequen
     return parts
 
 
-@pipeline_def(enable_conditionals=True, exec_dynamic=True)  # dynamic: outputs can be ordered with a CUDA stream
+# dynamic: outputs can be ordered with a CUDA stream
+@pipeline_def(enable_conditionals=True, exec_dynamic=True)  # type: ignore[call-overload]  # DALI's stub lacks it
 def _graph(source, jpegs: bool, clips: bool, backend: str, side: int | None, size_hint: tuple[int, int]):
     count = 1 + 2 * clips + (clips and jpegs)  # what `graph_input` gives
-    kinds = [types.UINT8, types.INT32, types.FLOAT, types.BOOL][:count]
+    every: Any = types  # whose names are made by its C++ part
+    kinds = [every.UINT8, every.INT32, every.FLOAT, every.BOOL][:count]
     files, *about = fn.external_source(source=source, num_outputs=count, dtype=kinds, ndim=[1, 1, 2, 0][:count])
     if not clips:
         images = _decode_jpegs(files, backend, size_hint)
     elif not jpegs:
-        images = decode_clips(files, *about, backend)
+        images = decode_clips(files, about[0], about[1], backend)
     else:
         targets, turns, is_clip = about
         if is_clip:  # a value of the graph: DALI splits the batch here and merges it again
@@ -95,7 +98,7 @@ def _graph(source, jpegs: bool, clips: bool, backend: str, side: int | None, siz
 
 
 def _decode_jpegs(files: DataNode, backend: str, size_hint: tuple[int, int]) -> DataNode:
-    options = {}
+    options: dict[str, Any] = {}
     if backend == "mixed":
         options = {
             "preallocate_width_hint": size_hint[0],
@@ -103,4 +106,5 @@ def _decode_jpegs(files: DataNode, backend: str, size_hint: tuple[int, int]) -> 
             "hw_decoder_load": JPEG_ENGINE_SHARE,
             "jpeg_fancy_upsampling": True,  # chroma as on a CPU, and as Pillow and FFmpeg do it
         }
-    return fn.decoders.image(files, device=backend, output_type=types.RGB, adjust_orientation=False, **options)
+    rgb = types.RGB  # type: ignore[attr-defined]  # made by its C++ part
+    return fn.decoders.image(files, device=backend, output_type=rgb, adjust_orientation=False, **options)

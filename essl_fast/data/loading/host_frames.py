@@ -19,6 +19,7 @@ def frame_of_clip(picture: Picture, side: int) -> np.ndarray:
     Raises:
         MediaError, ValueError: it does not decode.
     """
+    assert picture.target is not None  # of a clip
     frame = decode_clip(picture.file.tobytes(), picture.target)
     return resize_host(torch.from_numpy(frame)[None], side)[0].numpy()
 

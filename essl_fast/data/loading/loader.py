@@ -58,7 +58,7 @@ class RawBatch(NamedTuple):
     frames: torch.Tensor
     rows: torch.Tensor
     sound: torch.Tensor
-    index: torch.Tensor
+    index: torch.Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
 class Loader:

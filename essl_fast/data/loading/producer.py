@@ -179,7 +179,8 @@ class Producer:
 
     def _hand_over(self, batch: _ReadBatch, frames: torch.Tensor, stream: torch.cuda.Stream | None) -> None:
         pcm = batch.pcm if stream is None else batch.pcm.to(self.device, non_blocking=True)
-        self._put(Decoded(batch.positions, frames, pcm, batch.faults, stream and stream.record_event()))
+        ready = None if stream is None else stream.record_event()
+        self._put(Decoded(batch.positions, frames, pcm, batch.faults, ready))
 
     def _put(self, item: Decoded | BaseException) -> None:
         while not self.stopped.is_set():

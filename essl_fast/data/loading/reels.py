@@ -135,13 +135,13 @@ def _batches(cut: Iterator[tuple[tuple[int, ...], Reel | MediaError | None]], mo
     batch: list[_Item] = []
     count = 0
     for places, reel in cut:
-        fits = isinstance(reel, Reel) and not nvdec_clips.fit(reel.data).why
-        if fits:
+        fitting = reel if isinstance(reel, Reel) and not nvdec_clips.fit(reel.data).why else None
+        if fitting is not None:
             if count == most:
                 yield batch
                 batch, count = [], 0
             count += 1
-        batch.append(reel if fits else places)
+        batch.append(places if fitting is None else fitting)
     yield batch
 
 
@@ -193,7 +193,7 @@ def _pipeline(source: Callable, side: int, device: torch.device) -> Pipeline:
     """The graph: reels and the places in them -> pictures (F, H, W, 3) and frames (F, side, side, 3) of each."""
     gpu = device.type == "cuda"
 
-    @pipeline_def(
+    @pipeline_def(  # type: ignore[call-overload]  # DALI's stub lacks exec_dynamic
         batch_size=REELS or _engines(device),
         num_threads=_engines(device) if gpu else 2,
         device_id=(device.index or 0) if gpu else None,

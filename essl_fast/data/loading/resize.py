@@ -13,6 +13,8 @@ matters:
 little wider than Pillow's where it shrinks, which shows on noise only.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from nvidia.dali import fn, types
@@ -21,11 +23,11 @@ from nvidia.dali.data_node import DataNode
 
 def resize_dali(images: DataNode, side: int) -> DataNode:
     """In a DALI graph: images (H, W, 3) uint8 of any sizes -> (side, side, 3) uint8."""
-    rows = fn.resize(images, resize_x=side, mode="stretch", interp_type=types.INTERP_CUBIC, antialias=True)
+    cubic = types.INTERP_CUBIC  # type: ignore[attr-defined]  # made by its C++ part
+    rows: Any = fn.resize(images, resize_x=side, mode="stretch", interp_type=cubic, antialias=True)
     hint = side * side * 3
-    return fn.resize(
-        rows, size=(side, side), interp_type=types.INTERP_CUBIC, antialias=True, bytes_per_sample_hint=hint
-    )
+    squares: Any = fn.resize(rows, size=(side, side), interp_type=cubic, antialias=True, bytes_per_sample_hint=hint)
+    return squares
 
 
 def resize_host(images: torch.Tensor, side: int) -> torch.Tensor:

@@ -50,13 +50,13 @@ class LoaderSettings:
     batch_size: int = 128
     side: int = STORED_SIDE
     shuffle: bool = True
-    device: torch.device | str = "cpu"
+    device: torch.device = "cpu"  # type: ignore[assignment]  # a string is completed
     seed: int = 0
     rank: int = 0
     world_size: int = 1
     last_batch: LastBatch = "keep"
-    threads: int | None = None
-    prefetch: int | None = None
+    threads: int = None  # type: ignore[assignment]  # None is completed
+    prefetch: int = None  # type: ignore[assignment]  # None is completed
     epochs: int | None = None
     exclude: Quarantined = "none"
     on_error: OnError = "stop"

@@ -81,14 +81,17 @@ class SharedPool(Resident):
         self._row[positions] = np.arange(len(positions)) // self.world_size
 
     def rows_of(self, positions: np.ndarray) -> np.ndarray:
+        assert self._row is not None  # `assign` was called
         return self._row[positions]
 
     def kept_elsewhere(self) -> np.ndarray:
+        assert self._owner is not None  # `assign` was called
         return self._owner != self.rank
 
     def steps(self, order: Order, epoch: int) -> Iterator[StepPlan]:
         """The steps of `epoch`. The first call decides which pair belongs to which rank."""
         self.assign(order, epoch)
+        assert self._owner is not None
         for number, batches in enumerate(order.all_batches(epoch)):
             positions = np.concatenate(batches)
             owners = self._owner[positions]
@@ -119,6 +122,7 @@ class SharedPool(Resident):
         if not (self._faults_unshared and step.exchanges):
             return
         self._faults_unshared = False
+        assert self.exchange is not None  # or no step exchanges
         faults = [fault for of_rank in self.exchange.gather(decoded.skipped.unshared) for fault in of_rank]
         if faults:
             decoded.skipped.unshared = []
@@ -143,6 +147,7 @@ class SharedPool(Resident):
     def _send(self, step: StepPlan, skipped: SkippedPairs) -> _Expected:
         """Send what the ranks' batches need of this share, and receive what this rank's batch needs of theirs."""
         batches = [skipped.left_of(batch) for batch in step.all_batches]
+        assert self._owner is not None and self._row is not None and self.exchange is not None
         owners = self._owner[batches[self.rank]]
         going = [self._row[batch[self._owner[batch] == self.rank]] for batch in batches]
         coming = np.bincount(owners, minlength=self.world_size).tolist()

@@ -102,7 +102,7 @@ def decode_sound(path: str | Path, until: float | None = None, alone: bool = Fal
     with opening.open_file(path) as container:
         audio, zero = find_sound(container, path, zero)
         if alone:
-            zero = float((audio.start_time or 0) * audio.time_base)
+            zero = float((audio.start_time or 0) * (audio.time_base or 0))
         blocks, mono = Blocks(container, audio, zero), np.empty(0, np.float32)
         for at, part in blocks:
             if wrong := limits.sound(blocks.rate, 1, at + len(part)):
@@ -195,6 +195,7 @@ class Blocks:
                     self._zero -= (due + late - stamp) / rate
                     stamp = due + late
                 if lost:
+                    assert due is not None  # something is lost only after what was there
                     begin, due = due, max(due, stamp)
                     self.holes.append((max(begin, 0), max(due, 0) + round(_SETTLE * rate)))
                     lost = ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import av
 import numpy as np
 
@@ -51,8 +53,8 @@ def decode_clip(data: bytes, target: int) -> np.ndarray:
     return upright(wanted, index.matrix, index.colour[2] if index.colour else 2)
 
 
-def _decoder(index: ClipIndex) -> av.CodecContext:
-    context = av.CodecContext.create(_DECODERS.get(index.codec, index.codec), "r")
+def _decoder(index: ClipIndex) -> Any:
+    context: Any = av.CodecContext.create(_DECODERS.get(index.codec, index.codec), "r")
     context.extradata, context.thread_count = index.settings, 1
     context.width, context.height = index.width, index.height
     if index.colour is not None:

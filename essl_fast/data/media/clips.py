@@ -218,7 +218,7 @@ class _Cutter:
         if self.todo and packet.is_keyframe and packet.pts == self.todo[0].begin:
             self._active.append(self.todo.popleft())
         elif self._sought and not self._active and packet.is_keyframe and packet.pts is not None:
-            self.astray = self._here > self.todo[0].begin  # the seek led past the key frame
+            self.astray = packet.pts > self.todo[0].begin  # the seek led past the key frame
 
     def _hand_out(self, packet) -> Iterator[Answer]:
         """Give a packet to the groups that are being collected."""

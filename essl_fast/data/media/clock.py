@@ -97,7 +97,7 @@ def make_clock(path: Path, formats: set[str], stamps: Stamps, keys: Sequence[int
         why = "some of its packets have no time"
     elif len(set(pts)) < len(pts):
         why = "it shows two pictures at the same time"
-    elif any(b <= a for a, b in pairwise(keys)):
+    elif any(b <= a for a, b in pairwise(key for key in keys if key is not None)):
         why = "its key frames are not in the order of showing"
     elif decoding:
         why = DECODING
@@ -106,7 +106,8 @@ def make_clock(path: Path, formats: set[str], stamps: Stamps, keys: Sequence[int
     if why:
         return _by_decoder(path, stamps, decoding, why)
     # A picture shown before the first key frame refers to pictures that are not in the file.
-    return Clock(np.array(sorted(at for at in pts if at >= min(keys)), np.int64))
+    first = min(key for key in keys if key is not None)
+    return Clock(np.array(sorted(at for at in pts if at is not None and at >= first), np.int64))
 
 
 def is_constant(pts: np.ndarray, time_base: Fraction) -> bool:
@@ -175,15 +176,16 @@ def _decoded_order(path: Path, shown: Sequence[bool]) -> tuple[list[int], int]:
 def _whole(ticks: Sequence[int | None]) -> np.ndarray:
     """int64 (n,), ascending: ticks where those that are missing, or do not ascend, lie evenly between the others."""
     count = len(ticks)
-    known = [at for at in range(count) if ticks[at] is not None]
     kept: list[int] = []
-    for at in known:
-        if not kept or ticks[at] > ticks[kept[-1]]:
+    last: int | None = None
+    for at, tick in enumerate(ticks):
+        if tick is not None and (last is None or tick > last):
             kept.append(at)
+            last = tick
     if len(kept) == count:
         return np.array(ticks, np.int64)
     if len(kept) < 2:
-        return np.arange(count, dtype=np.int64) + (ticks[kept[0]] - kept[0] if kept else 0)
+        return np.arange(count, dtype=np.int64) + (0 if last is None else last - kept[0])
     places, values = np.array(kept), np.array([ticks[at] for at in kept], np.float64)
     step = float(np.median(np.diff(values) / np.diff(places)))
     filled = np.interp(np.arange(count), places, values)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,7 +107,9 @@ def decode_places(found: Probe, left: list[int] | deque[int]) -> Iterator[_Decod
         key = following
 
 
-def _decode_run(found: Probe, left: list[int] | deque[int], key: int, stop: int | None = None) -> Iterator[_Decoded]:
+def _decode_run(
+    found: Probe, left: list[int] | deque[int], key: int, stop: int | None = None
+) -> Generator[_Decoded, None, int | None]:
     """Decode from the key frame at position `key` of `found.keys`.
 
     Returns:
@@ -148,18 +150,18 @@ def _decode_run(found: Probe, left: list[int] | deque[int], key: int, stop: int 
                 continue
             waiting = waiting and not (packet and packet.size)
             ended = packet is None or (stop is not None and packet.pts == stop)
-            if not ended and packet.is_corrupt:
+            if packet is not None and not ended and packet.is_corrupt:
                 return packet.pts
             try:
-                frames = video.codec_context.decode(None) if ended else packet.decode()
+                frames = video.codec_context.decode(None) if packet is None or ended else packet.decode()
             except av.FFmpegError:
-                if not ended:
+                if packet is not None and not ended:
                     return packet.pts
                 frames = []  # the decoder was at its end already
             for frame in frames:
                 if frame.is_corrupt:
                     return frame.pts
-                place = count if found.counted else place_of.get(frame.pts, place)
+                place = count if found.counted else place if frame.pts is None else place_of.get(frame.pts, place)
                 count += 1
                 if found.counted or frame.pts in place_of:
                     held.append((place, functools.partial(upright, frame, colour=stated, crop=found.crop)))

@@ -55,7 +55,9 @@ def _own_matrix(frame) -> Matrix | None:
     """The display matrix that comes with a frame, or None."""
     try:
         # `frame.side_data` makes a reference cycle: 80 frames of 1080p, 250 MB, then wait for the garbage collector.
-        data = SideDataContainer(frame).get("DISPLAYMATRIX")
+        data = SideDataContainer(frame).get(  # type: ignore[call-arg]  # PyAV's stub lacks it
+            "DISPLAYMATRIX"
+        )
     except ValueError:  # the frame also has a kind of side data that PyAV does not know
         return TURNED.get(round(frame.rotation / 90) % 4)
     return tuple(np.frombuffer(data, np.int32)[[0, 1, 3, 4]].tolist()) if data else None

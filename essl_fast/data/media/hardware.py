@@ -56,7 +56,7 @@ def decode_reels(files: DataNode, targets: DataNode, turns: DataNode, backend: s
     """
     # With any other pad_mode, a frame that is not there comes out black instead of failing.
     pictures = fn.decoders.video(files, device=backend, frames=targets, pad_mode="none")
-    return fn.coord_transform(pictures, MT=turns, dtype=types.UINT8)
+    return fn.coord_transform(pictures, MT=turns, dtype=types.UINT8)  # type: ignore[attr-defined]  # made by its C++ part
 
 
 def decoding_memory(width: int, height: int, engines: int) -> int:
@@ -123,9 +123,13 @@ def _decode(
                 others += indexes
                 continue
             what = f"{found.path.name}: {short_reason(frame)}"
-            frame = MediaError(nvdec.FAILED, f"{what}; prepare with --decoder pyav, which decodes it")
+            answer: np.ndarray | MediaError = MediaError(
+                nvdec.FAILED, f"{what}; prepare with --decoder pyav, which decodes it"
+            )
+        else:
+            answer = frame
         for index in indexes:
-            yield index, frame
+            yield index, answer
 
 
 def _proven_frames(clips: list[Clip]) -> list[np.ndarray | RuntimeError | None]:
@@ -170,7 +174,7 @@ def short_reason(error: Exception) -> str:
 def _pipeline(backend: str) -> Pipeline:
     threads, device = (1, None) if backend == "cpu" else (nvdec.engines(), 0)  # one thread waits for each engine
 
-    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=device, prefetch_queue_depth=1)
+    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=device, prefetch_queue_depth=1)  # type: ignore[arg-type]  # None: no GPU
     def graph():
         files = fn.external_source(name="files", dtype=types.UINT8, ndim=1)
         targets = fn.external_source(name="targets", dtype=types.INT32, ndim=1)

@@ -32,7 +32,7 @@ def jpeg_size(file: np.ndarray) -> tuple[int, int]:
     Raises:
         ValueError: it is not a JPEG file, or its header is damaged or cut short.
     """
-    data = memoryview(file[:_LONGEST])
+    data = memoryview(file[:_LONGEST])  # type: ignore[arg-type]  # NumPy's stub knows the buffer from Python 3.12 on
     if data[:2] != b"\xff\xd8":
         raise ValueError("it is no JPEG file")
     at, size, progressive = 2, None, False

@@ -201,7 +201,8 @@ def header_boxes(data, parents: frozenset[bytes] = _PARENTS) -> dict[bytes, memo
     A box inside another box of its own type is not entered. The first box of a type counts.
     ValueError: a box says that it has fewer bytes than its own header.
     """
-    found, view, at = {}, memoryview(data), 0
+    view, at = memoryview(data), 0
+    found: dict[bytes, memoryview] = {}
     while at + 8 <= len(view):
         size, kind = struct.unpack_from(">I4s", view, at)
         if size < 8:

@@ -46,7 +46,7 @@ def fit(data) -> Fit:
 def clip_size(data) -> tuple[int, int] | None:
     """Width and height of the pictures in a clip (bytes-like), before they are turned; None if it is none."""
     try:
-        index = read_index(memoryview(data))
+        index = read_index(memoryview(data))  # type: ignore[arg-type]  # bytes-like
     except MediaError:
         return None
     return index.width, index.height

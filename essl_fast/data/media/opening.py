@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from time import thread_time
+from typing import Any
 
 import av
 from av.container import InputContainer
@@ -19,7 +20,7 @@ from essl_fast.data.media import colours, limits
 from essl_fast.data.media.errors import LIMIT, NO_VIDEO, UNREADABLE, MediaError
 
 # A tag in another encoding than UTF-8 is no error, since nothing here reads tags. PyAV 19 has no such argument.
-ANY_TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+ANY_TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 def open_file(path: Path) -> InputContainer:
@@ -53,7 +54,7 @@ def video_stream(container: InputContainer, path: Path) -> VideoStream:
         MediaError: there is no video stream (a cover picture is none), no decoder for it, its colours are stored in a
             form that is not read, or it is beyond the limits.
     """
-    video = container.streams.best("video")
+    video: Any = container.streams.best("video")
     if video is None or video.disposition & av.stream.Disposition.attached_pic:
         raise MediaError(NO_VIDEO, f"{path.name} has none")
     check_decoder(video, path)

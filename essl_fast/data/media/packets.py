@@ -107,6 +107,7 @@ def layer_of(codec: str, data: bytes, settings: bytes | None) -> tuple[int, bool
     """
     layer, needed, found = 0, None, list(units(data, length_size(codec, settings)))
     for unit, _ in found:
+        others: tuple[int, ...]
         if codec == "h264":
             kind, slices, others = data[unit] & 31, _H264_SLICES, _H264_OTHERS
             refers = data[unit] & 0x60 != 0

@@ -128,18 +128,19 @@ def probe(path: str | Path) -> Probe:
     with opening.open_file(path) as container:
         video = opening.video_stream(container, path)
         audio, track = choose_sound(container)
+        assert video.time_base is not None  # FFmpeg gives every stream one
         read = _Packets.of(container, video, audio, path)
         if not read.shown:
             why = read.trouble or "it is empty"
             raise MediaError(UNREADABLE, f"{path.name}: its video stream has no frame ({why})")
         formats = set(container.format.name.split(","))
         clock = make_clock(path, formats, read.stamps(), read.keys)
-        sound_end = float(read.ends.get(audio.index, 0) * audio.time_base) if audio is not None else 0.0
+        sound_end = float(read.ends.get(audio.index, 0) * (audio.time_base or 0)) if audio is not None else 0.0
         start = int(clock.pts[0])
         return Probe(
             path=path,
             pts=clock.pts,
-            keys=np.array([] if clock.counted else sorted(read.keys), np.int64),
+            keys=np.array([] if clock.counted else sorted(key for key in read.keys if key is not None), np.int64),
             time_base=video.time_base,
             start=start,
             width=video.width,
@@ -189,7 +190,10 @@ class _Packets:
         """Read all packets. MediaError if there are more frames than the limit."""
         codec, settings = video.codec_context.codec.canonical_name, video.codec_context.extradata
         reader = SliceReader(settings) if codec == "h264" else None
-        pts, dts, visible, keys, ends, trouble = [], [], [], [], {}, ""
+        pts: list[int | None] = []
+        keys: list[int | None] = []
+        ends: dict[int, int] = {}
+        dts, visible, trouble = [], [], ""
         rising = True  # so far, packets are stamped in the order of the file
         try:
             for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):

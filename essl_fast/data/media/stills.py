@@ -64,7 +64,8 @@ def _as_it_is(image: Image.Image, data: bytes) -> bool:
     """Whether the file `data`, opened as `image`, can be stored unchanged."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
         return False
-    named = bytes(layer[0] for layer in image.layer) == b"RGB"  # libjpeg's rule where there is no Adobe segment
+    layers = image.layer  # type: ignore[attr-defined]  # Pillow's JPEG reader has it
+    named = bytes(layer[0] for layer in layers) == b"RGB"  # libjpeg's rule where there is no Adobe segment
     if image.mode == "RGB" and (image.info.get("adobe_transform") == 0 or named):
         return False  # some decoders take RGB without a transform for YCbCr
     if image.getexif().get(_ORIENTATION, 1) != 1:

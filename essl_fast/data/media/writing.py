@@ -180,7 +180,7 @@ def video_file(
             opening.open_file(sound) if sound else nullcontext() as source,
         ):
             writer = VideoWriter(out, width, height, time_base, frame_rate, aspect)
-            if source is not None:
+            if source is not None and sound is not None:
                 writer.add_sound(source, sound, zero)
             yield writer
             writer.finish()

@@ -160,7 +160,8 @@ class Manifest:
 
         Empty if --verify never ran. InputError if the list cannot be read, or belongs to other pairs.
         """
-        path, listed = self.root / QUARANTINE, {}
+        path = self.root / QUARANTINE
+        listed: dict[int, str] = {}
         again = f"run `python -m essl_fast.prepare --verify --out {self.root}` again"
         try:
             for line in path.read_bytes().split(b"\n"):

@@ -149,7 +149,8 @@ class Shards:
         return [
             Picture(
                 file,
-                *((int(places.target[at]), int(places.quarters[at])) if places.kind[at] == CLIP else (None, 0)),
+                int(places.target[at]) if places.kind[at] == CLIP else None,
+                int(places.quarters[at]) if places.kind[at] == CLIP else 0,
                 altered=not self._as_written[at],
                 position=int(at),
                 check=self.checks.of(at),
@@ -208,6 +209,7 @@ class Shards:
                 if missing := _read_fully(file, buffers, int(offset)):
                     raise InputError(f"{self.name(position)}: the shard ends {missing} bytes early: run prepare again")
                 if not self._as_written[position]:
+                    assert frame is not None  # it was read for this
                     self._as_written[position] = pair_crc(frame, pcm[i]) == places.crc[position]
         except OSError as error:
             # Only a shard that is gone has to be made again. A disk or a network that failed may work again later.

@@ -39,7 +39,7 @@ from essl_fast.common.files import atomic_file, parse_json, sync_folder
 SPLITS = ("train", "val", "test")
 JPEG, CLIP, PNG = 0, 1, 2  # the kinds of frame
 _FRAMES = (("jpg",), ("mp4", "fid"), ("png",))  # the members of each kind
-SOUNDS = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # the types of sound
+SOUNDS: dict[str, np.dtype] = {"s16": np.dtype("<i2"), "f32": np.dtype("<f4")}  # the types of sound
 EXTENSIONS = tuple((*frame, sound, "json", "row") for sound in SOUNDS for frame in _FRAMES)
 SAMPLES = 48_000  # 3 s at 16 kHz
 PCM_BYTES = 2 * SAMPLES
@@ -190,9 +190,11 @@ class ShardWriter:
         self._tar, self._idx = self.out / f"{name}.tar", self.out / f"{name}.idx"
         self._partial = self.out / f".{name}.tar.partial"
         self._file = open(self._partial, "wb")
-        self._hash, self._size, self._lines = hashlib.sha256(), 0, []
+        self._hash, self._size = hashlib.sha256(), 0
+        self._lines: list[str] = []
 
     def _write(self, data: bytes) -> None:
+        assert self._file is not None  # `_open` has opened it
         self._file.write(data)
         self._hash.update(data)
         self._size += len(data)
@@ -208,6 +210,7 @@ class ShardWriter:
     def _finish(self) -> dict:
         self._write(bytes(2 * _BLOCK))
         self._write(bytes(-self._size % _RECORD))
+        assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -250,7 +253,8 @@ def read_index(path: Path) -> ShardIndex:
         version, count = lines[0].split()
         if version != INDEX_VERSION or int(count) != len(lines) - 1:
             raise ValueError(f"it says {lines[0]!r} and has {len(lines) - 1} entries")
-        stems, kinds, places = [], [], []
+        stems, kinds = [], []
+        places: list[str] = []
         for number, line in enumerate(lines[1:], 2):
             words = line.split()  # extension, offset, size, name of each member
             extensions = tuple(words[0::4])
@@ -289,7 +293,7 @@ def iterate(tar_path: str | Path) -> Iterator[dict[str, Any]]:
     try:
         with open(path, "rb") as file:
             group: list[tuple[str, bytes]] = []
-            stem = None
+            stem = ""
             for name, data in _members(file):
                 if name in seen:
                     raise ValueError(f"it has {name!r} twice")

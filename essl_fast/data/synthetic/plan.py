@@ -205,7 +205,8 @@ def plan_world(settings: WorldSettings) -> list[ScenePlan]:
         for index in range(count):
             rng = _generator(settings.seed, split, index, "layout")
             places = _place(rng, int(numbers[index]))
-            sounding = sorted(range(len(places)), key=lambda i, p=places: p[i]["width"] * p[i]["height"])[ranks[index]]
+            areas = [place["width"] * place["height"] for place in places]
+            sounding = sorted(range(len(places)), key=areas.__getitem__)[ranks[index]]
             others = [kind for i, kind in enumerate(CLASSES) if i != kinds[index]]
             present = [str(kind) for kind in rng.choice(others, len(places) - 1, replace=False)]
             present.insert(sounding, CLASSES[kinds[index]])

@@ -160,7 +160,7 @@ def _singer(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
     tract, out, tempo = rng.uniform(0.93, 1.08), np.zeros(n, np.float32), rng.uniform(2.6, 3.8)
     vowels = [
         _play(
-            _wavetable(sum(a / (1 + ((harmonics - f * tract) / 90) ** 2) for f, a in formants) + 0.01, rng),
+            _wavetable(np.asarray(sum(a / (1 + ((harmonics - f * tract) / 90) ** 2) for f, a in formants)) + 0.01, rng),
             phase,
         )
         for formants in (

@@ -12,10 +12,12 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import av
 import numpy as np
 from av.codec.codec import UnknownCodecError
+from av.video.stream import VideoStream
 
 from essl_fast.common.errors import InputError
 from essl_fast.data.synthetic import look, sound
@@ -104,7 +106,7 @@ def write_video(path: Path, codec: str, fps: int, frames: Iterable[np.ndarray], 
     name, (_, pixels, options) = encoder(codec), ENCODERS[codec]
     layout = "mono" if len(sound) == 1 else "stereo"
     with av.open(str(path), "w", format="mp4") as out:
-        video = out.add_stream(name, rate=fps, options=options)
+        video = cast(VideoStream, out.add_stream(name, rate=fps, options=options))
         video.width, video.height, video.pix_fmt, video.thread_count = WIDTH, HEIGHT, pixels, 1
         audio = out.add_stream("aac", rate=rate, layout=layout, options=AAC)
         for picture in frames:
