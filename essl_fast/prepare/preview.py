@@ -14,7 +14,7 @@ from essl_fast.data.shards import Manifest
 from essl_fast.prepare.verifying import decode_frame, read_pair
 
 PAIRS, COLUMNS = 16, 4
-_WIDTH, _HEIGHT, _TEXT = 240, 180, 14  # pixels of a picture's place and of the line under it
+_WIDTH, _HEIGHT, _TEXT = 160, 120, 14  # pixels of a picture's place and of the line under it
 _GREEN, _GREY, _WHITE = (0, 255, 0), (32, 32, 36), (235, 235, 235)
 
 
@@ -33,12 +33,12 @@ def write_preview(manifest: Manifest) -> None:
     for number, row in enumerate(rows.tolist()):
         left, top = number % COLUMNS * _WIDTH, number // COLUMNS * (_HEIGHT + _TEXT)
         key = manifest.key(row)
-        draw.text((left + 2, top + _HEIGHT), key[-38:].encode("ascii", "replace"), fill=_WHITE)
+        draw.text((left + 2, top + _HEIGHT), key[-26:].encode("ascii", "replace"), fill=_WHITE)
         picture = _picture(manifest, row)
         if picture is not None:
             sheet.paste(picture, (left, top))
     stored = io.BytesIO()
-    sheet.save(stored, "PNG", optimize=True)
+    sheet.save(stored, "PNG", compress_level=1)
     with atomic_file(manifest.root / "preview.png") as file:
         file.write(stored.getvalue())
 

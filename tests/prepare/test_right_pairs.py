@@ -203,7 +203,7 @@ def test_the_preview_shows_pairs_with_their_boxes(tmp_path, visual):
     manifest = prepare(tmp_path / "videos", notes, tmp_path / "out", visual=visual, **QUIET)
     sheet = np.asarray(Image.open(tmp_path / "out" / "preview.png").convert("RGB")).astype(int)
     green = (sheet[..., 1] > 200) & (sheet[..., 0] < 60)
-    assert sheet.shape == (4 * 194, 4 * 240, 3) and len(manifest) == 21
-    first = np.argwhere(green[:180, :240])  # 160 x 90 pixels are shown as they are
+    assert sheet.shape == (4 * 134, 4 * 160, 3) and len(manifest) == 21
+    first = np.argwhere(green[:120, :160])  # 160 x 90 pixels are shown as they are
     assert first.min(0).tolist() == [22, 40] and first.max(0).tolist() == [66, 119]
-    assert all(green[194 * y :, 240 * x :][:180, :240].any() for y in range(4) for x in range(4))
+    assert all(green[134 * y :, 160 * x :][:120, :160].any() for y in range(4) for x in range(4))
