@@ -11,7 +11,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a scr
 # Files that take longest. They begin first, so that no core is left alone with one of them at the end.
 LONGEST = (
     "tests/golden/test_e2e_golden.py",
+    "tests/faults/test_faults.py",
     "tests/train/test_train.py",
+    "tests/kernels/test_attention.py",
+    "tests/kernels/test_aot.py",
+    "tests/benchmarks/test_step.py",
+    "tests/reproduce/test_reproduce.py",
+    "tests/prepare/test_assembly.py",
 )
 
 
