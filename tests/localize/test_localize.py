@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from essl_fast import checkpoints
+from essl_fast.common import outputs
 from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
 from essl_fast.data.media import decode_frames, probe
@@ -18,7 +19,6 @@ from essl_fast.data.media.audio import decode_sound
 from essl_fast.data.media.footage import Video
 from essl_fast.data.media.writing import VideoWriter
 from essl_fast.localize import __main__ as localize_door
-from essl_fast.localize import command as localize_command
 from essl_fast.localize import localize
 from tests import ROOT
 from tests.localize.conftest import noise
@@ -252,7 +252,7 @@ def wrong(kind: str, place, run) -> tuple[list, str]:
         elif kind == "boxes":
             return [video, "--checkpoint", run, "--boxes", place / "none.json"], "no file or folder"
         elif kind == "rate":
-            return [video, "--checkpoint", run, "--rate", "0"], "must be from 0.01 to 1000, got 0"
+            return [video, "--checkpoint", run, "--rate", "0"], "must be from 0.01 to 1000, got '0'"
         elif kind == "decoder":
             return [video, "--checkpoint", run, "--out", out, "--decoder", "nvdec", "--device", "cpu"], "take pyav"
         elif kind == "sound":
@@ -277,11 +277,13 @@ def test_wrong_inputs_give_one_line(run, tmp_path, capsys, kind):
 
 def test_a_folder_that_may_not_be_written(run, tmp_path, capsys, monkeypatch):
     path = make_video(tmp_path / "v.mp4", seconds=0.5)
-    monkeypatch.setattr(
-        localize_command.os, "access", lambda *_: False
-    )  # the tests may run as root, who may write anywhere
+
+    def refuse(*_, **named):  # the tests may run as root, who may write anywhere
+        raise PermissionError(13, "Permission denied", str(named["dir"]))
+
+    monkeypatch.setattr(outputs.tempfile, "TemporaryFile", refuse)
     assert call(path, "--checkpoint", run, "--out", tmp_path) == 2
-    assert "nothing may be written" in capsys.readouterr().err
+    assert f"--out: {tmp_path} cannot be written (permission denied)" in capsys.readouterr().err
 
 
 def test_inputs_are_not_overwritten(run, tmp_path, capsys):
