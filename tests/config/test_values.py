@@ -5,7 +5,11 @@ import pytest
 from essl_fast import config
 from essl_fast.common.errors import InputError
 
-REFUSED = object()
+
+class REFUSED:
+    """In place of a value: the text is an error. A class, whose name is the same in each process of the tests."""
+
+
 HOME = "/home/someone"
 VALUES = [  # setting, text as it stands in a file and after an option, value
     # whole numbers
