@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _MOST = 4  # names in an answer
+_LONGEST = 100  # characters of a word that is compared; no name is as long
 _ALIKE = 0.65  # of difflib's ratio, from 0 (nothing in common) to 1 (equal)
 _OTHER_WORDS = {  # words of other trainers -> words of ours
     "bs": "batch_size",
@@ -39,6 +40,8 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
     """
     known = list(known)
     plain = _plain(word)
+    if len(plain) > _LONGEST:  # comparing takes time that grows with the lengths
+        return []
     last = plain.rpartition(".")[2]
     for wanted in dict.fromkeys((last, _OTHER_WORDS.get(last, last))):
         exact = [name for name in known if wanted == _plain(name).rpartition(".")[2]]

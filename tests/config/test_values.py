@@ -229,6 +229,7 @@ UNKNOWN = [
     ("--confg", "--config"),
     ("--data", "--data.root DIR"),
     ("--optim", "--optim.lr_head"),
+    ("--" + "epochs_" * 100_000, ""),  # comparing it with every option took minutes
 ]
 
 
@@ -237,7 +238,7 @@ def test_an_unknown_option_is_answered_with_the_nearest_ones(option, near):
     for arguments in ([option, "1"], [f"{option}=1"], ["--seed", "1", option, "1", "--config", "demo"]):
         with pytest.raises(InputError) as refused:
             config.parse(arguments, "train")
-        assert near in str(refused.value) and option in str(refused.value)
+        assert near in str(refused.value) and option[:40] in str(refused.value) and len(str(refused.value)) < 1000
 
 
 def test_a_wrong_choice_and_a_wrong_config_are_answered_with_the_nearest_one():
