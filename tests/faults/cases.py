@@ -138,7 +138,7 @@ def closed(folder: Path) -> Path:
 @case("output without the right to write", "prepare")
 def _(bench: Bench) -> None:
     out = closed(bench.new("closed")) / "data"
-    told(bench.server.start("prepare", *bench.prepare(out), bound=True), out, "Permission denied", "another --out")
+    told(bench.server.start("prepare", *bench.prepare(out), bound=True), out, "permission denied", "another place")
     out.parent.chmod(0o755)
     prepared_again(bench, out)
 
@@ -146,7 +146,7 @@ def _(bench: Bench) -> None:
 @case("output without the right to write", "training")
 def _(bench: Bench) -> None:
     out = closed(bench.new("closed")) / "run"
-    told(bench.server.start("train", *bench.train(out), bound=True), out, "Permission denied", "another --out")
+    told(bench.server.start("train", *bench.train(out), bound=True), out, "permission denied", "another place")
     assert not out.exists()
     out.parent.chmod(0o755)
     succeeds(bench.server.start("train", *bench.train(out)))
@@ -169,7 +169,7 @@ def _(bench: Bench) -> None:
 def _(bench: Bench) -> None:
     result = closed(bench.new("closed")) / "result.json"
     arguments = bench.reference / "best.pt", "--device", "cpu", "--json", result
-    told(bench.server.start("evaluate", *arguments, bound=True), result.name, "Permission denied")
+    told(bench.server.start("evaluate", *arguments, bound=True), result.name, "permission denied")
 
 
 # ---------------------------------------------------------------- other processes
@@ -237,7 +237,7 @@ def _(bench: Bench) -> None:
     first, out = begun(bench)
     os.kill(first.pid, signal.SIGSTOP)
     second = bench.server.start("train", "--resume", out)
-    told(second, "another training is at work in", out, first.pid, "another --out")
+    told(second, "another training is at work in", out, first.pid, "another directory with --out")
     told(bench.server.start("train", *bench.train(out)), "holds a run already")
     os.kill(first.pid, signal.SIGCONT)
     succeeds(first)
