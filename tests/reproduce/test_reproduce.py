@@ -230,7 +230,9 @@ def row(tiny, tmp_path):
 
 def test_a_run_that_has_ended_counts_only_for_its_own_data(row):
     manifest, arguments, folder = row
-    held = {"config": config.to_dict(config.parse(arguments, "test")[0])}
+    found = {"pairs": 4, "success_at_half": 0.5, "auc": 0.4, "curve": [0.5] * 21}
+    settings = config.to_dict(config.parse(arguments, "test")[0])
+    held = {"config": settings, "seconds": 1.0, "test": found, "selected": {"epoch": 1}}
     held["config"]["data"].pop("labelled_fraction")  # of a version that had no such setting
     held["config"]["data"]["root"] = "/where/it/was/then"
     files.write_json(folder / "summary.json", held)
