@@ -214,7 +214,7 @@ def test_shards_of_other_settings_do_not_stay(world, tmp_path, monkeypatch):
     assert (tmp_path / "out/train-00005.tar").exists()
     run(world, tmp_path / "out", pairs_per_shard=1000)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"manifest.json", "left_out.jsonl", "pairs"} | {
+    assert names == {"manifest.json", "left_out.jsonl", "preview.png", "pairs"} | {
         f"{split}-00000.{kind}" for split in ("train", "val", "test") for kind in ("tar", "idx")
     }
 
