@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 from essl_fast.doctor.findings import INSTALL, OK, STOPS, Case, Finding
 
 WIDTH, HEIGHT, RATE = 64, 48, 16_000  # pixels; samples of sound a second
@@ -43,6 +41,8 @@ def round_trip(folder: Path) -> str:
     Raises:
         Exception: whatever the libraries raise.
     """
+    import numpy as np
+
     from essl_fast.data.media import audio, decode_frames, video_file
 
     y, x = np.mgrid[:HEIGHT, :WIDTH]
