@@ -252,7 +252,7 @@ def test_real_tests_under_the_plugin(tmp_path):
     assert rows["test_away"]["outcome"] == "skipped" and "not here" in rows["test_away"]["note"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # ten minutes and more on two cores
 def test_both_calls_are_rehearsed(tmp_path):
     """For real: every task of both calls at its tiny size."""
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--rehearse", "--out", str(tmp_path)]
