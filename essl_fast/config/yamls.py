@@ -89,6 +89,10 @@ def texts(text: str) -> object:
         yaml.YAMLError: as of :func:`refuse_bombs`, or it has a tag that settings do not need.
     """
     try:
-        return yaml.load(refuse_bombs(text), _Texts)
+        loader = _Texts(refuse_bombs(text))
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except RecursionError:
         raise yaml.YAMLError("it is nested too deep") from None

@@ -164,7 +164,7 @@ def test_untracked_norms_move_nothing():
         norm, x = ViewBatchNorm(3), torch.randn(4, 3)
         before = [buffer.clone() for buffer in norm.buffers()]
         with untracked(norm):
-            inside = norm._in_one(x, 2, 2) if synced else norm(x, 2)
+            inside = norm._in_one(x, 2, 2, None) if synced else norm(x, 2)
         assert all(torch.equal(a, b) for a, b in zip(norm.buffers(), before, strict=True))
         torch.testing.assert_close(inside, norm(x, 2))
         assert not torch.equal(norm.running_mean, before[0])
