@@ -27,10 +27,10 @@ MAX_SIDE = 1024  # kMaxSide in the same file
 MAX_CONSENSUS = 1024  # kMaxConsensus in the same file
 
 
-def left_out() -> str:
-    """What setup.py wrote when it built without CUDA, or nothing: the reason, in a few words; "" if it said nothing."""
+def left_out(unsaid: str = "") -> str:
+    """What setup.py wrote when it built without CUDA, or nothing: the reason, in a few words; else ``unsaid``."""
     path = Path(__file__).with_name("left_out.txt")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else unsaid
 
 
 def _load() -> tuple[ModuleType | None, str | None]:
@@ -38,8 +38,7 @@ def _load() -> tuple[ModuleType | None, str | None]:
     try:
         import _essl_fast_native as module
     except ModuleNotFoundError:
-        why = left_out() or "no C++ compiler at install time?"
-        return None, f"the compiled module was not built ({why}): {_REMEDY}"
+        return None, f"the compiled module was not built ({left_out('no C++ compiler at install time?')}): {_REMEDY}"
     except ImportError as error:
         return None, f"the compiled module does not load ({error}): {_REMEDY}"
     built = module.build_info()["interface"]
@@ -71,8 +70,7 @@ def why_no_cuda() -> str:
     if _module is None or has_cuda():
         return ""
     why = f" ({reason})" if (reason := left_out()) else ""
-    remedy = "run `ESSL_CUDA=1 pip install .` in the source folder, which says what is missing"
-    return f"the compiled module has no CUDA part{why}: {remedy}"
+    return f"the compiled module has no CUDA part{why}: {_REMEDY} with ESSL_CUDA=1 set"
 
 
 def build_info() -> dict[str, Any]:

@@ -28,7 +28,9 @@ if __name__ == "__main__":
 
     begin()
 
+import contextlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from essl_fast.common.commands import Options, command, slow_imports
@@ -51,15 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
     videos = data.pop("against", None)
     run = {name: data.pop(name) for name in RUN if name in data}
     with slow_imports():
-        from essl_fast.data.datasets import read_dataset
+        import essl_fast.data.datasets  # noqa: F401
         from essl_fast.data.shards import BAD, Manifest
         from essl_fast.prepare import compare, prepare_dataset, print_summary, reporter, verify
     import_modules(imports)
 
     try:
         if SOURCES & data.keys() or not verifies:
-            output_folder(run["out"], "--out")
-            manifest = prepare_dataset(read_dataset(data), **run)
+            manifest = prepare_dataset(_read(data, run["out"]), **run)
             print_summary(manifest)
         else:
             manifest = Manifest.load(run["out"])
@@ -80,6 +81,21 @@ def main(arguments: list[str] | None = None) -> int:
     if apart:
         print(f"{PROG}: strict: numbers and times of frames contradict each other in {apart} videos", file=sys.stderr)
     return int(bool(lost or apart or differences or BAD & found.keys()))
+
+
+def _read(data: dict[str, Any], out: Path) -> Any:
+    """The data set, once the output folder was seen to take files. A folder made for that goes where reading fails."""
+    from essl_fast.data.datasets import read_dataset
+
+    new = not Path(out).exists()
+    output_folder(out, "--out")
+    try:
+        return read_dataset(data)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                Path(out).rmdir()
+        raise
 
 
 def parser() -> Options:

@@ -23,7 +23,7 @@ def curves(path: Path, history: list[dict], results: dict[str, dict]) -> None:
     left, middle, right = axes[0]
     epochs = [entry["epoch"] for entry in history]
     for part in history[-1]["losses"] if history else ():
-        left.plot(epochs, [entry["losses"][part] for entry in history], label=part)
+        left.plot(epochs, [entry["losses"][part] for entry in history], label=plotting.shown(part))
     left.set(xlabel="epoch", title="training loss")
     evaluated = [entry for entry in history if "selection" in entry]
     for key, label in (("success_at_half", "success at cIoU 0.5"), ("auc", "AUC")):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def nobody(monkeypatch, tmp_path):
     monkeypatch.setattr(places, "_named", set())
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: _no_home()))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(tempfile, "tempdir", None)
     return tmp_path
 
 

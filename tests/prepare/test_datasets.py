@@ -300,7 +300,6 @@ def test_what_is_missing_is_left_out(flickr, tmp_path):
         ({"--train-list": "none.txt"}, "none.txt is not there: give the list"),
         ({"--train-list": "flickr_test.csv"}, "'2001' and 3 more names are in the lists of both train and test"),
         ({"--annotations": "xml"}, "no folder of annotations: looked for .*xml"),
-        ({"--validation": "1.5"}, "validation is 1.5"),
         ({"--frame": "middle"}, "--frame does not go with --dataset flickr"),
         ({"--subset": "10k"}, "--subset does not go with --dataset flickr"),
         ({"--train-list": None, "--test-list": None}, "flickr needs --train-list or --test-list"),

@@ -18,6 +18,7 @@ from tests.tools.ranks import run_ranks
 
 @pytest.mark.parametrize("signum", SIGNALS)
 def test_the_first_signal_is_noted_and_the_second_stops_at_once(signum, capfd):
+    shells = signal.signal(signum, signal.default_int_handler)  # nohup, and a shell's background, ignore some
     before = [signal.getsignal(each) for each in SIGNALS]
     with Stopping() as stopping:
         assert stopping.agreed() == 0
@@ -28,6 +29,7 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(signum, capfd):
             time.sleep(1)  # the handler runs before this
         assert raised.value.code == 130 and stopping.agreed() == signum
     assert [signal.getsignal(each) for each in SIGNALS] == before
+    signal.signal(signum, shells)
 
 
 def test_signals_that_are_ignored_stay_so_and_other_threads_change_nothing():

@@ -57,7 +57,7 @@ def made(tmp_path_factory):
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert {out.splitlines()[-1] for out, _ in said} == {str(place / "prepared")}
-    assert sum("waiting for process" in out for out, _ in said) == 1, said
+    assert sum("waiting for " in out for out, _ in said) == 1, said
     return cache
 
 

@@ -181,6 +181,7 @@ def test_a_capture_that_became_invalid_gives_back_stream_and_allocator(tiny, mon
 
     trainer = trainer_of(tiny[1], False)
     stepper = Stepper(body, trainer.step.optimizer, 4, graphs.CudaCapture(CPU))
+    stepper._inputs = Inputs(*(torch.zeros(1) for _ in Inputs._fields))
     assert not stepper._record()
     assert done == [before, (3, (0, 7))]
     assert stepper.note.endswith("more slowly: CUDA error: operation not permitted when stream is capturing")

@@ -110,7 +110,7 @@ def decode_places(found: Probe, left: list[int] | deque[int]) -> Iterator[_Decod
 def _decode_run(
     found: Probe, left: list[int] | deque[int], key: int, stop: int | None = None
 ) -> Generator[_Decoded, None, int | None]:
-    """Decode from the key frame at position `key` of `found.keys`.
+    """Decode from the key frame at position `key` of `found.keys`. One function, since all of it is one loop's state.
 
     Returns:
         The tick of the packet or frame at which damage ends the run; None at the end of the file, or before the packet
