@@ -48,7 +48,7 @@ def test_help_version_and_wrong_arguments_come_without_torch(name):
 
 
 def test_the_package_is_imported_in_no_time():
-    code = "import time; begin = time.perf_counter(); import essl_fast; print(time.perf_counter() - begin)"
+    code = "import time; begin = time.process_time(); import essl_fast; print(time.process_time() - begin)"
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = [
         subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
