@@ -85,3 +85,14 @@ def triton_on_cpu(monkeypatch):
     if not tuning.INTERPRETED:
         pytest.skip("there is a GPU: its tests run the compiled kernels")
     monkeypatch.setattr(tuning, "CPU_TOO", True)
+
+
+@pytest.fixture
+def one_thread():
+    """Sums in one order, so that two runs agree to the bit."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -42,14 +42,6 @@ def pcm():
     return sound
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_embedding_knows_no_batch(network, pcm, dtype, one_thread):
     """Whatever the place and the neighbours of a pair, to the bit; and it is what the network computes by itself."""

@@ -17,7 +17,6 @@ from tests import ROOT
 COMPILE = """
 import json, sys, torch
 from essl_fast.runtime import compiling
-from tests import ROOT
 folder = compiling.keep_cache(sys.argv[1])
 step = torch.compile(lambda x: x @ x.T, fullgraph=True)  # nothing that a C++ compiler would have to see
 x = torch.randn(8, 8, requires_grad=True)

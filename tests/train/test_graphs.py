@@ -90,11 +90,10 @@ def test_replays_equal_plain_steps(tiny, resident):
     assert len({loss["loss"] for loss in expected}) == len(expected)  # each step saw something else
 
 
-def test_the_recorder_sees_a_step_that_depends_on_the_host():
-    """Were the rates plain numbers, or a loss read by the host, these tests would fail: they can."""
+def toy_step():
+    """A step of three weights: (weight, optimizer, body, state)."""
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-    given = Inputs(*(torch.arange(2) for _ in Inputs._fields))
 
     def body(_):
         optimizer.zero_grad()
@@ -104,8 +103,15 @@ def test_the_recorder_sees_a_step_that_depends_on_the_host():
         return {"loss": loss}
 
     def state():
-        return [weight, *(t for s in optimizer.state.values() for t in s.values())]
+        return [weight, *(tensor for moments in optimizer.state.values() for tensor in moments.values())]
 
+    return weight, optimizer, body, state
+
+
+def test_the_recorder_sees_a_step_that_depends_on_the_host():
+    """Were the rates plain numbers, or a loss read by the host, these tests would fail: they can."""
+    weight, optimizer, body, state = toy_step()
+    given = Inputs(*(torch.arange(2) for _ in Inputs._fields))
     stepper, moved = Stepper(body, optimizer, 2, RecordedStep(state)), []
     for step in range(WARMUP + 3):
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
@@ -326,19 +332,7 @@ def test_a_cuda_graph_trains_as_plain_steps_do(tiny, resident, compiled):
 
 
 def test_the_caller_may_keep_the_losses_of_a_replay():
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
-
-    def body(_):
-        optimizer.zero_grad()
-        loss = weight.square().sum()
-        loss.backward()
-        optimizer.step()
-        return {"loss": loss}
-
-    def state():
-        return [weight, *(tensor for moments in optimizer.state.values() for tensor in moments.values())]
-
+    _, optimizer, body, state = toy_step()
     stepper = Stepper(body, optimizer, 2, RecordedStep(state))
     given = Inputs(*(torch.arange(2) for _ in Inputs._fields))
     kept = [stepper(given)["loss"] for _ in range(WARMUP + 3)]

@@ -13,13 +13,7 @@ from essl_fast.train import Trainer
 from essl_fast.train import __main__ as train_door
 from essl_fast.train.state import computes, resume
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):

@@ -27,13 +27,7 @@ from essl_fast.train.optimizer import learning_rate_factor
 from tests.tools.compiling import losses_of_one_graph
 from tests.train.conftest import ARGUMENTS
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, so that two runs agree bit for bit
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_a_run_leaves_everything(finished):
