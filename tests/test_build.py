@@ -117,45 +117,6 @@ def test_every_nvcc_is_tried_and_each_refusal_is_told(
     assert f"{old}: version 12.4 is older than 12.8" in note and f"{mute}: does not say its version" in note
 
 
-def distribution(attributes: dict) -> object:
-    """What a build command takes: that of the distutils which is loaded, Python's own or that of setuptools."""
-    importlib.import_module("setuptools")
-    return importlib.import_module("distutils.dist").Distribution(attributes)
-
-
-def test_a_compile_error_in_our_sources_fails_the_build(
-    build: ModuleType, no_nvcc: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("pybind11", reason="needs pybind11 to build")
-    from setuptools import Extension
-
-    (tmp_path / "broken.cpp").write_text("int broken( {\n")
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    monkeypatch.setattr(build.os, "environ", {**no_nvcc, "ESSL_CUDA": "0"})
-    command = build.NativeBuild(distribution({"ext_modules": [Extension("broken", ["broken.cpp"])]}))
-    command.build_temp, command.build_lib = str(tmp_path / "temp"), str(tmp_path / "lib")
-    command.ensure_finalized()
-    with pytest.raises(build.BuildError, match="compiling csrc failed"):
-        command.run()
-
-
-def test_without_a_compiler_the_build_command_goes_on(
-    build: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
-    from setuptools import Extension
-
-    monkeypatch.setattr(build.os, "environ", {"PATH": str(tmp_path)})
-    command = build.NativeBuild(distribution({"ext_modules": [Extension(build.MODULE, build.csrc_sources())]}))
-    command.build_temp, command.build_lib = str(tmp_path / "temp"), str(tmp_path / "lib")
-    command.ensure_finalized()
-    stale = Path(command.get_ext_fullpath(build.MODULE))
-    stale.parent.mkdir()
-    stale.write_bytes(b"compiled earlier")
-    command.run()
-    assert command.get_outputs() == [] and not stale.exists()
-    assert "no C++ compiler works" in capfd.readouterr().err
-
-
 def test_the_ninja_file_covers_every_source_and_survives_odd_paths(build: ModuleType, no_nvcc: dict[str, str]) -> None:
     pytest.importorskip("pybind11", reason="needs pybind11 to build")
     nvcc = build.Nvcc("/opt/my cuda/bin/nvcc", "13.0", build.ARCHS, "/opt/my cuda/lib/libcudart_static.a")

@@ -112,11 +112,21 @@ def names(wheel: Path) -> set[str]:
 
 
 def test_without_a_compiler_the_package_says_what_is_missing(source: Path, tmp_path: Path) -> None:
-    wheel = build("wheel", copied(source, tmp_path), tmp_path, PATH=str(tmp_path))
+    folder = copied(source, tmp_path)
+    build("wheel", folder, tmp_path)
+    assert list(folder.rglob("_essl_fast_native*.so")), "nothing compiled earlier lies there that could slip in"
+    wheel = build("wheel", folder, tmp_path, PATH=str(tmp_path))
     assert not modules(names(wheel))
     with zipfile.ZipFile(wheel) as file:
         why = file.read(LEFT_OUT).decode()
     assert "no C++ compiler works" in why and "g++: not found" in why
+
+
+def test_a_compile_error_in_our_sources_fails_the_build(source: Path, tmp_path: Path) -> None:
+    folder = copied(source, tmp_path)
+    (folder / "csrc" / "bindings.cpp").write_text("int broken( {\n")
+    with pytest.raises(AssertionError, match=r"(?s)bindings\.cpp:1:.*error.*BuildError: compiling csrc failed"):
+        build("wheel", folder, tmp_path)
 
 
 def test_sdist_to_wheel(source: Path, tmp_path: Path) -> None:

@@ -130,6 +130,34 @@ def test_a_second_thread_waits_and_a_world_of_other_settings_is_refused(tmp_path
         make_world(tmp_path / "w", **{**small, "seed": 1})
 
 
+@pytest.mark.parametrize("lying_there", ["videos", "world.unfinished.json.0123.tmp"])
+def test_what_another_process_is_making_is_not_a_foreign_folder(tmp_path, lying_there):
+    """Its files come and go, so who finds some of them waits for the lock before it judges the folder."""
+    out, said, raised = tmp_path / "w", [], []
+    (out / lying_there).mkdir(parents=True)
+    waits = threading.Event()
+
+    def say(line):
+        said.append(line)
+        waits.set()
+
+    def second():
+        try:
+            make_world(out, train_videos=1, test_videos=0, workers=1, progress=False, say=say)
+        except InputError as error:
+            raised.append(error)
+            waits.set()
+
+    with world.world_lock(out, said.append):
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(60) and not raised
+        (out / lying_there).rmdir()
+    thread.join()
+    assert not raised and (out / "world.json").is_file()
+    assert said[0].startswith("waiting for ")
+
+
 def test_a_line_every_30_s_where_there_is_no_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr(pulse, "EVERY", 0.0)
     said = []

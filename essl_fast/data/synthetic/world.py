@@ -118,12 +118,15 @@ def make_world(
         "classes": list(CLASSES),
         "videos": names,
     }
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is not a folder; choose another one for the demo world")
     reused = _is_finished(out, settings, plans, overwrite)
     if not reused:
         out.mkdir(parents=True, exist_ok=True)
         with world_lock(out, say):
             reused = _is_finished(out, settings, plans, overwrite)  # another process may have made it meanwhile
             if not reused:
+                _check_free(out)
                 _begin(out, record)
                 _make_all(plans, settings, out / "videos", workers, progress, say)
                 write_annotations(plans, out / "annotations")
@@ -157,22 +160,27 @@ def _unfinished(out: Path) -> Path:
 
 
 def _is_finished(out: Path, settings: WorldSettings, plans: list[ScenePlan], overwrite: bool) -> bool:
-    """Whether the folder holds the wanted world already. InputError if it holds something that must stay."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is not a folder; choose another one for the demo world")
-    if _finished(out).exists():
-        same = _read_settings(_finished(out)) == {"version": VERSION, **asdict(settings)}
-        if not same and not overwrite:
-            raise OtherWorld(
-                f"{out}: holds a demo world of other settings; choose another folder, or pass --overwrite to replace it"
-            )
-        kept = [out / "objects.json", *(out / "videos" / f"{plan.name}.mp4" for plan in plans)]
-        return same and all(path.is_file() for path in kept)
-    if _unfinished(out).exists():
-        _read_settings(_unfinished(out))
-    elif out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+    """Whether the folder holds the wanted world already. OtherWorld if it holds another one, which must stay."""
+    held = _read_settings(_finished(out))
+    if held is None:
+        return False
+    same = held == {"version": VERSION, **asdict(settings)}
+    if not same and not overwrite:
+        raise OtherWorld(
+            f"{out}: holds a demo world of other settings; choose another folder, or pass --overwrite to replace it"
+        )
+    kept = [out / "objects.json", *(out / "videos" / f"{plan.name}.mp4" for plan in plans)]
+    return same and all(path.is_file() for path in kept)
+
+
+def _check_free(out: Path) -> None:
+    """InputError if a folder holds something that is no demo world.
+
+    Only who holds the lock may ask: while another process makes a world, its files come and go.
+    """
+    of_a_world = _read_settings(_finished(out)) or _read_settings(_unfinished(out))
+    if of_a_world is None and any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"{out}: is not empty and holds no demo world; choose another folder")
-    return False
 
 
 def _begin(out: Path, record: dict) -> None:
@@ -212,13 +220,18 @@ def _make_all(
         )
 
 
-def _read_settings(path: Path) -> dict:
-    """Settings in a world.json, or in the mark of a half-made world. InputError if the file is neither."""
+def _read_settings(path: Path) -> dict | None:
+    """Settings in a world.json, or in the mark of a half-made world.
+
+    None: there is no such file. InputError: the file is neither.
+    """
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
         if held["format"] != FORMAT:
             raise KeyError("format")
         return {"version": held["version"], **held["settings"]}
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: not a demo world's file ({error!r}); choose another folder or remove this one"
