@@ -118,15 +118,12 @@ def make_world(
         "classes": list(CLASSES),
         "videos": names,
     }
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is not a folder; choose another one for the demo world")
     reused = _is_finished(out, settings, plans, overwrite)
     if not reused:
         out.mkdir(parents=True, exist_ok=True)
         with world_lock(out, say):
             reused = _is_finished(out, settings, plans, overwrite)  # another process may have made it meanwhile
             if not reused:
-                _check_free(out)
                 _begin(out, record)
                 _make_all(plans, settings, out / "videos", workers, progress, say)
                 write_annotations(plans, out / "annotations")
@@ -161,6 +158,8 @@ def _unfinished(out: Path) -> Path:
 
 def _is_finished(out: Path, settings: WorldSettings, plans: list[ScenePlan], overwrite: bool) -> bool:
     """Whether the folder holds the wanted world already. OtherWorld if it holds another one, which must stay."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is not a folder; choose another one for the demo world")
     held = _read_settings(_finished(out))
     if held is None:
         return False
@@ -184,8 +183,8 @@ def _check_free(out: Path) -> None:
 
 
 def _begin(out: Path, record: dict) -> None:
-    """Mark the folder as begun, and remove what an earlier world left there."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Mark the folder as begun, and remove what an earlier world left there. InputError if it is no world's."""
+    _check_free(out)
     _write_json(_unfinished(out), record)
     for old in (_finished(out), out / "objects.json"):
         old.unlink(missing_ok=True)
