@@ -97,6 +97,18 @@ def test_pip_install_from_a_folder_with_an_odd_name_and_without_git(source: Path
     assert "ESSL_CUDA=0" in (site / LEFT_OUT).read_text()
 
 
+def test_pip_install_from_the_address_of_a_repository(source: Path, tmp_path: Path) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("git is missing")
+    folder, site = copied(source, tmp_path), tmp_path / "site"
+    names = ("-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false")
+    for words in (("init", "--quiet"), ("add", "--all"), (*names, "commit", "--quiet", "--message", "all")):
+        run("git", *words, cwd=folder)
+    run(*PIP, "install", *NO_FETCHING, "--target", site, f"git+{folder.as_uri()}", cwd=tmp_path)
+    files = installed(site)
+    assert len(modules(files)) == 1 and {LEFT_OUT, "essl_fast/py.typed", "essl_fast/configs/demo.yaml"} <= files
+
+
 def test_a_second_build_takes_over_nothing_that_is_gone(source: Path, tmp_path: Path) -> None:
     folder = copied(source, tmp_path)
     (folder / "essl_fast" / "common" / "gone.py").write_text("")

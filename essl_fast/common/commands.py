@@ -27,7 +27,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from essl_fast import __version__
@@ -175,22 +175,35 @@ class Options(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # its stub tells one kind of namespace from another
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        for word in list(sys.argv[1:] if args is None else args):
-            if word == "--":
-                break
-            if word.startswith("--") and word.partition("=")[0] not in self._option_string_actions:
-                self.error(self.unknown(word))  # before argparse misses the option that was meant
+        if wrong := self._not_known(args):
+            self.error(self.unknown(wrong))  # before argparse misses the option that was meant
         found, others = self.parse_known_args(args, namespace)
         if others:
             self.error(self.unknown(others[0]))
         return found
+
+    def parse_own(self, args: Sequence[str] | None, other: Options) -> tuple[argparse.Namespace, list[str]]:
+        """This parser's options, and the words that are left for the other. An option that neither has is an error."""
+        if wrong := self._not_known(args, other._option_string_actions):
+            self.error(other.unknown(wrong, self._option_string_actions))
+        return self.parse_known_args(args)
+
+    def _not_known(self, args: Sequence[str] | None, more: Container[str] = ()) -> str | None:
+        """The first word that looks like an option and is none."""
+        for word in list(sys.argv[1:] if args is None else args):
+            name = word.partition("=")[0]
+            if word == "--":
+                break
+            if word.startswith("--") and name not in self._option_string_actions and name not in more:
+                return word
+        return None
 
     def unknown(self, word: str, more: Iterable[str] = ()) -> str:
         """What to say of a word that no option takes; ``more`` options are known besides the parser's own."""
         if not word.startswith("-"):
             return f"there is no place for {short(word)}"
         name = word.partition("=")[0]
-        known = [option for option in (*self._option_string_actions, *more) if option.startswith("--")]
+        known = dict.fromkeys(option for option in (*self._option_string_actions, *more) if option.startswith("--"))
         return f"there is no option {short(name)[1:-1]}{did_you_mean(name, known)}"
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

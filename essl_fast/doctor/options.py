@@ -10,7 +10,12 @@ from essl_fast.doctor.findings import INSTALL, NOTE, OK, STOPS, Finding
 def read_options(prog: str, description: str, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The doctor's own options, and the command line of train that it examines."""
     own = parser(prog)
-    options, others = own.parse_known_args(argv)
+    try:
+        from essl_fast import config
+
+        options, others = own.parse_own(argv, config.parser(prog))
+    except ImportError:  # a package is missing: the doctor's business, which read_settings reports
+        options, others = own.parse_known_args(argv)
     if options.help:
         print(description)
         own.print_help()

@@ -22,6 +22,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.values import a_path, whole_number
@@ -55,7 +56,7 @@ def parser() -> Options:
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and those of train."""
-    return parser().parse_known_args(argv)
+    return parser().parse_own(argv, config.parser(PROG))
 
 
 def main(argv: list[str] | None = None) -> int:
