@@ -22,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -95,8 +96,8 @@ def default_jobs(found: list[str]) -> list[Job]:
 class Trial:
     """Runs jobs in a folder of its own."""
 
-    def __init__(self, work: Path, uv: str, cuda: bool):
-        self.work, self.uv, self.cuda = work, uv, cuda
+    def __init__(self, work: Path, uv: str, cuda: bool, keep: bool):
+        self.work, self.uv, self.cuda, self.keep = work, uv, cuda, keep
         self.source = work / "a folder für essl_fast"
 
     def run(self, *command: object, cwd: Path | None = None, **more: str) -> str:
@@ -114,6 +115,8 @@ class Trial:
 
     def unpack_sdist(self) -> None:
         """Makes the sdist out of this checkout, and unpacks it."""
+        shutil.rmtree(self.source, ignore_errors=True)
+        shutil.rmtree(self.work / "dist", ignore_errors=True)
         self.run(self.uv, "build", "--quiet", "--sdist", "--out-dir", self.work / "dist", ROOT, ESSL_CUDA="0")
         (archive,) = (self.work / "dist").glob("*.tar.gz")
         with tarfile.open(archive) as tar:
@@ -140,6 +143,7 @@ class Trial:
         name = f"{job.python}-{job.stack}"
         python = self.work / name / "bin" / "python"
         here = self.work / f"{name} runs"
+        shutil.rmtree(here, ignore_errors=True)
         here.mkdir()
 
         def installed() -> None:
@@ -157,9 +161,21 @@ class Trial:
             self.run(python, "-m", "essl_fast.doctor", "--device", "cpu", "--config", "demo", cwd=here)
 
         def tests() -> None:
-            options = ["-q", "-n", "auto", "--dist", "loadfile", "-p", "no:cacheprovider", "--basetemp", here / "tests"]
+            options = [
+                "-q",
+                "-n",
+                "auto",
+                "--dist",
+                "loadfile",
+                "-p",
+                "no:cacheprovider",
+                "--durations",
+                "25",
+                "--basetemp",
+                here / "tests",
+            ]
             said = self.run(python, "-m", "pytest", *options, *TESTS, cwd=self.source)
-            print(f"    {said.strip().splitlines()[-1].strip('= ')}", flush=True)
+            print(said, flush=True)
 
         for step in (installed, demo, tests):
             begin = time.monotonic()
@@ -173,8 +189,9 @@ class Trial:
             job.seconds[step.__name__] = time.monotonic() - begin
             if job.steps[step.__name__] != OK:
                 break
-        shutil.rmtree(self.work / name, ignore_errors=True)
         shutil.rmtree(here, ignore_errors=True)
+        if not self.keep:
+            shutil.rmtree(self.work / name, ignore_errors=True)
 
 
 def table(jobs: list[Job]) -> str:
@@ -190,11 +207,22 @@ def table(jobs: list[Job]) -> str:
     return "\n".join(lines)
 
 
+def place(keep: str | None) -> AbstractContextManager[str]:
+    """The folder for all that is made: a temporary one, or the one to keep."""
+    if keep is None:
+        return tempfile.TemporaryDirectory(prefix="essl_fast-stacks-")
+    Path(keep).mkdir(parents=True, exist_ok=True)
+    return nullcontext(keep)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("jobs", nargs="*", metavar="PYTHON:STACK", help=f"stacks: {', '.join(STACKS)}")
     parser.add_argument("--all", action="store_true", help="every Python found, with every stack")
     parser.add_argument("--cuda", action="store_true", help="build the CUDA part, too, which takes minutes")
+    parser.add_argument(
+        "--keep", metavar="FOLDER", help="make the environments there, and leave them: PYTHON-STACK/bin"
+    )
     parser.add_argument("--uv", default=shutil.which("uv") or "uv", help="uv's path")
     options = parser.parse_args()
     for job in options.jobs:
@@ -209,8 +237,8 @@ def main() -> int:
     jobs = [Job(*job.split(":")) for job in options.jobs]
     if not jobs:
         jobs = [Job(p, s) for p in found for s in STACKS] if options.all else default_jobs(found)
-    with tempfile.TemporaryDirectory(prefix="essl_fast-stacks-") as folder:
-        trial = Trial(Path(folder), options.uv, options.cuda)
+    with place(options.keep) as folder:
+        trial = Trial(Path(folder).resolve(), options.uv, options.cuda, keep=options.keep is not None)
         try:
             trial.unpack_sdist()
         except NotHad as error:
