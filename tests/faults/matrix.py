@@ -5,7 +5,7 @@ An outcome is one of
     equal   the same command again, or `--resume`, or nothing at all, and the result equals the undisturbed one's to the
             byte (data), to the bit (weights, moments, history, results)
     error   one line names the file and what to do, with exit code 2, or 1 where that is said; nothing else was touched:
-            the last good state is there, and with the cause mended the result is equal
+            the last good state is there, and with the cause removed the result is equal
 """
 
 from typing import NamedTuple
@@ -95,7 +95,7 @@ MATRIX: dict[str, dict[str, Cell]] = {
     },
     "shard with a flipped bit": {
         "prepare": _error("`--verify` lists the pair in quarantine.jsonl, exit code 1"),
-        "training": _error("names pair and shard, by the pair's CRC-32; mended, `--resume` goes on"),
+        "training": _error("names pair and shard, by the pair's CRC-32; repaired, `--resume` goes on"),
         "checkpoint": _NO_SHARDS,
         "evaluation": _error("names pair and shard"),
     },
