@@ -154,7 +154,9 @@ def lines_of(out):
     return {(row["task"], row["row"]): row["value"] for row in read(out / "rows.jsonl") if row["task"] != "run"}
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGKILL], ids=lambda by: by.name)
+@pytest.mark.parametrize(
+    "by", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.nightly)], ids=["SIGTERM", "SIGKILL"]
+)
 def test_killed_at_every_point_it_loses_no_finished_row(tmp_path, by):
     """After every row and every task in turn; each start goes on where the last one was killed."""
     had, last = {}, time.monotonic() + 100

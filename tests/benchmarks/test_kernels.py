@@ -32,6 +32,7 @@ def test_bytes_that_cannot_be_avoided():
     assert (cosine.forward_bytes, cosine.both_bytes) == (4 * 3 * 40 * 4, 6 * 3 * 40 * 4)
 
 
+@pytest.mark.nightly  # the whole benchmark, which compiles its rivals
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: the benchmark itself runs there")
 def test_without_a_gpu_it_checks_ours_and_times_the_others(tmp_path, capsys, triton_on_cpu):
     file = tmp_path / "kernels.json"

@@ -84,7 +84,7 @@ def test_cpu_time_counts_children():
         process.communicate(b"\n")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # the whole benchmark, in a process of its own
 def test_the_command(tmp_path, folders, monkeypatch):
     """One way and round, in a process of its own, on one core."""
     monkeypatch.setattr(benchmark, "prepared", lambda *_: folders)

@@ -25,6 +25,7 @@ def as_it_was(monkeypatch):
     hardware._pipeline.cache_clear()
 
 
+@pytest.mark.nightly  # the whole benchmark
 def test_everything_is_measured(tmp_path, capsys):
     assert moments.main([*SMALL, "--json", str(tmp_path / "out.json")]) == 0
     told = json.loads((tmp_path / "out.json").read_text())

@@ -17,6 +17,7 @@ CPU = torch.device("cpu")
 TINY = ["--device", "cpu", "--batch", "2", "--evaluated", "3", "--repeats", "3", "--seconds", "0.1", "--threads", "2"]
 
 
+@pytest.mark.nightly  # the whole benchmark, in a process of its own
 @pytest.mark.skipif(not native.available(), reason=str(native.why_unavailable()))
 def test_it_runs_and_records(tmp_path):
     command = [sys.executable, "-m", "benchmarks.native", *TINY, "--json", str(tmp_path / "native.json")]

@@ -25,6 +25,7 @@ def world(tmp_path_factory):
     return root
 
 
+@pytest.mark.nightly  # the whole benchmark
 def test_everything_is_measured(world, tmp_path, capsys):
     places = ["--videos", str(world / "videos"), "--annotations", str(world / "notes"), "--work", str(tmp_path)]
     path = tmp_path / "prepare.json"

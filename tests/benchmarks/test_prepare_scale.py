@@ -20,6 +20,7 @@ def measured(tmp_path_factory):
     return found
 
 
+@pytest.mark.nightly  # the whole benchmark, 1,500 pairs
 def test_every_pair_is_there(measured):
     assert [told["pairs"] for told in measured] == [300, 1500]
     for told in measured:
@@ -27,6 +28,7 @@ def test_every_pair_is_there(measured):
         assert 0 < told["open_seconds"] < told["first_batch_seconds"]
 
 
+@pytest.mark.nightly  # the whole benchmark, 1,500 pairs
 def test_memory_does_not_grow_with_the_pairs(measured):
     few, many = measured
     assert 0.05 < few["memory_of_main_process_gb"] <= few["memory_gb"]

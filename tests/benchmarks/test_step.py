@@ -62,6 +62,7 @@ def test_synthetic_batches_are_noise_with_real_boxes(tiny):
     assert set(a.index.tolist()) <= set(manifest.rows("train").tolist()) and a.frames.float().std() > 50
 
 
+@pytest.mark.nightly  # the whole benchmark
 def test_step_measures_ours_and_the_baseline(tiny_world, tmp_path, capsys):
     out = tmp_path / "step.json"
     arguments = ["--device", "cpu", "--methods", "semipl", "--batch", "4", "--repeats", "2", "--warmup", "1"]

@@ -135,7 +135,7 @@ def test_one_step(case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param("e2e_w_pcm", marks=pytest.mark.nightly), "e2e_wo_pcm"])
 def test_one_compiled_step(case, tmp_path, monkeypatch):
     """The same training step as one graph, without a break; its gradients are those of the step run eagerly.
 

@@ -47,7 +47,7 @@ def launched_kernels():
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # CI runs the script itself, for every generation of GPUs
 def test_every_kernel_compiles_without_spills():
     done = run("--arch", "90")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -65,7 +65,12 @@ def command_line(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("kill_at", "resident", "then"), [(1, "always", "always"), (4, "never", "never"), (5, "always", "never")]
+    ("kill_at", "resident", "then"),
+    [
+        pytest.param(1, "always", "always", marks=pytest.mark.nightly),
+        pytest.param(4, "never", "never", marks=pytest.mark.nightly),
+        (5, "always", "never"),
+    ],
 )
 def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at, resident, then):
     """SIGKILL at whatever instant it is when step ``kill_at`` has been saved; four steps are an epoch.
@@ -129,6 +134,7 @@ def test_ctrl_c_ends_with_the_command_that_continues(tiny, tmp_path):
     assert checkpoints.load(out / "last.pt")["step"] >= 2
 
 
+@pytest.mark.nightly  # the first command that CI runs
 def test_the_demo_from_nothing(tmp_path):
     """What `python -m essl_fast.train` does, in small: world, shards, training, and every prior."""
     out = tmp_path / "demo"
