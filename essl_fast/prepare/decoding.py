@@ -1,24 +1,21 @@
 """The frames and sounds of one video's pairs, as they are stored.
 
 A frame is decoded and stored as JPEG, or, if the task says so, copied as a clip without decoding anything. If no clip
-can be cut for a frame, the frame is stored as JPEG, with the reason.
+can be cut for a frame, the frame is stored as JPEG, with the reason. Pillow is imported only where pictures are made.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from essl_fast.data import media
-from essl_fast.data.datasets import HDF5, MIDDLE, STILL, VIDEO, hdf5
-from essl_fast.data.media import audio, nvdec, stills
-from essl_fast.data.media.stills import JPEG as JPEG_OPTIONS
+from essl_fast.data import datasets, media
+from essl_fast.data.datasets import HDF5, MIDDLE, STILL, VIDEO
+from essl_fast.data.media import audio, nvdec
 from essl_fast.data.shards import CLIP, JPEG, PNG
 from essl_fast.prepare import notes
 from essl_fast.prepare.tasks import Task
@@ -80,10 +77,12 @@ def decode(task: Task, losses: Losses) -> Iterator[Stored]:
     """
     path = Path(task.path)
     if task.kind == HDF5:
-        for key, frame, sound in hdf5.stored_rows(path, Path(task.sound), task.requests, task.rows, losses.left_out):
+        for key, frame, sound in datasets.hdf5.stored_rows(
+            path, Path(task.sound), task.requests, task.rows, losses.left_out
+        ):
             yield Stored(key, frame, PNG, 0, 0, sound)
     elif task.kind == STILL:
-        picture, middle = stills.picture_file(path), stills.middle_sound(Path(task.sound))
+        picture, middle = media.stills.picture_file(path), media.stills.middle_sound(Path(task.sound))
         stored = middle.astype("<f4") if task.float_sound else audio.to_pcm16(middle).astype("<i2")
         yield Stored(task.requests[0][0], picture, JPEG, 0, 0, stored.tobytes())
     else:
@@ -96,8 +95,9 @@ def _video(task: Task, losses: Losses) -> Iterator[Stored]:
     found = media.probe(path)
     losses.notes = notes.of_video(found, task.requests if task.kind == VIDEO else ())
     if task.kind == MIDDLE:
-        fid, time = stills.middle_frame(found)
-        wanted = [_Wanted(task.requests[0][0], fid, time, stills.middle_sound(path, False, found.zero), audio.RATE)]
+        fid, time = media.stills.middle_frame(found)
+        sound = media.stills.middle_sound(path, False, found.zero)
+        wanted = [_Wanted(task.requests[0][0], fid, time, sound, audio.RATE)]
     else:
         wanted = _with_sound(task, found, losses)
     refusal = nvdec.refusal(task.decoders, found) if wanted and task.decoders else ""
@@ -173,6 +173,4 @@ def _pictures(path: Path, found: media.Probe, wanted: list[_Wanted], on_gpu: boo
         if isinstance(frame, media.MediaError):
             losses.left_out.append((pair.key, frame.reason, frame.detail))
             continue
-        jpeg = io.BytesIO()
-        Image.fromarray(frame).save(jpeg, "JPEG", **JPEG_OPTIONS)
-        yield Stored(pair.key, jpeg.getvalue(), JPEG, 0, 0, pair.pcm())
+        yield Stored(pair.key, media.stills.as_jpeg(frame), JPEG, 0, 0, pair.pcm())

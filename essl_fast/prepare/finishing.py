@@ -52,7 +52,7 @@ def finish(
         splits={
             name: {
                 "pairs": counts[number],
-                "videos": len(np.unique(video[split == number])),
+                "videos": len(set(video[split == number].tolist())),
                 "shards": shards[name],
             }
             for number, name in enumerate(SPLITS)
@@ -94,7 +94,7 @@ def _all_left_out(annotations: Annotations, rows: Rows) -> Iterator[LeftOut]:
 def _classes(pairs: Pairs, index: np.ndarray) -> tuple[list[str], np.ndarray]:
     """(names of the classes that occur, sorted; (N,) int32 class of each row). index (N,): the pairs."""
     first = [classes[0] for classes in pairs.class_sets]
-    names = sorted({first[at] for at in np.unique(pairs.class_id[index])})
+    names = sorted({first[at] for at in set(pairs.class_id[index].tolist())})
     number = np.array([names.index(name) if name in names else -1 for name in first], np.int32)
     return names, number[pairs.class_id[index]]
 

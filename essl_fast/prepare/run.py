@@ -10,7 +10,7 @@ from typing import Any
 from essl_fast.common.errors import InputError
 from essl_fast.data.datasets import GRID, Dataset, chaotic_world, digest
 from essl_fast.data.media import audio
-from essl_fast.data.media.stills import JPEG
+from essl_fast.data.media.jpeg import JPEG
 from essl_fast.data.shards import Manifest
 from essl_fast.prepare.assembly import assemble
 from essl_fast.prepare.decoders import choose_decoders

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from essl_fast.data import media
 from essl_fast.data.datasets import VIDEO
 from essl_fast.data.media import nvdec
-from essl_fast.data.media.stills import JPEG
+from essl_fast.data.media.jpeg import JPEG
 
 _VERSION = 5  # of what a part holds for a task
 

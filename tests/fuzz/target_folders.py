@@ -13,7 +13,7 @@ from PIL import Image
 
 from essl_fast.common.errors import InputError
 from essl_fast.data import media, shards
-from essl_fast.data.media.stills import JPEG
+from essl_fast.data.media.jpeg import JPEG
 from essl_fast.data.shards import Shards, tars
 from tests.fuzz.target import Parts, changed
 from tests.tools.media import clicks, make_video

@@ -13,12 +13,17 @@ from essl_fast.data.media.footage import Video
 from essl_fast.localize import localize
 from tests.localize.conftest import noise
 from tests.tools.clocks import BFRAMES, SKIPPING, amid, decoding_order
-from tests.tools.fields import field_coded
+from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered
 
 
 def _fields(folder):
     silent = field_coded(folder / "f.mkv", 30)
+    return join_tracks(folder / "v.mkv", silent, make_sound(folder / "s.mkv", noise(3), "pcm_s16le", 16_000))
+
+
+def _p_pictures(folder):
+    silent = reordered(folder / "f.mp4", groups=3)
     return join_tracks(folder / "v.mkv", silent, make_sound(folder / "s.mkv", noise(3), "pcm_s16le", 16_000))
 
 
@@ -29,6 +34,8 @@ def _dropped(folder):
 
 KINDS = {  # name → (makes the file, when each picture is shown, the number that the first shows)
     "fields": (_fields, np.arange(30) / 10, 1),
+    "HEVC fields": (lambda folder: hevc_fields(folder / "v.mp4", 3, sound=noise(3)), np.arange(30) / 10, 1),
+    "P pictures": (_p_pictures, np.arange(30) / 10, 1),
     "dropped": (_dropped, np.array(SKIPPING) / 10, 1),
     "no offsets": (lambda folder: decoding_order(folder, "mp4"), np.arange(60) / 10, 1),
     "amid": (amid, np.arange(50) / 10, 11),

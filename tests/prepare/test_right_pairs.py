@@ -17,7 +17,7 @@ from essl_fast.prepare import __main__ as door
 from essl_fast.prepare import compare, prepare, reporter
 from essl_fast.prepare.against import _lag
 from tests.tools.clocks import BFRAMES, SKIPPING, amid, decoding_order
-from tests.tools.fields import field_coded
+from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered, row, write_annotations
 from tests.tools.prepare import left_out
 
@@ -28,10 +28,10 @@ def sounding(seconds: float) -> np.ndarray:
     return np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * 16_000)).astype(np.float32)
 
 
-def with_sound(folder, silent, seconds: float):
-    """A file without sound, and a noise beside it, in one Matroska file."""
+def with_sound(folder, silent, seconds: float, kind: str = "mkv"):
+    """A file without sound, and a noise beside it, in one file."""
     sound = make_sound(folder / "sound.mkv", sounding(seconds), "pcm_s16le", 16_000)
-    return join_tracks(folder / "joined.mkv", silent, sound)
+    return join_tracks(folder / f"joined.{kind}", silent, sound)
 
 
 def _plain(folder):
@@ -41,6 +41,20 @@ def _plain(folder):
 def _fields(folder):
     path = with_sound(folder, field_coded(folder / "f.mkv", 50), 5)
     return path, [(fid, (fid - 1) / 10) for fid in (16, 17, 30)]
+
+
+def _fields_in_avi(folder):
+    path = with_sound(folder, field_coded(folder / "f.avi", 50), 5, "avi")
+    return path, [(fid, (fid - 1) / 10) for fid in (16, 17, 30)]
+
+
+def _hevc_fields(folder):
+    return hevc_fields(folder / "f.mp4", 5, sound=sounding(5)), [(fid, (fid - 1) / 10) for fid in (16, 17, 30)]
+
+
+def _p_pictures(folder):
+    path = with_sound(folder, reordered(folder / "f.mp4", groups=5), 5)
+    return path, [(fid, (fid - 1) / 10) for fid in (16, 17, 18, 19, 30)]
 
 
 def _dropped(folder):
@@ -53,7 +67,15 @@ def _amid(folder):
     return amid(folder), [(fid, (fid - 1) / 10) for fid in (16, 30)]
 
 
-KINDS = {"plain": (_plain, 0), "fields": (_fields, 0), "dropped": (_dropped, 0), "amid": (_amid, 10)}
+KINDS = {  # name → (makes a file and frames to ask for, number that the first shows - 1, pictures are counted)
+    "plain": (_plain, 0, True),
+    "fields": (_fields, 0, True),
+    "fields in AVI": (_fields_in_avi, 0, True),
+    "HEVC fields": (_hevc_fields, 0, False),
+    "P pictures": (_p_pictures, 0, True),
+    "dropped": (_dropped, 0, True),
+    "amid": (_amid, 10, False),
+}
 
 
 def pairs_of(manifest):
@@ -68,7 +90,7 @@ def picture_of(pair) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_forms_hold_the_right_pictures(tmp_path, kind):
-    make, before = KINDS[kind]
+    make, before, counted = KINDS[kind]
     path, asked = make(tmp_path)
     (tmp_path / "videos").mkdir()
     shutil.move(path, tmp_path / "videos" / f"v{path.suffix}" if path.suffix != ".ts" else tmp_path / "videos/v.mkv")
@@ -83,7 +105,7 @@ def test_both_forms_hold_the_right_pictures(tmp_path, kind):
             assert number_of(picture_of(found[f"v_{fid:06d}"])) == fid + before
         assert compare(manifest, tmp_path / "videos", reporter(False)) == (len(found), 0)
         assert (out / "against.jsonl").read_bytes() == b""
-        if visual == "clip" and kind != "amid":
+        if visual == "clip" and counted:
             ((reason, entry),) = manifest.header["jpeg_instead"].items()
             assert reason == "no clip can be cut for this frame" and entry["pairs"] == len(asked)
             assert manifest.header["clocks"].keys() == {"v"}

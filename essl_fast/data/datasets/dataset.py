@@ -91,7 +91,7 @@ class Dataset:
             if video in seen:
                 raise InputError(f"{reader} added the video {video!r} twice: add all its pairs at once")
             seen.add(video)
-            if len(np.unique(pairs.fid[span.start : span.stop])) < len(span):
+            if len(set(pairs.fid[span.start : span.stop].tolist())) < len(span):
                 raise InputError(f"{reader} gave two pairs for one frame of {video!r}: join their boxes in one pair")
         if len(pairs.boxes) and not 0 <= pairs.boxes.min() <= pairs.boxes.max() <= GRID:
             raise InputError(f"{reader} gave a box outside of the {GRID} grid: scale it with boxes_to_grid")

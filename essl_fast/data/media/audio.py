@@ -105,14 +105,16 @@ def decode_sound(path: str | Path, until: float | None = None, alone: bool = Fal
             zero = float((audio.start_time or 0) * (audio.time_base or 0))
         blocks, mono = Blocks(container, audio, zero), np.empty(0, np.float32)
         for at, part in blocks:
-            if wrong := limits.sound(blocks.rate, 1, at + len(part)):
-                raise MediaError(LIMIT, f"{path.name}: {wrong}")
-            if at + len(part) > len(mono):
+            end = at + len(part)
+            if end > len(mono):
+                if wrong := limits.sound(blocks.rate, 1, end):
+                    raise MediaError(LIMIT, f"{path.name}: {wrong}")
                 # Memory that is never written costs nothing, so the array may be larger than needed.
-                longer = np.zeros(max(2 * len(mono), at + len(part), 60 * blocks.rate), np.float32)
+                most = max(end, limits.SAMPLES)
+                longer = np.zeros(min(max(2 * len(mono), end, 60 * blocks.rate), most), np.float32)
                 longer[: len(mono)] = mono
                 mono = longer
-            mono[at : at + len(part)] = part
+            mono[at:end] = part
             if until is not None and blocks.reached > until * blocks.rate + 1:
                 break
         filled, rate, damage = blocks.filled, blocks.rate, blocks.damage
@@ -175,22 +177,26 @@ class Blocks:
 
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         due, lost = None, ""  # number of the next sample; why the packet before this frame was lost
+        shape = 0, 0  # sample rate and channels of the last frame
         try:
             for frame in self._frames:
                 if isinstance(frame, av.FFmpegError):
                     lost = lost or opening.error_text(frame)
                     continue
-                rate = self.rate = self.rate or frame.sample_rate
-                if wrong := limits.sound(frame.sample_rate, len(frame.layout.channels)):
-                    self.damage = wrong  # the header said otherwise
-                    break
-                if frame.sample_rate != rate:
-                    self.damage = f"the sample rate changes from {rate} to {frame.sample_rate} Hz"
-                    break
-                if lost and frame.time is None:
+                if shape != (now := (frame.sample_rate, frame.layout.nb_channels)):
+                    rate, shape = self.rate or now[0], now
+                    self.rate = rate
+                    if wrong := limits.sound(*shape):
+                        self.damage = wrong  # the header said otherwise
+                        break
+                    if shape[0] != rate:
+                        self.damage = f"the sample rate changes from {rate} to {shape[0]} Hz"
+                        break
+                time = frame.time
+                if lost and time is None:
                     break  # the time of this frame is unknown
                 late = self.clock.late
-                stamp = (due or 0) + late if frame.time is None else round((frame.time - self._zero) * rate)
+                stamp = (due or 0) + late if time is None else round((time - self._zero) * rate)
                 if due is not None and stamp - due < -_OVERLAP * rate:  # the stamps begin again: they mean nothing here
                     self._zero -= (due + late - stamp) / rate
                     stamp = due + late
@@ -204,9 +210,11 @@ class Blocks:
                 if abs(due - self.filled) > _LONGEST * rate:
                     self.damage = f"a timestamp says {due / rate:.0f} s"
                     break
-                part, at = mono_of(frame)[max(-due, 0) :], max(due, 0)
-                self.clock.mark(at, stamp - due)
-                due += frame.samples
+                part, at = mono_of(frame), due
+                due += len(part)
+                if at < 0:
+                    part, at = part[-at:], 0
+                self.clock.mark(at, stamp - due + frame.samples)
                 self.filled = max(self.filled, at + len(part))
                 if not isfinite(part.dot(part)) and not np.isfinite(part).all():  # the sum of squares is quick
                     self.broken.append((at, at + len(part)))
@@ -238,11 +246,15 @@ def mono_of(frame) -> np.ndarray:
     """Mean of a decoded audio frame's channels, float32 (samples,); integers are divided by their full range."""
     kind = frame.format.name
     if kind == "fltp":  # AAC, MP3 and Opus; `to_ndarray` would take twice as long as decoding
-        channels = [np.frombuffer(plane, np.float32, frame.samples) for plane in frame.planes]
-        mono = channels[0].copy()  # its memory is freed with the frame
-        for channel in channels[1:]:
+        samples = frame.samples
+        first, *others = [np.frombuffer(plane, np.float32, samples) for plane in frame.planes]
+        if not others:
+            return first.copy()  # its memory is freed with the frame
+        mono = first + others[0]
+        for channel in others[1:]:
             mono += channel
-        return mono / np.float32(len(channels)) if len(channels) > 1 else mono
+        mono /= 1 + len(others)
+        return mono
     data = frame.to_ndarray()
     if not frame.format.is_planar:
         data = data.reshape(frame.samples, -1).T

@@ -5,7 +5,8 @@ files they do not, and every picture is decoded once to learn which packet it co
 
 * packets that are stamped in the order of decoding (AVI; MP4 and Matroska without composition offsets), as soon as
   pictures are shown in another order than they are decoded in;
-* H.264 whose packets hold a field, half of the lines of a picture;
+* H.264 whose packets hold a field, half of the lines of a picture (HEVC's decoder gives each field as a picture of half
+  the height, so each counts);
 * packets without a stamp, or with that of another one;
 * codecs whose packets are not understood here and which may change the order.
 
@@ -104,7 +105,7 @@ def make_clock(path: Path, formats: set[str], stamps: Stamps, keys: Sequence[int
     elif stamps.reorders is None and not formats & _STATED:
         why = UNKNOWN
     if why:
-        return _by_decoder(path, stamps, decoding, why)
+        return _by_decoder(path, stamps, decoding, why, "avi" in formats)
     # A picture shown before the first key frame refers to pictures that are not in the file.
     first = min(key for key in keys if key is not None)
     return Clock(np.array(sorted(at for at in pts if at is not None and at >= first), np.int64))
@@ -118,16 +119,16 @@ def is_constant(pts: np.ndarray, time_base: Fraction) -> bool:
     return bool(np.ptp(apart) <= (_SLACK if time_base <= _FINE else 1e-6))
 
 
-def _by_decoder(path: Path, stamps: Stamps, decoding: bool, why: str) -> Clock:
-    """The clock by decoding every picture once."""
+def _by_decoder(path: Path, stamps: Stamps, decoding: bool, why: str, avi: bool) -> Clock:
+    """The clock by decoding every picture once. decoding: stamps are those of decoding; avi: so are AVI's, always."""
     order, ahead = _decoded_order(path, stamps.shown)
-    pts = [stamps.pts[at] for at in order]
+    pts = [(stamps.dts if avi else stamps.pts)[at] for at in order]
     if decoding and order != sorted(order):
         packets = sorted(order)
-        due = [(stamps.dts if why == AVI else stamps.pts)[at] for at in packets]
+        due = [(stamps.dts if avi else stamps.pts)[at] for at in packets]
         return Clock(_shifted(_whole(due), max(sum(at <= ahead for at in packets) - 1, 0)), why)
-    if why == AVI:
-        return Clock(_begun([stamps.dts[at] for at in order]), why)
+    if avi:
+        return Clock(_begun(pts), why)
     one_to_one = len(order) == sum(stamps.shown) and all(
         a is not None and b is not None and a < b for a, b in pairwise(pts)
     )

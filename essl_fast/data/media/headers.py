@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from essl_fast.data.media.bits import Bits, unescaped
+
 _HIGH = {100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135}  # profiles of H.264 that state their chroma
 _SHAPED_ASPECT = 255
 _VP9_MATRICES = (2, 5, 1, 6, 7, 9, 3, 0)  # VP9's number of a colour space → H.273's of the matrix
+_VP9_HEADER = 64  # bytes of a packet that are looked at
 _BROKEN = (IndexError, ValueError)
 
 
@@ -33,6 +36,24 @@ class StreamHeader(NamedTuple):
     halved: bool
 
 
+class H264Sequence(NamedTuple):
+    """A sequence parameter set of H.264.
+
+    Attributes:
+        header: what it says of the pictures.
+        planes: the planes of a picture are coded one by one.
+        number_bits: of `frame_num` in a slice header.
+        order_kind: `pic_order_cnt_type`; 2: pictures are shown in the order in which they are decoded.
+        order_bits: of `pic_order_cnt_lsb` in a slice header, where the kind is 0.
+    """
+
+    header: StreamHeader
+    planes: bool
+    number_bits: int
+    order_kind: int
+    order_bits: int
+
+
 def stream_header(codec: str, settings: bytes | None, packet: bytes) -> StreamHeader | None:
     """The header of a stream; None for another codec, and for a damaged one.
 
@@ -42,10 +63,10 @@ def stream_header(codec: str, settings: bytes | None, packet: bytes) -> StreamHe
     """
     try:
         if codec == "vp9":
-            return _vp9(_Bits(packet))
+            return _vp9(Bits(packet[:_VP9_HEADER]))
         if codec in ("h264", "hevc"):
             unit = next(parameter_sets(codec, settings or b""))
-            return (_h264 if codec == "h264" else _hevc)(_Bits(_unescaped(unit)))
+            return h264_sequence(unit).header if codec == "h264" else _hevc(Bits(unescaped(unit)))
     except (*_BROKEN, StopIteration):
         return None
     return None
@@ -78,61 +99,28 @@ def _sized(data: bytes, at: int) -> tuple[bytes, int]:
     return data[at + 2 : at + 2 + size], at + 2 + size
 
 
-class _Bits:
-    """Reads bits, the highest first. IndexError past the end."""
-
-    def __init__(self, data: bytes):
-        self._data, self._at = data, 0
-
-    def bits(self, count: int) -> int:
-        value = 0
-        for at in range(self._at, self._at + count):
-            value = value << 1 | self._data[at >> 3] >> (7 - (at & 7)) & 1
-        self._at += count
-        return value
-
-    def ue(self) -> int:
-        """An Exp-Golomb code (H.264, 9.1)."""
-        zeros = 0
-        while not self.bits(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.bits(zeros)
-
-    def skip_ue(self, count: int) -> None:
-        for _ in range(count):
-            self.ue()
-
-    def se(self) -> int:
-        code = self.ue()
-        return (code + 1) // 2 if code & 1 else -(code // 2)
-
-
-def _unescaped(unit: bytes) -> bytes:
-    """A NAL unit without its emulation prevention bytes."""
-    parts = unit.split(b"\0\0\3")
-    return b"\0\0".join(parts)
-
-
-def _h264(sps: _Bits) -> StreamHeader:
+def h264_sequence(unit: bytes) -> H264Sequence:
+    """Read a sequence parameter set, with its NAL header. IndexError or ValueError if it is damaged."""
+    sps = Bits(unescaped(unit))
     sps.bits(8)
     profile = sps.bits(8)
     sps.bits(16)
     sps.ue()
-    chroma = 1
+    chroma, planes = 1, 0
     if profile in _HIGH:
         chroma = sps.ue()
-        sps.bits(chroma == 3)
+        planes = sps.bits(chroma == 3)
         sps.skip_ue(2)
         sps.bits(1)
         if sps.bits(1):
             for number in range(12 if chroma == 3 else 8):
                 if sps.bits(1):
                     _skip_scaling(sps, 16 if number < 6 else 64)
-    sps.ue()
-    order = sps.ue()
-    if order == 0:
-        sps.ue()
-    elif order == 1:
+    number_bits = sps.ue() + 4
+    order_kind, order_bits = sps.ue(), 0
+    if order_kind == 0:
+        order_bits = sps.ue() + 4
+    elif order_kind == 1:
         sps.bits(1)
         sps.skip_ue(2)
         sps.skip_ue(sps.ue())
@@ -145,10 +133,11 @@ def _h264(sps: _Bits) -> StreamHeader:
     if sps.bits(1):
         sps.skip_ue(4)
     full, matrix = _signal(sps) if sps.bits(1) else (None, 2)
-    return StreamHeader(width, rows * (2 - frames), full, matrix, not frames, chroma == 1)
+    header = StreamHeader(width, rows * (2 - frames), full, matrix, not frames, chroma == 1)
+    return H264Sequence(header, bool(planes), number_bits, order_kind, order_bits)
 
 
-def _skip_scaling(sps: _Bits, size: int) -> None:
+def _skip_scaling(sps: Bits, size: int) -> None:
     last = following = 8
     for _ in range(size):
         if following:
@@ -156,7 +145,7 @@ def _skip_scaling(sps: _Bits, size: int) -> None:
         last = following or last
 
 
-def _signal(vui: _Bits) -> tuple[bool | None, int]:
+def _signal(vui: Bits) -> tuple[bool | None, int]:
     """Full range and matrix out of the usability information, which begins alike in H.264 and HEVC."""
     if vui.bits(1) and vui.bits(8) == _SHAPED_ASPECT:
         vui.bits(32)
@@ -172,7 +161,7 @@ def _signal(vui: _Bits) -> tuple[bool | None, int]:
     return full, vui.bits(8)
 
 
-def _hevc(sps: _Bits) -> StreamHeader:
+def _hevc(sps: Bits) -> StreamHeader:
     sps.bits(16 + 4)
     layers = sps.bits(3)  # beside the first
     sps.bits(1)
@@ -207,7 +196,7 @@ def _hevc(sps: _Bits) -> StreamHeader:
     return StreamHeader(width, height, full, matrix, False, chroma == 1)
 
 
-def _skip_hevc_scaling(sps: _Bits) -> None:
+def _skip_hevc_scaling(sps: Bits) -> None:
     for size in range(4):
         for _ in range(2 if size == 3 else 6):
             if not sps.bits(1):
@@ -219,7 +208,7 @@ def _skip_hevc_scaling(sps: _Bits) -> None:
                 sps.se()
 
 
-def _skip_reference_sets(sps: _Bits) -> None:
+def _skip_reference_sets(sps: Bits) -> None:
     """The short-term reference picture sets (H.265, 7.3.7)."""
     pictures: list[int] = []
     for number in range(sps.ue()):
@@ -239,7 +228,7 @@ def _skip_reference_sets(sps: _Bits) -> None:
             pictures.append(count)
 
 
-def _vp9(frame: _Bits) -> StreamHeader:
+def _vp9(frame: Bits) -> StreamHeader:
     if frame.bits(2) != 2:
         raise ValueError("no frame of VP9")
     profile = frame.bits(1) | frame.bits(1) << 1

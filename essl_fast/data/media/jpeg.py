@@ -13,6 +13,7 @@ import zlib
 
 import numpy as np
 
+JPEG = {"quality": 95, "subsampling": 0}  # Pillow's options for pictures that are stored; 0 is 4:4:4, full chroma
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 26  # twice 8K video; with a damaged size, a decoder would allocate gigabytes
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 # NAL unit types: slices, which hold the picture; and units that change nothing (SEI, delimiter, filler).
 _H264_SLICES, _H264_OTHERS = range(1, 6), (6, 9, 12)
 _HEVC_SLICES, _HEVC_OTHERS = range(32), (35, 38, 39, 40)
+HIDING = ("vp8", "vp9")  # codecs whose packets may hold a picture that is not shown
 _SEI, _HEVC_SEI, _RECOVERY_POINT, _USER_DATA = 6, (39, 40), 6, b"\5"
 
 

@@ -22,7 +22,7 @@ from essl_fast.data.media import cropping, limits, opening
 from essl_fast.data.media.clock import Stamps, is_constant, make_clock
 from essl_fast.data.media.cropping import NO_CROP, Crop
 from essl_fast.data.media.errors import LIMIT, PAST_END, TRUNCATED, UNREADABLE, MediaError
-from essl_fast.data.media.packets import is_gradual, is_hidden
+from essl_fast.data.media.packets import HIDING, is_gradual, is_hidden
 from essl_fast.data.media.slices import SliceReader
 from essl_fast.data.media.tracks import choose_sound
 
@@ -190,6 +190,7 @@ class _Packets:
         """Read all packets. MediaError if there are more frames than the limit."""
         codec, settings = video.codec_context.codec.canonical_name, video.codec_context.extradata
         reader = SliceReader(settings) if codec == "h264" else None
+        hides = codec in HIDING
         pts: list[int | None] = []
         keys: list[int | None] = []
         ends: dict[int, int] = {}
@@ -210,13 +211,13 @@ class _Packets:
                     continue  # what comes before the first key frame can never be shown
                 if packet.is_keyframe and not (keys and is_gradual(codec, bytes(packet), settings)):
                     keys.append(packet.pts)
-                if reader is not None and (packet.is_keyframe or rising or not reader.whole):
+                if reader is not None and (packet.is_keyframe or (reader.tells and (rising or not reader.whole))):
                     reader.read(packet)
                 if pts and (packet.pts is None or pts[-1] is None or packet.pts <= pts[-1]):
                     rising = False
                 pts.append(packet.pts)
                 dts.append(packet.dts)
-                visible.append(not packet.is_discard and not is_hidden(codec, packet))
+                visible.append(not packet.is_discard and not (hides and is_hidden(codec, packet)))
                 if len(pts) > limits.FRAMES:
                     raise MediaError(LIMIT, f"{path.name}: {limits.length(0, len(pts))}")
         except av.FFmpegError as error:

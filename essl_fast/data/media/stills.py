@@ -19,10 +19,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from essl_fast.data.media import audio
 from essl_fast.data.media.errors import MISSING, SOUND_TRUNCATED, MediaError
-from essl_fast.data.media.jpeg import MOST_PIXELS, jpeg_size
+from essl_fast.data.media.jpeg import JPEG, MOST_PIXELS, jpeg_size
 from essl_fast.data.media.probing import Probe
 
-JPEG = {"quality": 95, "subsampling": 0}  # Pillow's options; 0 is 4:4:4: chroma at full resolution
 BAD_PICTURE = "picture unreadable"  # a MediaError.reason
 _ORIENTATION = 0x0112  # the Exif tag
 _LARGEST = 64 << 20  # bytes of a picture file
@@ -55,8 +54,17 @@ def picture_file(path: Path) -> bytes:
             raise
         what = str(error).replace(str(path), path.name)
         raise MediaError(BAD_PICTURE, f"{path.name}: {what or type(error).__name__}") from error
+    return _encoded(shown)
+
+
+def as_jpeg(frame: np.ndarray) -> bytes:
+    """A frame, RGB uint8 (H, W, 3), as it is stored."""
+    return _encoded(Image.fromarray(frame))
+
+
+def _encoded(picture: Image.Image) -> bytes:
     stored = io.BytesIO()
-    shown.save(stored, "JPEG", **JPEG)
+    picture.save(stored, "JPEG", **JPEG)
     return stored.getvalue()
 
 

@@ -10,7 +10,7 @@ from essl_fast.data.media import MediaError, cut_clips, decode_clip, decode_fram
 from essl_fast.data.media.clock import is_constant
 from essl_fast.data.media.footage import Video
 from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order, doubled
-from tests.tools.fields import field_coded
+from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import make_video, number_of
 
 
@@ -25,6 +25,15 @@ KINDS = {  # name → (makes the file, when each picture is shown in seconds, a 
     "fields.ts": (lambda folder: field_coded(folder / "f.ts"), EVEN[:20], "fields"),
     "fields.mp4": (lambda folder: field_coded(folder / "f.mp4"), EVEN[:20], "fields"),
     "fields.mkv": (lambda folder: field_coded(folder / "f.mkv"), EVEN[:20], "fields"),
+    "fields.avi": (lambda folder: field_coded(folder / "f.avi"), EVEN[:20], "fields"),
+    "HEVC fields.mp4": (lambda folder: hevc_fields(folder / "f.mp4", sound=None), EVEN[:40], ""),
+    "HEVC fields.mkv": (lambda folder: hevc_fields(folder / "f.mkv", sound=None), EVEN[:40], ""),
+    "HEVC fields.ts": (lambda folder: hevc_fields(folder / "f.ts", sound=None), EVEN[:40], ""),
+    "P pictures.mp4": (lambda folder: reordered(folder / "p.mp4"), EVEN[:40], "decoding"),
+    "P pictures.mkv": (lambda folder: reordered(folder / "p.mkv", held=None), EVEN[:40], "decoding"),
+    "P pictures.ts": (lambda folder: reordered(folder / "p.ts"), EVEN[:40], "decoding"),
+    "P pictures.avi": (lambda folder: reordered(folder / "p.avi"), EVEN[:40], "AVI"),
+    "P pictures in order.mp4": (lambda folder: reordered(folder / "p.mp4", range(10)), EVEN[:40], ""),
     "dropped.avi": (lambda folder: skipping(folder, "d.avi", sound=None, **BFRAMES), TEN, "AVI"),
     "dropped, MPEG-4.avi": (
         lambda folder: skipping(folder, "d.avi", sound=None, codec="mpeg4", options={"bf": "2"}),
@@ -78,6 +87,17 @@ def test_each_picture_at_its_time(tmp_path, kind):
         else:
             np.testing.assert_array_equal(decode_clip(clip.data, clip.target), frames[index])
             assert not why
+
+
+def test_settings_that_deny_a_change_of_order(tmp_path):
+    """Then the decoder drops the pictures that come too late: those that it gives are counted."""
+    path = reordered(tmp_path / "p.mp4", held=0)
+    given = [1, 3, 5, 7, 9, 10]
+    found = probe(path)
+    assert len(found.pts) == 4 * len(given) and "decoding" in found.counted
+    asked = [(place + 1, float(at)) for place, at in enumerate(Video(found).times)]
+    frames = dict(decode_frames(path, asked, found))
+    assert [number_of(frames[at]) for at in range(12)] == [*given, *(10 + n for n in given)]
 
 
 @pytest.mark.parametrize("ticks", [10, 30, 1000, 90_000])
