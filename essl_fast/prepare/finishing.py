@@ -37,7 +37,8 @@ def finish(
     fids = pairs.fid[index].tolist()
     keys = [pair_key(names[at][0], fid).encode() for at, fid in zip(video, fids, strict=True)]
     classes, class_id = _classes(pairs, index)
-    told = notes.header(rows.notes, dataset.annotations.sizes.doubt())
+    zero = {left.video for left in dataset.annotations.left_out if left.key == pair_key(left.video, 0)}
+    told = notes.header(rows.notes, dataset.annotations.sizes.doubt(), zero if dataset.from_videos else ())
     boxes, labelled = _boxes(pairs, index)
     write_manifest(
         out,

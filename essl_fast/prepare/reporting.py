@@ -87,6 +87,8 @@ def _print_notes(manifest: Manifest, console: Console) -> None:
     """A line for each video with something to tell: its sound track, its times."""
     if doubt := manifest.header.get("boxes"):
         console.print(f"warning: {doubt}", markup=False, highlight=False, soft_wrap=True)
+    if numbering := manifest.header.get("numbering"):
+        console.print(f"frame numbers: {numbering}", markup=False, highlight=False, soft_wrap=True)
     for name, what in (("sound_tracks", "sound: "), ("contradictions", "")):
         told = manifest.header.get(name, {})
         for video in list(told)[:MOST_LINES]:

@@ -12,7 +12,8 @@ from essl_fast.data.media.audio import decode_sound
 from essl_fast.data.media.footage import Video
 from essl_fast.localize import localize
 from tests.localize.conftest import noise
-from tests.tools.clocks import BFRAMES, SKIPPING, amid, decoding_order
+from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order
+from tests.tools.crops import cropped_matroska, cropped_mp4
 from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered
 
@@ -27,6 +28,10 @@ def _p_pictures(folder):
     return join_tracks(folder / "v.mkv", silent, make_sound(folder / "s.mkv", noise(3), "pcm_s16le", 16_000))
 
 
+def _coarse(folder):
+    return make_video(folder / "v.mp4", pts=COARSE, ticks=10, sound=noise(COARSE[-1] / 10), **BFRAMES)
+
+
 def _dropped(folder):
     sound = {"sound": noise(6), "sound_codec": "pcm_s16le"}
     return make_video(folder / "v.avi", pts=SKIPPING, ticks=10, **sound, **BFRAMES)
@@ -37,6 +42,7 @@ KINDS = {  # name → (makes the file, when each picture is shown, the number th
     "HEVC fields": (lambda folder: hevc_fields(folder / "v.mp4", 3, sound=noise(3)), np.arange(30) / 10, 1),
     "P pictures": (_p_pictures, np.arange(30) / 10, 1),
     "dropped": (_dropped, np.array(SKIPPING) / 10, 1),
+    "coarse": (_coarse, np.array(COARSE) / 10, 1),
     "no offsets": (lambda folder: decoding_order(folder, "mp4"), np.arange(60) / 10, 1),
     "amid": (amid, np.arange(50) / 10, 11),
 }
@@ -66,6 +72,20 @@ def test_moments_and_overlay_of_the_whole_file(run, tmp_path, kind):
     window = decode_sound(path, zero=probe(path).zero)
     again = decode_sound(overlay)
     assert len(again.mono) / again.rate == pytest.approx(window.seconds, abs=0.15)
+
+
+@pytest.mark.parametrize("make, name", [(cropped_matroska, "v.mkv"), (cropped_mp4, "v.mp4")])
+def test_an_overlay_shows_what_players_show(run, tmp_path, make, name):
+    """Cropping that the container asks for is done."""
+    silent = make(tmp_path / name)
+    sound = make_sound(tmp_path / "v.wav", noise(4), "pcm_s16le", 16_000)
+    localize(silent, run, tmp_path / "out", sound=sound, rate=1, opacity=0.0)
+    overlay = tmp_path / "out" / "v.overlay.mp4"
+    found = probe(overlay)
+    assert (found.width, found.height) == (160, 90) and len(found.pts) == 40
+    ((_, frame),) = decode_frames(overlay, [(38, 3.7)])
+    plain = np.where((frame > 250).all(-1, keepdims=True), 128, frame)  # without the contour
+    assert number_of(np.repeat(np.median(plain, axis=0, keepdims=True), 90, axis=0)) == 38
 
 
 def test_an_overlay_has_the_shape_of_the_videos_pixels(run, tmp_path):

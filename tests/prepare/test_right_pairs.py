@@ -16,7 +16,7 @@ from essl_fast.data.shards import SPLITS, Manifest, iterate
 from essl_fast.prepare import __main__ as door
 from essl_fast.prepare import compare, prepare, reporter
 from essl_fast.prepare.against import _lag
-from tests.tools.clocks import BFRAMES, SKIPPING, amid, decoding_order
+from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order
 from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered, row, write_annotations
 from tests.tools.prepare import left_out
@@ -63,6 +63,11 @@ def _dropped(folder):
     return path, [(place + 1, SKIPPING[place] / 10) for place in (14, 20, 31)]
 
 
+def _coarse(folder):
+    path = make_video(folder / "c.mp4", pts=COARSE, ticks=10, sound=sounding(7), **BFRAMES)
+    return path, [(place + 1, COARSE[place] / 10) for place in (14, 20, 26)]
+
+
 def _amid(folder):
     return amid(folder), [(fid, (fid - 1) / 10) for fid in (16, 30)]
 
@@ -74,6 +79,7 @@ KINDS = {  # name → (makes a file and frames to ask for, number that the first
     "HEVC fields": (_hevc_fields, 0, False),
     "P pictures": (_p_pictures, 0, True),
     "dropped": (_dropped, 0, True),
+    "coarse": (_coarse, 0, False),
     "amid": (_amid, 10, False),
 }
 
@@ -176,6 +182,70 @@ def test_numbers_and_times_that_contradict_each_other(tmp_path, capsys, kind):
     assert lines == [f"a: {told['a']}"] and told.keys() == {"a"}
     assert told["a"].endswith("the picture follows the number, the sound the time")
     assert re.search(said, told["a"])
+
+
+VARYING = {  # rows of a video of 40 pictures whose rate varies: (picture, seconds too late); what is said of it
+    "right": (lambda n, t: (n, t), ""),
+    "one step late, rounded": (lambda n, t: (n, round(t + 0.05, 1)), ""),
+    "from 0": (lambda n, t: (n - 1, t), ""),  # could be published times
+    "from 11": (lambda n, t: (n + 10, t), "by 2.20 to 3.00 s: .* as if numbered from 11 on"),
+    "a constant rate": (
+        lambda n, t: (round(t * 25) + 1, t),
+        "as if numbered at a constant rate of 2[45][.0-9]* a second",
+    ),
+    "mean rate": (lambda n, t: (n, (n - 1) / 5.3), "by 0.[0-9]+ to "),
+}
+
+
+@pytest.mark.parametrize("kind", VARYING)
+def test_numbers_and_times_where_the_rate_varies(tmp_path, capsys, kind):
+    rows_of, said = VARYING[kind]
+    stamps = [*range(0, 20), *range(20, 80, 3)]  # 10 a second, then a third of that
+    make_video(tmp_path / "videos" / "a.mp4", pts=stamps, ticks=10, sound=sounding(9))
+    make_video(tmp_path / "videos" / "z.mp4", sound=sounding(4))
+    asked = [row(*rows_of(place + 1, stamps[place] / 10)) for place in (16, 19, 22, 25, 30)]
+    write_annotations(tmp_path / "notes", {"a": asked}, {"z": [row(21, 2.0)]})
+    ask = ["--videos", str(tmp_path / "videos"), "--annotations", str(tmp_path / "notes"), "--visual", "jpeg"]
+    ask += ["--validation", "0", "--workers", "1", "--strict", "--out", str(tmp_path / "out")]
+    assert door.main(ask) == int(bool(said))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("a: ")]
+    assert len(lines) == bool(said) and all(re.search(said, line) for line in lines)
+    assert all(
+        "the rate varies" in line and line.endswith("the picture and the sound follow the time") for line in lines
+    )
+
+
+LATE, EXACT, ZERO, LAST = (21, 2.1), (21, 2.0), (0, 0.0), (40, 4.0)
+NUMBERINGS = {  # frames asked for in two videos of 40; what is said of all
+    "right": ([EXACT], [EXACT], ""),
+    "published": ([LATE], [LATE, LAST], ""),
+    "from 0, perhaps": ([LATE], [LATE], "n / rate in all 2 videos .* as in Chaotic World"),
+    "from 0": (
+        [ZERO, LATE],
+        [LATE],
+        "frame 0 is asked for in 1 videos, .* in all 2 videos .* seem to be numbered from 0",
+    ),
+    "frame 0 alone": (
+        [ZERO, EXACT],
+        [EXACT],
+        "asked for in 1 videos, the first is a: frames seem to be numbered from 0",
+    ),
+    "both": ([ZERO, LATE], [LATE, LAST], "yet in 1 videos the last frame is asked for"),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERINGS)
+def test_all_numbers_from_0(tmp_path, capsys, kind):
+    *asked, said = NUMBERINGS[kind]
+    strict = int(ZERO in asked[0])  # that row is left out
+    for name in ("a", "z"):
+        make_video(tmp_path / "videos" / f"{name}.mp4", sound=sounding(6))
+    some, others = ([row(*one) for one in rows] for rows in asked)
+    notes = write_annotations(tmp_path / "notes", {"a": some}, {"z": others})
+    ask = ["--videos", str(tmp_path / "videos"), "--annotations", str(notes), "--visual", "jpeg", "--validation", "0"]
+    assert door.main([*ask, "--workers", "1", "--strict", "--out", str(tmp_path / "out")]) == strict
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("frame numbers: ")]
+    assert len(lines) == bool(said) and all(re.search(said, line) for line in lines)
 
 
 def test_names_in_either_form_and_any_case(tmp_path):

@@ -80,20 +80,21 @@ def _settings(width: int, height: int, fields: bool, held: int | None = None) ->
     return sequence.unit(0x67) + picture.unit(0x68)
 
 
-def _field(planes: Sequence[np.ndarray], number: int, bottom: int) -> bytes:
-    """One field of picture `number`, from 0. planes: Y, U, V of the whole picture."""
+def _field(planes: Sequence[np.ndarray], number: int, bottom: int | None) -> bytes:
+    """One field of picture `number`, from 0; bottom None: both at once. planes: Y, U, V of the whole picture."""
     is_key = number % _GROUP == 0 and not bottom
     header = _Writer()
     header.golomb(0, 7, 0)
     header.fixed(number % _GROUP, 4)
-    header.fixed(0b10 + bottom, 2)
+    header.fixed(*((0, 1) if bottom is None else (0b10 + bottom, 2)))
     if is_key:
         header.golomb(number // _GROUP % 2)
         header.fixed(0, 2)
     else:
         header.fixed(0, 1)
     header.golomb(0, 1)
-    return header.unit(0x65 if is_key else 0x61, _blocks(header, [plane[bottom::2] for plane in planes], 25))
+    lines = slice(None) if bottom is None else slice(bottom, None, 2)
+    return header.unit(0x65 if is_key else 0x61, _blocks(header, [plane[lines] for plane in planes], 25))
 
 
 def _blocks(header: _Writer, planes: Sequence[np.ndarray], *begin: int) -> bytes:
@@ -118,14 +119,20 @@ def _blocks(header: _Writer, planes: Sequence[np.ndarray], *begin: int) -> bytes
     return tail
 
 
-def field_coded(path: Path, pictures: int = 20, width: int = 160, height: int = 96, fps: int = 10) -> Path:
+def field_coded(
+    path: Path, pictures: int = 20, width: int = 160, height: int = 96, fps: int = 10, whole: int = 0
+) -> Path:
     """A file (.ts, .mp4, .mkv, .avi) whose n-th picture shows n (`numbered`), in packets of a field each, without
-    sound."""
-    fields = []
+    sound. whole: each `whole`-th picture is one packet."""
+    packets = []
     for number in range(pictures):
         planes = _planes(number + 1, width, height)
-        fields += [(_field(planes, number, bottom), number % _GROUP == 0 and not bottom) for bottom in (0, 1)]
-    return _stored(path, _settings(width, height, True), fields, 2 * fps)
+        parts = (None,) if whole and number % whole == whole - 1 else (0, 1)
+        packets += [
+            (_field(planes, number, bottom), number % _GROUP == 0 and not bottom, len(parts)) for bottom in parts
+        ]
+    stamps = np.cumsum([0, *(3 - parts for _, _, parts in packets[:-1])]).tolist()
+    return _stored(path, _settings(width, height, True), [packet[:2] for packet in packets], 2 * fps, stamps)
 
 
 def _planes(number: int, width: int, height: int) -> list[np.ndarray]:
@@ -141,15 +148,17 @@ def hevc_fields(path: Path, seconds: float = 4.0, **more) -> Path:
     return make_video(path, seconds=seconds, codec="libx265", options=options, **more)
 
 
-def _stored(path: Path, settings: bytes, packets: Sequence[tuple[bytes, bool]], rate: int) -> Path:
-    """A file of (data, is it a key frame), stamped in this order."""
+def _stored(
+    path: Path, settings: bytes, packets: Sequence[tuple[bytes, bool]], rate: int, stamps: Sequence[int] | None = None
+) -> Path:
+    """A file of (data, is it a key frame), stamped in this order, in 1 / rate s; one after another if not said."""
     raw = io.BytesIO(settings + b"".join(data for data, _ in packets[:2]))
     with av.open(raw, format="h264") as source, av.open(str(path), "w") as file:
         stream = file.add_stream_from_template(source.streams.video[0])
         for place, (data, is_key) in enumerate(packets):
             packet = av.Packet(settings + data if is_key else data)
             packet.stream, packet.time_base = stream, Fraction(1, rate)
-            packet.pts = packet.dts = place
+            packet.pts = packet.dts = place if stamps is None else stamps[place]
             packet.duration, packet.is_keyframe = 1, is_key
             file.mux(packet)
     return path
