@@ -22,7 +22,7 @@ TEXTS = [
     "SECURITY.md",
     *(str(p.relative_to(ROOT)) for p in ROOT.glob(".github/*.md")),
 ]
-SCRIPTS = [".ci/run", ".ci/weekly", "examples/slurm.sh"]
+SCRIPTS = [".ci/run", ".ci/weekly", ".ci/lint", "examples/slurm.sh"]
 # Made by a command, or a kind of file: not in the repository.
 ELSEWHERE = re.compile(r"^(\.venv/.*|runs/.*|data|dist/.*|docs/|wheelhouse/.*|/.*|~.*|.*\$.*)$")
 NAMED = re.compile(r"(?<![\w./-])((?:\.ci|\.github|benchmarks|csrc|docs|essl_fast|examples|tests)/[\w./-]*\w/?)")
@@ -39,6 +39,11 @@ def requirements() -> list[str]:
     return [*PROJECT["build-system"]["requires"], *project["dependencies"], *extras]
 
 
+def tools() -> list[str]:
+    """The requirements of CI's tools."""
+    return [line for line in read(".ci/tools.txt").splitlines() if not line.startswith("#")]
+
+
 def unbounded(found: list[str]) -> list[str]:
     """The requirements without a lower, or without an upper bound."""
     bounds = [(one, one.partition(";")[0]) for one in found]
@@ -46,7 +51,7 @@ def unbounded(found: list[str]) -> list[str]:
 
 
 def test_every_dependency_has_a_lower_and_an_upper_bound() -> None:
-    assert unbounded(requirements()) == []
+    assert unbounded([*requirements(), *tools()]) == []
     assert unbounded(["a>=1", "b<2", "c>=1,<2", "d==3.*; python_version < '3'"]) == ["a>=1", "b<2"]
 
 
@@ -155,6 +160,11 @@ def test_the_dockerfile_copies_what_the_build_needs() -> None:
     assert user < door and not re.search(r"\nUSER (root|0)\b", text) and "essl_fast.doctor" in text
     if shutil.which("hadolint"):
         subprocess.run(["hadolint", ROOT / "Dockerfile"], check=True)
+
+
+def test_the_tests_that_stacks_leaves_out_exist() -> None:
+    names = re.findall(r'"(tests/[\w/]+\.py)::(\w+)"', read(".ci/stacks.py"))
+    assert names and all(f"\ndef {test}(" in read(file) for file, test in names)
 
 
 def test_stacks_says_what_it_cannot_try_and_fails_where_something_is_wrong(tmp_path: Path) -> None:

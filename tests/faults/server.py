@@ -212,6 +212,7 @@ class Server:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait(timeout=30)
+        self._process.stdout.close()
 
 
 if __name__ == "__main__":

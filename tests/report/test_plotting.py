@@ -44,7 +44,12 @@ def test_any_name_can_be_drawn(tmp_path, name):
     figures.curves(tmp_path / "c.png", history, {name: {"curve": np.linspace(1, 0, 21), "auc": 0.5}})
     figures.success_by_epoch(tmp_path / "d.png", {name: [(1, 0.5)]}, "val")
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "c.png", "d.png"}
-    assert all(Image.open(path).size[0] > 100 for path in tmp_path.iterdir())
+    assert all(size_of(path)[0] > 100 for path in tmp_path.iterdir())
+
+
+def size_of(path):
+    with Image.open(path) as image:
+        return image.size
 
 
 DRAW = """
@@ -99,7 +104,7 @@ def test_the_environment_changes_nothing(tmp_path, environment, rc):
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "") and Image.open(tmp_path / "x.png").size == (100, 100)
+    assert (done.returncode, done.stderr) == (0, "") and size_of(tmp_path / "x.png") == (100, 100)
 
 
 def test_the_users_own_settings_of_matplotlib_stay():

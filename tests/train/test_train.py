@@ -93,8 +93,8 @@ def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at, resi
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL, process.stdout.read().decode()
+        said = process.communicate()[0].decode()
+    assert process.returncode == -signal.SIGKILL, said
     left_at = checkpoints.load(out / "last.pt")["step"]
     assert left_at >= kill_at
     assert train_door.main(["--resume", str(out), "--data.resident", then]) == 0
