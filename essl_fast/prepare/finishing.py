@@ -49,6 +49,7 @@ def finish(
         boxes=boxes,
         time=pairs.time[index],
         **{name: np.frombuffer(column, column.typecode) for name, column in rows.columns.items()},
+        **dataset.further.columns([key.decode() for key in keys]),
         classes=classes,
         splits={
             name: {
@@ -60,8 +61,17 @@ def finish(
         },
         left_out=(left.as_json() for left in _all_left_out(dataset.annotations, rows)),
         settings=settings,
-        more={"jpeg_instead": rows.jpeg_instead, **told, **dataset.header()},
+        more={"jpeg_instead": rows.jpeg_instead, **told, **dataset.header(), **_coverage(dataset, counts)},
     )
+
+
+def _coverage(dataset: Dataset, counts: list[int]) -> dict[str, Any]:
+    """For the manifest: how many pairs of each split the public lists name, and how many of them are in the shards."""
+    if not dataset.listed:
+        return {}
+    asked = {split: len(dataset.annotations.videos.get(split, ())) for split in SPLITS}
+    held = dict(zip(SPLITS, counts, strict=True))
+    return {"coverage": {split: {"listed": count, "held": held[split]} for split, count in asked.items() if count}}
 
 
 def refuse_empty_split(split: str, annotations: Annotations, rows: Rows, listing: Path) -> None:

@@ -38,7 +38,8 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
         default="chaotic",
         metavar="NAME",
         help="chaotic (Chaotic World), csv (videos of your own with tables like Chaotic World's), flickr "
-        "(Flickr-SoundNet), vggss (VGG-SS), or one that a module of --import registers",
+        "(Flickr-SoundNet), vggss (VGG-SS), flickr-extended, vggss-extended (with negatives), is3, avsbench-s4, "
+        "avsbench-ms3, or one that a module of --import registers",
     )
     group.add_argument(
         "--name",
@@ -83,6 +84,11 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         ("test", "test pairs"),
     ):
         group.add_argument(f"--{split}-list", help=f"flickr, vggss: names of the {what}, one on each line", **_FILE)
+    group.add_argument(
+        "--negatives",
+        help="flickr-extended, vggss-extended: the published list of test pairs whose sound is not in the frame",
+        **_FILE,
+    )
     group.add_argument(
         "--from-h5", help="instead of videos or --data: the published HDF5 files, such as ChaoticWorld/", **_FOLDER
     )

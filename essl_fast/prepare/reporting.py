@@ -125,6 +125,10 @@ def print_summary(manifest: Manifest) -> None:
             table.add_row(Text(reason), str(entry["pairs"]), Text(entry["first"]))
         console.print(table)
     _print_notes(manifest, console)
+    for split, entry in manifest.header.get("coverage", {}).items():
+        share = 100 * entry["held"] / max(entry["listed"], 1)
+        text = f"coverage: {entry['held']:,} of the {entry['listed']:,} pairs that the lists name for {split}"
+        console.print(f"{text} ({share:.1f}%)", highlight=False, soft_wrap=True)
     counts = manifest.header["left_out"]
     if not counts:
         console.print("Nothing was left out.")

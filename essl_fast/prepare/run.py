@@ -143,6 +143,7 @@ def _settings(dataset: Dataset, visual: str, decoder: str, pairs_per_shard: int)
         "grid": GRID,
         "jpeg": dict(JPEG),
         "annotations": digest(dataset.annotations),
+        **({"further": further} if (further := dataset.further.digest()) else {}),
     }
 
 

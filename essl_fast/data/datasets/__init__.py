@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from essl_fast.data.datasets.dataset import dataset_names as dataset_names
     from essl_fast.data.datasets.dataset import read_dataset as read_dataset
     from essl_fast.data.datasets.dataset import register_dataset as register_dataset
+    from essl_fast.data.datasets.further import Further as Further
     from essl_fast.data.datasets.labels import labelled as labelled
     from essl_fast.data.datasets.options import FRAMES as FRAMES
     from essl_fast.data.datasets.options import ROW_BOXES as ROW_BOXES
@@ -44,6 +45,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "DatasetOptions": "options",
         "FRAMES": "options",
         "Files": "dataset",
+        "Further": "further",
         "GRID": "annotations",
         "HDF5": "dataset",
         "LeftOut": "annotations",

@@ -9,6 +9,9 @@
 | chaotic-h5   | `published` | 1         |
 | flickr-h5    | `published` | 2         |
 | vggss-h5     | `published` | 1         |
+| flickr-extended, vggss-extended | `extended` | 2, 1 |
+| is3          | `is3`       | 1         |
+| avsbench-s4, avsbench-ms3       | `avsbench` | 1    |
 
 `--dataset NAME --from-h5 DIR` means the reader NAME-h5. The docstrings of the readers show their folder trees;
 docs/datasets.md shows how to add a reader.
@@ -26,15 +29,18 @@ import numpy as np
 from essl_fast.common.errors import InputError
 from essl_fast.common.registry import Registry
 from essl_fast.data.datasets.annotations import GRID, SPLITS, Annotations
+from essl_fast.data.datasets.further import Further
 from essl_fast.data.datasets.options import OPTIONS, DatasetOptions
 
 VIDEO, MIDDLE, STILL, HDF5 = "video", "middle", "still", "hdf5"  # the kinds of `Files`
 UNKNOWN = "unknown"  # the class of a pair whose sound has no label
 
+_LATER = ("extended", "is3", "avsbench")  # sets of later work, for evaluation
+
 _READERS = Registry(
     "data set",
     setting="--dataset",
-    own=[f"essl_fast.data.datasets.{module}" for module in ("chaotic", "flickr", "vggss", "published")],
+    own=[f"essl_fast.data.datasets.{module}" for module in ("chaotic", "flickr", "vggss", "published", *_LATER)],
 )
 
 
@@ -70,6 +76,8 @@ class Dataset:
         consensus: how many annotators must agree for a pixel to count fully, 1 or more.
         float_sound: store the sound as float32 instead of int16.
         from_videos: frames come out of videos, so that clips are possible.
+        further: masks, negatives and scenes, where the data set has them.
+        listed: its pairs come from public lists, so it is reported how many of them were found.
     """
 
     name: str
@@ -79,6 +87,8 @@ class Dataset:
     consensus: int = 1
     float_sound: bool = False
     from_videos: bool = True
+    further: Further = Further()
+    listed: bool = False
 
     def check(self) -> None:
         """Check that shards can hold the data set: a reader of a user's own may be wrong. InputError if they cannot."""

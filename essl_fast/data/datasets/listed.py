@@ -101,7 +101,7 @@ def listed_dataset(
     files = Folders(roots, {name: entry for names in entries.values() for name, entry in names.items()})
     settings = {"dataset": name, "validation": float(options.validation), "seed": options.seed}
     read = annotate(splits, labels, labels.where)
-    return Dataset(name, read, files, settings, consensus, from_videos=bool(files.videos))
+    return Dataset(name, read, files, settings, consensus, from_videos=bool(files.videos), listed=True)
 
 
 class _NoLabels:

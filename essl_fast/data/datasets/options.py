@@ -23,6 +23,7 @@ class DatasetOptions:
         train_list: file that names the training pairs.
         val_list: file that names the validation pairs.
         test_list: file that names the test pairs.
+        negatives: file that names test pairs whose sound is not in the frame.
         subset: one of SUBSETS, which training pairs of the HDF5 files.
         frame: one of FRAMES, which frames of a sound.
         row_boxes: one of ROW_BOXES, which boxes of an annotation row.
@@ -38,6 +39,7 @@ class DatasetOptions:
     train_list: Path | None = None
     val_list: Path | None = None
     test_list: Path | None = None
+    negatives: Path | None = None
     subset: str | None = None
     frame: str | None = None
     row_boxes: str | None = None
@@ -56,4 +58,13 @@ class DatasetOptions:
 
 
 OPTIONS = {field.name for field in fields(DatasetOptions)}
-SOURCES = {"videos", "annotations", "data", "from_h5", "train_list", "val_list", "test_list"}  # options that name files
+SOURCES = {
+    "videos",
+    "annotations",
+    "data",
+    "from_h5",
+    "train_list",
+    "val_list",
+    "test_list",
+    "negatives",
+}  # options that name files

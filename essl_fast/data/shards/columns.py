@@ -24,6 +24,8 @@ COLUMNS = {  # name of the file → type of its values
     "quarters": "<u1",
     "crc": "<u4",
 }
+FURTHER = {"mask": "|u1", "negative": "?", "scene": "<i4"}  # those that a folder may have; its header names them
+MASK_BYTES = 224 * 224 // 8  # of a pair's mask, a bit a pixel of the grid
 _NPY_HEADER = re.compile(  # as `np.save` writes it (numpy.lib.format, version 1.0), for the types above
     rb"\{'descr': '([<|](?:b1|u1|u4|i4|f8|S\d{1,4}))', 'fortran_order': False, "
     rb"'shape': \((\d{1,12},(?: \d{1,12},?)*)\), \}\s*\n"
@@ -63,8 +65,12 @@ def read_column(path: Path, count: int, again: str) -> np.ndarray:
     if not head.startswith(b"\x93NUMPY\1\0") or match is None:
         raise InputError(f"{path} is not a NumPy file of plain values, as prepare writes them: {again}")
     dtype, shape = np.dtype(match[1].decode()), tuple(int(side) for side in match[2].split(b",") if side)
-    fits = dtype.kind == "S" and dtype.itemsize if path.stem == "key" else dtype == np.dtype(COLUMNS[path.stem])
-    wanted = (count,) if path.stem != "boxes" else (count, *shape[1:2], 4)
+    fits = (
+        dtype.kind == "S" and dtype.itemsize
+        if path.stem == "key"
+        else dtype == np.dtype((COLUMNS | FURTHER)[path.stem])
+    )
+    wanted = (count, *{"boxes": (*shape[1:2], 4), "mask": (MASK_BYTES,)}.get(path.stem, ()))
     if not fits or shape != wanted or size - begin != math.prod(shape) * dtype.itemsize:
         what = f"{dtype} {shape} in {size - begin} bytes"
         raise InputError(f"{path} has {what} where {count} pairs should be: {again}")

@@ -24,7 +24,7 @@ import numpy as np
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json
 from essl_fast.config import SIZE
-from essl_fast.data.shards.columns import COLUMNS, read_column, split_column
+from essl_fast.data.shards.columns import COLUMNS, FURTHER, read_column, split_column
 from essl_fast.data.shards.tars import PNG, SOUNDS, SPLITS
 
 FORMAT = "essl_fast"
@@ -56,6 +56,9 @@ class Manifest:
         quarters: (N,) uint8, its quarter turns counterclockwise; 0 for a picture.
         crc: (N,) uint32, `pair_crc` of the pair.
         classes: names, sorted.
+        mask: (N, 6272) uint8, the sounding object's pixels on the 224 grid, a bit each; None if the data set has none.
+        negative: (N,) bool, the sound has no source in the frame; None where the data set says nothing of it.
+        scene: (N,) int32, equal for pairs that show the same frame; None where the data set says nothing of it.
     """
 
     root: Path
@@ -71,6 +74,9 @@ class Manifest:
     quarters: np.ndarray = field(repr=False)
     crc: np.ndarray = field(repr=False)
     classes: tuple[str, ...]
+    mask: np.ndarray | None = field(default=None, repr=False)
+    negative: np.ndarray | None = field(default=None, repr=False)
+    scene: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, out: str | Path) -> Manifest:
@@ -88,10 +94,10 @@ class Manifest:
             raise InputError(f"{path} is not a manifest of format {FORMAT}, version {VERSION}: {again}")
         try:
             counts, shards = _check_header(header)
-            count, classes = header["pairs"], tuple(header["classes"])
+            count, classes, further = header["pairs"], tuple(header["classes"]), _further(header)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} lacks an entry or has one of another kind ({error!r}): {again}") from error
-        columns = {name: read_column(root / "pairs" / f"{name}.npy", count, again) for name in COLUMNS}
+        columns = {name: read_column(root / "pairs" / f"{name}.npy", count, again) for name in [*COLUMNS, *further]}
         _check_columns(root, columns, counts, len(classes), again)
         for file, index, size in shards:
             found = (root / file).stat().st_size if (root / file).is_file() else None
@@ -236,6 +242,14 @@ def _check_header(header: dict) -> tuple[list[int], list[tuple[str, str, int]]]:
         for count in reasons.values():
             count_of(count)
     return counts, shards
+
+
+def _further(header: dict) -> list[str]:
+    """The names of FURTHER that the folder has. ValueError if one is unknown: a newer version wrote it."""
+    names = header.get("further", [])
+    if not isinstance(names, list) or [name for name in names if name not in FURTHER]:
+        raise ValueError(f"further columns {names!r} are unknown")
+    return names
 
 
 def _jpeg_instead(header: dict) -> dict:

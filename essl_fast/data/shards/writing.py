@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from essl_fast.common.files import atomic_file
-from essl_fast.data.shards.columns import COLUMNS, split_column
+from essl_fast.data.shards.columns import COLUMNS, FURTHER, MASK_BYTES, split_column
 from essl_fast.data.shards.manifest import CLIP_CHECKS, FORMAT, QUARANTINE, VERSION
 from essl_fast.data.shards.tars import SPLITS, json_bytes
 
@@ -34,7 +34,8 @@ def write_manifest(
         left_out: objects with "video", "key", "reason", "detail".
         settings: what the folder was made of, as JSON values.
         more: further entries of the header.
-        columns: the columns of `Manifest` by their names there, arrays or lists of N values; `keys` may be text.
+        columns: the columns of `Manifest` by their names there, arrays or lists of N values; `keys` may be text. Those
+            of `columns.FURTHER` may be left out.
 
     Raises:
         ValueError: these do not fit together.
@@ -46,6 +47,8 @@ def write_manifest(
     (out / "manifest.json").unlink(missing_ok=True)  # an old one must not describe new columns
     (out / QUARANTINE).unlink(missing_ok=True)  # nor an old list new pairs
     (out / CLIP_CHECKS).unlink(missing_ok=True)
+    for old in FURTHER:
+        (out / "pairs" / f"{old}.npy").unlink(missing_ok=True)
     for name, column in arrays.items():
         with atomic_file(out / "pairs" / f"{name}.npy") as file:
             np.save(file, np.ascontiguousarray(column), allow_pickle=False)
@@ -63,6 +66,7 @@ def write_manifest(
         "splits": {name: dict(splits[name]) for name in SPLITS},
         "left_out": dict(reasons),
         "settings": dict(settings),
+        **({"further": further} if (further := sorted(arrays.keys() & FURTHER.keys())) else {}),
         **(more or {}),
     }
     with atomic_file(out / "manifest.json") as file:
@@ -72,19 +76,21 @@ def write_manifest(
 def _as_arrays(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """File name → column, in the types that are stored."""
     given = {"key" if name == "keys" else name: column for name, column in columns.items()}
-    if given.keys() != COLUMNS.keys():
+    if given.keys() - FURTHER.keys() != COLUMNS.keys():
         raise ValueError(f"the columns are {', '.join(sorted(given))} instead of {', '.join(sorted(COLUMNS))}")
     keys = given.pop("key")
     if not isinstance(keys, np.ndarray):
         keys = np.array([key.encode() for key in keys], "S") if len(keys) else np.empty(0, "S1")
-    return {"key": keys} | {name: np.asarray(given[name], kind) for name, kind in COLUMNS.items() if name != "key"}
+    kinds = {name: kind for name, kind in (COLUMNS | FURTHER).items() if name in given}
+    return {"key": keys} | {name: np.asarray(given[name], kind) for name, kind in kinds.items()}
 
 
 def _check(arrays: Mapping[str, np.ndarray], classes: Sequence[str], splits: Mapping[str, Mapping[str, Any]]) -> None:
     """ValueError if columns, classes and splits do not fit together."""
     keys, count = arrays["key"], len(arrays["key"])
     for name, column in arrays.items():
-        if len(column) != count or column.shape[1:] != (() if name != "boxes" else (*column.shape[1:2], 4)):
+        rest = {"boxes": (*column.shape[1:2], 4), "mask": (MASK_BYTES,)}.get(name, ())
+        if len(column) != count or column.shape[1:] != rest:
             raise ValueError(f"{name} has shape {column.shape} for {count} pairs")
     ordered = np.sort(keys)
     if (twice := ordered[1:][ordered[1:] == ordered[:-1]]).size:
