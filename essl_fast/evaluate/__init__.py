@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from essl_fast.evaluate.loaders import loader_settings as loader_settings
     from essl_fast.evaluate.priors import boxes_prior as boxes_prior
     from essl_fast.evaluate.priors import centre_prior as centre_prior
+    from essl_fast.evaluate.priors import object_prior as object_prior
     from essl_fast.evaluate.result import Evaluation as Evaluation
     from essl_fast.evaluate.tables import extra_tables as extra_tables
     from essl_fast.evaluate.tables import table as table
@@ -35,6 +36,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "extra_tables": "tables",
         "loader_settings": "loaders",
         "metrics": "",
+        "object_prior": "priors",
         "table": "tables",
         "warn_of_consensus": "consensus",
     },

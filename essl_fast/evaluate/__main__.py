@@ -69,8 +69,9 @@ def parser() -> Options:
     parser.add_argument(
         "--extra",
         action="store_true",
-        help="further metrics: cIoU with an adaptive threshold, success by size, and average precision and max-F1 "
-        "against silence and another pair's sound",
+        help="further metrics: cIoU with an adaptive threshold, LocAcc, success by size, average precision and max-F1 "
+        "against silence, noise and another pair's sound, pIA and AOC at one threshold, object guidance, and masks and "
+        "interactive IoU where the data set has them (docs/metrics.md)",
     )
     text = "write the result here; - is standard output (default: print the table alone)"
     parser.add_argument("--json", metavar="FILE", help=text)

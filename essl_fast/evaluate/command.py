@@ -35,7 +35,8 @@ def evaluate_checkpoint(
         split: "train", "val" or "test".
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
         precision: "auto" (bf16 on a GPU, fp32 on a CPU), "bf16", "fp16", "fp32" or "tf32".
-        extra: also the further metrics, as "extra": see :meth:`Evaluation.extra`.
+        extra: also the further metrics, as "extra": see :meth:`Evaluation.extra`. Its universal threshold is chosen on
+            the validation split; without one, what needs it is left out.
         weights: {"vgg16": path, "vggish": path} where the published files have moved since the training.
         console: warnings and skipped pairs are printed here; by default nothing is printed.
 
@@ -96,8 +97,15 @@ def _evaluate(
         console.print(f"skipped {manifest.key(row)}, which does not decode: {reason}", soft_wrap=True, markup=False)
 
     dtype = pick_precision(precision, device)
-    found = evaluate(model, manifest, split, settings, device, dtype, on_fault=skipped, foreign=extra)
+    more = {"foreign": extra, "guidance": extra}
+    found = evaluate(model, manifest, split, settings, device, dtype, on_fault=skipped, **more)
     result = {"checkpoint": name, "split": split, **found.result(manifest)}
     if extra:
-        result["extra"] = found.extra(manifest, consensus_of(settings, manifest))
+        threshold, why = None, "a threshold for all sounds is chosen on a validation split, and there is none"
+        if manifest.pairs("val"):  # also where that is what is evaluated: the result then says so
+            chosen = evaluate(model, manifest, "val", settings, device, dtype, on_fault=skipped, foreign=True)
+            threshold = chosen.universal_threshold(manifest)
+        else:
+            console.print(f"{manifest.root}: {why}", soft_wrap=True, markup=False, highlight=False)
+        result["extra"] = found.extra(manifest, consensus_of(settings, manifest), threshold)
     return result | {"each": found.each(manifest)}

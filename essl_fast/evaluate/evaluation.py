@@ -14,6 +14,7 @@ from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import metrics
 from essl_fast.evaluate.consensus import consensus_of
 from essl_fast.evaluate.foreign import ForeignSounds
+from essl_fast.evaluate.guidance import object_map
 from essl_fast.evaluate.loaders import evaluation_loader, ranks_share
 from essl_fast.evaluate.parts import Columns, Part, together
 from essl_fast.evaluate.result import Evaluation
@@ -21,6 +22,8 @@ from essl_fast.evaluate.samples import frames_of, rows_to_draw, samples
 from essl_fast.kernels import centre_view
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import ALONE, World
+
+_FOREIGN, _OBJECTS = "under ", "object map"  # names of columns
 
 
 @torch.inference_mode()
@@ -36,6 +39,7 @@ def evaluate(
     on_fault: Callable[[int, str], None] | None = None,
     world: World = ALONE,
     foreign: bool = False,
+    guidance: bool = False,
 ) -> Evaluation:
     """Localize every pair of a split; results leave the device once, at the end.
 
@@ -51,7 +55,8 @@ def evaluate(
         pools: where decoded pairs may be kept for the next evaluation.
         on_fault: called with the row and the reason of each pair that is skipped.
         world: the processes that share the pairs; each of them gets the whole result.
-        foreign: also localize each frame under silence and another pair's sound (see :class:`ForeignSounds`).
+        foreign: also localize each frame under silence, noise and another pair's sound (see :class:`ForeignSounds`).
+        guidance: also keep the trunk's object maps (see `guidance.py`).
 
     Raises:
         InputError: the split is empty, or no pair of it decodes.
@@ -70,9 +75,11 @@ def evaluate(
                 maps = model.frame_maps(views)
                 similarity = model.attend_maps(maps, raw.sound)[0].similarity[0]
                 other = {kind: model.attend_maps(maps, sound)[0].similarity[0] for kind, sound in sounds.items()}
-                confidence = {kind: each.amax((1, 2)) for kind, each in other.items()}
+                further = {_FOREIGN + kind: each for kind, each in other.items()}
+                if guidance:
+                    further[_OBJECTS] = object_map(maps)
             ciou = metrics.ciou(similarity, boxes[raw.index], consensus)
-            columns.add(rows=raw.index, ciou=ciou, similarity=similarity, **confidence)
+            columns.add(rows=raw.index, ciou=ciou, similarity=similarity, **further)
             frames |= frames_of(raw, to_draw)
     part = Part(columns.arrays(), frames, loader.lost)
     shared = ranks_share(manifest, split, settings, world)
@@ -96,8 +103,12 @@ def _result(manifest: Manifest, split: str, found: Part, expected: int) -> Evalu
     """The columns as an Evaluation, after a check that every pair is there exactly once."""
     if not found.columns:
         raise InputError(f"{manifest.root}: no pair of the {split} split decodes; run prepare again")
-    foreign = dict(found.columns)
-    rows, ciou, similarity = foreign.pop("rows"), foreign.pop("ciou"), foreign.pop("similarity").astype(np.float32)
+    rows, ciou = found.columns["rows"], found.columns["ciou"]
+    maps = {name: column.astype(np.float32) for name, column in found.columns.items() if name not in ("rows", "ciou")}
+    similarity = maps.pop("similarity")
+    objects = maps.pop(_OBJECTS, None)
     if len(np.unique(rows)) != len(rows) or len(rows) != expected or not np.isin(rows, manifest.rows(split)).all():
         raise RuntimeError(f"evaluation of {split} saw {len(rows)} pairs, expected each of {expected} once")
-    return Evaluation(rows, ciou, similarity, samples(manifest, rows, ciou, similarity, found.frames), foreign)
+    foreign = {name.removeprefix(_FOREIGN): each for name, each in maps.items()}
+    drawn = samples(manifest, rows, ciou, similarity, found.frames)
+    return Evaluation(rows, ciou, similarity, drawn, foreign, objects)

@@ -1,4 +1,4 @@
-"""Baselines that use neither the frame nor the sound; a trained model must beat them."""
+"""Baselines that do not use the sound; a trained model must beat them."""
 
 import numpy as np
 import torch
@@ -28,4 +28,17 @@ def boxes_prior(manifest: Manifest, rows: np.ndarray, consensus: int, guesses: d
     boxes = torch.from_numpy(np.array(manifest.boxes[rows]))
     chunks = zip(guess.split(64), boxes.split(64), strict=True)
     scores = [metrics.ciou(kernels.box_weights(g, config.SIZE), b, consensus) for g, b in chunks]
+    return Evaluation(rows, torch.cat(scores).numpy(), np.empty(0), []).result(manifest)
+
+
+def object_prior(manifest: Manifest, rows: np.ndarray, consensus: int, objects: np.ndarray) -> dict:
+    """The result of answering with the object map of the trunk (see `guidance.py`), which sees the frame alone.
+
+    Args:
+        manifest, rows, consensus: as for :func:`centre_prior`.
+        objects: (N, h, w) float32 maps.
+    """
+    boxes = torch.from_numpy(np.array(manifest.boxes[rows]))
+    chunks = zip(torch.from_numpy(objects).split(64), boxes.split(64), strict=True)
+    scores = [metrics.ciou(maps, each, consensus) for maps, each in chunks]
     return Evaluation(rows, torch.cat(scores).numpy(), np.empty(0), []).result(manifest)

@@ -30,4 +30,49 @@ def extra_tables(extra: dict) -> list[Table]:
             figures = (f"{100 * found['average_precision']:.1f}", f"{100 * found['max_f1']:.1f}")
             out.add_row(FOREIGN[kind], *figures, "–" if found["threshold"] is None else f"{found['threshold']:.3f}")
         tables.append(out)
-    return tables
+    return [*tables, *_later_tables(extra)]
+
+
+def _later_tables(extra: dict) -> list[Table]:
+    """Tables of what only some data sets have, or that need a threshold from the validation split."""
+    tables = []
+    if guided := extra.get("guidance"):
+        names = {"guided": "mixed with the object map", "object_map": "object map alone, without sound"}
+        tables.append(table("object guidance", {names[name]: found for name, found in guided.items()}))
+    if one := extra.get("universal"):
+        out = _plain(
+            f"at one threshold, similarity {one['threshold']:.3f}",
+            ("", "pairs", "mean cIoU or pIA, %", "AUC or AOC, %"),
+        )
+        own = one["own"]
+        out.add_row("own sound: cIoU, AUC", str(own["pairs"]), _percent(own["mean_ciou"]), _percent(own["auc"]))
+        for kind, found in one["negatives"].items():
+            name = f"{FOREIGN.get(kind, kind)}: pIA, AOC"
+            out.add_row(Text(name), str(found["pairs"]), _percent(found["pia"]), _percent(found["aoc"]))
+        out.add_row("both: F_LOC, F_AUC", "", _percent(one["f_loc"]), _percent(one["f_auc"]))
+        tables.append(out)
+    rows = []
+    if found := extra.get("negatives"):
+        rows.append(("average precision against the set's negatives", found["average_precision"]))
+        rows.append(("max-F1 against them", found["max_f1"]))
+    if found := extra.get("masks"):
+        rows += [("mIoU with masks", found["mean_iou"]), ("F with masks", found["f"])]
+    if found := extra.get("interactive"):
+        rows.append((f"interactive IoU, {found['frames']} frames", found["iiou"]))
+        rows.append(("interactive AUC", found["iauc"]))
+    rows.append(("LocAcc: cIoU 0.5 with the map's upper half", extra["loc_acc"]))
+    out = _plain("later metrics", ("", "%"))
+    for name, share in rows:
+        out.add_row(Text(name), "–" if share is None else _percent(share))
+    return [*tables, out]
+
+
+def _plain(title: str, columns: tuple[str, ...]) -> Table:
+    out = Table(title=Text(title))
+    for column in columns:
+        out.add_column(column, justify="left" if not column else "right")
+    return out
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"

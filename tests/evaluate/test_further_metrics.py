@@ -39,7 +39,7 @@ def test_foreign_sounds_against_each_pair_by_itself(untrained, monkeypatch, batc
     assert sorted(decoded) == list(range(count)) and count > 7
     plain = evaluate(model, manifest, "train", settings, CPU, torch.float32)
     np.testing.assert_array_equal(plain.similarity, found.similarity)
-    assert plain.foreign == {} and set(found.foreign) == {"silent", "mismatched"}
+    assert plain.foreign == {} and set(found.foreign) == {"silent", "noise", "mismatched"}
 
     loader = evaluation_loader(manifest, "train", settings, model, CPU, torch.float32)
     with loader, torch.inference_mode():
@@ -52,8 +52,9 @@ def test_foreign_sounds_against_each_pair_by_itself(untrained, monkeypatch, batc
             other = sounds[(at + count // 2) % count][None]
             for kind, sound in (("silent", silence), ("mismatched", other)):
                 expected = model.attend(views[at][:, None], sound).similarity.max().item()
-                assert found.foreign[kind][at] == pytest.approx(expected, abs=1e-5), kind
-    assert not np.allclose(found.foreign["mismatched"], found.similarity.max(axis=(1, 2)), atol=1e-5)
+                assert found.foreign[kind][at].max() == pytest.approx(expected, abs=1e-5), kind
+    assert not np.allclose(found.foreign["mismatched"], found.similarity, atol=1e-5)
+    assert not np.allclose(found.foreign["noise"], found.foreign["silent"], atol=1e-5)
 
 
 def test_what_they_add_to_a_result(untrained):
@@ -71,7 +72,7 @@ def test_what_they_add_to_a_result(untrained):
     for kind, negative in found.foreign.items():
         assert (
             extra["foreign"][kind]
-            == metrics.detection(found.similarity.max(axis=(1, 2)), found.ciou >= 0.5, negative)._asdict()
+            == metrics.detection(found.similarity.max((1, 2)), found.ciou >= 0.5, negative.max((1, 2)))._asdict()
         )
     gone = found._replace(
         ciou=np.full_like(found.ciou, np.nan),
@@ -80,9 +81,9 @@ def test_what_they_add_to_a_result(untrained):
     ).extra(manifest, 1)
     json.dumps(gone, allow_nan=False)  # of a model that diverged: no threshold, but a result
     assert gone["foreign"]["silent"] == {"average_precision": 0, "max_f1": 0, "threshold": None}
-    assert len(extra_tables(gone)) == 2
+    assert len(extra_tables(gone)) == 3
     alone = Evaluation(found.rows[:1], found.ciou[:1], found.similarity[:1], []).extra(manifest, 1)
-    assert alone["foreign"] == {} and len(extra_tables(alone)) == 1
+    assert alone["foreign"] == {} and len(extra_tables(alone)) == 2
 
 
 def test_the_command(untrained, tmp_path, capsys):
@@ -96,6 +97,7 @@ def test_the_command(untrained, tmp_path, capsys):
     assert "does it listen?" not in capsys.readouterr().out
     assert evaluate_door.main([*arguments, "--extra"]) == 0
     extra = json.loads((tmp_path / "result.json").read_text())["extra"]
-    assert set(extra) == {"ciou_adaptive", "per_size", "foreign"} and set(extra["foreign"]) == {"silent", "mismatched"}
+    assert set(extra) == {"ciou_adaptive", "loc_acc", "per_size", "foreign", "universal", "guidance"}
+    assert set(extra["foreign"]) == set(extra["universal"]["negatives"]) == {"silent", "noise", "mismatched"}
     said = capsys.readouterr().out
     assert "area of the boxes as threshold" in said and "another pair's sound" in said and "max-F1" in said

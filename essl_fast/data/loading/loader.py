@@ -39,7 +39,7 @@ from essl_fast.data.loading.skipped import SkippedPairs
 from essl_fast.data.loading.sounds import SoundTransform, float_samples, raw_samples, transformed
 from essl_fast.data.loading.source import Source, StepPlan, Stream
 from essl_fast.data.loading.state import identity, make_state, position_in
-from essl_fast.data.shards import SAMPLES, Manifest, Shards
+from essl_fast.data.shards import Manifest, Shards
 
 
 class RawBatch(NamedTuple):
@@ -246,9 +246,10 @@ class Loader:
         pcm = self._shards.read_sound(positions, skip=self.settings.on_error == "skip")
         return transformed(self._sound, torch.from_numpy(pcm).to(self.settings.device))
 
-    def silence(self) -> torch.Tensor:
-        """The sound, as batches carry it, of one pair whose samples are all 0: (1, ...)."""
-        pcm = torch.from_numpy(np.zeros((1, SAMPLES), self._shards.sound))
+    def sound_from(self, samples: np.ndarray) -> torch.Tensor:
+        """The sound, as batches carry it, of one pair with these samples (48000,) in -1..1: (1, ...)."""
+        kind = self._shards.sound
+        pcm = torch.from_numpy((samples * (32767 if kind.kind == "i" else 1))[None].astype(kind))
         return transformed(self._sound, pcm.to(self.settings.device))
 
     def close(self) -> None:
