@@ -1,9 +1,9 @@
 """Fast training of event sound source localization: where in a video frame does the sound come from?
 
 The commands are `python -m essl_fast.train`, `.prepare`, `.evaluate`, `.localize`, `.report`, `.reproduce`, `.doctor`,
-`.export` and `.replay`; README.md tells how to use them. In Python, the work of a command is a function of its package:
-`essl_fast.prepare.prepare`, `essl_fast.train.fit`, `essl_fast.evaluate.evaluate_checkpoint`. docs/extending.md lists
-them all.
+`.pretrain`, `.export` and `.replay`; README.md tells how to use them. In Python, the work of a command is a function of
+its package: `essl_fast.prepare.prepare`, `essl_fast.train.fit`, `essl_fast.evaluate.evaluate_checkpoint`. docs/api.md
+lists them all.
 """
 
 from typing import TYPE_CHECKING

@@ -32,6 +32,7 @@ COMMANDS = {  # in the order of their use
     "localize": "where in a video its sound comes from, moment by moment",
     "report": "one HTML page of a run, or of several side by side",
     "reproduce": "SemiPL's tables and figures, on your data",
+    "pretrain": "the demo's small networks learn to see and hear, each by itself",
     "export": "a trained model as another code's files",
     "replay": "where a training step that was not finite went wrong",
 }
@@ -41,7 +42,7 @@ FILES, FOLDERS = ("FILE", "PATH", "RUN", "VIDEO"), ("DIR",)  # of options' metav
 
 def door(name: str) -> ModuleType:
     """The module that `python -m essl_fast.NAME` runs."""
-    alone = ("export", "replay")
+    alone = ("export", "pretrain", "replay")
     return importlib.import_module(f"essl_fast.{name}" if name in alone else f"essl_fast.{name}.__main__")
 
 

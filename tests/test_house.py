@@ -35,8 +35,9 @@ MAY = {  # room -> rooms that it may import, from the lower line to the upper on
     "localize": (*BELOW, "evaluate"),
     "report": (*BELOW, "evaluate"),
     "reproduce": (*BELOW, "evaluate", "report"),
-    "train": (*BELOW, "evaluate", "report", "prepare", "data.synthetic"),
-    "doctor": (*BELOW, "evaluate", "train"),
+    "pretrain": (*BELOW, "data.synthetic"),
+    "train": (*BELOW, "evaluate", "report", "prepare", "data.synthetic", "pretrain"),
+    "doctor": (*BELOW, "evaluate", "train", "pretrain"),
     "replay": (*BELOW, "evaluate", "train"),
     "export": BELOW,
     "": (*BELOW, "evaluate", "localize", "train"),  # what `import essl_fast` hands on

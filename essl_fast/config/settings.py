@@ -21,8 +21,10 @@ class ModelConfig:
     """The network.
 
     Args:
-        trunk: visual trunk; vgg16 is the paper's (frozen, 512 channels), small is trained from scratch.
-        audio: audio network; vggish is the paper's (frozen up to its projection), small is trained from scratch.
+        trunk: visual trunk; vgg16 is the paper's (frozen, 512 channels), small is trained from scratch, small_frozen is
+            the small one as `python -m essl_fast.pretrain` trained it, and frozen.
+        audio: audio network; vggish is the paper's (frozen up to its projection), small is trained from scratch,
+            small_frozen is pretrained like the trunk, and frozen up to its projection.
         pcm: put the predictive coding module between trunk and attention.
         pcm_cycles: cycles of the predictive coding module.
         pcm_checkpoint: keep no activations of the PCM's cycles for the backward pass, but compute each cycle again
@@ -32,8 +34,12 @@ class ModelConfig:
         out_dim: channels that attention and head see (512 with vgg16).
         head: simsiam for sspl, semipl and supervised; lss for lss and lss_semi. It decides the attention, too: min-max
             scaled for simsiam, softmax for lss.
+        head_dim: width of simsiam's projector and of the predictor's output; the predictor's inner layer has a quarter
+            of it. The recipe has 2048 and 512; networks of 128 channels do with 512.
         vgg16_weights: auto (torch.hub's cache, else a download), none (random, with a warning), or a file.
         vggish_weights: the same for VGGish.
+        small_weights: for small_frozen: auto (made on the spot in about a minute and kept in the user's cache), none
+            (random), or a file that `python -m essl_fast.pretrain` wrote.
     """
 
     trunk: str = "vgg16"
@@ -44,8 +50,10 @@ class ModelConfig:
     trunk_fp8: bool = False
     out_dim: int = 512
     head: str = "simsiam"
+    head_dim: int = 2048
     vgg16_weights: str = "auto"
     vggish_weights: str = "auto"
+    small_weights: str = "auto"
 
 
 @dataclass
@@ -149,6 +157,8 @@ class DemoConfig:
         test_videos: test videos.
         codec: video codec: h264, hevc, vp9, av1 or mjpeg.
         seed: seed of the world.
+        objects: objects in a frame, one of which sounds: one (no other), two (a silent one of another class), or
+            several (three to five).
     """
 
     cache: str = ""
@@ -156,6 +166,7 @@ class DemoConfig:
     test_videos: int = 80
     codec: str = "h264"
     seed: int = 0
+    objects: Literal["one", "two", "several"] = "several"
 
 
 @dataclass
@@ -181,7 +192,8 @@ class Config:
         checkpoint_keep: how many last checkpoints to keep: last.pt and, before it, last-1.pt and so on.
         select_on: split that picks best.pt: val (a tenth of the training videos), or test (the published protocol:
             it then trains on all training videos, and says so in its results).
-        baselines: also evaluate the untrained model and the priors (centre; largest object in the demo).
+        baselines: also evaluate the untrained model and the priors (centre; with a frozen trunk its object map, which
+            does not hear; in the demo the largest object).
         overlays: heatmap overlays to draw from the test split.
         deterministic: deterministic algorithms, for bit-equal reruns.
         tensorboard: also write the epochs for TensorBoard, into the run directory (needs the package tensorboard).
@@ -224,7 +236,15 @@ class Config:
 
 
 # What some texts are besides texts. A path's `~` is the home folder; where empty has a meaning, so has null.
-PATHS = ("out", "data.root", "demo.cache", "compile_cache", "model.vgg16_weights", "model.vggish_weights")
+PATHS = (
+    "out",
+    "data.root",
+    "demo.cache",
+    "compile_cache",
+    "model.vgg16_weights",
+    "model.vggish_weights",
+    "model.small_weights",
+)
 MAY_BE_EMPTY = ("out", "data.root", "demo.cache", "compile_cache")
 LONGEST_NAME = 200  # bytes; a date and a time are added, and names of files have at most 255
 
@@ -248,6 +268,7 @@ _SEEDS = 2**63 - 1  # kernels take a seed as int64
 _CHECKS = {
     "model.pcm_cycles": _at_least(0, 1000),
     "model.out_dim": _at_least(1, 65_536),
+    "model.head_dim": _at_least(4, 65_536),
     "objective.supervised_weight": _at_least(0),
     "objective.supervised_scale": lambda value: None if 0 < value < math.inf else "must be above 0, and finite",
     "objective.consensus": lambda value: None if 0 <= value <= 1024 else "must be from 0 to 1024",  # what kernels take

@@ -1,4 +1,4 @@
-"""The check of the published weight files that the frozen networks need."""
+"""The check of the weight files that the frozen networks need."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+from essl_fast.common.errors import InputError
 from essl_fast.doctor.findings import NOTE, OK, STOPS, Case, Finding
 
 
@@ -34,6 +35,24 @@ def check_weights(case: Case) -> Iterator[Finding]:
             yield Finding("weights", STOPS, str(error))
             continue
         yield Finding("weights", OK, f"{name} from {path}, its hash is right", "", {name: str(path)})
+    if models.made_parts(model):
+        yield made(model.small_weights)
+
+
+def made(setting: str) -> Finding:
+    """What ``model.small_weights`` means here. Nothing is made."""
+    from essl_fast import pretrain
+
+    if setting == "none":
+        return Finding("weights", NOTE, "the small frozen networks keep random weights, by the settings")
+    try:
+        path = pretrain.kept_file() if setting == "auto" else pretrain.small_weights(setting, print)
+    except InputError as error:
+        return Finding("weights", STOPS, str(error))
+    assert path is not None  # it is for "none" alone
+    if pretrain.intact(path) is None:
+        return Finding("weights", NOTE, f"{path} is not there; train will make it, in about a minute on a CPU")
+    return Finding("weights", OK, f"the small networks from {path}, its hash is right")
 
 
 def cached_file(name: str) -> Path:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from essl_fast.models.registry import audio_facts as audio_facts
     from essl_fast.models.registry import check as check
     from essl_fast.models.registry import keeps_embeddings as keeps_embeddings
+    from essl_fast.models.registry import made_parts as made_parts
     from essl_fast.models.registry import register_audio as register_audio
     from essl_fast.models.registry import register_head as register_head
     from essl_fast.models.registry import register_objective as register_objective
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from essl_fast.models.vggish import SmallAudioNet as SmallAudioNet
     from essl_fast.models.vggish import VGGish as VGGish
     from essl_fast.models.weights import WeightsError as WeightsError
+    from essl_fast.models.weights import load_made as load_made
     from essl_fast.models.weights import load_pretrained as load_pretrained
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -52,7 +54,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "check": "registry",
         "keeps_embeddings": "registry",
         "load_pretrained": "weights",
+        "made_parts": "registry",
         "norm": "",
+        "load_made": "weights",
         "objectives": "",
         "register_audio": "registry",
         "register_head": "registry",

@@ -76,7 +76,7 @@ class LSSHead(nn.Module):
 
 @register_head("simsiam")
 def _simsiam(config, channels: int, embedding_dim: int) -> SimSiamHead:
-    return SimSiamHead(channels)
+    return SimSiamHead(channels, config.head_dim, config.head_dim // 4)
 
 
 @register_head("lss")

@@ -43,6 +43,7 @@ class TrunkFacts:
     channels: int = 0
     fp8: bool = False
     weights: str = ""
+    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class AudioFacts:
 
     frozen_front: bool = False
     weights: str = ""
+    made: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,13 @@ class ObjectiveFacts:
 
 
 def register_trunk(
-    name: str, *, frozen: bool = False, channels: int = 0, fp8: bool = False, weights: str = ""
+    name: str,
+    *,
+    frozen: bool = False,
+    channels: int = 0,
+    fp8: bool = False,
+    weights: str = "",
+    made: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Register a factory of visual trunks: ``factory(config: ModelConfig) -> torch.nn.Module``.
 
@@ -85,11 +93,14 @@ def register_trunk(
             predictive coding module.
         fp8: ``model.trunk_fp8`` may be on.
         weights: "vgg16" if the published VGG-16 file is to be loaded into the module (strictly, all entries).
+        made: its weights are those of the trunk that `python -m essl_fast.pretrain` trains (``model.small_weights``).
     """
-    return TRUNKS.register(name, frozen=frozen, channels=channels, fp8=fp8, weights=weights)
+    return TRUNKS.register(name, frozen=frozen, channels=channels, fp8=fp8, weights=weights, made=made)
 
 
-def register_audio(name: str, *, frozen_front: bool = False, weights: str = "") -> Callable[[Factory], Factory]:
+def register_audio(
+    name: str, *, frozen_front: bool = False, weights: str = "", made: bool = False
+) -> Callable[[Factory], Factory]:
     """Register a factory of audio networks: ``factory(config: ModelConfig, channels: int) -> torch.nn.Module``.
 
     The module has
@@ -104,8 +115,9 @@ def register_audio(name: str, *, frozen_front: bool = False, weights: str = "") 
         name: the value of the setting ``model.audio``.
         frozen_front: the module has ``embed``; its frozen parameters do not require gradients.
         weights: "vggish" if the published VGGish file is to be loaded into the module (all entries but ``fc.*``).
+        made: as for :func:`register_trunk`, of the audio network that is trained there (all entries but ``fc.*``).
     """
-    return AUDIO.register(name, frozen_front=frozen_front, weights=weights)
+    return AUDIO.register(name, frozen_front=frozen_front, weights=weights, made=made)
 
 
 def register_head(name: str) -> Callable[[Factory], Factory]:
@@ -207,6 +219,12 @@ def check(settings: Config) -> Config:
 def keeps_embeddings(settings: Config) -> bool:
     """Whether loaders keep the audio network's embeddings in place of the log-mel."""
     return settings.data.embeddings != "off" and audio_facts(settings.model.audio).frozen_front
+
+
+def made_parts(config: ModelConfig) -> list[str]:
+    """Which parts take their weights from the file ``model.small_weights``: "trunk", "audio", both or none."""
+    facts = {"trunk": trunk_facts(config.trunk).made, "audio": audio_facts(config.audio).made}
+    return [part for part, made in facts.items() if made]
 
 
 def unpublished_parts(config: ModelConfig) -> list[str]:

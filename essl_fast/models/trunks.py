@@ -154,6 +154,16 @@ class SmallTrunk(nn.Module):
         return self.out(images)
 
 
+class FrozenSmallTrunk(SmallTrunk):
+    """A :class:`SmallTrunk` that keeps the weights that `essl_fast.pretrain` made, as VGG-16 keeps ImageNet's.
+
+    Its batch norms always use their running statistics, so that a frame's map depends on that frame alone.
+    """
+
+    def train(self, mode: bool = True) -> "FrozenSmallTrunk":
+        return super().train(False)
+
+
 @register_trunk("vgg16", frozen=True, channels=VGG16Trunk.channels, fp8=True, weights="vgg16")
 def _vgg16(config) -> VGG16Trunk:
     return VGG16Trunk(config.trunk_fp8)
@@ -162,3 +172,8 @@ def _vgg16(config) -> VGG16Trunk:
 @register_trunk("small")
 def _small(config) -> SmallTrunk:
     return SmallTrunk(config.out_dim)
+
+
+@register_trunk("small_frozen", frozen=True, made=True)
+def _small_frozen(config) -> FrozenSmallTrunk:
+    return FrozenSmallTrunk(config.out_dim).eval()

@@ -73,9 +73,42 @@ class SmallAudioNet(nn.Module):
         self.embedding = nn.Linear(4 * width * 8, self.embedding_dim)
         self.fc = nn.Linear(self.embedding_dim, out_dim)
 
-    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+    def examples(self, log_mel: Tensor) -> Tensor:
+        """(B, E, 96, 64) -> (B, E, 128), none negative: each example by itself."""
         maps = self.features(log_mel.flatten(0, 1)[:, None])  # (B E, 64, 12, 8)
-        examples = F.relu(self.embedding(maps.mean(dim=2).flatten(1))).unflatten(0, log_mel.shape[:2])
+        return F.relu(self.embedding(maps.mean(dim=2).flatten(1))).unflatten(0, log_mel.shape[:2])
+
+    def forward(self, log_mel: Tensor) -> tuple[Tensor, Tensor]:
+        examples = self.examples(log_mel)
+        return F.normalize(examples.mean(dim=1), dim=1), self.fc(examples).mean(dim=1)
+
+
+class FrozenSmallAudioNet(SmallAudioNet):
+    """A :class:`SmallAudioNet` that keeps the weights that `essl_fast.pretrain` made, up to its projection.
+
+    The projection is trained, and has two layers, as VGGish's here has. Input and output are :class:`VGGish`'s; the
+    projection's last layer has ``out_dim`` channels.
+    """
+
+    def __init__(self, out_dim: int = 128, width: int = 16, hidden: int = 512) -> None:
+        super().__init__(out_dim, width)
+        self.fc = nn.Sequential(  # type: ignore[assignment]  # the base class has one layer
+            nn.Linear(self.embedding_dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out_dim)
+        )
+        self.features.requires_grad_(False)
+        self.embedding.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "FrozenSmallAudioNet":
+        return super().train(False)  # its batch norms use their running statistics
+
+    @torch.no_grad()
+    def embed(self, log_mel: Tensor) -> Tensor:
+        """(B, E, 96, 64) -> (B, E, 128). The result for a pair never changes, so it may be kept."""
+        return self.examples(log_mel)
+
+    def forward(self, sound: Tensor) -> tuple[Tensor, Tensor]:
+        examples = self.embed(sound) if sound.ndim == 4 else sound
         return F.normalize(examples.mean(dim=1), dim=1), self.fc(examples).mean(dim=1)
 
 
@@ -87,3 +120,8 @@ def _vggish(config, channels: int) -> VGGish:
 @register_audio("small")
 def _small(config, channels: int) -> SmallAudioNet:
     return SmallAudioNet(channels)
+
+
+@register_audio("small_frozen", frozen_front=True, made=True)
+def _small_frozen(config, channels: int) -> FrozenSmallAudioNet:
+    return FrozenSmallAudioNet(channels)

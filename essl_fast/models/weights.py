@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import tempfile
 import urllib.error
 import urllib.request
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from essl_fast.common.errors import InputError
-from essl_fast.models.registry import audio_facts, trunk_facts
+from essl_fast.common.errors import InputError, reason
+from essl_fast.models.registry import audio_facts, made_parts, trunk_facts
 
 if TYPE_CHECKING:
     from essl_fast.models.localizer import Localizer
@@ -136,3 +137,31 @@ def load_pretrained(model: Localizer, config) -> list[str]:
         _load(module, path, {key: key for key in names}, name)
         done.append(f"{name} from {path}")
     return done
+
+
+def load_made(model: Localizer, config, path: Path) -> str:
+    """Load what `python -m essl_fast.pretrain` wrote into the parts of a Localizer that are registered as ``made``.
+
+    Args:
+        model: the localizer.
+        config: a ModelConfig.
+        path: the file, {"trunk": state dict, "audio": state dict}. Its hash was checked by who found it.
+
+    Returns:
+        What was loaded, in words.
+
+    Raises:
+        WeightsError: the file is not of that kind, or of networks of other sizes.
+    """
+    again = "make it again with python -m essl_fast.pretrain --overwrite, or give another file"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for part in made_parts(config):
+            module = getattr(model, part)
+            wanted = [key for key in module.state_dict() if not key.startswith("fc.")]
+            module.load_state_dict({**module.state_dict(), **{key: state[part][key] for key in wanted}})
+    except FileNotFoundError as error:
+        raise WeightsError(f"model.small_weights: there is no file {path}; use auto, or {again}") from error
+    except (KeyError, TypeError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"model.small_weights: {path} does not fit ({reason(error)}); {again}") from error
+    return f"{' and '.join(made_parts(config))} from {path}"

@@ -17,6 +17,7 @@ RESULTS = {  # the results in a run's summary -> their names for readers
     "test": "trained",
     "untrained": "untrained",
     "centre_prior": "centre prior",
+    "object_prior": "object prior",
     "largest_object_prior": "largest-object prior",
 }
 

@@ -6,5 +6,6 @@ from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from essl_fast.reproduce.command import reproduce as reproduce
+    from essl_fast.reproduce.worlds_command import reproduce_worlds as reproduce_worlds
 
-__getattr__, __dir__, __all__ = lazy_exports(__name__, {"reproduce": "command"})
+__getattr__, __dir__, __all__ = lazy_exports(__name__, {"reproduce": "command", "reproduce_worlds": "worlds_command"})

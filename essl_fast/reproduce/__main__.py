@@ -1,4 +1,4 @@
-"""python -m essl_fast.reproduce table1|table2|figures|fractions|all: SemiPL's tables and figures, on your data.
+"""python -m essl_fast.reproduce table1|table2|figures|fractions|all|worlds: SemiPL's tables and figures, on your data.
 
     OUT/runs/ROW/seed-N     the run directory of a row and a seed; after an interruption, the same command goes on
     OUT/results.json        every row, every seed, every figure's numbers
@@ -9,6 +9,9 @@
 Each row is a shipped config (configs/paper/*.yaml) and is trained as `python -m essl_fast.train` does, in another
 process. `--reduced` takes the demo's small networks and few epochs instead, so that everything ends in minutes on a
 CPU: its rows can be compared with each other, not with the paper's.
+
+`worlds` is a table of its own, which is not in the paper and not in `all`: every method on synthetic worlds of rising
+difficulty, with pretrained small networks, beside baselines that do not hear (OUT/worlds.html, .md and .json).
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from pathlib import Path
 from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
+from essl_fast.common.errors import InputError
 from essl_fast.common.values import a_path, whole_number
 from essl_fast.reproduce.rows import PARTS
 
@@ -39,11 +43,11 @@ def parser() -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="All other options are train's, for every row: --epochs 3, --data.threads 2.",
     )
-    parser.add_argument("parts", choices=(*PARTS, "all"), help="what to reproduce")
+    parser.add_argument("parts", choices=(*PARTS, "all", "worlds"), help="what to reproduce")
     parser.add_argument("--data", default="demo", help="folder that prepare wrote, or demo (default: demo)")
     parser.add_argument("--out", type=a_path, default=Path("reproduced"), help="default: reproduced")
     parser.add_argument(
-        "--seeds", type=whole_number(0, 2**63 - 1), nargs="+", default=[0], metavar="N", help="seeds (default: 0)"
+        "--seeds", type=whole_number(0, 2**63 - 1), nargs="+", metavar="N", help="seeds (default: 0; of worlds: 0 1 2)"
     )
     text = "choose the best epoch on a validation split, or on the test set as the published code does (default: clean)"
     parser.add_argument("--protocol", choices=("clean", "published"), default="clean", help=text)
@@ -61,6 +65,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 def main(argv: list[str] | None = None) -> int:
     options, overrides = parse(argv)
+    if options.parts == "worlds":
+        return worlds(options, overrides)
     with slow_imports():
         from essl_fast.reproduce.command import reproduce
 
@@ -68,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
         options.parts,
         data=options.data,
         out=options.out,
-        seeds=options.seeds,
+        seeds=options.seeds or [0],
         protocol=options.protocol,
         reduced=options.reduced,
         device=options.device,
@@ -77,6 +83,20 @@ def main(argv: list[str] | None = None) -> int:
         console=commands.console(kept=True),
     )
     return 1 if results.failed else 0
+
+
+def worlds(options: argparse.Namespace, overrides: list[str]) -> int:
+    """The table of methods and worlds."""
+    given = {"--data": options.data != "demo", "--reduced": options.reduced, "--published": bool(options.published)}
+    given["--protocol"] = options.protocol != "clean"
+    if wrong := [name for name, is_given in given.items() if is_given]:
+        raise InputError(f"{wrong[0]} does not go with worlds, which are synthetic, small, and in no paper")
+    with slow_imports():
+        from essl_fast.reproduce.worlds_command import reproduce_worlds
+
+    more = {"device": options.device, "overrides": overrides, "console": commands.console(kept=True)}
+    grid = reproduce_worlds(out=options.out, seeds=options.seeds or (0, 1, 2), **more)
+    return 1 if grid.failed else 0
 
 
 if __name__ == "__main__":

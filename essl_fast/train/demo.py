@@ -22,7 +22,8 @@ def demo_folder(demo: config.DemoConfig) -> Path:
     place = Path(demo.cache).expanduser().resolve() if demo.cache else places.cache_folder()
     if place is None:
         raise InputError("demo.cache: this user has no home folder to keep the demo world in; give --demo.cache DIR")
-    return place.absolute() / f"demo-{demo.codec}-{demo.train_videos}-{demo.test_videos}-{demo.seed}"
+    name = f"demo-{demo.codec}-{demo.train_videos}-{demo.test_videos}-{demo.seed}"
+    return place.absolute() / (name if demo.objects == "several" else f"{name}-{demo.objects}")
 
 
 def demo_data(demo: config.DemoConfig, say: Callable[[str], None], progress: bool = True) -> tuple[Path, dict]:
@@ -60,7 +61,9 @@ def _made(place: Path, demo: config.DemoConfig, say: Callable[[str], None], prog
     place.mkdir(parents=True, exist_ok=True)
     prepared = place / "prepared"
     with world_lock(place, say):
-        world = make_world(place / "world", **size, seed=demo.seed, codec=demo.codec, say=say, progress=progress)
+        world = make_world(
+            place / "world", **size, seed=demo.seed, codec=demo.codec, objects=demo.objects, say=say, progress=progress
+        )
         done = (prepared / "manifest.json").exists()  # prepare then says that there is nothing to do
         # JPEG, so that the world is the same on every machine, whatever its GPU decodes.
         manifest = prepare(world.videos, world.annotations, prepared, visual="jpeg", progress=progress and not done)

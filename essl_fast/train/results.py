@@ -3,13 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 
-import numpy as np
-
 from essl_fast import checkpoints, config
 from essl_fast.common.errors import reason
 from essl_fast.common.files import write_json
 from essl_fast.data.datasets import boxes_to_grid
-from essl_fast.evaluate import Evaluation, boxes_prior, centre_prior, consensus_of, evaluation_loader
+from essl_fast.evaluate import Evaluation, boxes_prior, centre_prior, consensus_of, evaluation_loader, object_prior
 from essl_fast.report import RESULTS, figures, gallery, write_report
 from essl_fast.runtime import distributed
 from essl_fast.train.rundir import RunDirectory
@@ -33,10 +31,11 @@ def conclude(
     with distributed.leader_first(trainer.world):
         best = checkpoints.load(directory.best)
     checkpoints.load_trained(trainer.model, best["model"])
-    found = trainer.evaluate("test", show=trainer.settings.overlays)
+    frozen = trainer.settings.baselines and trainer.model.freeze_trunk  # then its object map is a prior
+    found = trainer.evaluate("test", show=trainer.settings.overlays, guidance=frozen)
     results = {"test": found.result(trainer.manifest)}
     if trainer.settings.baselines:
-        results |= baselines(trainer, found.rows, objects)
+        results |= baselines(trainer, found, objects)
     summary = summarize(trainer, results, best["best"], data_seconds, environment)
     if trainer.world.leads:
         write_json(directory.summary, summary)
@@ -56,11 +55,13 @@ def not_needed(what: str, trainer: Trainer) -> Iterator[None]:
         trainer.observers.on_warning(trainer.epoch, f"{line}; the results are complete without it")
 
 
-def baselines(trainer: Trainer, rows: np.ndarray, objects: dict | None) -> dict[str, dict]:
-    """The results of the baselines, on the rows of the test split that the trained model was tested on."""
-    consensus, manifest = consensus_of(trainer.settings, trainer.manifest), trainer.manifest
+def baselines(trainer: Trainer, found: Evaluation, objects: dict | None) -> dict[str, dict]:
+    """The results of the baselines, on the pairs of the test split that the trained model was tested on."""
+    rows, consensus, manifest = found.rows, consensus_of(trainer.settings, trainer.manifest), trainer.manifest
     results = {"untrained": trainer.untrained} if trainer.untrained else {}
     results["centre_prior"] = centre_prior(manifest, rows, consensus)
+    if found.objects is not None:
+        results["object_prior"] = object_prior(manifest, rows, consensus, found.objects)
     if objects:
         guesses = {}
         for row in rows:

@@ -1,6 +1,6 @@
 """The parts of one training run, and where it stands. `loop.py` says in which order they work."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -10,6 +10,7 @@ from essl_fast.data.loading import Loader, RawBatch
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import Evaluation, consensus_of, evaluate
 from essl_fast.kernels import fp8
+from essl_fast.pretrain import small_weights
 from essl_fast.profiling import StepProfile
 from essl_fast.runtime import distributed, stages
 from essl_fast.runtime.compiling import cache_counts
@@ -27,7 +28,7 @@ READ_EVERY = 20  # steps between two readings of the losses on a GPU; each readi
 
 
 def build_model(
-    settings: config.Config, device: torch.device, dtype: torch.dtype
+    settings: config.Config, device: torch.device, dtype: torch.dtype, world: World, say: Callable[[str], None]
 ) -> tuple[models.Localizer, list[str]]:
     """The model of a run on its device, and which pretrained weights it was given.
 
@@ -37,6 +38,11 @@ def build_model(
     """
     model = models.build(settings.model)
     loaded = models.load_pretrained(model, settings.model)
+    if models.made_parts(settings.model):
+        with distributed.leader_first(world):  # which makes them, if they are not there
+            made = small_weights(settings.model.small_weights, say)
+        if made is not None:
+            loaded.append(models.load_made(model, settings.model, made))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's stub lacks memory_format
     if settings.model.trunk_fp8 and not fp8.runs(device, dtype):
         raise InputError("model.trunk_fp8: on a GPU it takes sm_89 or later and precision bf16; leave it off")
@@ -68,7 +74,7 @@ class Trainer:
         self.observers = Observers() if observers is None else observers
         torch.manual_seed(settings.seed)
         self.dtype = pick_precision(settings.precision, device)
-        self.model, self.loaded = build_model(settings, device, self.dtype)
+        self.model, self.loaded = build_model(settings, device, self.dtype, world, self.observers.on_message)
         self.faults = Faults(settings, manifest, world, self.observers)
         self.data = TrainingData(settings, manifest, self.model, self.dtype, device, world, self._skip)
         self.step = TrainStep(
@@ -192,8 +198,14 @@ class Trainer:
     def _skip(self, row: int, reason: str) -> None:
         self.faults.skip(row, reason, self.epoch + 1)
 
-    def evaluate(self, split: str, show: int = 0) -> Evaluation:
-        """Localize every pair of a split, and keep ``show`` of them with their frames, to be drawn."""
+    def evaluate(self, split: str, show: int = 0, guidance: bool = False) -> Evaluation:
+        """Localize every pair of a split.
+
+        Args:
+            split: "train", "val" or "test".
+            show: how many pairs to keep with their frames, to be drawn.
+            guidance: also keep the trunk's object maps.
+        """
         with self.speed.evaluating():
             found = evaluate(
                 self.model,
@@ -206,6 +218,7 @@ class Trainer:
                 self.data.pools,
                 self._skip,
                 self.world,
+                guidance=guidance,
             )
             self.faults.share(self.epoch + 1)
         return found

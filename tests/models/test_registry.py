@@ -134,7 +134,7 @@ def test_weights_that_no_published_file_holds_stay_in_the_checkpoint(my_parts):
         (["--objective.method", "clip"], "known are sspl, semipl, supervised, lss, lss_semi. .*--import MODULE"),
         (["--model.trunk", "vgg16"], "model.out_dim: vgg16 has 512 channels, got 128"),
         (["--model.trunk_fp8", "true"], "model.trunk_fp8: needs the frozen trunk vgg16, got small"),
-        (["--data.embeddings", "on"], "on needs a frozen audio network, model.audio vggish, not small"),
+        (["--data.embeddings", "on"], "on needs a frozen audio network, model.audio vggish or small_frozen, not small"),
         (
             ["--objective.supervised_map", "sigmoid", "--objective.method", "sspl"],
             "objective.supervised_map: is for semipl and supervised, got it with method sspl",

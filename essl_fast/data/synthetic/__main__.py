@@ -14,7 +14,7 @@ import sys
 
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.values import a_path, number_between, whole_number
-from essl_fast.data.synthetic.settings import CODECS, WorldSettings
+from essl_fast.data.synthetic.settings import CODECS, OBJECTS, WorldSettings
 
 PROG = "python -m essl_fast.data.synthetic"
 
@@ -59,6 +59,12 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         default=default.fps,
         help="frames per second (default: %(default)s)",
+    )
+    add(
+        "--objects",
+        default=default.objects,
+        choices=tuple(OBJECTS),
+        help="objects in a frame, one of which sounds; several are three to five (default: %(default)s)",
     )
     add("--workers", type=whole_number(1, 1024), metavar="N", help="processes (default: one per CPU)")
     add("--overwrite", action="store_true", help="replace a world of other settings")

@@ -1,9 +1,10 @@
 """The plan of the demo world: which objects a scene has, where they move, which one sounds and when it is annotated.
 
-A scene has three to five moving objects of different classes over a cluttered background. One of them sounds. Only
-knowing which look belongs to which sound tells which one it is, because the plan is balanced: all classes sound equally
-often; among scenes of as many objects, the sounding object has each rank in size equally often; and places, movements
-and poses are drawn without regard to which object sounds. Nothing here makes a pixel or a sample.
+A scene has moving objects of different classes over a cluttered background: three to five of them, or one or two in an
+easier world (`settings.OBJECTS`). One of them sounds. With two or more, only knowing which look belongs to which sound
+tells which one it is, because the plan is balanced: all classes sound equally often; among scenes of as many objects,
+the sounding object has each rank in size equally often; and places, movements and poses are drawn without regard to
+which object sounds. Nothing here makes a pixel or a sample.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def _place(rng: np.random.Generator, number: int) -> list[dict]:
     They are anywhere in the frame and hardly overlap: the overlap that is allowed grows only while no place is found.
     """
     # Sides on the 224 grid, on which objects are learned and scored.
-    low, high = {3: (68, 96), 4: (60, 88), 5: (56, 76)}[number]
+    low, high = {1: (56, 96), 2: (56, 96), 3: (68, 96), 4: (60, 88), 5: (56, 76)}[number]
     sizes = [
         (round(rng.uniform(low, high) * WIDTH / 224), round(rng.uniform(low, high) * HEIGHT / 224))
         for _ in range(number)
@@ -197,9 +198,10 @@ def plan_world(settings: WorldSettings) -> list[ScenePlan]:
     for split, count in zip(SPLITS, (settings.train_videos, settings.test_videos), strict=True):
         order = _generator(settings.seed, split, 0, "order")
         kinds = _balanced(order, count, len(CLASSES))
-        numbers = np.array([4, 4, 4, 3, 5])[_balanced(order, count, 5)]
+        choice = np.array({"one": [1], "two": [2], "several": [4, 4, 4, 3, 5]}[settings.objects])
+        numbers = choice[_balanced(order, count, len(choice))]
         ranks = np.zeros(count, np.int64)  # of the sounding object's area in its scene; 0 is the smallest
-        for number in (3, 4, 5):
+        for number in sorted(set(choice.tolist())):
             same = np.flatnonzero(numbers == number)
             ranks[same] = _balanced(order, len(same), number)
         for index in range(count):

@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.progress import track
@@ -80,6 +80,7 @@ def make_world(
     codec: str = "h264",
     seconds: float = 4.0,
     fps: int = 12,
+    objects: str = "several",
     workers: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
@@ -91,11 +92,7 @@ def make_world(
 
     Args:
         out: the folder.
-        train_videos, test_videos: how many videos.
-        seed: of everything that is random.
-        codec: of the videos, one of `settings.CODECS`.
-        seconds: length of a video.
-        fps: frames per second.
+        train_videos, test_videos, seed, codec, seconds, fps, objects: see `WorldSettings`.
         workers: processes that share the work (default: one per CPU of this process). The result does not depend on it.
         progress: show a bar, or say a line every 30 s where the output is no terminal.
         overwrite: replace a world of other settings or of another version, or one that lacks videos.
@@ -107,14 +104,14 @@ def make_world(
         RuntimeError: a worker failed.
     """
     out, begun = Path(out), time.monotonic()
-    settings = WorldSettings(train_videos, test_videos, seed, codec, float(seconds), fps)
+    settings = WorldSettings(train_videos, test_videos, seed, codec, float(seconds), fps, objects)
     encoder(codec)
     plans = plan_world(settings)
     names = {split: [plan.name for plan in plans if plan.split == split] for split in SPLITS}
     record = {
         "format": FORMAT,
         "version": VERSION,
-        "settings": asdict(settings),
+        "settings": settings.record(),
         "classes": list(CLASSES),
         "videos": names,
     }
@@ -163,7 +160,7 @@ def _is_finished(out: Path, settings: WorldSettings, plans: list[ScenePlan], ove
     held = _read_settings(_finished(out))
     if held is None:
         return False
-    same = held == {"version": VERSION, **asdict(settings)}
+    same = held == {"version": VERSION, **settings.record()}
     if not same and not overwrite:
         raise OtherWorld(
             f"{out}: holds a demo world of other settings; choose another folder, or pass --overwrite to replace it"

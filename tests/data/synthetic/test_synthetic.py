@@ -346,3 +346,26 @@ def test_a_clip_is_audible_unclipped_and_not_the_same_twice(kind: str) -> None:
         assert 0.01 < np.sqrt(np.mean(one[:, start : start + 44100] ** 2)) < 0.5
     assert np.abs(one).max() < 1
     assert abs(np.corrcoef(one[0], two[0])[0, 1]) < 0.5
+
+
+# ---------------------------------------------------------------- worlds of rising difficulty
+
+
+@pytest.mark.parametrize("objects, numbers", [("one", {1}), ("two", {2}), ("several", {3, 4, 5})])
+def test_how_many_objects_a_frame_shows(objects: str, numbers: set[int]) -> None:
+    plans = plan_world(WorldSettings(train_videos=48, test_videos=16, seed=1, objects=objects))
+    assert {len(plan.objects) for plan in plans} == numbers
+    train = [plan for plan in plans if plan.split == "train"]
+    assert set(Counter(plan.kind for plan in train).values()) == {6}  # all classes sound equally often
+    for plan in plans:
+        assert len({thing.kind for thing in plan.objects}) == len(plan.objects)
+    if objects == "two":  # the larger one sounds as often as the smaller one
+        areas = [[thing.width * thing.height for thing in plan.objects] for plan in train]
+        largest = sum(area[plan.sounding] == max(area) for area, plan in zip(areas, train, strict=True))
+        assert largest == 24
+
+
+def test_a_world_of_several_objects_is_as_before_the_choice() -> None:
+    assert "objects" not in WorldSettings().record() and WorldSettings(objects="one").record()["objects"] == "one"
+    with pytest.raises(InputError, match="unknown objects 'none'; choose one of one, two, several"):
+        WorldSettings(objects="none")

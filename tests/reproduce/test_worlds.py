@@ -1,0 +1,101 @@
+"""The table of methods and worlds: its runs, its figures, what it says, and that it goes on where it stopped."""
+
+import json
+
+import pytest
+
+from essl_fast import config
+from essl_fast.common import commands
+from essl_fast.common.errors import InputError
+from essl_fast.reproduce import __main__ as reproduce_door
+from essl_fast.reproduce import reproduce_worlds, runs
+from essl_fast.reproduce.worlds import BASELINES, METHODS, WORLDS, Grid
+
+
+def summary(success, priors=None):
+    def figures(share):
+        return {"pairs": 8, "success_at_half": share, "auc": share / 2, "curve": [share] * 21}
+
+    return {"test": figures(success), "seconds": 2.0} | {part: figures(share) for part, share in (priors or {}).items()}
+
+
+def filled(out, seeds=(0, 1)):
+    grid = Grid(out, list(seeds))
+    for world, method, seed in grid.runs():
+        priors = {"centre_prior": 0.1, "object_prior": 0.2, "untrained": 0.05, "largest_object_prior": 1.0}
+        share = 0.5 if method.name == "sspl" else 0.6
+        grid.summaries[world, method.name, seed] = summary(share + 0.1 * seed, priors if method is METHODS[0] else None)
+    return grid
+
+
+def test_every_method_meets_every_world_with_settings_of_its_own(tmp_path):
+    grid = Grid(tmp_path, [0, 1, 2])
+    assert len(grid.runs()) == 3 * len(WORLDS) * len(METHODS)
+    found = {}
+    for world, method, seed in grid.runs():
+        own = config.parse(grid.arguments(world, method, seed), "test")[0]
+        assert (own.demo.objects, own.seed, own.model.trunk, own.data.root) == (world, seed, "small_frozen", "demo")
+        found[method.name] = (own.objective.method, own.model.pcm, own.data.labelled_fraction, own.baselines)
+    assert found == {
+        "sspl": ("sspl", False, 1.0, True),
+        "sspl-pcm": ("sspl", True, 1.0, False),
+        "lss": ("lss", False, 1.0, False),
+        "semipl-0.01": ("semipl", False, 0.01, False),
+        "semipl-0.1": ("semipl", False, 0.1, False),
+        "semipl-0.5": ("semipl", False, 0.5, False),
+        "semipl-1": ("semipl", False, 1.0, False),
+        "supervised": ("supervised", False, 1.0, False),
+    }
+
+
+def test_lines_and_finding(tmp_path):
+    grid = filled(tmp_path)
+    lines = grid.lines("success_at_half")
+    assert [line[0] for line in lines] == [method.label for method in METHODS] + list(BASELINES.values())
+    assert lines[0][1:] == ["55.0 ± 7.1"] * 3 and lines[-2][1:] == ["20.0 ± 0.0"] * 3
+    assert "SSPL with PCM with 65.0%, 3.2 times the best baseline" in grid.finding()
+    grid.failed["one", "lss", 0] = "exit code 1"
+    assert "failed: exit code 1" in grid.lines("auc")[2][1]
+    json.dumps(grid.to_dict(), allow_nan=False)
+    assert "there is no finding" in Grid(tmp_path, [0]).finding()
+
+
+def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
+    trained, broken = [], []
+
+    def finished(folder, arguments):
+        path = folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def train(folder, arguments):
+        if folder.parent.name == "lss" and not broken:
+            broken.append(folder)
+            raise RuntimeError("exit code 1: no luck")
+        trained.append(folder)
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(summary(0.5, dict.fromkeys(BASELINES, 0.25))))
+
+    monkeypatch.setattr(runs, "finished", finished)
+    monkeypatch.setattr(runs, "train", train)
+    for expected in (len(METHODS) - 1, 1, 0):
+        trained.clear()
+        grid = reproduce_worlds(out=tmp_path, seeds=[0], worlds=["one"], console=commands.console(quiet=True))
+        assert len(trained) == expected
+    assert not grid.failed and (tmp_path / "worlds.html").read_text().count("2.0 times") == 1
+    held = json.loads((tmp_path / "worlds.json").read_text())
+    assert len(held["runs"]) == len(METHODS) and "| one object |" in (tmp_path / "worlds.md").read_text()
+
+
+WRONG = [
+    (["worlds", "--data", "x"], "--data does not go with worlds"),
+    (["worlds", "--seeds", "1", "1"], "--seeds: each once"),
+    (["worlds", "--demo.objects", "two"], "demo.objects"),
+    (["worlds", "--data.labelled_fraction", "0.3"], "data.labelled_fraction"),
+]
+
+
+@pytest.mark.parametrize("words, message", WRONG)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path, words, message):
+    with pytest.raises(InputError, match=message):
+        reproduce_door.main([*words, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
