@@ -71,7 +71,7 @@ def test_the_script_runs_every_command_under_its_name(script, capsys, name):
         (["prepare", "--out", "x", "--validation", "1,5"], "--validation: must be a number such as 0.5"),
         (
             ["reproduce", "tabel1"],
-            "must be table1, table2, figures, fractions or all, got 'tabel1'; did you mean table1",
+            "must be table1, table2, figures, fractions, all or worlds, got 'tabel1'; did you mean table1",
         ),
         (["reproduce", "--versoin"], "there is no option --versoin; did you mean --version?"),
         (["reproduce", "table1", "--protcol", "x"], "there is no option --protcol; did you mean --protocol?"),

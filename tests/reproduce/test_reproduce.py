@@ -332,9 +332,14 @@ def test_data_without_the_split_that_chooses_the_epoch(tiny, tmp_path, monkeypat
         (["table1", "--config", "demo"], "a row's own"),
         (["table1", "--seeds", "1", "1"], "--seeds: each once"),
         (["table1", "--data", "nowhere"], "--data: .*nowhere is not a prepared folder"),
-        (["table1", "--optim.lr_heed", "1"], "lr_heed"),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path):
     with pytest.raises(InputError, match=message):
         reproduce_door.main([*arguments, "--out", str(tmp_path)])
+
+
+def test_an_option_that_nobody_knows(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        reproduce_door.main(["table1", "--optim.lr_heed", "1", "--out", str(tmp_path)])
+    assert "there is no option --optim.lr_heed; did you mean --optim.lr_head?" in capsys.readouterr().err
