@@ -5,6 +5,8 @@ from torch import Tensor, nn
 from essl_fast.models.norm import Moments, ViewBatchNorm, update_running
 from essl_fast.models.registry import register_head
 
+RECIPE = 2048  # width of the projector
+
 
 def _run(layers: nn.Sequential, x: Tensor, views: int, later: list[Moments]) -> Tensor:
     for layer in layers:
@@ -76,7 +78,8 @@ class LSSHead(nn.Module):
 
 @register_head("simsiam")
 def _simsiam(config, channels: int, embedding_dim: int) -> SimSiamHead:
-    return SimSiamHead(channels, config.head_dim, config.head_dim // 4)
+    wide = config.head_dim == RECIPE  # the class has its widths
+    return SimSiamHead(channels) if wide else SimSiamHead(channels, config.head_dim, config.head_dim // 4)
 
 
 @register_head("lss")
