@@ -6,9 +6,7 @@ from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from essl_fast.checkpoints import sspl as sspl
-    from essl_fast.checkpoints.files import FORMAT as FORMAT
     from essl_fast.checkpoints.files import UNSEALED as UNSEALED
-    from essl_fast.checkpoints.files import VERSION as VERSION
     from essl_fast.checkpoints.files import checkpoint_of as checkpoint_of
     from essl_fast.checkpoints.files import damage as damage
     from essl_fast.checkpoints.files import existing as existing
@@ -16,6 +14,8 @@ if TYPE_CHECKING:
     from essl_fast.checkpoints.files import newest as newest
     from essl_fast.checkpoints.files import numbered as numbered
     from essl_fast.checkpoints.files import save as save
+    from essl_fast.checkpoints.form import FORMAT as FORMAT
+    from essl_fast.checkpoints.form import VERSION as VERSION
     from essl_fast.checkpoints.model_state import load_trained as load_trained
     from essl_fast.checkpoints.model_state import settings_of as settings_of
     from essl_fast.checkpoints.model_state import trained_state as trained_state
@@ -26,13 +26,22 @@ if TYPE_CHECKING:
     from essl_fast.checkpoints.sspl import from_sspl_name as from_sspl_name
     from essl_fast.checkpoints.sspl import load_sspl as load_sspl
     from essl_fast.checkpoints.sspl import load_sspl_part as load_sspl_part
+    from essl_fast.checkpoints.tensors import CONFIG_FILE as CONFIG_FILE
+    from essl_fast.checkpoints.tensors import MODEL_FILE as MODEL_FILE
+    from essl_fast.checkpoints.tensors import about as about
+    from essl_fast.checkpoints.tensors import check_safetensors as check_safetensors
+    from essl_fast.checkpoints.tensors import save_safetensors as save_safetensors
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
-        "FORMAT": "files",
+        "CONFIG_FILE": "tensors",
+        "FORMAT": "form",
+        "MODEL_FILE": "tensors",
         "UNSEALED": "files",
-        "VERSION": "files",
+        "VERSION": "form",
+        "about": "tensors",
+        "check_safetensors": "tensors",
         "checkpoint_of": "files",
         "damage": "files",
         "existing": "files",
@@ -48,6 +57,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "restore": "restoring",
         "restore_published": "restoring",
         "save": "files",
+        "save_safetensors": "tensors",
         "settings_of": "model_state",
         "sspl": "",
         "trained_state": "model_state",

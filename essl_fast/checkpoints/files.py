@@ -14,11 +14,12 @@ from typing import BinaryIO
 
 import torch
 
+from essl_fast.checkpoints.form import FORMAT, VERSION
+from essl_fast.checkpoints.hub import fetch, is_hub_name
+from essl_fast.checkpoints.tensors import MODEL_FILE, load_safetensors
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, refuse_packed, sync_folder
 
-FORMAT = "essl_fast checkpoint"
-VERSION = 2  # 1 had no checksum and no count of steps that were not finite
 _SEAL = struct.Struct("<8sQI")
 _MAGIC = b"ESSLCRC1"
 UNSEALED = "it was cut short"  # the answer of damage() for a file that does not end in a seal
@@ -80,13 +81,17 @@ def _renumber(path: Path, keep: int) -> None:
         os.replace(link, numbered(path, 1))
 
 
-def checkpoint_of(given: Path) -> Path:
-    """The checkpoint that a path stands for: the file itself, or the best.pt of a run directory.
+def checkpoint_of(given: str | Path) -> Path:
+    """The checkpoint that a path stands for: the file itself, or the best.pt or model.safetensors of a folder.
+
+    hf://org/name, a model of the Hugging Face Hub, is fetched into its cache.
 
     Raises:
-        InputError: there is nothing, or the directory has no best.pt.
+        InputError: there is nothing, or the directory has neither file.
     """
-    given = Path(given)
+    given = fetch(given) if is_hub_name(given) else Path(given)
+    if given.is_dir() and not (given / "best.pt").is_file() and (given / MODEL_FILE).is_file():
+        return given / MODEL_FILE
     if not given.exists():
         raise InputError(f"there is no checkpoint {given}; train writes last.pt and best.pt into its run directory")
     if given.is_dir() and not (given / "best.pt").is_file():
@@ -149,10 +154,14 @@ def _remedy(path: Path) -> str:
 def load(path: Path) -> dict:
     """Read a checkpoint; no code in it is run. Files of version 1, which have no checksum, are read as well.
 
+    A file of safetensors gives the same kind of dict, with all weights, but without the state of a training.
+
     Raises:
         InputError: it is missing, damaged, or not one of ours; the message names a whole one if there is one.
     """
     path = Path(path)
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; train writes last.pt and best.pt into its run directory")
     wrong = damage(path)

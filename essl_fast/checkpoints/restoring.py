@@ -18,7 +18,8 @@ def load_checkpoint(
     """The trained localizer of a run, in training mode as PyTorch builds it, and the settings that it was trained with.
 
     Args:
-        path: a run directory, whose best.pt is taken, or a checkpoint file.
+        path: a run directory, whose best.pt is taken, a checkpoint file, a file or folder of `essl_fast.export --to
+            safetensors` or hub, or hf://org/name, a model of the Hugging Face Hub.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:N", or a torch device.
         weights: {"vgg16": path, "vggish": path} where the published files have moved since.
 
@@ -27,7 +28,7 @@ def load_checkpoint(
         WeightsError: a published weight file is missing or damaged.
     """
     where = device if isinstance(device, torch.device) else pick_device(device)
-    return restore(load(checkpoint_of(Path(path))), where, weights)
+    return restore(load(checkpoint_of(path)), where, weights)
 
 
 def restore(
@@ -50,7 +51,8 @@ def restore(
         if file:
             setattr(settings.model, f"{name}_weights", str(file))
     model = models.build(settings.model)
-    models.load_pretrained(model, settings.model)
+    if not state.get("complete"):
+        models.load_pretrained(model, settings.model)
     if not models.objectives.facts(settings.objective.method).trains_head:
         model.head.requires_grad_(False)  # version 0.1.0 left it out of such checkpoints
     load_trained(model, state["model"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from essl_fast.evaluate.result import Evaluation as Evaluation
     from essl_fast.evaluate.tables import extra_tables as extra_tables
     from essl_fast.evaluate.tables import table as table
+    from essl_fast.evaluate.tables import trust as trust
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -38,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "metrics": "",
         "object_prior": "priors",
         "table": "tables",
+        "trust": "tables",
         "warn_of_consensus": "consensus",
     },
 )

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     with slow_imports():
         from essl_fast.common.files import write_json
-        from essl_fast.evaluate import evaluate_checkpoint, evaluate_published, extra_tables, table
+        from essl_fast.evaluate import evaluate_checkpoint, evaluate_published, extra_tables, table, trust
 
     import_modules(options.imports)
     console = commands.console(on_stderr=to_stdout(options.json))
@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     console.print(table(f"{result['checkpoint']} on {result['split']}", rows))
     curve = " ".join(f"{100 * x:.1f}" for x in result["curve"])
     console.print(f"success at cIoU >= 0, 0.05, ..., 1, %: {curve}", highlight=False, soft_wrap=True)
+    console.print(trust(result["min_score"]), highlight=False, soft_wrap=True)
     for further in extra_tables(result["extra"]) if options.extra else ():
         console.print(further)
     if options.json:

@@ -41,14 +41,17 @@ def evaluate_checkpoint(
         console: warnings and skipped pairs are printed here; by default nothing is printed.
 
     Returns:
-        Plain values: checkpoint, split, what :meth:`Evaluation.result` gives, extra if asked for, and each, a list of
+        Plain values: checkpoint, split, what :meth:`Evaluation.result` gives, min_score (see
+        :meth:`Evaluation.trusted_from`), extra if asked for, and each, a list of
         the key and the cIoU of every pair.
 
     Raises:
         InputError: the checkpoint, the data or the device cannot be used.
     """
-    where, path = pick_device(device), checkpoints.checkpoint_of(Path(checkpoint))
+    where, path = pick_device(device), checkpoints.checkpoint_of(checkpoint)
     state = checkpoints.load(path)
+    if not data and "data_root" not in state:
+        raise InputError(f"{path} does not say where its data is; say which folder to evaluate on with --data DIR")
     root = Path(data or state["data_root"])
     if not root.is_dir():
         raise InputError(f"there is no folder {root}, which {path} was trained on; say where it is with --data DIR")
@@ -99,7 +102,7 @@ def _evaluate(
     dtype = pick_precision(precision, device)
     more = {"foreign": extra, "guidance": extra}
     found = evaluate(model, manifest, split, settings, device, dtype, on_fault=skipped, **more)
-    result = {"checkpoint": name, "split": split, **found.result(manifest)}
+    result = {"checkpoint": name, "split": split, **found.result(manifest), "min_score": found.trusted_from(manifest)}
     if extra:
         threshold, why = None, "a threshold for all sounds is chosen on a validation split, and there is none"
         if manifest.pairs("val"):  # also where that is what is evaluated: the result then says so

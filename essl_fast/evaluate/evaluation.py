@@ -23,7 +23,7 @@ from essl_fast.kernels import centre_view
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import ALONE, World
 
-_FOREIGN, _OBJECTS = "under ", "object map"  # names of columns
+_FOREIGN, _OBJECTS, _HEARD = "under ", "object map", "heard"  # names of columns
 
 
 @torch.inference_mode()
@@ -80,6 +80,8 @@ def evaluate(
                     further[_OBJECTS] = object_map(maps)
             ciou = metrics.ciou(similarity, boxes[raw.index], consensus)
             columns.add(rows=raw.index, ciou=ciou, similarity=similarity, **further)
+            if others:
+                columns.add(**{_HEARD: torch.from_numpy(others.rows(raw))})
             frames |= frames_of(raw, to_draw)
     part = Part(columns.arrays(), frames, loader.lost)
     shared = ranks_share(manifest, split, settings, world)
@@ -104,11 +106,13 @@ def _result(manifest: Manifest, split: str, found: Part, expected: int) -> Evalu
     if not found.columns:
         raise InputError(f"{manifest.root}: no pair of the {split} split decodes; run prepare again")
     rows, ciou = found.columns["rows"], found.columns["ciou"]
-    maps = {name: column.astype(np.float32) for name, column in found.columns.items() if name not in ("rows", "ciou")}
+    heard = found.columns.get(_HEARD)
+    others = ("rows", "ciou", _HEARD)
+    maps = {name: column.astype(np.float32) for name, column in found.columns.items() if name not in others}
     similarity = maps.pop("similarity")
     objects = maps.pop(_OBJECTS, None)
     if len(np.unique(rows)) != len(rows) or len(rows) != expected or not np.isin(rows, manifest.rows(split)).all():
         raise RuntimeError(f"evaluation of {split} saw {len(rows)} pairs, expected each of {expected} once")
     foreign = {name.removeprefix(_FOREIGN): each for name, each in maps.items()}
     drawn = samples(manifest, rows, ciou, similarity, found.frames)
-    return Evaluation(rows, ciou, similarity, drawn, foreign, objects)
+    return Evaluation(rows, ciou, similarity, drawn, foreign, objects, heard)

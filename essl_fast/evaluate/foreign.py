@@ -26,11 +26,15 @@ class ForeignSounds:
         self._made = {"silent": loader.sound_from(np.zeros(SAMPLES)), "noise": loader.sound_from(noise)}
         self.kinds = [kind for kind in FOREIGN if kind in self._made or loader.pairs > 1]
 
+    def rows(self, raw: RawBatch) -> np.ndarray:
+        """The manifest rows (B,) of the pairs whose sound a batch's frames meet; their own in a split of one pair."""
+        loader = self._loader
+        at = np.searchsorted(loader.rows, raw.index.cpu().numpy())
+        return loader.rows[(at + loader.pairs // 2) % loader.pairs]
+
     def of(self, raw: RawBatch) -> dict[str, torch.Tensor]:
         """The sounds for a batch's frames, by kind, in the form of the batch's own sound (log-mel or embeddings)."""
-        loader = self._loader
         sounds = {kind: sound.expand_as(raw.sound) for kind, sound in self._made.items()}
         if "mismatched" in self.kinds:
-            at = np.searchsorted(loader.rows, raw.index.cpu().numpy())
-            sounds["mismatched"] = loader.sound_of(loader.rows[(at + loader.pairs // 2) % loader.pairs])
+            sounds["mismatched"] = self._loader.sound_of(self.rows(raw))
         return sounds

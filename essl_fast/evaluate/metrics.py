@@ -153,6 +153,31 @@ def per_size(ciou, area) -> dict[str, dict]:
     return per_class(ciou, np.where(area > 0, size, -1), list(SIZES))
 
 
+def trusted_from(confidence, found) -> float | None:
+    """The confidence below which a model is wrong more often than right, and from which on it is right more often.
+
+    Of all thresholds t it is the one with the most pairs that are judged rightly: wrong pairs below t, right ones from
+    t on; of several, the lowest. This is where the isotonic (rising) fit of right to confidence crosses one half.
+
+    Args:
+        confidence: (N,) the largest similarity of each pair's map; NaN is the smallest confidence.
+        found: (N,) bool, the pair was localized rightly.
+
+    Returns:
+        A confidence that occurs, the smallest one if the model is nowhere wrong more often; None if it is wrong more
+        often at every confidence, or there is no pair.
+    """
+    confidence, found = np.asarray(confidence, np.float64), np.asarray(found, bool)
+    known = ~np.isnan(confidence)
+    order = np.argsort(confidence[known], kind="stable")
+    scores, wrong = confidence[known][order], np.where(found[known][order], -1, 1)
+    first = np.append(True, scores[1:] != scores[:-1])[: len(scores)]  # equal confidences stand on one side
+    surplus = np.append(0, wrong.cumsum())  # of wrong pairs over right ones, below each place
+    places = np.append(np.flatnonzero(first), len(scores))
+    best = int(places[surplus[places].argmax()])
+    return None if best == len(scores) else float(scores[best])
+
+
 def detection(confidence, found, negative) -> Detection:
     """Average precision and max-F1 of telling N pairs with their own sound from M with another sound.
 

@@ -18,6 +18,7 @@ class Evaluation(NamedTuple):
     samples: list[dict]  # pairs to draw, see samples.py
     foreign: dict[str, np.ndarray] = {}  # maps (N, h, w) float32 under each foreign sound, if asked for
     objects: np.ndarray | None = None  # object maps (N, h, w) float32, if asked for
+    heard: np.ndarray | None = None  # (N,) manifest rows of the pairs whose sound was the mismatched one
 
     def result(self, manifest: Manifest) -> dict:
         """Plain values: success_at_half, auc, the 21-point curve, pairs, and the same per class.
@@ -48,7 +49,9 @@ class Evaluation(NamedTuple):
             loc_acc: share of pairs with cIoU >= 0.5 where the upper half of each map is inferred.
             per_size: pairs, success_at_half, auc of each size of object.
             foreign: for each kind of foreign sound average_precision, max_f1, and the threshold of that; it is None
-                where there is none, because the maps are NaN.
+                where there is none, because the maps are NaN. deaf and perfect: average_precision and max_f1 of a
+                model that finds the same objects and has one confidence whatever it hears, and of one that finds every
+                object and takes another sound for the frame's own only where it is of the same class.
             universal: `universal.at_threshold`, if there are foreign sounds or negatives.
             negatives: average_precision, max_f1 and threshold against the data set's own negatives, if it has some.
             masks: `masks.against_masks`, if the data set has masks.
@@ -67,7 +70,10 @@ class Evaluation(NamedTuple):
             "ciou_adaptive": {"pairs": len(area), "success_at_half": summary.success_at_half, "auc": summary.auc},
             "loc_acc": metrics.summarize(upper).success_at_half,
             "per_size": metrics.per_size(ciou, area),
-            "foreign": {kind: _against(similarity, ciou, other[own]) for kind, other in self.foreign.items()},
+            "foreign": {
+                kind: _against(similarity, ciou, other[own]) | _bounds(ciou, self._alike(kind, manifest)[own])
+                for kind, other in self.foreign.items()
+            },
         }
         negatives = {kind: other[own] for kind, other in self.foreign.items()}
         if not own.all():
@@ -87,6 +93,21 @@ class Evaluation(NamedTuple):
         """The universal threshold that this split, the validation split, gives; None without foreign sounds."""
         own = self._positive(manifest)
         return universal.universal_threshold({kind: maps[own].max(axis=(1, 2)) for kind, maps in self.foreign.items()})
+
+    def trusted_from(self, manifest: Manifest) -> float | None:
+        """The largest similarity of a map from which on the model is right more often than wrong; None if it never is.
+
+        Right is a cIoU of at least 0.5. See :func:`metrics.trusted_from`.
+        """
+        own = self._positive(manifest)
+        with np.errstate(invalid="ignore"):
+            return metrics.trusted_from(self.similarity[own].max(axis=(1, 2)), self.ciou[own] >= 0.5)
+
+    def _alike(self, kind: str, manifest: Manifest) -> np.ndarray:
+        """(N,) bool: the foreign sound is of the class of the frame's own, so that no listener can tell them apart."""
+        if kind != "mismatched" or self.heard is None:
+            return np.zeros(len(self.rows), bool)
+        return manifest.class_id[self.heard] == manifest.class_id[self.rows]
 
     def each(self, manifest: Manifest) -> list[dict]:
         """Key and cIoU of every pair, as plain values; None where the cIoU is NaN, and where the pair is a negative."""
@@ -109,6 +130,19 @@ def _against(similarity: np.ndarray, ciou: np.ndarray, negative: np.ndarray) -> 
         found = ciou >= 0.5
     one = metrics.detection(similarity.max(axis=(1, 2)), found, negative.max(axis=(1, 2)))
     return {**one._asdict(), "threshold": one.threshold if np.isfinite(one.threshold) else None}
+
+
+def _bounds(ciou: np.ndarray, alike: np.ndarray) -> dict[str, dict]:
+    """The listening test of a deaf and of a perfect model. alike (N,): as `Evaluation._alike`."""
+    same = np.ones(len(ciou))
+    with np.errstate(invalid="ignore"):
+        found = ciou >= 0.5
+    deaf, perfect = metrics.detection(same, found, same), metrics.detection(same, same > 0, alike.astype(float))
+    kept = ("average_precision", "max_f1")
+    return {
+        "deaf": {name: getattr(deaf, name) for name in kept},
+        "perfect": {name: getattr(perfect, name) for name in kept},
+    }
 
 
 def _share_frames(scene: np.ndarray) -> bool:

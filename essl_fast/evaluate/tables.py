@@ -1,10 +1,16 @@
 """Results as tables for the terminal."""
 
+import math
+
 from rich.table import Table
 from rich.text import Text
 
 from essl_fast.evaluate import metrics
 from essl_fast.evaluate.foreign import FOREIGN
+
+LISTENING = (
+    "deaf: finds the same, with one confidence for every sound; perfect: errs only where both sounds are of a class"
+)
 
 
 def table(title: str, results: dict[str, dict]) -> Table:
@@ -23,12 +29,14 @@ def extra_tables(extra: dict) -> list[Table]:
     sizes = {f"{name}, from {metrics.SIZES[name]} pixels": found for name, found in extra["per_size"].items()}
     tables = [table("further metrics", {"area of the boxes as threshold": extra["ciou_adaptive"], **sizes})]
     if extra["foreign"]:
-        out = Table(title="does it listen? own sound against")
+        out = Table(title="does it listen? own sound against", caption=LISTENING)
         for column in ("", "average precision, %", "max-F1, %", "at similarity"):
             out.add_column(column, justify="left" if not column else "right")
         for kind, found in extra["foreign"].items():
-            figures = (f"{100 * found['average_precision']:.1f}", f"{100 * found['max_f1']:.1f}")
-            out.add_row(FOREIGN[kind], *figures, "–" if found["threshold"] is None else f"{found['threshold']:.3f}")
+            at = "–" if found["threshold"] is None else f"{found['threshold']:.3f}"
+            rows = {FOREIGN[kind]: found, "  a deaf model": found["deaf"], "  a perfect model": found["perfect"]}
+            for name, one in rows.items():
+                out.add_row(name, _percent(one["average_precision"]), _percent(one["max_f1"]), at * (one is found))
         tables.append(out)
     return [*tables, *_later_tables(extra)]
 
@@ -76,3 +84,11 @@ def _plain(title: str, columns: tuple[str, ...]) -> Table:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
+
+
+def trust(min_score: float | None) -> str:
+    """What :meth:`Evaluation.trusted_from` found, as a line."""
+    if min_score is None:
+        return "the model is wrong more often than right, however large the similarity"
+    least = f"{math.floor(min_score * 1e4) / 1e4:.4f}"
+    return f"a similarity below {least} is wrong more often than right: localize --min-score {least}"

@@ -66,6 +66,8 @@ def batches(x: Tensor, elements: int) -> tuple[Tensor, ...]:
         x: the batch.
         elements: of the largest map that one of its samples leads to.
     """
+    if torch.compiler.is_exporting():  # a graph for batches of any size, which others run
+        return (x,)
     return x.chunk(max(1, -(-len(x) // max(1, MOST_ELEMENTS // elements))))
 
 

@@ -7,6 +7,7 @@ from essl_fast.common.lazy import lazy_exports
 if TYPE_CHECKING:
     from essl_fast.localize.command import localize as localize
     from essl_fast.localize.drawing import Overlay as Overlay
+    from essl_fast.localize.drawing import contact_sheet as contact_sheet
     from essl_fast.localize.finder import SoundFinder as SoundFinder
     from essl_fast.localize.finder import stored_frame as stored_frame
     from essl_fast.localize.heat import heat_of as heat_of
@@ -26,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Overlay": "drawing",
         "Region": "moments",
         "SoundFinder": "finder",
+        "contact_sheet": "drawing",
         "find_moments": "moments",
         "heat_of": "heat",
         "localize": "command",

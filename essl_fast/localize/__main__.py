@@ -4,9 +4,14 @@ DIR/<name>.overlay.mp4    the video with its sound: heat, a white contour at the
 DIR/<name>.sheet.png      a contact sheet of up to 12 moments
 DIR/<name>.moments.json   each moment with the boxes of its regions at or above the threshold, in the video's pixels
 
+The heat has one scale for the whole video, from its smallest to its largest cosine of picture and sound, so that one
+moment can be compared with another. A moment stays dark where its score, the largest cosine of its map, is below
+--min-score, where the sound is silent (below -60 dB), and where the picture is one colour. By default --min-score is
+the score below which the model was wrong more often than right on the split that its checkpoint was chosen on.
+
 A moment is a frame with the 3 s of sound around it, as a pair is in training. In the first and the last 1.5 s, the
 first and the last 3 s of the track are taken, since the network was trained on full 3 s. A track below 3 s is repeated,
-as in training. Where the track has ended or holds a single value, nothing is localized.
+as in training. Where the track has ended, nothing is localized.
 
 The file is decoded twice: once for the moments, which go through the network in batches, and once to draw, when the
 heat of each moment is known and can fade into the next one's. So memory holds a batch of 224 x 224 frames and the few
@@ -54,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sound=options.sound,
         rate=options.rate,
         threshold=options.threshold,
+        min_score=options.min_score,
         opacity=options.opacity,
         boxes=options.boxes,
         boxes_size=options.boxes_size,

@@ -50,12 +50,13 @@ class Outputs:
 
 def localize(
     given: str | Path,
-    checkpoint: str | Path,
+    checkpoint: str | Path | SoundFinder,
     out: str | Path = "localized",
     *,
     sound: str | Path | None = None,
     rate: float = 5.0,
     threshold: float = 0.5,
+    min_score: float | None = None,
     opacity: float = 0.6,
     boxes: str | Path | None = None,
     boxes_size: tuple[int, int] | None = None,
@@ -73,11 +74,12 @@ def localize(
 
     Args:
         given: a video, or a picture with `sound`.
-        checkpoint: a run directory (its best.pt is taken), or a checkpoint.
+        checkpoint: a run directory (its best.pt is taken), a checkpoint, or one that is open.
         out: folder of <name>.overlay.mp4, <name>.sheet.png and <name>.moments.json.
         sound: the file with the sound; None for the video's own.
         rate: moments a second of video.
-        threshold: of the min-max scaled map, 0 to 1.
+        threshold: of the heat, 0 to 1, whose scale is the video's: 1 is its largest cosine, 0 its smallest.
+        min_score: moments whose largest cosine is smaller stay dark; None takes what the checkpoint says of itself.
         opacity: of the hottest place, 0 to 1.
         boxes: ground truth to draw and to score with: a JSON or CSV file, or Chaotic World's folder.
         boxes_size: (width, height) that the boxes refer to; None for the video's, or 320x180 of a folder.
@@ -100,16 +102,20 @@ def localize(
         truth = read_truth(boxes, given.stem, boxes_size) if boxes else None
         outputs = Outputs.of(Path(out), given.stem)
         outputs.prepare([given, sound, boxes])
-        finder = SoundFinder.open(checkpoint, device, precision, weights)
+        ready = isinstance(checkpoint, SoundFinder)
+        finder = checkpoint if ready else SoundFinder.open(checkpoint, device, precision, weights)
         console = console or commands.console(quiet=True)
         commands.say_imports(console, finder.settings.imports)
         dali, why = pick_decoder(decoder, footage, finder.device)
         look = {"threshold": threshold, "opacity": opacity}
+        least = finder.trust.min_score if min_score is None else min_score
         with PassProgress(console) as progress:
             step = progress.over("localizing", len(moment_places(footage.times, rate)))
-            found = find_moments(
-                finder, footage, sound, rate=rate, threshold=threshold, batch=batch, truth=truth, dali=dali, step=step
-            )
+            how = {"rate": rate, "threshold": threshold, "min_score": least, "batch": batch}
+            found = find_moments(finder, footage, sound, **how, truth=truth, dali=dali, step=step)
+            found.notes = [
+                line for line in (finder.trust.warning(given), finder.trust.reason * (min_score is None)) if line
+            ]
             count = sum(moment.similarity is not None for moment in found.moments)
             readers = "PyAV" if not dali else "NVDEC and PyAV" if found.pyav_helped else "NVDEC"
             readers += f" ({why})" if why and finder.device.type == "cuda" else ""
@@ -128,7 +134,7 @@ def localize(
             about = {"input": str(given), "sound": str(sound), "checkpoint": str(finder.path)}
             write_json(outputs.moments, document(found, footage, rate, threshold, about))
             written = (outputs.overlay, outputs.sheet, outputs.moments)[0 if video else 1 :]
-            _print_end(progress, found.faults, written)
+            _print_end(progress, found, written)
     except media.MediaError as error:
         raise InputError(str(error)) from error
     except OSError as error:  # reading gives MediaErrors, so this is a full disk or the like
@@ -136,9 +142,13 @@ def localize(
     return found
 
 
-def _print_end(progress: PassProgress, faults: list[str], written: tuple[Path, ...]) -> None:
-    """The faults, the first few of many, and the files."""
-    for line in faults[:MOST_LINES]:
+def _print_end(progress: PassProgress, found: Localization, written: tuple[Path, ...]) -> None:
+    """What is shown and how far to trust it, the faults, the first few of many, and the files."""
+    shown, faults = sum(moment.shown for moment in found.moments), found.faults
+    with_map = sum(moment.similarity is not None for moment in found.moments)
+    if shown < with_map:
+        progress.print(f"shown: {shown} of these {with_map} moments")
+    for line in (*found.notes, *faults[:MOST_LINES]):
         progress.print(line)
     if len(faults) > MOST_LINES:
         progress.print(f"{len(faults) - MOST_LINES} more faults are in {written[-1]}")

@@ -7,6 +7,7 @@ pixel is done by Pillow's own loops: with NumPy, which looks up rows of three by
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -102,7 +103,10 @@ def contact_sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], columns
     gap, text = 8, 18  # pixels between pictures, and of a line of text
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    size = columns * (width + gap) + gap, rows * (height + text + gap) + gap + text
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))  # no title runs into the next one, and the legend is not cut
+    width = max(width, *(math.ceil(measure.textlength(title)) for title in titles))
+    whole = max(columns * (width + gap) + gap, math.ceil(measure.textlength(legend)) + 2 * gap)
+    size = whole, rows * (height + text + gap) + gap + text
     sheet = Image.new("RGB", size, (24, 24, 28))
     draw = ImageDraw.Draw(sheet)
     for number, (picture, title) in enumerate(zip(pictures, titles, strict=True)):

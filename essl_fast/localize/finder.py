@@ -20,6 +20,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.loading import resize_host
 from essl_fast.data.media.audio import SAMPLES, to_pcm16, to_stored
 from essl_fast.localize.heat import heat_of
+from essl_fast.localize.trust import Trust
 from essl_fast.runtime.devices import pick_device, pick_precision
 
 
@@ -31,13 +32,17 @@ def stored_frame(image: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class SoundFinder:
-    """A trained localizer, ready to use; :meth:`open` makes one. `path`: the checkpoint's."""
+    """A trained localizer, ready to use; :meth:`open` makes one.
+
+    path: the checkpoint's. trust: how far it may be believed.
+    """
 
     model: models.Localizer
     settings: config.Config
     device: torch.device
     dtype: torch.dtype
     path: Path
+    trust: Trust
 
     @classmethod
     def open(
@@ -55,7 +60,7 @@ class SoundFinder:
             InputError: there is no such checkpoint or device, or this version cannot restore the checkpoint.
             models.WeightsError: a published weight file is missing.
         """
-        path = checkpoints.checkpoint_of(Path(run))
+        path = checkpoints.checkpoint_of(run)
         where = pick_device(device)
         dtype = pick_precision(precision, where)
         state = checkpoints.load(path)
@@ -65,7 +70,7 @@ class SoundFinder:
             raise InputError(
                 f"{path}: {error}; give a checkpoint that this version of essl_fast wrote, or train again"
             ) from error
-        return cls(model.eval(), settings, where, dtype, path)
+        return cls(model.eval(), settings, where, dtype, path, Trust.of(state, path))
 
     @torch.inference_mode()
     def similarity(self, frames: np.ndarray | torch.Tensor, pcm: np.ndarray) -> np.ndarray:

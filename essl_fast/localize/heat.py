@@ -1,4 +1,12 @@
-"""From a network's small map to the heat that the metric thresholds, with NumPy."""
+"""From a network's small map to heat, with NumPy.
+
+The metric scales each map by itself, so even the map of a silent or an empty frame has a hottest place. What is drawn
+over a video is scaled over all of the video instead: a moment whose cosines are small stays dark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,3 +37,30 @@ def heat_of(similarity: np.ndarray, size: int = SIZE) -> np.ndarray:
     maps = resize_map(similarity, size)
     low, high = maps.min((-2, -1), keepdims=True), maps.max((-2, -1), keepdims=True)
     return np.divide(maps - low, high - low, out=np.zeros_like(maps), where=high > low)
+
+
+@dataclass(frozen=True)
+class HeatScale:
+    """The cosines that are drawn as no heat and as full heat, the same for all moments of a video."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, maps: np.ndarray) -> HeatScale:
+        """The scale of a few maps (..., h, w)."""
+        wide = resize_map(maps)
+        return cls(float(wide.min()), float(wide.max()))
+
+    def over(self, other: HeatScale | None) -> HeatScale:
+        """The scale of the maps of both."""
+        return self if other is None else HeatScale(min(self.low, other.low), max(self.high, other.high))
+
+    def heat(self, similarity: np.ndarray) -> np.ndarray:
+        """Cosine maps (..., h, w) as heat: resized, then scaled and clipped to [0, 1], float64 (..., 224, 224).
+
+        If all cosines of the video are equal, there is no heat.
+        """
+        maps = resize_map(similarity)
+        span = self.high - self.low
+        return np.clip((maps - self.low) / span, 0, 1) if span > 0 else np.zeros_like(maps)

@@ -19,12 +19,12 @@ from essl_fast.config import SIZE
 from essl_fast.data import media
 from essl_fast.data.datasets import Truth, boxes_to_grid
 from essl_fast.data.loading import reels
-from essl_fast.data.media import Window, open_windows
+from essl_fast.data.media import Window, blank, open_windows
 from essl_fast.data.media.footage import Footage, Video
 from essl_fast.evaluate import metrics
 from essl_fast.localize.drawing import shrink
 from essl_fast.localize.finder import SoundFinder
-from essl_fast.localize.heat import heat_of, resize_map
+from essl_fast.localize.heat import HeatScale, resize_map
 from essl_fast.localize.regions import find_regions
 
 THUMBS, THUMB_WIDTH = 12, 320  # pictures that are kept for the contact sheet, and their largest width in pixels
@@ -53,16 +53,20 @@ class Moment:
         time: when it is shown, in seconds.
         sound: (begin, end) in seconds of the track that the network heard; None where there is no sound.
         similarity: cosine map, float32 (h, w); None where nothing was localized.
-        regions: the parts at or above the threshold, the hottest first.
+        score: the largest cosine of the map, -1 to 1; None where there is no map.
+        shown: whether the map is drawn: it has a score of at least `min_score`.
+        regions: the parts at or above the threshold, the hottest first; none where the map is not shown.
         why: why there is no map or no region; "" if there is one.
         truth: boxes of this frame, xyxy, in pixels of the video.
-        ciou: the metric's score, if there are boxes and it has one.
+        ciou: the metric's score, if there are boxes and it has one. The metric scales each map by itself.
     """
 
     frame: int
     time: float
     sound: tuple[float, float] | None = None
     similarity: np.ndarray | None = None
+    score: float | None = None
+    shown: bool = False
     regions: list[Region] = field(default_factory=list)
     why: str = ""
     truth: list[tuple[float, ...]] = field(default_factory=list)
@@ -79,6 +83,9 @@ class Localization:
         faults: what could not be decoded, in words.
         pyav_helped: PyAV decoded frames that DALI could not.
         thumbs: up to THUMBS moments with their pictures, uint8 (h, w, 3), for the contact sheet.
+        scale: the cosines of no and of full heat, over all moments that are shown; None if none is.
+        min_score: moments with a smaller score are not shown; None if all are.
+        notes: how far the model may be trusted, in words.
     """
 
     width: int
@@ -87,6 +94,15 @@ class Localization:
     faults: list[str]
     pyav_helped: bool = False
     thumbs: list[tuple[Moment, np.ndarray]] = field(default_factory=list)
+    scale: HeatScale | None = None
+    min_score: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def heat(self, moment: Moment) -> np.ndarray | None:
+        """What is drawn of a moment: float64 (224, 224) in [0, 1], scaled over the whole video; None for nothing."""
+        if not moment.shown or moment.similarity is None or self.scale is None:
+            return None
+        return self.scale.heat(moment.similarity)
 
 
 def moment_places(times: np.ndarray, rate: float) -> list[int]:
@@ -105,6 +121,7 @@ def find_moments(
     *,
     rate: float = 5.0,
     threshold: float = 0.5,
+    min_score: float | None = None,
     batch: int = 0,
     truth: Truth | None = None,
     dali: bool = False,
@@ -114,7 +131,8 @@ def find_moments(
 
     Args:
         sound: the file with the track.
-        threshold: of the min-max scaled map.
+        threshold: of the heat, which is scaled over all moments.
+        min_score: moments with a smaller score are not shown; None shows all.
         batch: moments per forward pass; 0 means 64 on a GPU and 8 on a CPU.
         truth: boxes to score the maps with.
         dali: decode on the finder's device with DALI; `inputs.pick_decoder` says whether that is possible.
@@ -124,12 +142,14 @@ def find_moments(
         media.MediaError: no frame, or nothing of the sound, can be decoded.
     """
     places = moment_places(footage.times, rate)
-    found = Localization(0, 0, [Moment(place + 1, float(footage.times[place])) for place in places], [])
+    found = Localization(
+        0, 0, [Moment(place + 1, float(footage.times[place])) for place in places], [], min_score=min_score
+    )
     kept = set(np.linspace(0, len(places) - 1, min(THUMBS, len(places))).round().astype(int).tolist())
     waiting = _Batch(
         finder,
         batch or (64 if finder.device.type == "cuda" else 8),
-        lambda moment, similarity: _evaluate(moment, similarity, found, threshold),
+        lambda moment, similarity: _keep(moment, similarity, found),
     )
     broken = None
     with open_windows(sound, footage.zero(sound)) as windows:
@@ -155,6 +175,8 @@ def find_moments(
         found.faults += windows.faults
     if not found.width:
         raise broken or media.MediaError(media.UNREADABLE, "no frame can be decoded")
+    for moment in found.moments:  # only now is the scale known
+        _find_regions(moment, found, threshold)
     return found
 
 
@@ -163,7 +185,7 @@ class _Batch:
 
     Args:
         size: of a forward pass.
-        done: called with each moment and its map, float32 (h, w).
+        done: called with each moment and its map, float32 (h, w); a picture of one colour has none.
     """
 
     def __init__(self, finder: SoundFinder, size: int, done: Callable[[Moment, np.ndarray], None]) -> None:
@@ -181,10 +203,13 @@ class _Batch:
         if not self._waiting:
             return
         moments, frames, pcm = zip(*self._waiting, strict=True)
-        for moment, similarity in zip(
-            moments, self._finder.similarity(torch.stack(frames), np.stack(pcm)), strict=True
-        ):
-            self._done(moment, similarity)
+        stacked = torch.stack(frames)
+        maps, plain = self._finder.similarity(stacked, np.stack(pcm)), blank.are_plain(stacked).tolist()
+        for moment, similarity, one_colour in zip(moments, maps, plain, strict=True):
+            if one_colour:
+                moment.why = "the picture is one colour"
+            else:
+                self._done(moment, similarity)
         self._waiting.clear()
 
 
@@ -215,21 +240,36 @@ def _is_heard(window: Window | None, moment: Moment) -> TypeGuard[Window]:
     return True
 
 
-def _evaluate(moment: Moment, similarity: np.ndarray, found: Localization, threshold: float) -> None:
-    """Note in the moment its map (h, w), the regions in it and, with boxes, its score."""
+def _keep(moment: Moment, similarity: np.ndarray, found: Localization) -> None:
+    """Note in the moment its map (h, w), and widen the scale by it if the map is to be shown."""
     if not np.isfinite(similarity).all():
         moment.why = "the network's map is not finite"
         return
-    moment.similarity = similarity
-    heat, cosine = heat_of(similarity), resize_map(similarity)
-    width, height = found.width, found.height
-    for region in find_regions(heat, threshold):
-        x1, y1, x2, y2 = region.box
-        box = x1 * width // SIZE, y1 * height // SIZE, -(-x2 * width // SIZE), -(-y2 * height // SIZE)
-        moment.regions.append(Region(box, round(float(cosine[region.peak]), 4), round(region.area / SIZE**2, 6)))
-    if not moment.regions:
+    moment.similarity, moment.score = similarity, float(similarity.max())
+    if found.min_score is not None and moment.score < found.min_score:
+        moment.why = f"score {moment.score:.3f} is below {found.min_score:.3f}"
+    elif similarity.max() <= similarity.min():
         moment.why = "the map is the same everywhere"
+    else:
+        moment.shown = True
+        found.scale = HeatScale.of(similarity).over(found.scale)
+
+
+def _find_regions(moment: Moment, found: Localization, threshold: float) -> None:
+    """Note in the moment the regions in its heat and, with boxes, the metric's score of its map."""
+    width, height = found.width, found.height
+    heat = found.heat(moment)
+    if moment.similarity is None:
+        return
+    if heat is not None:
+        cosine = resize_map(moment.similarity)
+        for region in find_regions(heat, threshold):
+            x1, y1, x2, y2 = region.box
+            box = x1 * width // SIZE, y1 * height // SIZE, -(-x2 * width // SIZE), -(-y2 * height // SIZE)
+            moment.regions.append(Region(box, round(float(cosine[region.peak]), 4), round(region.area / SIZE**2, 6)))
+        if not moment.regions:
+            moment.why = "its heat stays below the threshold"
     if moment.truth:
         grid = torch.from_numpy(boxes_to_grid(moment.truth, width, height))[None]
-        score = float(metrics.ciou(torch.from_numpy(similarity)[None].float(), grid, threshold=threshold))
+        score = float(metrics.ciou(torch.from_numpy(moment.similarity)[None].float(), grid, threshold=threshold))
         moment.ciou = None if math.isnan(score) else round(score, 4)

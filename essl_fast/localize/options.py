@@ -36,7 +36,9 @@ def parser(prog: str, description: str) -> Options:
     )
     add("--out", type=a_path, default=Path("localized"), metavar="DIR", help="for the results (default: localized)")
     add("--rate", type=number_between(0.01, 1000), default=5.0, help="moments a second of video (default: 5)")
-    add("--threshold", type=number_between(0, 1), default=0.5, help="of the scaled map (default: 0.5, the metric's)")
+    add("--threshold", type=number_between(0, 1), default=0.5, help="of the heat, scaled over the video (default: 0.5)")
+    text = "moments with a smaller largest cosine stay dark (default: what the checkpoint's validation found)"
+    add("--min-score", type=number_between(-1, 1), metavar="COSINE", help=text)
     add("--opacity", type=number_between(0, 1), default=0.6, help="of the hottest place (default: 0.6)")
     add("--boxes", type=a_path, metavar="FILE", help="ground truth: a JSON or CSV file, or Chaotic World's annotations")
     add(

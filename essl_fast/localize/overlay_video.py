@@ -19,8 +19,7 @@ from essl_fast.data.datasets import Truth
 from essl_fast.data.media import video_file
 from essl_fast.data.media.footage import Footage
 from essl_fast.localize.drawing import Overlay, fit
-from essl_fast.localize.heat import heat_of
-from essl_fast.localize.moments import Localization, Moment
+from essl_fast.localize.moments import Localization
 
 BLENDERS = 4  # threads that blend, beside the one that decodes and the encoder's own
 
@@ -28,12 +27,12 @@ BLENDERS = 4  # threads that blend, beside the one that decodes and the encoder'
 class FadingHeat:
     """The heat at any time of a video: between two moments it fades from one to the other."""
 
-    def __init__(self, moments: list[Moment]) -> None:
-        self._moments, self._at = moments, 0
+    def __init__(self, found: Localization) -> None:
+        self._found, self._moments, self._at = found, found.moments, 0
         self._known: dict[int, np.ndarray | None] = {}  # heat of the moments around the last time
 
     def at(self, time: float) -> np.ndarray | None:
-        """The heatmap, float32 (224, 224) in [0, 1], at `time` seconds; None where nothing was localized.
+        """The heatmap, float32 (224, 224) in [0, 1], at `time` seconds; None where nothing is shown.
 
         `time` must not decrease from call to call.
         """
@@ -50,8 +49,8 @@ class FadingHeat:
 
     def _heat(self, number: int) -> np.ndarray | None:
         if number not in self._known and number < len(self._moments):
-            similarity = self._moments[number].similarity
-            self._known[number] = None if similarity is None else heat_of(similarity).astype(np.float32)
+            heat = self._found.heat(self._moments[number])
+            self._known[number] = None if heat is None else heat.astype(np.float32)
         return self._known.get(number)
 
 
@@ -80,7 +79,7 @@ def write_overlay(
         OSError: the file cannot be written.
     """
     overlay = Overlay(found.width, found.height, threshold, opacity)
-    heat, drawn = FadingHeat(found.moments), 0
+    heat, drawn = FadingHeat(found), 0
     rate, ticks = footage.frame_rate, footage.ticks.tolist()
     workers = min(BLENDERS, len(os.sched_getaffinity(0)))
     waiting: deque[tuple[int, Future]] = deque()

@@ -7,12 +7,11 @@ from typing import Any
 
 from essl_fast.data.media.footage import Footage
 from essl_fast.localize.drawing import Overlay, contact_sheet
-from essl_fast.localize.heat import heat_of
 from essl_fast.localize.moments import Localization, Moment
 
 COLUMNS = 4  # pictures in a row of the contact sheet
-LEGEND = "heat: similarity with the sound; white: threshold; green: ground truth"
-FORMAT, VERSION = "essl_fast localization", 1
+LEGEND = "heat: similarity with the sound, on one scale for the whole video; white: threshold; green: ground truth"
+FORMAT, VERSION = "essl_fast localization", 2  # 1 scaled the heat of each moment by itself
 
 
 def sheet(found: Localization, threshold: float = 0.5, opacity: float = 0.6) -> bytes:
@@ -20,7 +19,7 @@ def sheet(found: Localization, threshold: float = 0.5, opacity: float = 0.6) -> 
     pictures, titles = [], []
     for moment, thumb in found.thumbs:
         height, width = thumb.shape[:2]
-        heat = None if moment.similarity is None else heat_of(moment.similarity)
+        heat = found.heat(moment)
         x, y = width / found.width, height / found.height
         boxes = [(x1 * x, y1 * y, x2 * x, y2 * y) for x1, y1, x2, y2 in moment.truth]
         pictures.append(Overlay.of(thumb, threshold, opacity).blend(thumb, heat, boxes))
@@ -41,6 +40,9 @@ def document(found: Localization, footage: Footage, rate: float, threshold: floa
         "frame_rate": footage.frame_rate,
         "rate": rate,
         "threshold": threshold,
+        "min_score": found.min_score,
+        "scale": found.scale and asdict(found.scale),
+        "notes": found.notes,
         "faults": found.faults,
         "moments": [_moment(moment) for moment in found.moments],
     }
@@ -48,6 +50,8 @@ def document(found: Localization, footage: Footage, rate: float, threshold: floa
 
 def _moment(moment: Moment) -> dict:
     entry: dict[str, Any] = {"time": round(moment.time, 6), "frame": moment.frame, "sound": moment.sound}
+    if moment.score is not None:
+        entry["score"] = round(moment.score, 4)
     entry["regions"] = [asdict(region) for region in moment.regions]
     if moment.why:
         entry["why"] = moment.why

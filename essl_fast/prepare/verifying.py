@@ -8,8 +8,8 @@ outside of its pairs. Reasons:
     corrupt        the frame cannot be decoded, or frame or sound are not the bytes that `prepare` wrote (CRC-32)
     truncated      the frame's picture or clip ends too early
     missing audio  the sound is not 48,000 samples
-    black          no pixel is brighter than BLACK_UP_TO: most often a video before its first picture
-    silent         no sample is louder than SILENT_UP_TO, that is -60 dB
+    black          no pixel is brighter than blank.BLACK_UP_TO: most often a video before its first picture
+    silent         no sample is louder than blank.SILENT_UP_TO, that is -60 dB
 
 The first three are faults: such a pair cannot be used. The last two are warnings.
 
@@ -36,14 +36,12 @@ from PIL import Image, UnidentifiedImageError
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
 from essl_fast.data import media, shards
-from essl_fast.data.media import decode_clip
+from essl_fast.data.media import blank, decode_clip
 from essl_fast.data.media.jpeg import picture_size
 from essl_fast.data.media.nvdec_clips import check_value
 from essl_fast.data.shards import json_bytes
 from essl_fast.prepare.reporting import Reporter
 
-BLACK_UP_TO = 15  # of 255; black is 0, and compression adds a few levels of noise
-SILENT_UP_TO = 32  # of 32767
 _CHUNK = 32  # pairs that a thread takes at a time
 
 
@@ -146,7 +144,7 @@ def _pairs(
             faults.append((at, shards.CORRUPT, "frame or sound were changed (their CRC-32 differs)"))
         elif (loudest := _loudest(sound, manifest.sound)) is None:
             faults.append((at, shards.CORRUPT, "a sample of the sound is no number"))
-        elif loudest <= SILENT_UP_TO:
+        elif loudest <= blank.SILENT_UP_TO:
             faults.append((at, shards.SILENT, f"no sample is above {loudest} of 32767"))
         try:
             rgb = decode_frame(frame, int(index.visual[at]), int(manifest.target[row]))
@@ -156,7 +154,7 @@ def _pairs(
             continue
         if index.visual[at] == shards.CLIP:
             checks[row] = manifest.crc[row], True, check_value(rgb)
-        if (brightest := int(rgb.max())) <= BLACK_UP_TO:
+        if (brightest := int(rgb.max())) <= blank.BLACK_UP_TO:
             faults.append((at, shards.BLACK, f"no pixel is brighter than {brightest} of 255"))
     return faults
 

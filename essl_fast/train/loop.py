@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from essl_fast.runtime.stopping import Stopped, Stopping
 from essl_fast.train.collapse import collapse_warning
+from essl_fast.train.observers import pictures_wanted
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.state import best_state, last_state
 from essl_fast.train.trainer import Trainer
@@ -82,10 +83,13 @@ def looks_for_signal(trainer: Trainer) -> bool:
 
 def select(trainer: Trainer, directory: RunDirectory, entry: dict) -> None:
     """Evaluate the selection split, add the result to the epoch's entry, and keep the best weights so far."""
-    found = trainer.evaluate(trainer.settings.select_on).result(trainer.manifest)
-    entry["selection"] = {key: found[key] for key in ("success_at_half", "auc")}
-    if trainer.is_best(entry["selection"]):
+    found = trainer.evaluate(trainer.settings.select_on, show=pictures_wanted(trainer.settings))
+    result = found.result(trainer.manifest)
+    entry["selection"] = {key: result[key] for key in ("success_at_half", "auc")}
+    if trainer.is_best(entry["selection"], found.trusted_from(trainer.manifest)):
         directory.save_best(best_state(trainer))
+    if found.samples:
+        trainer.observers.on_pictures(trainer.settings.select_on, trainer.epoch, found.samples)
 
 
 def stop(trainer: Trainer, directory: RunDirectory, signum: int) -> NoReturn:

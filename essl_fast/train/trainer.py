@@ -59,7 +59,7 @@ class Trainer:
         epoch, steps: complete epochs, and steps since the run began.
         history: one entry for each complete epoch.
         untrained: the result of the model before its first step, if the settings ask for it.
-        best: epoch and score of best.pt.
+        best: epoch and score of best.pt, and the similarity below which it is mostly wrong.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class Trainer:
             "pairs": sum(distributed.gather(self.speed.seen, self.world)),
             "pairs_per_second": self.speed.rate(),
             "waiting": self.speed.waiting(),
+            "rates": self.step.rates.now(),
         }
         self.epoch += 1
         self.losses.reset()
@@ -223,10 +224,13 @@ class Trainer:
             self.faults.share(self.epoch + 1)
         return found
 
-    def is_best(self, found: dict) -> bool:
-        """Whether a result on the selection split beats all before it: by success rate, then by AUC."""
+    def is_best(self, found: dict, min_score: float | None = None) -> bool:
+        """Whether a result on the selection split beats all before it: by success rate, then by AUC.
+
+        min_score: the similarity below which these weights are wrong more often than right; kept with them.
+        """
         score = [found["success_at_half"], found["auc"]]
         if self.best is not None and score <= self.best["score"]:
             return False
-        self.best = {"epoch": self.epoch, "score": score, "split": self.settings.select_on}
+        self.best = {"epoch": self.epoch, "score": score, "split": self.settings.select_on, "min_score": min_score}
         return True

@@ -70,20 +70,43 @@ def test_what_they_add_to_a_result(untrained):
     }
     assert sum(entry["pairs"] for entry in extra["per_size"].values()) == len(maps)
     for kind, negative in found.foreign.items():
-        assert (
-            extra["foreign"][kind]
-            == metrics.detection(found.similarity.max((1, 2)), found.ciou >= 0.5, negative.max((1, 2)))._asdict()
-        )
+        told = dict(extra["foreign"][kind])
+        assert {name: len(told.pop(name)) for name in ("deaf", "perfect")} == {"deaf": 2, "perfect": 2}
+        expected = metrics.detection(found.similarity.max((1, 2)), found.ciou >= 0.5, negative.max((1, 2)))
+        assert told == expected._asdict()
     gone = found._replace(
         ciou=np.full_like(found.ciou, np.nan),
         similarity=np.full_like(found.similarity, np.nan),
         foreign={kind: np.full_like(one, np.nan) for kind, one in found.foreign.items()},
     ).extra(manifest, 1)
     json.dumps(gone, allow_nan=False)  # of a model that diverged: no threshold, but a result
-    assert gone["foreign"]["silent"] == {"average_precision": 0, "max_f1": 0, "threshold": None}
+    lost = {"average_precision": 0, "max_f1": 0}
+    perfect = {"average_precision": 1, "max_f1": 1}
+    assert gone["foreign"]["silent"] == {**lost, "threshold": None, "deaf": lost, "perfect": perfect}
     assert len(extra_tables(gone)) == 3
     alone = Evaluation(found.rows[:1], found.ciou[:1], found.similarity[:1], []).extra(manifest, 1)
     assert alone["foreign"] == {} and len(extra_tables(alone)) == 2
+
+
+def test_what_a_deaf_and_a_perfect_model_would_get(untrained):
+    """Of N pairs, n are found. Deaf: recall n/N at a precision of n/2N. Perfect: S other sounds are of the class."""
+    _, manifest, _ = untrained
+    rows = manifest.rows("train")
+    count = len(rows)
+    heard = np.roll(rows, -(count // 2))
+    ciou = np.where(np.arange(count) % 4, 0.9, 0.1)
+    flat = np.full((count, 2, 2), 0.5, np.float32)
+    found = Evaluation(rows, ciou, flat, [], {"mismatched": flat}, heard=heard)
+    told = found.extra(manifest, 1)["foreign"]["mismatched"]
+    right, alike = int((ciou >= 0.5).sum()), int((manifest.class_id[heard] == manifest.class_id[rows]).sum())
+    assert 0 < alike < count
+    assert told["deaf"] == pytest.approx(
+        {"average_precision": right / count * right / (2 * count), "max_f1": 2 * right / (3 * count)}
+    )
+    assert told["perfect"] == pytest.approx(
+        {"average_precision": count / (count + alike), "max_f1": 2 * count / (2 * count + alike)}
+    )
+    assert told["average_precision"] == pytest.approx(told["deaf"]["average_precision"])  # it has one confidence
 
 
 def test_the_command(untrained, tmp_path, capsys):
@@ -101,3 +124,38 @@ def test_the_command(untrained, tmp_path, capsys):
     assert set(extra["foreign"]) == set(extra["universal"]["negatives"]) == {"silent", "noise", "mismatched"}
     said = capsys.readouterr().out
     assert "area of the boxes as threshold" in said and "another pair's sound" in said and "max-F1" in said
+    assert "a deaf model" in said and "a perfect model" in said
+
+
+def most_judged_rightly(scores, found) -> float:
+    """How many pairs the best threshold judges rightly, by trying all."""
+    return max(sum((score >= t) == right for score, right in zip(scores, found, strict=True)) for t in (*scores, 9.0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_confidence_from_which_on_a_model_is_right(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 8, 25) / 10
+    found = rng.random(25) < scores + 0.2
+    least = metrics.trusted_from(scores, found)
+    t = 9.0 if least is None else least
+    assert sum((score >= t) == right for score, right in zip(scores, found, strict=True)) == most_judged_rightly(
+        scores, found
+    )
+    assert least is None or least in scores
+
+
+@pytest.mark.parametrize(
+    "scores, found, least",
+    [
+        ([0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], 0.3),
+        ([0.4, 0.1, 0.3, 0.2], [1, 1, 1, 0], 0.1),  # one mistake among right ones
+        ([0.1, 0.2, 0.3], [1, 1, 1], 0.1),
+        ([0.1, 0.2, 0.3], [0, 0, 0], None),
+        ([0.2, 0.2, 0.3], [0, 1, 1], 0.2),  # equal confidences stand on one side
+        ([float("nan"), 0.2], [0, 1], 0.2),
+        ([], [], None),
+    ],
+)
+def test_that_confidence_by_hand(scores, found, least):
+    assert metrics.trusted_from(scores, found) == least

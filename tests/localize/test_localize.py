@@ -62,6 +62,7 @@ def test_a_video(run, tmp_path, capsys):
     result = json.loads((out / "v.moments.json").read_text())
     assert (result["width"], result["height"], result["frames"], result["frame_rate"]) == (160, 90, 50, 10.0)
     assert result["faults"] == [] and result["threshold"] == 0.75
+    assert result["version"] == 2 and result["min_score"] is None and result["scale"]["low"] < result["scale"]["high"]
     moments = result["moments"]
     assert [moment["frame"] for moment in moments] == [
         1,
@@ -75,7 +76,8 @@ def test_a_video(run, tmp_path, capsys):
     assert moments[-1]["sound"][1] == pytest.approx(5, abs=0.07)
     for moment in moments:
         scores = [region["score"] for region in moment["regions"]]
-        assert scores == sorted(scores, reverse=True) and scores and -1 <= min(scores) and max(scores) <= 1
+        assert scores == sorted(scores, reverse=True) and all(-1 <= score <= moment["score"] for score in scores)
+        assert scores or moment["why"] == "its heat stays below the threshold"
         for region in moment["regions"]:
             x1, y1, x2, y2 = region["box"]
             assert 0 <= x1 < x2 <= 160 and 0 <= y1 < y2 <= 90 and 0 < region["share"] <= 1

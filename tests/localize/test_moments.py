@@ -9,7 +9,8 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.media import decode_frames, nvdec, probe
 from essl_fast.data.media.audio import decode_sound
 from essl_fast.data.media.footage import Still, Video
-from essl_fast.localize import Moment, SoundFinder, find_moments, heat_of, moment_places, stored_frame
+from essl_fast.localize import Localization, Moment, SoundFinder, find_moments, heat_of, moment_places, stored_frame
+from essl_fast.localize.heat import HeatScale, resize_map
 from essl_fast.localize.inputs import pick_decoder
 from essl_fast.localize.overlay_video import FadingHeat
 from tests.localize.conftest import noise
@@ -25,8 +26,8 @@ def test_each_moment_is_what_evaluation_makes_of_it(run, tmp_path):
     ((_, picture),) = decode_frames(path, [(25, 2.4)])
     sound = decode_sound(path)
     pcm = sound.mono[round(0.9 * 16_000) :][:48_000]
-    heat = finder.heatmap(picture, pcm, 16_000)
-    assert np.allclose(heat, heat_of(moment.similarity), atol=1e-4)
+    assert np.allclose(finder.heatmap(picture, pcm, 16_000), heat_of(moment.similarity), atol=1e-4)
+    heat = found.heat(moment)
     rows, columns = np.nonzero(heat >= 0.5)
     boxes = np.array([region.box for region in moment.regions])
     assert boxes[:, 0].min() == columns.min() * 160 // 224 and boxes[:, 3].max() == -(-(rows.max() + 1) * 90 // 224)
@@ -105,11 +106,13 @@ def test_the_heat_is_the_metrics(run):
 
 
 def test_heat_fades_from_moment_to_moment():
-    maps = [np.eye(14, dtype=np.float32), None, np.eye(14, dtype=np.float32)[::-1], np.ones((14, 14), np.float32)]
-    heat = FadingHeat([Moment(n + 1, n / 2, similarity=similarity) for n, similarity in enumerate(maps)]).at
-    assert np.allclose(heat(0.0), heat_of(maps[0])) and np.allclose(heat(0.4), heat_of(maps[0]))
+    maps = [np.eye(14, dtype=np.float32), None, np.eye(14, dtype=np.float32)[::-1], np.zeros((14, 14), np.float32)]
+    moments = [Moment(n + 1, n / 2, similarity=m, shown=m is not None) for n, m in enumerate(maps)]
+    found = Localization(160, 90, moments, [], scale=HeatScale(0.0, 1.0))
+    heat, first, third = FadingHeat(found).at, resize_map(maps[0]), resize_map(maps[2])
+    assert np.allclose(heat(0.0), first) and np.allclose(heat(0.4), first)
     assert heat(0.6) is None
-    assert np.allclose(heat(1.0), heat_of(maps[2])) and np.allclose(heat(1.25), heat_of(maps[2]) / 2, atol=1e-6)
+    assert np.allclose(heat(1.0), third) and np.allclose(heat(1.25), third / 2, atol=1e-6)
     assert not heat(1.5).any() and not heat(9.0).any()
 
 

@@ -6,6 +6,7 @@ from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from essl_fast.data.media import audio as audio
+    from essl_fast.data.media import blank as blank
     from essl_fast.data.media import colours as colours
     from essl_fast.data.media import footage as footage
     from essl_fast.data.media import hardware as hardware
@@ -70,6 +71,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "WINDOW": "errors",
         "as_text": "errors",
         "audio": "",
+        "blank": "",
         "can_copy": "clips",
         "colours": "",
         "choose_sound": "tracks",

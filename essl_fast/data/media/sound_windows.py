@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from essl_fast.data.media import opening
+from essl_fast.data.media import blank, opening
 from essl_fast.data.media.audio import RATE, Blocks, find_sound, to_pcm16, to_stored, window_span
 from essl_fast.data.media.errors import UNREADABLE, MediaError
 from essl_fast.data.media.sound_clock import resampled
@@ -35,8 +35,8 @@ class Window:
 
     @property
     def silent(self) -> bool:
-        """Whether all samples are equal."""
-        return bool((self.pcm == self.pcm[0]).all())
+        """Whether nothing in it is louder than -60 dB."""
+        return blank.is_silent(self.pcm)
 
 
 class SoundWindows:
