@@ -197,7 +197,8 @@ class Config:
         overlays: heatmap overlays to draw from the test split.
         deterministic: deterministic algorithms, for bit-equal reruns.
         tensorboard: also write the epochs for TensorBoard, into the run directory (needs the package tensorboard).
-        loggers: further loggers by name, which modules of imports register; tensorboard true is short for tensorboard.
+        loggers: loggers by name: tensorboard (tensorboard true is short for it), csv, wandb, mlflow, and those that
+            modules of imports register.
         imports: modules to import first, from the current folder or installed, which register networks, objectives,
             data sets or loggers of your own. `--import MODULE` adds one.
         on_nonfinite: for a step whose loss or gradient is infinite or not a number: stop, or skip it, which is counted.

@@ -1,7 +1,8 @@
 """What a run keeps of its test pairs, so that a report can be made later from nothing but the run directory.
 
 test_pairs.jsonl    a line {"key", "class", "ciou"} for each pair; cIoU is null where map and boxes are both empty
-gallery.npz         the pairs with the best, the middle and the worst scores: frame (JPEG), similarity map, boxes
+gallery.npz         the pairs with the best, the middle and the worst scores: frame (JPEG), similarity map, boxes, and
+                    the 3 s of sound (AAC in MP4), which an earlier version did not keep
 """
 
 import io
@@ -15,6 +16,9 @@ from PIL import Image
 
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
+from essl_fast.data.media.audio import to_pcm16
+from essl_fast.data.shards import Shards
+from essl_fast.report.sounds import encode_sound
 
 GROUPS = ("best", "median", "worst")
 QUALITY = 85  # of the JPEG: about 10 KB per frame of 224 x 224
@@ -32,6 +36,7 @@ class Picture:
     jpeg: bytes  # (224, 224) pixels
     similarity: np.ndarray  # (h, w) float32
     boxes: np.ndarray  # (K, 4) int32 xyxy on the 224 grid; padding has no area
+    sound: bytes = b""  # the 3 s around the frame, see sounds.py; b"" if it was not kept
 
 
 def pick(ciou: np.ndarray, each: int) -> dict[str, np.ndarray]:
@@ -69,6 +74,14 @@ def frames_of(loader: Iterable, rows: Iterable[int]) -> dict[int, np.ndarray]:
     return found
 
 
+def sounds_of(manifest, rows: list[int]) -> dict[int, bytes]:
+    """The sounds of some rows of the test split, encoded, by row."""
+    shards = Shards(manifest, ["test"])
+    pcm = shards.read_sound(np.searchsorted(shards.rows, np.array(rows, np.int64)))
+    pcm = pcm if pcm.dtype == np.int16 else to_pcm16(pcm)
+    return {row: encode_sound(samples) for row, samples in zip(rows, pcm, strict=True)}
+
+
 def save(path: Path, pictures: list[Picture]) -> None:
     """Write a gallery. At every moment, ``path`` is the old file or the new one. ValueError if there is no picture."""
     if not pictures:
@@ -85,6 +98,8 @@ def save(path: Path, pictures: list[Picture]) -> None:
             boxes=np.stack([picture.boxes for picture in pictures]).astype(np.int32),
             jpeg=np.concatenate(jpegs),
             jpeg_end=np.cumsum([len(jpeg) for jpeg in jpegs]),
+            sound=np.frombuffer(b"".join(picture.sound for picture in pictures), np.uint8),
+            sound_end=np.cumsum([len(picture.sound) for picture in pictures]),
         )
 
 
@@ -94,10 +109,13 @@ def load(path: Path) -> list[Picture]:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
         jpegs = np.split(held["jpeg"], held["jpeg_end"][:-1])
+        sounds = [np.empty(0, np.uint8)] * len(jpegs)
+        if "sound" in held:
+            sounds = np.split(held["sound"], held["sound_end"][:-1])
         columns = (held[name] for name in ("group", "key", "class_name", "ciou", "similarity", "boxes"))
         return [
-            Picture(str(group), str(key), str(name), float(ciou), jpeg.tobytes(), similarity, boxes)
-            for group, key, name, ciou, similarity, boxes, jpeg in zip(*columns, jpegs, strict=True)
+            Picture(str(group), str(key), str(name), float(ciou), jpeg.tobytes(), similarity, boxes, sound.tobytes())
+            for group, key, name, ciou, similarity, boxes, jpeg, sound in zip(*columns, jpegs, sounds, strict=True)
         ]
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(f"{path} is not what train wrote ({error}): delete it, the report does without") from error
@@ -129,6 +147,7 @@ def write(out: Path, manifest, found, loader: Iterable, each: int) -> None:
             file.write(json.dumps(entry).encode() + b"\n")
     chosen = [(group, at) for group, places in pick(ciou, each).items() for at in places.tolist()]
     frames = frames_of(loader, (rows[at] for _, at in chosen))
+    sounds = sounds_of(manifest, sorted(frames))
     pictures = [
         Picture(
             group,
@@ -138,6 +157,7 @@ def write(out: Path, manifest, found, loader: Iterable, each: int) -> None:
             encode(frames[int(rows[at])]),
             found.similarity[at],
             np.asarray(manifest.boxes[rows[at]]),
+            sounds[int(rows[at])],
         )
         for group, at in chosen
         if int(rows[at]) in frames

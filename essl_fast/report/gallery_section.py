@@ -15,6 +15,7 @@ from PIL import Image
 from essl_fast.config import SIZE
 from essl_fast.report import plotting
 from essl_fast.report.gallery import GROUPS, Picture
+from essl_fast.report.sounds import MEDIA_TYPE, MOST_BYTES
 
 HEAT_SIDE = 56  # pixels of the PNG; the browser enlarges it smoothly, and more pixels look the same
 THRESHOLD = 0.5  # of the scaled map, as in metrics.ciou
@@ -53,8 +54,20 @@ def outline(heat: np.ndarray) -> str:
     return "".join(path)
 
 
-def picture_figure(picture: Picture) -> str:
-    """One picture with its caption, as HTML."""
+def playing(pictures: list[Picture], room: int) -> set[int]:
+    """The places of the pictures whose sounds fit into ``room`` bytes together, the first ones first."""
+    total, fit = 0, set()
+    for at, picture in enumerate(pictures):
+        total += len(picture.sound)
+        if total > room:
+            break
+        if picture.sound:
+            fit.add(at)
+    return fit
+
+
+def picture_figure(picture: Picture, plays: bool = False) -> str:
+    """One picture with its caption, as HTML. plays: with its sound."""
     heat = heat_of(picture.similarity)
     boxes = "".join(
         f'<rect class="truth" x="{x1}" y="{y1}" width="{x2 - x1}" height="{y2 - y1}"/>'
@@ -65,6 +78,7 @@ def picture_figure(picture: Picture) -> str:
     lines = f'<path class="under" d="{edge}"/><path class="edge" d="{edge}"/>' if edge else ""
     score = "–" if np.isnan(picture.ciou) else f"{picture.ciou:.2f}"
     words = f"{picture.class_name}, cIoU {score}: {picture.key}"
+    player = f'<audio controls preload="metadata" src="{uri(MEDIA_TYPE, picture.sound)}"></audio>'
     return (
         f'<figure class="shot"><svg viewBox="0 0 {SIZE} {SIZE}" role="img" aria-label="{escape(words, quote=True)}">'
         f'<image width="{SIZE}" height="{SIZE}" href="{uri("image/jpeg", picture.jpeg)}"/>'
@@ -72,15 +86,19 @@ def picture_figure(picture: Picture) -> str:
         f'{uri("image/png", heat_png(heat_of(picture.similarity, HEAT_SIDE)))}"/>'
         f'<g class="outline">{lines}</g><g class="boxes">{boxes}</g></svg>'
         f"<figcaption><b>{score}</b> {escape(picture.class_name)}<small>{escape(picture.key)}</small></figcaption>"
-        "</figure>"
+        f"{player if plays else ''}</figure>"
     )
 
 
-def gallery_section(pictures: list[Picture], number: int) -> str:
+def gallery_section(pictures: list[Picture], number: int, room: int = MOST_BYTES) -> str:
     """All groups as HTML, with switches for heat, outline and ground truth.
 
-    number: of this gallery in the page, so that no two switches have the same id.
+    Args:
+        pictures: of one run.
+        number: of this gallery in the page, so that no two switches have the same id.
+        room: bytes that the sounds may take; the pictures after that are silent.
     """
+    heard = playing(pictures, room)
     switches = "".join(
         f'<input class="switch {kind}-on" type="checkbox" id="{kind}{number}" checked>'
         for kind in ("heat", "edge", "truth")
@@ -89,10 +107,13 @@ def gallery_section(pictures: list[Picture], number: int) -> str:
     labels = "".join(f'<label class="for-{kind}" for="{kind}{number}">{text}</label>' for kind, text in words)
     groups = []
     for group in GROUPS:
-        chosen = [picture for picture in pictures if picture.group == group]
+        chosen = [at for at, picture in enumerate(pictures) if picture.group == group]
         if chosen:
-            shots = "".join(picture_figure(picture) for picture in chosen)
+            shots = "".join(picture_figure(pictures[at], at in heard) for at in chosen)
             groups.append(f'<h3>{_WORDS[group]}</h3><div class="gallery">{shots}</div>')
+    silent = len(pictures) - len(heard)
+    if heard and silent:
+        groups.append(f'<p class="sub">{silent} of these pictures are silent, to keep the page small.</p>')
     return f'<div>{switches}<div class="switches">{labels}</div><div class="groups">{"".join(groups)}</div></div>'
 
 

@@ -9,10 +9,11 @@ from essl_fast.report.formatting import text
 from essl_fast.report.gallery_section import gallery_section
 from essl_fast.report.results_section import classes, comparison, tiles
 from essl_fast.report.runs import Run, differences, flatten
+from essl_fast.report.sounds import MOST_BYTES
 from essl_fast.report.style import CSS
 
 # The browser must load nothing and run no script, whatever the names in a run contain.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 
 
 def page(runs: list[Run]) -> str:
@@ -82,7 +83,9 @@ def galleries(runs: list[Run]) -> str:
     out = "<h2>Localizations of the test split</h2>"
     out += '<p class="sub">The number is a pair\'s cIoU; green: ground truth; white: where the scaled heat is 0.5.</p>'
     for at, run in shown:
-        out += (f"<h3>{text(run.label)}</h3>" if len(runs) > 1 else "") + gallery_section(run.pictures, at)
+        out += (f"<h3>{text(run.label)}</h3>" if len(runs) > 1 else "") + gallery_section(
+            run.pictures, at, MOST_BYTES // len(shown)
+        )
     return out
 
 

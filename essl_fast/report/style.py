@@ -79,6 +79,7 @@ td.wrap { overflow-wrap: anywhere; min-width: 12ch; }
 .shot svg { display: block; width: 100%; height: auto; }
 .shot figcaption { padding: 7px 11px 9px; font-size: .82rem; line-height: 1.35; overflow-wrap: anywhere; }
 .shot figcaption b { font-size: .95rem; } .shot small { color: var(--soft); display: block; }
+.shot audio { display: block; width: 100%; height: 34px; }
 .truth { fill: none; stroke: #38f28a; stroke-width: 2.5; }
 .edge { fill: none; stroke: #ffffff; stroke-width: 1.8; stroke-linejoin: round; }
 .under { fill: none; stroke: #000000; stroke-opacity: .55; stroke-width: 4; stroke-linejoin: round; }

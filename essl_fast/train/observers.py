@@ -23,7 +23,7 @@ from essl_fast.common.errors import reason
 from essl_fast.common.registry import Registry
 from essl_fast.train.events import Fault, Preparation, Reading
 
-LOGGERS = Registry("logger", setting="loggers", own=("essl_fast.train.tensorboard",))
+LOGGERS = Registry("logger", setting="loggers", own=("essl_fast.train.tensorboard", "essl_fast.train.loggers"))
 register_logger = LOGGERS.register
 
 
@@ -31,7 +31,10 @@ class Observer:
     """Watches a run from the process that leads it. Every method does nothing here: override what you need.
 
     A logger that raises an exception is left out from there on, with a warning: it does not end the run.
+    ``pictures``: how many pairs :meth:`on_pictures` should get at each evaluation.
     """
+
+    pictures = 0
 
     @classmethod
     def check(cls) -> None:
@@ -66,6 +69,12 @@ class Observer:
 
     def on_epoch(self, entry: dict) -> None:
         """An epoch is complete. entry: the same as in the history: epoch (from 1), losses, pairs_per_second, ..."""
+
+    def on_pictures(self, split: str, epoch: int, samples: list[dict]) -> None:
+        """Some pairs of a split were localized by the weights of ``epoch`` (from 1), always the same ones.
+
+        samples: frame (S, S, 3) uint8, similarity (h, w), boxes (K, 4) on the 224 grid, key, ciou and title of each.
+        """
 
     def on_warning(self, epoch: int, text: str) -> None:
         """Something about the run so far is likely to be wrong."""
@@ -146,3 +155,9 @@ def logger_names(settings: config.Config) -> list[str]:
     """The loggers that the settings ask for, by name."""
     names = list(settings.loggers)
     return names if "tensorboard" in names or not settings.tensorboard else [*names, "tensorboard"]
+
+
+def pictures_wanted(settings: config.Config) -> int:
+    """How many pairs of each evaluation the loggers of a run want to draw: no more than `overlays`."""
+    wanted = [getattr(LOGGERS.get(name), "pictures", 0) for name in logger_names(settings)]
+    return min(settings.overlays, max(wanted, default=0))

@@ -30,6 +30,7 @@ class Rates:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         kind = torch.float64 if device.type == "cpu" else torch.float32
         rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self._first = {group["name"]: rate for group, rate in zip(optimizer.param_groups, rates, strict=True)}
         self._base = torch.tensor(rates, dtype=kind, device=device)
         self._now, self._factor = self._base.clone(), 1.0
         self.attach(optimizer)
@@ -38,6 +39,10 @@ class Rates:
         """Make the groups use these rates. Call it again after the optimizer loaded a state, which has its own."""
         for group, rate in zip(optimizer.param_groups, self._now.unbind(), strict=True):
             group["lr"] = rate
+
+    def now(self) -> dict[str, float]:
+        """The rate of each group by its name, without waiting for the device."""
+        return {name: rate * self._factor for name, rate in self._first.items()}
 
     def scale(self, factor: float) -> None:
         """Set every rate to its first value times ``factor``, without waiting for the device."""

@@ -10,6 +10,7 @@ from essl_fast.data.datasets import boxes_to_grid
 from essl_fast.evaluate import Evaluation, boxes_prior, centre_prior, consensus_of, evaluation_loader, object_prior
 from essl_fast.report import RESULTS, figures, gallery, write_report
 from essl_fast.runtime import distributed
+from essl_fast.train.observers import pictures_wanted
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.trainer import Trainer
 
@@ -42,6 +43,8 @@ def conclude(
     trainer.observers.on_end(summary)  # the log says that the summary is of this run's end
     if trainer.world.leads:
         write_pictures(trainer, directory, found, results)
+        if count := pictures_wanted(trainer.settings):
+            trainer.observers.on_pictures("test", best["best"]["epoch"], found.samples[:count])
     return summary
 
 

@@ -11,6 +11,7 @@ curves.png, overlays.png
 test_pairs.jsonl, gallery.npz      cIoU of every test pair; frames and maps of some, for the report
 report.html         all of it on one page; `python -m essl_fast.report` writes it again, also for several runs
 tensorboard/        with --tensorboard true
+metrics.csv         with --loggers '[csv]'; wandb/ and wandb_run.txt with wandb, mlflow_run.txt with mlflow
 profile/            with --profile: trace.json, for Perfetto
 nonfinite-E-S.pt    a step that was not finite, for `python -m essl_fast.replay`
 """

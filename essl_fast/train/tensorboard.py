@@ -5,6 +5,7 @@ from pathlib import Path
 from essl_fast import config
 from essl_fast.common.errors import InputError
 from essl_fast.train.observers import Observer, register_logger
+from essl_fast.train.pictures import blended, final_scalars, scalars
 
 
 def writer_class() -> type:
@@ -21,11 +22,13 @@ def writer_class() -> type:
 
 @register_logger("tensorboard")
 class TensorBoardLog(Observer):
-    """Writes the numbers of each epoch and of the end as event files into ``folder``/tensorboard, by epoch.
+    """Writes numbers and pictures of each epoch and of the end as event files into ``folder``/tensorboard, by epoch.
 
     Entries that an earlier process wrote for epochs after ``epoch`` are hidden: those epochs are trained again.
     InputError if TensorBoard is not installed.
     """
+
+    pictures = 4
 
     def __init__(self, settings: config.Config | None, folder: Path, epoch: int = 0) -> None:
         self._writer = writer_class()(str(Path(folder) / "tensorboard"), purge_step=epoch + 1, flush_secs=30)
@@ -39,20 +42,18 @@ class TensorBoardLog(Observer):
             self._writer.add_scalar(name, value, entry["epoch"])
         self._writer.flush()
 
+    def on_pictures(self, split: str, epoch: int, samples: list[dict]) -> None:
+        for number, sample in enumerate(samples, 1):
+            self._writer.add_image(f"{split}/{number}", blended(sample), epoch, dataformats="HWC")
+        self._writer.flush()
+
     def on_stop(self, signal: str, epoch: int, step: int, checkpoint: Path) -> None:
         self._writer.flush()
 
     def on_end(self, summary: dict) -> None:
-        for key in ("success_at_half", "auc"):
-            self._writer.add_scalar(f"test/{key}", summary["test"][key], summary["selected"]["epoch"])
+        for name, value in final_scalars(summary).items():
+            self._writer.add_scalar(name, value, summary["selected"]["epoch"])
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
-
-
-def scalars(entry: dict) -> dict[str, float]:
-    """The numbers of an epoch's entry of the history, by their names in TensorBoard."""
-    found = {f"loss/{name}": value for name, value in entry["losses"].items()}
-    found |= {f"selection/{key}": value for key, value in entry.get("selection", {}).items()}
-    return found | {f"speed/{key}": entry[key] for key in ("pairs_per_second", "waiting")}

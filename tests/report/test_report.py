@@ -1,5 +1,7 @@
 """The report of a run: whole, self-contained, and harmless whatever a run is called."""
 
+import base64
+import dataclasses
 import json
 import os
 import re
@@ -12,12 +14,14 @@ import pytest
 from PIL import Image
 
 from essl_fast.common.errors import InputError
+from essl_fast.data.media.audio import decode_sound
 from essl_fast.report import __main__ as report_door
 from essl_fast.report import gallery, write_report
 from essl_fast.report.charts import Series, histogram, line_chart, nice_ticks, stacked_bar
 from essl_fast.report.formatting import duration
-from essl_fast.report.gallery_section import heat_of, outline
+from essl_fast.report.gallery_section import gallery_section, heat_of, outline
 from essl_fast.report.runs import differences, read, read_all
+from essl_fast.report.sounds import encode_sound
 
 EVIL = "</style><script>alert('x')</script>&\""
 VOID = {"meta", "input", "br", "img", "link", "hr"}
@@ -118,6 +122,7 @@ def make_run(folder, name="run", epochs=4, ended=True, root="/data/chaotic", sel
     with (folder / "test_pairs.jsonl").open("w") as file:
         for key, score in zip(keys, ciou, strict=True):
             file.write(json.dumps({"key": key, "class": "siren", "ciou": None if np.isnan(score) else score}) + "\n")
+    tone = (np.sin(np.arange(48_000) * 0.3) * 9000).astype(np.int16)
     pictures = [
         gallery.Picture(
             group,
@@ -127,6 +132,7 @@ def make_run(folder, name="run", epochs=4, ended=True, root="/data/chaotic", sel
             gallery.encode(rng.integers(0, 255, (224, 224, 3), np.uint8)),
             rng.random((14, 14), np.float32),
             np.array([[20, 30, 120, 160], [0, 0, 0, 0]], np.int32),
+            encode_sound(tone),
         )
         for group, places in gallery.pick(ciou, 2).items()
         for at in places
@@ -142,7 +148,7 @@ def page_of(*folders, out):
 
 
 def check_self_contained(text, page):
-    assert all(load.startswith("data:image/") for load in page.loads)
+    assert all(load.startswith(("data:image/", "data:audio/")) for load in page.loads)
     assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", text)
     assert "@import" not in text and "script" not in page.tags and "default-src 'none'" in text
 
@@ -251,6 +257,33 @@ def test_the_outline_is_where_the_metric_cuts():
         area += 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
     assert area == pytest.approx((heat >= 0.5).sum(), rel=0.03)
     assert outline(heat_of(np.ones((14, 14), np.float32))) == ""
+
+
+def test_each_picture_plays_its_sound(tmp_path):
+    folder = make_run(tmp_path / "run")
+    pictures = gallery.load(folder / "gallery.npz")
+    text = gallery_section(pictures, 0)
+    held = [base64.b64decode(data) for data in re.findall(r'src="data:audio/mp4;base64,([^"]+)"', text)]
+    assert held == [picture.sound for picture in pictures] and len(held) == 6
+    assert all(len(sound) < 16_000 for sound in held)
+    (tmp_path / "a.mp4").write_bytes(held[0])
+    heard = decode_sound(tmp_path / "a.mp4")
+    assert heard.rate == 16_000 and heard.seconds == pytest.approx(3, abs=0.1)
+    spectrum = np.abs(np.fft.rfft(heard.mono[:48_000]))
+    assert spectrum.argmax() == pytest.approx(0.3 / (2 * np.pi) * 48_000, rel=0.01)  # the tone
+
+
+def test_the_sounds_of_a_page_are_bounded(tmp_path):
+    pictures = gallery.load(make_run(tmp_path / "run") / "gallery.npz")
+    few = gallery_section(pictures, 0, room=2 * len(pictures[0].sound))
+    assert few.count("<audio") == 2 and "4 of these pictures are silent" in few
+    old = [dataclasses.replace(picture, sound=b"") for picture in pictures]
+    assert "<audio" not in gallery_section(old, 0) and "silent" not in gallery_section(old, 0)
+    gallery.save(tmp_path / "g.npz", old)
+    with np.load(tmp_path / "g.npz") as file:
+        held = {name: file[name] for name in file.files if not name.startswith("sound")}
+    np.savez(tmp_path / "old.npz", **held)  # as an earlier version wrote it
+    assert [picture.sound for picture in gallery.load(tmp_path / "old.npz")] == [b""] * 6
 
 
 def test_pick():
