@@ -25,7 +25,7 @@ from tests.tools.imports import Code, module_of, room_of  # noqa: E402
 PICTURE = ROOT / "docs" / "architecture.svg"
 EVERYWHERE = ("config", "common")  # arrows to them are not drawn
 ROWS = [  # from the top: (what the row is called, {room: its column, of five})
-    ("commands", {"doctor": 1, "replay": 2, "reproduce": 3}),
+    ("commands", {"app": 0, "doctor": 1, "replay": 2, "reproduce": 3}),
     ("", {"train": 2}),
     ("", {"prepare": 0.5, "localize": 1.5, "report": 2.5, "export": 3.5}),
     ("shared", {"evaluate": 2.5}),

@@ -33,6 +33,7 @@ MAY = {  # room -> rooms that it may import, from the lower line to the upper on
     "evaluate": BELOW,
     "prepare": BELOW,
     "localize": (*BELOW, "evaluate"),
+    "app": (*BELOW, "localize"),
     "report": (*BELOW, "evaluate"),
     "reproduce": (*BELOW, "evaluate", "report"),
     "pretrain": (*BELOW, "data.synthetic"),

@@ -16,9 +16,10 @@ from essl_fast.common.files import PACKAGE
 from essl_fast.runtime import stopping
 from tests.tools.doors import door
 
-COMMANDS = ("doctor", "evaluate", "export", "localize", "prepare", "replay", "report", "reproduce", "train")
+COMMANDS = ("app", "doctor", "evaluate", "export", "localize", "prepare", "replay", "report", "reproduce", "train")
 SLOW = ("numpy", "torch")  # what takes long to import: each command begins its work with one
 RIGHT = {  # arguments that are right, as far as the command can tell before it imports anything heavy
+    "app": ["--checkpoint", "nothing"],
     "doctor": [],
     "evaluate": ["nothing.pt"],
     "export": ["nothing", "--to", "sspl", "--out", "files"],
@@ -31,6 +32,7 @@ RIGHT = {  # arguments that are right, as far as the command can tell before it 
 }
 PROGRAMS = ("__main__.py", "workers.py")  # of data/synthetic: run as programs, too, but no commands of the package
 WRONG = {  # arguments that a command's parser takes, and which are wrong all the same
+    "app": ["--checkpoint", "nothing"],
     "doctor": ["--config", "nonsense"],
     "evaluate": ["--device", "cpu"],
     "export": ["nothing", "--to", "sspl", "--out", "files"],
