@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -224,3 +225,17 @@ def test_the_loop_of_ones_own_trains(tiny):
     module = runpy.run_path(str(ROOT / "examples" / "own_loop.py"))
     losses = module["train"](str(tiny[1]), steps=12)
     assert len(losses) == 12 and min(losses[6:]) < losses[0]
+
+
+def test_the_page_of_names_is_current():
+    """docs/api.md names what the packages export; each name has a sentence."""
+    listing = runpy.run_path(str(ROOT / "docs" / "list_api.py"))
+    names = listing["tables"]()
+    assert "| ? |" not in names, [line for line in names.splitlines() if "| ? |" in line]
+    current = listing["page_with"](names) == (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert current, "run python docs/list_api.py"
+
+
+def test_the_pictures_are_of_the_run_that_the_text_quotes():
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_pictures.py"))
+    assert drawing["quotes"](json.loads((ROOT / "docs" / "pictures.json").read_text())) == []
