@@ -30,10 +30,11 @@ COMMANDS = {  # in the order of their use
     "train": "train a localizer, evaluate it, and leave everything in a run directory",
     "evaluate": "how well a checkpoint localizes on a split, as a table and JSON",
     "localize": "where in a video its sound comes from, moment by moment",
+    "app": "a page in the browser that localizes the sound of a video",
     "report": "one HTML page of a run, or of several side by side",
     "reproduce": "SemiPL's tables and figures, on your data",
     "pretrain": "the demo's small networks learn to see and hear, each by itself",
-    "export": "a trained model as another code's files",
+    "export": "a trained model as ONNX, torch.export, safetensors, a hub's folder, or SSPL's files",
     "replay": "where a training step that was not finite went wrong",
 }
 SHELLS = ("bash", "zsh", "tcsh")
@@ -42,7 +43,7 @@ FILES, FOLDERS = ("FILE", "PATH", "RUN", "VIDEO"), ("DIR",)  # of options' metav
 
 def door(name: str) -> ModuleType:
     """The module that `python -m essl_fast.NAME` runs."""
-    alone = ("export", "pretrain", "replay")
+    alone = ("pretrain", "replay")
     return importlib.import_module(f"essl_fast.{name}" if name in alone else f"essl_fast.{name}.__main__")
 
 
