@@ -163,9 +163,7 @@ def find_moments(
                 continue
             if not found.width:
                 found.height, found.width = picture.whole().shape[:2]
-            if truth is not None:
-                boxes, own = truth.of(moment.frame, moment.time, footage.frame_rate, found.width, found.height)
-                moment.truth = list(boxes) if own else []
+            moment.truth = _truth_of(moment, truth, footage.frame_rate, found)
             if number in kept or not found.thumbs:
                 found.thumbs.append((moment, shrink(picture.whole(), THUMB_WIDTH)))
             window = windows.around(moment.time)
@@ -178,6 +176,14 @@ def find_moments(
     for moment in found.moments:  # only now is the scale known
         _find_regions(moment, found, threshold)
     return found
+
+
+def _truth_of(moment: Moment, truth: Truth | None, rate: float, found: Localization) -> list[tuple[float, ...]]:
+    """The boxes that belong to a moment's own frame, in pixels of the video. rate: frames per second."""
+    if truth is None:
+        return []
+    boxes, own = truth.of(moment.frame, moment.time, rate, found.width, found.height)
+    return list(boxes) if own else []
 
 
 class _Batch:

@@ -94,7 +94,7 @@ def comparison(runs: list[Run]) -> str:
     demo = all(run.data_name() == "demo" for run in runs)
     below = f'<p class="sub">{text(paper.OPEN if shown else OF_DEMO if demo else OF_OTHERS)}</p>'
     return (
-        f'<h2>Results</h2><div class="card scroll"><table><thead><tr>{heads}</tr></thead>'
+        f'<h2>Results</h2><div class="card scroll wide"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>{below}"
     )
 

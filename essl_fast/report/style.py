@@ -106,6 +106,8 @@ footer { margin-top: 40px; color: var(--soft); font-size: .82rem; overflow-wrap:
   .tile b { font-size: 1.3rem; }
   .gallery { gap: 8px; grid-template-columns: 1fr 1fr; }
   .meter { display: none; }
+  .wide::before { content: "the table goes on to the right: swipe"; position: sticky; left: 0; display: block;
+    font-size: .8rem; color: var(--soft); }
   th, th.n { white-space: normal; }
 }
 @media print { body { background: #fff; } .card, .chart, .shot { break-inside: avoid; } }
