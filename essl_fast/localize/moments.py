@@ -142,15 +142,11 @@ def find_moments(
         media.MediaError: no frame, or nothing of the sound, can be decoded.
     """
     places = moment_places(footage.times, rate)
-    found = Localization(
-        0, 0, [Moment(place + 1, float(footage.times[place])) for place in places], [], min_score=min_score
-    )
+    moments = [Moment(place + 1, float(footage.times[place])) for place in places]
+    found = Localization(0, 0, moments, [], min_score=min_score)
     kept = set(np.linspace(0, len(places) - 1, min(THUMBS, len(places))).round().astype(int).tolist())
-    waiting = _Batch(
-        finder,
-        batch or (64 if finder.device.type == "cuda" else 8),
-        lambda moment, similarity: _keep(moment, similarity, found),
-    )
+    size = batch or (64 if finder.device.type == "cuda" else 8)
+    waiting = _Batch(finder, size, lambda moment, similarity: _keep(moment, similarity, found))
     broken = None
     with open_windows(sound, footage.zero(sound)) as windows:
         pictures = _pictures(footage, places, finder.device, dali, found)
