@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from essl_fast.app.work import HEADS, Answer, Limits, answer
+from essl_fast.app.work import HEADS, STEP, Answer, Limits, answer
 from essl_fast.common.errors import InputError
 from essl_fast.localize import SoundFinder
 
@@ -16,6 +16,9 @@ CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto; }
 .said p { margin: 0 0 6px; overflow-wrap: anywhere; }
 .said .wrong { color: #b3261e; font-weight: 600; }
+.moments { overflow: auto; max-height: 360px; }
+.moments table { width: 100%; font-size: .86rem; border-collapse: collapse; }
+.moments th, .moments td { text-align: left; padding: 3px 10px 3px 0; vertical-align: top; }
 footer { display: none !important; }
 """
 
@@ -36,7 +39,16 @@ def gradio() -> Any:
 def said(found: Answer) -> str:
     """The lines of an answer as HTML."""
     kind = ' class="wrong"' if found.failed else ""
-    return "".join(f"<p{kind}>{escape(line)}</p>" for line in found.said)
+    return "".join(f"<p{kind}>{escape(line[:1].upper() + line[1:])}</p>" for line in found.said)
+
+
+def table(found: Answer) -> str:
+    """The moments of an answer as an HTML table, which scrolls by itself; "" if there are none."""
+    if not found.rows:
+        return ""
+    heads = "".join(f"<th>{escape(head)}</th>" for head in HEADS)
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in found.rows)
+    return f'<div class="moments"><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def page(finder: SoundFinder, folder: Path, limits: Limits) -> Any:
@@ -56,10 +68,10 @@ def page(finder: SoundFinder, folder: Path, limits: Limits) -> Any:
     def run(video: str | None, rate: float, threshold: float, min_score: float) -> list:
         found = answer(finder, video, folder, limits, rate, threshold, min_score)
         files = [None if path is None else str(path) for path in (found.overlay, found.sheet, found.moments)]
-        return [said(found), *files, found.rows]
+        return [said(found), *files, table(found)]
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown(f"# {TITLE}\n\nModel: `{finder.path}`. {escape(finder.trust.warning(Path('-')))}")
+        gr.Markdown(f"# {TITLE}\n\nModel: `{finder.path}`. {escape(finder.trust.warning(Path('-')).capitalize())}")
         with gr.Row():
             with gr.Column(min_width=300):
                 video = gr.Video(
@@ -70,13 +82,13 @@ def page(finder: SoundFinder, folder: Path, limits: Limits) -> Any:
                     rate = gr.Slider(0.5, 25, 5, step=0.5, label="moments a second")
                     threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="threshold of the heat")
                     text = "smallest score that is shown" + ("" if least is None else " (the model's own is set)")
-                    min_score = gr.Slider(-1, 1, -1 if least is None else least, step=0.001, label=text)
+                    min_score = gr.Slider(-1, 1, -1 if least is None else least, step=STEP, label=text)
                 button = gr.Button("Localize", variant="primary")
                 lines = gr.HTML(elem_classes="said", label="Result")
             with gr.Column(min_width=300):
                 overlay = gr.Video(label="Heat over the video", interactive=False)
-                sheet = gr.Image(label="Contact sheet", interactive=False, type="filepath")
-        rows = gr.Dataframe(headers=list(HEADS), label="Moments", interactive=False, wrap=True, max_height=360)
+                sheet = gr.Image(show_label=False, interactive=False, type="filepath", buttons=[])
+        rows = gr.HTML(label="Moments")
         moments = gr.File(label="All of it as JSON", interactive=False)
         button.click(
             run,

@@ -40,13 +40,14 @@ def difference(model: models.Localizer, run: Run, what: str) -> str:
     Raises:
         InputError: an output differs by more than TOLERANCE, is not finite, or has another shape.
     """
-    largest = 0.0
+    apart = []
     for batch in BATCHES:
         inputs = sample_inputs(batch, seed=batch)
         expected, found = own_similarity(model, *inputs), run(*inputs)
         if found.shape != expected.shape:
             raise InputError(f"{what} gives {found.shape} where the model gives {expected.shape}; it was not written")
-        largest = max(largest, float(np.abs(found - expected).max()))
+        apart.append(np.abs(found - expected).max())
+    largest = float(np.max(apart))
     if not largest <= TOLERANCE:  # NaN is no agreement
         raise InputError(
             f"{what} differs from the model by {largest:.1e}, more than {TOLERANCE:.0e}; it was not written: try "

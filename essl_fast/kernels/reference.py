@@ -35,6 +35,8 @@ def _without_autocast(op):
 
     @functools.wraps(op)
     def inner(first: Tensor, *args, **kwargs):
+        if torch.compiler.is_exporting():  # the graph is of float32, and other runtimes know no autocast
+            return op(first, *args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):
             return op(first, *args, **kwargs)
 

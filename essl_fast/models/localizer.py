@@ -20,6 +20,11 @@ class Forward(NamedTuple):
     attention: Tensor  # (V, B, h, w) the same, min-max scaled; with LSS's head their softmax
 
 
+def _samples(x: Tensor) -> int:
+    """How many samples a tensor holds. In a graph that is exported, that is not one number: `len` would fix it."""
+    return x.shape[0] if torch.compiler.is_exporting() else len(x)
+
+
 class Localizer(nn.Module):
     """views (V, B, 3, H, W) and log-mel (B, 3, 96, 64) -> :class:`Forward`.
 
@@ -57,19 +62,20 @@ class Localizer(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_trunk):
             return self.trunk(views.flatten(0, 1), len(views))
 
-    def attend_maps(self, maps: Tensor, log_mel: Tensor) -> tuple[kernels.Attention, Tensor]:
+    def attend_maps(self, maps: Tensor, log_mel: Tensor, views: int = 0) -> tuple[kernels.Attention, Tensor]:
         """Audio-guided attention of the sounds over the maps, after the PCM if there is one.
 
         Args:
             maps: (V * B, C, h, w) of :meth:`frame_maps`.
             log_mel: (B, 3, 96, 64), or embeddings, one sound for each pair.
+            views: V; 0 finds it from the maps.
 
         Returns:
             The attention: pooled (V, B, C), similarity and attention (V, B, h, w); and the sounds' embedding (B, D).
         """
         embedding, projection = self.audio(log_mel)
-        batch = len(projection)
-        count = len(maps) // batch
+        batch = _samples(projection)
+        count = views or len(maps) // batch
         if self.pcm is not None:
             maps = self.pcm(maps, embedding.repeat(count, 1), count)
         if self.head.attention == "softmax":
@@ -82,7 +88,7 @@ class Localizer(nn.Module):
 
     def attend(self, views: Tensor, log_mel: Tensor) -> kernels.Attention:
         """Everything before the head: pooled (V, B, C), similarity and attention (V, B, h, w)."""
-        return self.attend_maps(self.frame_maps(views), log_mel)[0]
+        return self.attend_maps(self.frame_maps(views), log_mel, len(views))[0]
 
     def forward(self, views: Tensor, log_mel: Tensor) -> Forward:
         attention, embedding = self.attend_maps(self.frame_maps(views), log_mel)

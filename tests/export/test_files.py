@@ -107,8 +107,6 @@ def cached(run, tmp_path, monkeypatch):
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text("a" * 40)
     export_checkpoint(run, "hub", place / "snapshots" / ("a" * 40))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     real = huggingface_hub.snapshot_download
     monkeypatch.setattr(
         huggingface_hub,

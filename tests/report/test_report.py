@@ -177,7 +177,7 @@ def test_one_run(tmp_path, capsys):
         "torch",
     ):
         assert wanted in words, wanted
-    assert page.tags.count("svg") == 6 + 6 and len(page.loads) == 12  # charts and pictures; two images each
+    assert page.tags.count("svg") == 6 + 6 and len(page.loads) == 18  # charts and pictures; two images and a sound each
     assert EVIL in words and EVIL not in text  # shown, but as text
     again, size = write_report([str(folder)])  # the same run gives the same page
     assert again == folder / "report.html" and size == len(again.read_bytes())
@@ -196,7 +196,7 @@ def test_several_runs_side_by_side(tmp_path):
     check_self_contained(text, page)
     words = "".join(page.words)
     assert "4 runs side by side" in words and names[1] in words and "Chaotic World" not in words
-    assert "other data than the demo" in words and len(page.loads) == 4 * 12
+    assert "other data than the demo" in words and len(page.loads) == 4 * 18  # frame, heat and sound of six pairs
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids)) == 12
 

@@ -18,9 +18,9 @@ def test_the_best_epoch_is_the_first_of_the_best():
     results = (0.5, 0.4), (0.5, 0.4), (0.5, 0.6), (0.4, 0.9), (0.6, 0.1)
     better = []
     for run.epoch, (half, auc) in enumerate(results, 1):
-        better.append(Trainer.is_best(run, {"success_at_half": half, "auc": auc}))
+        better.append(Trainer.is_best(run, {"success_at_half": half, "auc": auc}, 0.1 * run.epoch))
     assert better == [True, False, True, False, True]
-    assert run.best == {"epoch": 5, "score": [0.6, 0.1], "split": "val"}
+    assert run.best == {"epoch": 5, "score": [0.6, 0.1], "split": "val", "min_score": 0.5}
 
 
 def test_views_depend_on_the_seed_and_the_epoch(tiny, monkeypatch):
