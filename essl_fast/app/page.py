@@ -71,7 +71,7 @@ def page(finder: SoundFinder, folder: Path, limits: Limits) -> Any:
         return [said(found), *files, table(found)]
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown(f"# {TITLE}\n\nModel: `{finder.path}`. {escape(finder.trust.warning(Path('-')).capitalize())}")
+        gr.Markdown(f"# {TITLE}\n\nModel: `{finder.path}`. {escape(finder.trust.warning(Path('-')))}")
         with gr.Row():
             with gr.Column(min_width=300):
                 video = gr.Video(
