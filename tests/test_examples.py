@@ -50,7 +50,7 @@ def test_own_dataset(tiny, tmp_path):
     world = tiny[0]
     videos = sorted(path.stem for path in world.videos.iterdir())[:3]
     images = [
-        {"id": n, "video": name, "frame": 6, "time": 0.5, "width": 320, "height": 180, "split": split}
+        {"id": n, "video": name, "frame": 21, "time": 2.0, "width": 320, "height": 180, "split": split}
         for n, (name, split) in enumerate(zip(videos, ("train", "train", "test"), strict=True))
     ]
     boxes = [{"image_id": n, "bbox": [32, 18, 160, 90], "category_id": 7} for n in range(3)]
@@ -60,5 +60,5 @@ def test_own_dataset(tiny, tmp_path):
     assert called("own_dataset.py", **values, more=["--workers", "1"]) == 0
     manifest = Manifest.load(tmp_path / "out")
     assert manifest.classes == ("siren",) and manifest.name == "coco"
-    assert sorted(manifest.key(row) for row in range(len(manifest))) == [f"{name}_000006" for name in videos]
+    assert sorted(manifest.key(row) for row in range(len(manifest))) == [f"{name}_000021" for name in videos]
     assert manifest.boxes[0][0].tolist() == [22, 22, 134, 134]  # 32, 18, 192, 108 of 320 x 180 on the 224 grid
