@@ -5,10 +5,11 @@
 
 The step is compiled for a GPU that is only pretended (tests/phantom/). Every kernel that it would launch and every call
 of a library is counted, with its bytes and FLOPs. prediction.py turns them into milliseconds, and says what it assumes.
-A step with the PCM takes some minutes to compile.
+A step with the PCM takes some minutes to compile; after each step the JSON file has what was made so far.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,13 +43,12 @@ def markdown(head: tuple[str, ...], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def predictions(options: argparse.Namespace) -> list["Prediction"]:
-    """Of every configuration on every chip."""
+def predictions(options: argparse.Namespace) -> Iterator["Prediction"]:
+    """Of every configuration on every chip, each when it is made."""
     from benchmarks.prediction import Prediction
     from tests.phantom import budgets
     from tests.phantom.compiled import Case, Step, compile_step
 
-    found: list[Prediction] = []
     steps: dict[tuple, Step] = {}
     for config in options.config:
         for name in options.chip:
@@ -59,8 +59,7 @@ def predictions(options: argparse.Namespace) -> list["Prediction"]:
                 if options.update:
                     budgets.save({steps[key].case.name: steps[key].budget()})
             launches = steps[key].log.launches
-            found.append(Prediction.of(f"{config}, {name}", launches, about, options.pairs))
-    return found
+            yield Prediction.of(f"{config}, {name}", launches, about, options.pairs)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -75,8 +74,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     from tests.phantom import chip  # noqa: F401 (before torch)
 
-    source = provenance_of_now()
-    found = predictions(options)
+    source, found = provenance_of_now(), []
+    for each in predictions(options):
+        found.append(each)
+        if options.json:  # what comes after it may take an hour, or be stopped
+            write(options, source, [one.record(options.top) for one in found])
     print(markdown(HEAD, [row(each) for each in found]))
     columns = ("launches", "GB", "TFLOP", "floor, ms", "expected, ms", "above, ms")
     for each in found:
@@ -84,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = [part_row(part) for part in each.worst[: options.top]]
         print(f"\n{each.name}: the furthest above their floor\n\n{markdown(('launch', *columns), rows)}")
     if options.json:
-        write(options, source, [each.record(options.top) for each in found])
+        commands.console().print(f"written to {options.json}", highlight=False)
 
 
 def provenance_of_now() -> dict:
@@ -101,7 +103,6 @@ def write(options: argparse.Namespace, environment: dict, found: list[dict]) -> 
     assumed = {name: CHIPS[name]._asdict() for name in options.chip}
     record = {"pairs": options.pairs, "settings": options.set, "environment": environment, "chips": assumed}
     files.write_json(options.json, {**record, "predictions": found})
-    commands.console().print(f"written to {options.json}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
     from essl_fast.kernels.convolution import conv_relu as conv_relu
     from essl_fast.kernels.convolution import conv_relu_fuses as conv_relu_fuses
     from essl_fast.kernels.ops import audio_guided_attention as audio_guided_attention
+    from essl_fast.kernels.ops import blend_norm_gelu as blend_norm_gelu
     from essl_fast.kernels.ops import centre_view as centre_view
     from essl_fast.kernels.ops import localization_counts as localization_counts
     from essl_fast.kernels.ops import log_mel as log_mel
     from essl_fast.kernels.ops import negative_cosine_similarity as negative_cosine_similarity
     from essl_fast.kernels.ops import pixel_bce as pixel_bce
     from essl_fast.kernels.ops import random_views as random_views
+    from essl_fast.kernels.ops import runs_chain as runs_chain
     from essl_fast.kernels.ops import softmax_attention as softmax_attention
     from essl_fast.kernels.ops import two_views as two_views
     from essl_fast.kernels.ops import view_boxes as view_boxes
     from essl_fast.kernels.ops import view_params as view_params
     from essl_fast.kernels.reference import Attention as Attention
     from essl_fast.kernels.reference import box_weights as box_weights
-    from essl_fast.kernels.upsampling import doubling_weights as doubling_weights
-    from essl_fast.kernels.upsampling import upsample_by_two as upsample_by_two
+    from essl_fast.kernels.upsampling import doubled_convolution as doubled_convolution
+    from essl_fast.kernels.upsampling import doubling_taps as doubling_taps
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -40,12 +42,14 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "attention_backward": "",
         "audio_guided_attention": "ops",
         "batches": "convolution",
+        "blend_norm_gelu": "ops",
         "box_weights": "reference",
         "centre_view": "ops",
         "conv_relu": "convolution",
         "conv_relu_fuses": "convolution",
         "cosine": "",
-        "doubling_weights": "upsampling",
+        "doubled_convolution": "upsampling",
+        "doubling_taps": "upsampling",
         "fp8": "",
         "localization_counts": "ops",
         "log_mel": "ops",
@@ -55,10 +59,10 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "pixel_bce_kernels": "",
         "random_views": "ops",
         "reference": "",
+        "runs_chain": "ops",
         "softmax_attention": "ops",
         "tuning": "",
         "two_views": "ops",
-        "upsample_by_two": "upsampling",
         "view_boxes": "ops",
         "view_params": "ops",
     },

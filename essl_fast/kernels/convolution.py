@@ -5,7 +5,8 @@ kernel for bias and ReLU, which reads and writes the map once more. VGG-16's map
 half of it in the first two layers. So the extra pass moves 13.8 GB, beside 7.9 TFLOP to compute: on an H200 (4.3 TB/s,
 790 TFLOP/s) 3.2 ms beside 10 ms. cuDNN's fused engine adds the bias and applies the ReLU while the sums are still in
 registers. This is arithmetic: the gain has not been measured on a GPU. It is smaller if the engine reads the old
-content of the output, which PyTorch passes as a summand with the factor 0.
+content of the output, which PyTorch passes as a summand with the factor 0. It has none for an image's 3 channels: those
+have a kernel of their own, image_convolution.py.
 """
 
 import functools
@@ -20,17 +21,25 @@ MOST_ELEMENTS = 2**31 - 1
 NEAR = {torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 4e-3}  # error allowed; float32 may run in TF32
 
 
+def for_images(dtype: torch.dtype, channels: int, outputs: int) -> bool:
+    """Whether image_convolution.py is for a layer: 16 bits, up to 3 channels, and 16, 32, 64 or 128 outputs."""
+    return dtype in (torch.bfloat16, torch.float16) and channels <= 3 and outputs in (16, 32, 64, 128)
+
+
 @functools.lru_cache
 def conv_relu_fuses(device: torch.device, dtype: torch.dtype, channels: int = 64, outputs: int = 64) -> bool:
-    """Whether cuDNN has a fused engine whose result agrees with the reference.
+    """Whether one kernel computes such a layer, with a result that agrees with the reference.
 
-    It may have none, for example for the 3 channels of an image. Tried once on a small map; the host waits for the GPU.
+    Our own one for images does. cuDNN may have no fused engine: it is tried once, on a small map, for which the host
+    waits for the GPU.
 
     Args:
         device: where the convolution is to run.
         dtype: of the map and the weights.
         channels, outputs: of the convolution.
     """
+    if device.type == "cuda" and for_images(dtype, channels, outputs):
+        return True
     if device.type != "cuda" or dtype not in NEAR or not torch.backends.cudnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
@@ -73,6 +82,10 @@ def batches(x: Tensor, elements: int) -> tuple[Tensor, ...]:
 
 @torch.library.custom_op("essl_fast::conv_relu", mutates_args=())
 def _op(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if x.is_cuda and for_images(x.dtype, x.shape[1], len(weight)):
+        from essl_fast.kernels.image_convolution import image_conv_relu  # needs Triton
+
+        return image_conv_relu(x, weight, bias)
     if x.is_cuda:
         return _cudnn(x, weight, bias)
     return reference.conv_relu(x, weight, bias).contiguous(memory_format=torch.channels_last)

@@ -3,11 +3,12 @@
 | op                                                  | GPU        | CPU          | plain version     |
 | --------------------------------------------------- | ---------- | ------------ | ----------------- |
 | audio_guided_attention, negative_cosine_similarity, | Triton     | PyTorch      | reference.py      |
-| pixel_bce                                           |            |              |                   |
+| pixel_bce, blend_norm_gelu                          |            |              |                   |
 | two_views, random_views, view_params, view_boxes,   | CUDA, csrc | C++, csrc    | reference.py      |
 | log_mel, localization_counts                        |            |              |                   |
-| conv_relu                                           | cuDNN      | PyTorch      | reference.py      |
-| upsample_by_two                                     | cuBLAS     | PyTorch      | reference.py      |
+| conv_relu of a map                                  | cuDNN      | PyTorch      | reference.py      |
+| conv_relu of an image                               | Triton     | PyTorch      | reference.py      |
+| doubled_convolution                                 | cuBLAS     | PyTorch      | reference.py      |
 | softmax_attention: its cosines; the rest is PyTorch | Triton     | PyTorch      | reference.py      |
 
 Without the compiled module, its ops run in PyTorch, more slowly; `native.why_unavailable()` says why it is missing.
@@ -24,18 +25,31 @@ from essl_fast.kernels.reference import Attention
 if importlib.util.find_spec("triton") is not None:
     from essl_fast.kernels.attention import audio_guided_attention
     from essl_fast.kernels.cosine import negative_cosine_similarity
+    from essl_fast.kernels.norm_gelu import blend_norm_gelu, runs_chain
     from essl_fast.kernels.pixel_bce_op import pixel_bce
 else:  # not on Linux: there is no GPU to use either
-    from essl_fast.kernels.reference import audio_guided_attention, negative_cosine_similarity, pixel_bce
+    from essl_fast.kernels.reference import (
+        audio_guided_attention,
+        blend_norm_gelu,
+        negative_cosine_similarity,
+        pixel_bce,
+    )
+
+    def runs_chain(x: Tensor) -> bool:
+        """Whether blend_norm_gelu has kernels for a map."""
+        return False
+
 
 __all__ = [
     "audio_guided_attention",
+    "blend_norm_gelu",
     "centre_view",
     "localization_counts",
     "log_mel",
     "negative_cosine_similarity",
     "pixel_bce",
     "random_views",
+    "runs_chain",
     "softmax_attention",
     "two_views",
     "view_boxes",

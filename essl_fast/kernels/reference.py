@@ -273,6 +273,38 @@ def upsample_by_two(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
 
+def doubled_convolution(x: Tensor, weight: Tensor) -> Tensor:
+    """:func:`upsample_by_two`, then a 3x3 transposed convolution with padding 1: (B, C, h, w), (C, D, 3, 3)."""
+    return F.conv_transpose2d(upsample_by_two(x), weight, padding=1)
+
+
+def blend_norm_gelu(
+    x: Tensor,
+    y: Tensor | None,
+    rate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    views: int,
+    eps: float,
+    top: Tensor | None = None,
+    top_rate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What norm_gelu.py computes, with its arguments: the PCM's chain of blend, batch norm, GELU and mix."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if y is not None:
+        r = None if rate is None else F.relu(rate).to(wide)[:, None, None]
+        x = (x.to(wide) + y if r is None else (1 - r) * x + r * y).to(x.dtype)
+    grouped = x.to(wide).unflatten(0, (views, -1))
+    variance, mean = torch.var_mean(grouped, dim=(1, 3, 4), correction=0, keepdim=True)
+    normal = ((grouped - mean) * torch.rsqrt(variance + eps)).flatten(0, 1)
+    out = F.gelu(normal * weight[:, None, None] + bias[:, None, None])
+    if top is not None:
+        t = F.relu(top_rate).to(wide)[:, None, None]
+        out = F.gelu((1 - t) * out + t * top)
+    moments = torch.stack([mean.detach().flatten(1), variance.detach().flatten(1)])
+    return out.to(x.dtype), moments
+
+
 def conv_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """max(0, x * weight + bias), a 3x3 convolution with padding 1: (B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W)."""
     return F.relu(F.conv2d(x, weight, bias, padding=1))

@@ -114,15 +114,35 @@ class ViewBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.affine:
             shape = (-1, *[1] * (x.ndim - 2))
             out = out * self.weight.view(shape) + self.bias.view(shape)
-        if self.tracking:
-            with torch.no_grad():
-                unbiased = variance * (total / (total - 1))
-                moments = Moments(self, mean.detach().view(views, -1), unbiased.view(views, -1))
-            if later is None:
-                update_running([moments])
-            else:
-                later.append(moments)
+        unbiased = variance.detach() * (total / (total - 1))
+        self._track(mean.detach().view(views, -1), unbiased.view(views, -1), later)
         return out.to(x.dtype).flatten(0, 1)
+
+    def note(self, moments: Tensor, count: int, later: "list[Moments] | None" = None) -> None:
+        """Update the running statistics with moments that a kernel has computed.
+
+        Args:
+            moments: (2, V, C), means and variances of each view, divided by the count.
+            count: values of a channel and view.
+            later: as of :meth:`forward`.
+
+        Raises:
+            ValueError: the count is less than two.
+        """
+        if count < 2:
+            raise ValueError(f"batch norm: {count} values a channel and view; it needs two at least")
+        means, variances = moments.detach().unbind()
+        self._track(means, variances * (count / (count - 1)), later)
+
+    def _track(self, means: Tensor, unbiased: Tensor, later: "list[Moments] | None") -> None:
+        """Update the running statistics with moments (V, C), or put them into a list for later."""
+        if not self.tracking:
+            return
+        moments = Moments(self, means, unbiased)
+        if later is None:
+            update_running([moments])
+        else:
+            later.append(moments)
 
 
 class Moments(NamedTuple):

@@ -16,7 +16,7 @@ are float32, and so is the arithmetic between two stored maps: each is rounded w
 """
 
 import contextlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,15 @@ def _stored(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+class _Pass(NamedTuple):
+    """What is the same for all chains of a forward pass."""
+
+    views: int
+    later: list[Moments] | None  # see ViewBatchNorm
+    fused: bool  # chains run as kernels
+    corrections: list[Tensor]  # weights
+
+
 class PCM(nn.Module):
     """Visual map (V * B, width, 14, 14) and audio embedding (V * B, audio_dim) -> (V * B, out_dim, 14, 14).
 
@@ -49,7 +58,7 @@ class PCM(nn.Module):
             about 1/5 of the memory and 4/5 of a forward pass more.
     """
 
-    doubling: Tensor  # a buffer
+    taps: Tensor  # a buffer
 
     def __init__(
         self, cycles: int = 4, audio_dim: int = 128, out_dim: int = 512, width: int = 512, checkpoint: bool = False
@@ -71,7 +80,7 @@ class PCM(nn.Module):
             ]
         )
         self.correct.append(nn.ConvTranspose2d(width, out_dim, 1))  # the output layer
-        self.register_buffer("doubling", kernels.doubling_weights(7, 7), persistent=False)
+        self.register_buffer("taps", kernels.doubling_taps(7, 7), persistent=False)
         self.blend = nn.ParameterList([torch.full((1, width, 1, 1), 0.5) for _ in range(LEVELS)])
         self.gain = nn.ParameterList([torch.ones(1, width, 1, 1) for _ in range(LEVELS)])
         self.predict_norm = nn.ModuleList([ViewBatchNorm(width) for _ in range(LEVELS - 1)])
@@ -87,29 +96,72 @@ class PCM(nn.Module):
         """Level 1 or 2's prediction of the representation under it; 7 -> 3 drops a row and a column."""
         return F.max_pool2d(self.predict[level](r), 2)
 
-    def _audio_error(self, r: Tensor, audio: Tensor) -> Tensor:
+    def _chain(
+        self,
+        norm: ViewBatchNorm,
+        now: _Pass,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        blend: Tensor | None = None,
+        gain: Tensor | None = None,
+        top: Tensor | None = None,
+    ) -> Tensor:
+        """gelu(norm(u)), with u = x, its mix with y by a blend rate, or x + gain y; then mixed with ``top`` if given.
+
+        On the fused path y carries its gain already (see :meth:`_corrections`).
+        """
+        if now.fused:
+            rates = None if blend is None else blend.flatten(), None if top is None else self.blend[2].flatten()
+            y = None if y is None else y.to(x.dtype).expand_as(x)
+            out, moments = kernels.blend_norm_gelu(
+                x, y, rates[0], norm.weight, norm.bias, now.views, norm.eps, top, rates[1]
+            )
+            norm.note(moments, x.numel() // (x.shape[1] * now.views), now.later)
+            return out
+        if blend is not None:
+            mix = F.relu(blend)
+            x = _stored((1 - mix) * x + mix * y)
+        elif gain is not None:
+            x = _stored(x + F.relu(gain) * y)
+        out = _stored(F.gelu(norm(x, now.views, now.later)))
+        if top is None:
+            return out
+        mix = F.relu(self.blend[2])
+        return _stored(F.gelu((1 - mix) * out + mix * top))
+
+    def _corrections(self, fused: bool) -> list[Tensor]:
+        """The weights of the three corrections; on the fused path times their gains.
+
+        A gain is a number for each output channel: applied to the weight it costs nothing, applied to a map a read and,
+        in the backward pass, a read and a write.
+        """
+        kernels_ = [self.correct[level].weight for level in range(LEVELS)]
+        return [w * F.relu(g) for w, g in zip(kernels_, self.gain, strict=True)] if fused else kernels_
+
+    def _audio_error(self, r: Tensor, audio: Tensor, weight: Tensor) -> Tensor:
         """The correction of the lowest representation: the error of its prediction of the audio embedding."""
         predicted = F.gelu(self.predict[0](r)).mean(dim=(2, 3))
         # The error is the same at all 3x3 positions, and a 1x1 convolution of a constant is a constant.
-        return self.correct[0]((audio - predicted)[:, :, None, None])
-
-    def _correction(self, level: int, error: Tensor) -> Tensor:
-        if level == 2:
-            error = kernels.upsample_by_two(error, self.doubling)
-        return self.correct[level](error)
+        return F.conv_transpose2d((audio - predicted)[:, :, None, None], weight)
 
     def _bottom_up(
-        self, r: list[Tensor], predicted: list[Tensor], audio: Tensor, norms, views: int, later: list[Moments] | None
+        self, r: list[Tensor], predicted: list[Tensor], audio: Tensor, norms, now: _Pass, top: Tensor | None
     ) -> list[Tensor]:
-        """Correct each level by the error of the one below it; level 0 by the audio's."""
+        """Correct each level by the error of the one below it; level 0 by the audio's.
+
+        With ``top``, the visual map, the highest level comes mixed with it, as the next cycle begins.
+        """
         out: list[Tensor] = []
-        for level in range(LEVELS):
+        for level, weight in enumerate(now.corrections):
             if level == 0:
-                step = self._audio_error(r[0], audio)
+                step = self._audio_error(r[0], audio, weight)
+            elif level == 1:
+                step = F.conv_transpose2d(out[0] - predicted[0], weight, stride=2)
             else:
-                step = self._correction(level, out[level - 1] - predicted[level - 1])
-            corrected = _stored(r[level] + F.relu(self.gain[level]) * step)
-            out.append(_stored(F.gelu(norms[level](corrected, views, later))))
+                step = kernels.doubled_convolution(out[1] - predicted[1], weight, self.taps)
+            above = top if level == LEVELS - 1 else None
+            out.append(self._chain(norms[level], now, r[level], step, gain=self.gain[level], top=above))
         return out
 
     def forward(self, visual: Tensor, audio: Tensor, views: int = 1) -> Tensor:
@@ -117,45 +169,40 @@ class PCM(nn.Module):
             raise ValueError(f"PCM: the visual map must be (V * B, {self.width}, 14, 14), got {tuple(visual.shape)}")
         # predicted[l]: the prediction of level l by level l + 1; the visual map itself is above the top level.
         visual = _stored(visual)
+        fused = self.training and not self.correct_norm[0].synced and kernels.runs_chain(visual)
+        now = _Pass(views, [], fused, self._corrections(fused))
         predicted = [visual]
-        later: list[Moments] = []
         for level in (2, 1):
             below = self._predict_below(level, predicted[0])
-            predicted.insert(0, F.gelu(self.predict_norm[level - 1](below, views, later)))
-        r = self._bottom_up(predicted, predicted, audio, self.correct_norm, views, later)
+            predicted.insert(0, self._chain(self.predict_norm[level - 1], now, below))
+        top = visual if self.cycles else None
+        r = self._bottom_up(predicted, predicted, audio, self.correct_norm, now, top)
 
         again = self.checkpoint and torch.is_grad_enabled()
         for cycle in range(self.cycles):
             r = (
-                self._checkpointed(cycle, visual, audio, views, r)
+                self._checkpointed(cycle, visual, audio, now, r)
                 if again
-                else self._cycle(cycle, visual, audio, views, *r, later=later)
+                else self._cycle(cycle, visual, audio, now, *r)
             )
-        update_running(later)
+        update_running(now.later)
         return self.correct[3](r[2])
 
-    def _cycle(
-        self,
-        cycle: int,
-        visual: Tensor,
-        audio: Tensor,
-        views: int,
-        *r: Tensor,
-        later: list[Moments] | None = None,
-    ) -> list[Tensor]:
-        """The representations, lowest first, after one more pass down and up."""
+    def _cycle(self, cycle: int, visual: Tensor, audio: Tensor, now: _Pass, *r: Tensor) -> list[Tensor]:
+        """The representations, lowest first, after one more pass down and up.
+
+        The highest one, r[2], is mixed with the visual map before a cycle, and after the last one it is not.
+        """
         levels, predicted = list(r), [visual] * (LEVELS - 1)
-        mix = [F.relu(rate) for rate in self.blend]
-        levels[2] = _stored(F.gelu((1 - mix[2]) * levels[2] + mix[2] * visual))
         for level in (1, 0):
             predicted[level] = self._predict_below(level + 1, levels[level + 1])
             norm = self.cycle_predict_norm[cycle * (LEVELS - 1) + level]
-            mixed = _stored((1 - mix[level]) * levels[level] + mix[level] * predicted[level])
-            levels[level] = _stored(F.gelu(norm(mixed, views, later)))
+            levels[level] = self._chain(norm, now, levels[level], predicted[level], blend=self.blend[level])
         norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
-        return self._bottom_up(levels, predicted, audio, norms, views, later)
+        top = visual if cycle + 1 < self.cycles else None
+        return self._bottom_up(levels, predicted, audio, norms, now, top)
 
-    def _checkpointed(self, cycle: int, visual: Tensor, audio: Tensor, views: int, r: list[Tensor]) -> list[Tensor]:
+    def _checkpointed(self, cycle: int, visual: Tensor, audio: Tensor, now: _Pass, r: list[Tensor]) -> list[Tensor]:
         """:meth:`_cycle`, keeping only its inputs: the backward pass computes it again.
 
         Running statistics are updated once. Under the compiler that needs no care: their update is not recomputed.
@@ -163,6 +210,8 @@ class PCM(nn.Module):
         contexts: dict[str, Any] = (
             {} if torch.compiler.is_compiling() else {"context_fn": lambda: (contextlib.nullcontext(), untracked(self))}
         )
+        # Each norm updates its own statistics: a list of moments would outlive what computed them.
+        now = now._replace(later=None)
         return run_checkpointed(
-            self._cycle, cycle, visual, audio, views, *r, use_reentrant=False, preserve_rng_state=False, **contexts
+            self._cycle, cycle, visual, audio, now, *r, use_reentrant=False, preserve_rng_state=False, **contexts
         )

@@ -41,8 +41,12 @@ class Guard:
         self.flag = torch.zeros((), device=device)  # of the last step
         self.gate = torch.zeros((), device=device)  # 1: the model is left as it is
         by_type: dict[torch.dtype, list[Tensor]] = {}
-        for buffer in model.buffers():
-            by_type.setdefault(buffer.dtype, []).append(buffer)
+        kept = model.state_dict(keep_vars=True).values()  # without constants, which no step changes
+        for buffer in (each for each in kept if not isinstance(each, nn.Parameter)):
+            flat = buffer.detach().reshape(-1) if buffer.is_contiguous() else buffer.detach()
+            if buffer.is_contiguous() and buffer.element_size() % 4 == 0:
+                flat = flat.view(torch.int32)  # only bits are copied: so all types go together, in one launch each
+            by_type.setdefault(flat.dtype, []).append(flat)
         self._groups = []
         for buffers in by_type.values():
             size = sum(b.numel() for b in buffers)
@@ -63,10 +67,12 @@ class Guard:
 
         A norm of None means that gradient scaling checks the gradients itself.
         """
-        finite = loss.detach().isfinite() if norm is None else loss.detach().isfinite() & norm.isfinite()
-        self.flag.copy_(finite.logical_not())
+        nothing = loss.detach() - loss.detach()  # 0, or NaN if it is not finite
+        if norm is not None:
+            nothing = nothing + (norm - norm)
+        torch.ne(nothing, 0, out=self.flag)
         if self.latch:
-            self.gate.copy_(torch.maximum(self.gate, self.flag))
+            torch.maximum(self.gate, self.flag, out=self.gate)
         else:
             self.gate.copy_(self.flag)
         return self.gate

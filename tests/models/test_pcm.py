@@ -1,10 +1,10 @@
-"""The PCM's resize as a product, and the dtype in which it keeps its maps."""
+"""The PCM's resize as products, and the dtype in which it keeps its maps."""
 
 import pytest
 import torch
 
 from essl_fast import kernels
-from essl_fast.kernels.upsampling import by_product
+from essl_fast.kernels.upsampling import by_products
 from essl_fast.models import PCM, pcm
 
 VIEWS, BATCH, WIDTH, AUDIO = 2, 3, 24, 16
@@ -31,16 +31,16 @@ def network(dtype=torch.float32):
     return PCM(cycles=2, audio_dim=AUDIO, out_dim=WIDTH, width=WIDTH).to(dtype)
 
 
-def test_the_product_does_not_change_the_network(monkeypatch):
+def test_the_products_do_not_change_the_network(monkeypatch):
     module = network(torch.float64)
     expected = run(module)
-    monkeypatch.setattr(kernels, "upsample_by_two", by_product)
+    monkeypatch.setattr(kernels, "doubled_convolution", by_products)
     for have, want in zip(run(module), expected, strict=True):
         torch.testing.assert_close(have, want, rtol=1e-9, atol=1e-10)
 
 
-def test_the_product_is_no_part_of_a_checkpoint():
-    assert not any("doubling" in name for name in network().state_dict())
+def test_the_taps_are_no_part_of_a_checkpoint():
+    assert not any("taps" in name for name in network().state_dict())
 
 
 def test_autocast_keeps_maps_in_its_dtype(monkeypatch):

@@ -69,7 +69,7 @@ def compiled_part(options: argparse.Namespace) -> list[str]:
     from tests.phantom import budgets, compiled, cubins
 
     cases = [*compiled.QUICK, *(compiled.FULL if options.all else ())]
-    before, version, numbers, found = budgets.load(), budgets.made_with(), {}, []
+    before, version, numbers, found = budgets.load(), budgets.made_with(), {}, compiled.wide_faults()
     for case in (each for each in cases if options.case in each.name):
         begin = time.process_time()
         try:
@@ -79,6 +79,7 @@ def compiled_part(options: argparse.Namespace) -> list[str]:
             continue
         numbers[case.name] = step.budget()
         found += [f"{case.name}: {step.breaks} graph breaks"] if step.breaks else []
+        found += [f"{case.name}: {name} counts its places with 32 bits" for name in sorted(step.log.narrow)]
         if options.update:
             budgets.save({case.name: step.budget()})
         else:

@@ -10,7 +10,7 @@ import torch
 
 FILE = Path(__file__).with_name("budgets.json")
 SLACK = 0.002  # of the bytes
-COLUMNS = ("graphs", "kernels", "launches", "calls", "gigabytes", "atomics")
+COLUMNS = ("graphs", "kernels", "launches", "calls", "gigabytes", "atomics", "relayouts")
 UPDATE = "if that is meant, run `python -m tests.phantom --update` ({how}) and say in the commit's message why"
 
 Budget = dict[str, float | int]
@@ -55,8 +55,8 @@ def faults(name: str, have: Budget, budgets: dict[str, Budget], version: str, ho
         return [f"{name} has no budget: {UPDATE.format(how=how)}"]
     want = budgets[name]
     slack = {"gigabytes": SLACK * want["gigabytes"]}
-    wrong = [c for c in COLUMNS if abs(have[c] - want[c]) > slack.get(c, 0)]
-    told = ", ".join(f"{column} {want[column]} -> {have[column]}" for column in wrong)
+    wrong = [c for c in COLUMNS if c not in want or abs(have[c] - want[c]) > slack.get(c, 0)]
+    told = ", ".join(f"{column} {want.get(column, 'unknown')} -> {have[column]}" for column in wrong)
     return [f"{name}: {told}: {UPDATE.format(how=how)}"] if wrong else []
 
 

@@ -6,6 +6,7 @@ Cases have the recipes' sizes, since Inductor decides by them: a step of two pai
 import contextlib
 import gc
 import io
+import types
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from essl_fast.runtime.distributed import ALONE, World
 from tests.phantom.chip import pretend
 from tests.phantom.chips import CHIPS
 from tests.phantom.eager import ODD
-from tests.phantom.launches import Calls, Launch, Log, kept
+from tests.phantom.launches import Calls, Launch, Log, counts_too_far, kept
 from tests.phantom.training import batch_for, make_trainer
 
 
@@ -67,6 +68,7 @@ class Step(NamedTuple):
             "calls": len(self.calls),
             "gigabytes": round(self.bytes / 1e9, 3),
             "atomics": len(self.log.atomics),
+            "relayouts": len(self.log.relayouts),
         }
 
 
@@ -81,8 +83,24 @@ FULL = (
     Case("h200", "semipl", 128, CYCLE, "fp32"),
     Case("h200", "semipl", 128, f"{CYCLE} --model.pcm_checkpoint true"),
     Case("h200", "semipl", 128, CYCLE, ranks=2),
+    Case("h200", "sspl", 512),  # VGG-16's first maps have more elements than 32 bits count
     Case("h200", "demo"),
 )
+
+
+def wide_faults(chip: str = "h200") -> list[str]:
+    """Inductor's kernels for a tensor past 2^31 elements count with 64 bits, and one that did not would be seen."""
+    log = Log()
+    torch.compiler.reset()
+    with pretend(CHIPS[chip]), kept(log), contextlib.redirect_stdout(io.StringIO()):
+        torch.compile(lambda x: x * 2 + 1)(torch.empty(2**31 + 64, dtype=torch.bfloat16, device="cuda"))
+        seen = [] if log.kernels else ["no kernel was generated for 2^31 elements"]
+        for name, kernel in log.kernels.items():
+            source = kernel.fn.src.replace(".to(tl.int64)", "")
+            short = types.SimpleNamespace(fn=types.SimpleNamespace(src=source))
+            if not counts_too_far(short, (torch.empty(2**31 + 64, device="cuda"),)):
+                seen.append(f"{name} with 32 bits is not seen")
+    return seen + [f"{name} counts 2^31 elements with 32 bits" for name in log.narrow]
 
 
 @contextlib.contextmanager
@@ -133,6 +151,7 @@ def compile_step(case: Case) -> Step:
         enter(contextlib.redirect_stdout(io.StringIO()))
         trainer.train_step(batch)  # compiles
         log.launches.clear()
+        log.relayouts.clear()
         with Calls(log):
             trainer.train_step(batch)
     return Step(case, log, sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"])

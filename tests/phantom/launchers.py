@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from essl_fast.kernels import attention, cosine, native, pixel_bce_op
+from essl_fast.kernels import attention, cosine, image_convolution, native, norm_gelu, pixel_bce_op
 from tests.phantom.chip import GPU, pretend
 from tests.phantom.chips import CHIPS, Chip
 from tests.phantom.cubins import SPILL, needs
@@ -75,9 +75,26 @@ def launch_all(size: int, dtype: torch.dtype, layout: torch.memory_format) -> No
     p = _gpu(size, 2048, dtype=dtype)
     loss, *units = _body(cosine._op)(p, p, p, p, True)
     _body(cosine._backward_op)(*units, loss, dtype)
+    launch_chains(maps)
+    if dtype != torch.float32:
+        images = _gpu(2 * size, 3, 224, 224, dtype=dtype).to(memory_format=layout)
+        image_convolution.image_conv_relu(images, _gpu(64, 3, 3, 3, dtype=dtype), _gpu(64, dtype=dtype))
     boxes = _gpu(2 * size, 4, 4, dtype=torch.int32)
     for consensus in (1, 2):
         _body(pixel_bce_op._op)(weights, boxes, _gpu(2 * size, dtype=torch.bool), consensus, 224, True)
+
+
+def launch_chains(maps: Tensor) -> None:
+    """The chains of the PCM's cycles: the sum with the next cycle's mix, the mix below, the first prediction."""
+    rate, eps = _gpu(maps.shape[1]), 1e-5
+    for y, blend, top in ((maps, None, maps), (maps, rate, None), (None, None, None)):
+        u, partial = _body(norm_gelu._blend)(maps, y, blend, 2)
+        u, top_rate = maps if y is None else u, None if top is None else rate
+        _, moments = _body(norm_gelu._norm)(u, partial, rate, rate, top, top_rate, 2, eps)
+        mixed = (None, None) if blend is None else (maps, y)
+        sums = _body(norm_gelu._sums)(maps, u, moments, rate, rate, *mixed, top, top_rate, eps)
+        given = (maps, u, moments, rate, rate, sums, blend, top, top_rate, eps)
+        _body(norm_gelu._gradients)(*given, False)
 
 
 def triton_faults(chip: str, everything: bool) -> list[str]:

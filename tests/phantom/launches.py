@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -15,6 +15,8 @@ from torch._inductor.runtime import triton_helpers, triton_heuristics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from tests.phantom.watching import COPIES, LARGE, order
 
 # Ops that launch nothing: they look at memory in another way, or allocate it.
 FREE = frozenset(
@@ -81,6 +83,23 @@ def kernel_bytes(kernel: Any, given: tuple) -> float:
     return float(sum(size_of(t) * (1 + (name in changed)) for name, t in named if isinstance(t, Tensor)))
 
 
+def counts_too_far(kernel: Any, given: tuple) -> bool:
+    """Whether a generated kernel takes a tensor of 2^31 elements or more, but computes its places with 32 bits."""
+    reach = (sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True)) for t in given if is_map(t))
+    return max(reach, default=0) >= 2**31 - 1 and "to(tl.int64) * " not in kernel.fn.src
+
+
+def changes_layout(values: Iterable[Any]) -> bool:
+    """Whether large maps (B, C, H, W) among some values have different orders of axes: one is not channels_last."""
+    maps = (t for t in values if isinstance(t, Tensor) and t.ndim == 4 and t.numel() >= LARGE)
+    return len({order(t) for t in maps if min(t.shape) > 1}) > 1
+
+
+def is_map(value: Any) -> bool:
+    """Whether a value is a tensor with elements."""
+    return isinstance(value, Tensor) and value.numel() > 0
+
+
 @dataclass
 class Log:
     """What a compiled step launched, in order, and the kernels that Inductor generated for it."""
@@ -88,6 +107,8 @@ class Log:
     launches: list[Launch] = field(default_factory=list)
     kernels: dict[str, Any] = field(default_factory=dict)  # Inductor's CachingAutotuner by name
     stage: str = ""
+    narrow: set[str] = field(default_factory=set)  # kernels whose places 32 bits cannot count
+    relayouts: list[str] = field(default_factory=list)  # launches with large maps of several orders of axes
 
     @property
     def atomics(self) -> list[str]:
@@ -113,6 +134,8 @@ class Calls(TorchDispatchMode):
             shapes = tuple(tuple(t.shape) for t in tree_leaves((given, named, out)) if isinstance(t, Tensor))
             moved, flop = moved_bytes(function, given, named, out), call_flop(function, given, named, out)
             self._log.launches.append(Launch("call", str(function), self._log.stage, moved, flop, shapes))
+            if function.overloadpacket.__name__ in COPIES and changes_layout(tree_leaves((given, named, out))):
+                self._log.relayouts.append(str(function))
         return out
 
 
@@ -144,8 +167,12 @@ def kept(log: Log) -> Iterator[None]:
 
     def run(kernel: Any, *given: Any, stream: Any = None, **_: Any) -> None:
         moved = kernel_bytes(kernel, given)
+        if counts_too_far(kernel, given):
+            log.narrow.add(name_of(kernel))
         shapes = tuple(tuple(t.shape) for t in given if isinstance(t, Tensor))
         log.launches.append(Launch("triton", name_of(kernel), log.stage, moved, 0.0, shapes))
+        if changes_layout(given):
+            log.relayouts.append(name_of(kernel))
 
     fold = ConstantFolder.run
 

@@ -21,7 +21,7 @@ def test_every_fault_is_found():
 
 def test_budgets(tmp_path):
     version = torch.__version__.partition("+")[0]
-    one = {"graphs": 1, "kernels": 10, "launches": 20, "calls": 5, "gigabytes": 2.0, "atomics": 0}
+    one = {"graphs": 1, "kernels": 10, "launches": 20, "calls": 5, "gigabytes": 2.0, "atomics": 0, "relayouts": 0}
     assert budgets.faults("a", one, {"a": one}, version) == []
     assert budgets.faults("a", {**one, "gigabytes": 2.003}, {"a": one}, version) == []
     (line,) = budgets.faults("a", {**one, "launches": 19, "gigabytes": 2.1}, {"a": one}, version)
