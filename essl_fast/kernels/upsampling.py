@@ -43,6 +43,17 @@ def _along(n: int) -> Tensor:
     return torch.stack([around[2 - k : 2 - k + 2 * n] for k in range(3)], dim=2)
 
 
+@torch.library.custom_op("essl_fast::shared_product", mutates_args=())
+def _shared(weights: Tensor, x: Tensor, scale: float) -> Tensor:
+    """scale * weights x for each sample. An op of its own, for the compiler would write the weights once a sample."""
+    return torch.baddbmm(x.new_empty(1, 1, 1), weights.expand(len(x), -1, -1), x, beta=0, alpha=scale)
+
+
+@_shared.register_fake
+def _(weights: Tensor, x: Tensor, scale: float) -> Tensor:
+    return x.new_empty(len(x), len(weights), x.shape[2])
+
+
 class _Product(torch.autograd.Function):
     """scale * M x for x (B, P, C) and M (Q, P) of x's dtype: (B, Q, C)."""
 
@@ -50,8 +61,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx, x: Tensor, weights: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(weights)
         ctx.scale = scale
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.baddbmm(x.new_empty(1, 1, 1), weights.expand(len(x), -1, -1), x, beta=0, alpha=scale)
+        return _shared(weights, x, scale)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:

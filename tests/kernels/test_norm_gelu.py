@@ -169,6 +169,7 @@ def test_a_cpu_and_float64_take_the_plain_form():
         assert torch.equal(have, want)
 
 
+@pytest.mark.slow  # ten seconds: the interpreter runs forty launches over maps of 14 x 14
 def test_the_pcm_computes_the_same_with_it(device, monkeypatch):
     """Output, gradients and running statistics of the whole module, by kernels and without them."""
     monkeypatch.setattr(norm_gelu, "ROWS", 128)  # few turns for the interpreter

@@ -65,6 +65,8 @@ def call_flop(function: Any, given: tuple, named: dict, out: Any) -> float:
     if function is torch.ops.essl_fast.conv_relu.default:
         weight = given[1]
         return 2.0 * out.numel() * weight[0].numel()
+    if function is torch.ops.essl_fast.shared_product.default:
+        return 2.0 * out.numel() * given[0].shape[1]
     packet = function.overloadpacket
     return float(flop_registry[packet](*given, **named, out_val=out)) if packet in flop_registry else 0.0
 
