@@ -203,6 +203,7 @@ def _sums_kernel(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
+    """Sums of a program's rows. One kernel, because every sum needs the same values, which are computed once."""
     chunk, view, views = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
     there, begin = column < C, chunk * SPAN
@@ -282,6 +283,7 @@ def _gradient_kernel(
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
+    """Gradients of maps and of channels. One kernel, because both need the same sums, and a launch costs time."""
     chunk, view = tl.program_id(0), tl.program_id(1)
     column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
     there, begin = column < C, chunk * SPAN
