@@ -15,7 +15,7 @@ from essl_fast.kernels.tuning import AotCase
 ROWS, WIDTH = 32, 64  # of a tile: each of 128 threads loads twice 16 bytes of a map in 16 bits
 FEWER = 16  # rows of a tile in the backward pass, which keeps more values a place
 CHUNKS = 32, 8  # programs along the rows of a view: of 4,096 rows and more, and of fewer
-SUMS = 6  # see _sums_kernel
+SUMS = 6  # see sums_kernel
 NONE, RESIDUAL, MIX = 0, 1, 2  # how x and y are blended
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -67,7 +67,7 @@ def _blend(x: Tensor, y: Tensor | None, rate: Tensor | None, views: int) -> tupl
     u = x.new_empty(0) if y is None else _like(x)
     partial = _table(x, views, tiling.chunks, 2, channels)
     with torch.cuda.device_of(x):  # Triton launches on the current GPU
-        norm_gelu_kernels._blend_kernel[tiling.grid(views, channels)](
+        norm_gelu_kernels.blend_kernel[tiling.grid(views, channels)](
             x,
             y,
             rate,
@@ -102,7 +102,7 @@ def _norm(
     tiling, channels = Tiling.of(u, views), u.shape[1]
     out, moments = _like(u), _table(u, 2, views, channels)
     with torch.cuda.device_of(u):
-        norm_gelu_kernels._norm_kernel[tiling.grid(views, channels)](
+        norm_gelu_kernels.norm_kernel[tiling.grid(views, channels)](
             u,
             partial,
             weight,
@@ -143,7 +143,7 @@ def _sums(
     tiling = Tiling.of(u, views)
     sums = _table(u, views, tiling.chunks, SUMS, channels)
     with torch.cuda.device_of(u):
-        norm_gelu_kernels._sums_kernel[tiling.grid(views, channels)](
+        norm_gelu_kernels.sums_kernel[tiling.grid(views, channels)](
             gradient,
             u,
             moments,
@@ -192,7 +192,7 @@ def _gradients(
     at_top = _like(u) if to_top else u.new_empty(0)
     to_channels = _table(u, 4, channels)
     with torch.cuda.device_of(u):
-        norm_gelu_kernels._gradient_kernel[tiling.grid(views, channels)](
+        norm_gelu_kernels.gradient_kernel[tiling.grid(views, channels)](
             gradient,
             u,
             moments,
@@ -307,11 +307,11 @@ def blend_norm_gelu(
 
 def _case(kernel, name: str, kind: str, maps: str, tables: str, constexprs: dict, absent: str = "") -> AotCase:
     """A case for 256 maps of 512 channels, 14 x 14; ``absent`` are arguments that are None."""
-    back = kernel in (norm_gelu_kernels._sums_kernel, norm_gelu_kernels._gradient_kernel)
+    back = kernel in (norm_gelu_kernels.sums_kernel, norm_gelu_kernels.gradient_kernel)
     sizes = {"SPAN": 800, "CHUNKS": 32, "ROWS": FEWER if back else ROWS, "WIDTH": WIDTH}
     signature = {each: f"*{kind}" for each in maps.split()} | dict.fromkeys(tables.split(), "*fp32")
-    writes = not (kernel is norm_gelu_kernels._sums_kernel or constexprs.get("BLEND") == NONE)  # a map
-    signature |= {"rows": "i32", "C": "i32"} | ({} if kernel is norm_gelu_kernels._blend_kernel else {"eps": "fp32"})
+    writes = not (kernel is norm_gelu_kernels.sums_kernel or constexprs.get("BLEND") == NONE)  # a map
+    signature |= {"rows": "i32", "C": "i32"} | ({} if kernel is norm_gelu_kernels.blend_kernel else {"eps": "fp32"})
     return AotCase(
         f"{name} {kind}",
         kernel,
@@ -330,23 +330,23 @@ def aot_cases() -> list[AotCase]:
     back, down = "moments weight bias sums", "gradient u"
     for kind in ("bf16", "fp16", "fp32"):
         found += [
-            _case(of._blend_kernel, "none", kind, "x u", "partial", {"BLEND": NONE}, "y rate"),
-            _case(of._blend_kernel, "sum", kind, "x y u", "partial", {"BLEND": RESIDUAL}, "rate"),
-            _case(of._blend_kernel, "mix", kind, "x y u", "rate partial", {"BLEND": MIX}),
+            _case(of.blend_kernel, "none", kind, "x u", "partial", {"BLEND": NONE}, "y rate"),
+            _case(of.blend_kernel, "sum", kind, "x y u", "partial", {"BLEND": RESIDUAL}, "rate"),
+            _case(of.blend_kernel, "mix", kind, "x y u", "rate partial", {"BLEND": MIX}),
         ]
         tables = "partial weight bias moments"
         found += [
-            _case(of._norm_kernel, "norm", kind, "u out", tables, {"TOP": False}, "top top_rate"),
-            _case(of._norm_kernel, "norm, top", kind, "u top out", f"{tables} top_rate", {"TOP": True}),
-            _case(of._sums_kernel, "sum", kind, down, back, {"MIX": False, "TOP": False}, "x y top top_rate"),
-            _case(of._sums_kernel, "mix", kind, f"{down} x y", back, {"MIX": True, "TOP": False}, "top top_rate"),
-            _case(of._sums_kernel, "top", kind, f"{down} top", f"{back} top_rate", {"MIX": False, "TOP": True}, "x y"),
+            _case(of.norm_kernel, "norm", kind, "u out", tables, {"TOP": False}, "top top_rate"),
+            _case(of.norm_kernel, "norm, top", kind, "u top out", f"{tables} top_rate", {"TOP": True}),
+            _case(of.sums_kernel, "sum", kind, down, back, {"MIX": False, "TOP": False}, "x y top top_rate"),
+            _case(of.sums_kernel, "mix", kind, f"{down} x y", back, {"MIX": True, "TOP": False}, "top top_rate"),
+            _case(of.sums_kernel, "top", kind, f"{down} top", f"{back} top_rate", {"MIX": False, "TOP": True}, "x y"),
         ]
         back_maps, back_tables = f"{down} to_x to_y to_top", f"{back} to_channels"
         for name, mix, top, to_top in (("sum", 0, 0, 0), ("mix", 1, 0, 0), ("top", 0, 1, 0), ("trained top", 0, 1, 1)):
             found.append(
                 _case(
-                    of._gradient_kernel,
+                    of.gradient_kernel,
                     name,
                     kind,
                     back_maps + (" top" if top else ""),

@@ -8,10 +8,10 @@
 Maps are channels_last, so they are tables of rows (V B h w, C). A program takes WIDTH channels of SPAN rows of a view.
 Four launches, two forward and two backward; each reads its maps once:
 
-    _blend_kernel      x, y -> u        and, of its rows, mean and sum of squares around it
-    _norm_kernel       u, top -> out    every program first puts the rows' moments together (Chan et al., 1979)
-    _sums_kernel       gradient, u, top, and x and y if they were mixed -> sums over its rows
-    _gradient_kernel   gradient, u, top -> gradients of x and y; every program first adds the sums
+    blend_kernel      x, y -> u        and, of its rows, mean and sum of squares around it
+    norm_kernel       u, top -> out    every program first puts the rows' moments together (Chan et al., 1979)
+    sums_kernel       gradient, u, top, and x and y if they were mixed -> sums over its rows
+    gradient_kernel   gradient, u, top -> gradients of x and y; every program first adds the sums
 
 Nothing but u is kept for the backward pass: n, o and the derivatives are computed again from u. So a chain moves 5 maps
 forward and 5 backward, 7 of them at the top level with the visual map, where 14 x 14 maps of 256 samples and 512
@@ -68,7 +68,7 @@ def _blended(x, y, rate, at, mask, BLEND: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
-def _blend_kernel(
+def blend_kernel(
     x,  # (V rows, C)
     y,  # (V rows, C), unless BLEND is 0
     rate,  # (C,), if BLEND is 2
@@ -115,7 +115,7 @@ def _blend_kernel(
 
 
 @triton.jit
-def _norm_kernel(
+def norm_kernel(
     u,  # (V rows, C)
     partial,  # (V, CHUNKS, 2, C) float32
     weight,  # (C,)
@@ -182,7 +182,7 @@ def _through(gradient, u, top, at, mask, mean, inverse, w, b, t, TOP: tl.constex
 
 
 @triton.jit
-def _sums_kernel(
+def sums_kernel(
     gradient,  # (V rows, C) of out
     u,  # (V rows, C)
     moments,  # (2, V, C) float32
@@ -257,7 +257,7 @@ def _sum_of(sums, number: tl.constexpr, view, column, there, C, CHUNKS: tl.const
 
 
 @triton.jit
-def _gradient_kernel(
+def gradient_kernel(
     gradient,  # (V rows, C) of out
     u,  # (V rows, C)
     moments,  # (2, V, C) float32
