@@ -10,13 +10,10 @@ import triton
 from torch import Tensor
 
 from essl_fast.kernels import norm_gelu_kernels, reference, tuning
-from essl_fast.kernels.tuning import AotCase
+from essl_fast.kernels.norm_gelu_kernels import FEWER, MIX, NONE, RESIDUAL, ROWS, WIDTH
 
-ROWS, WIDTH = 32, 64  # of a tile: each of 128 threads loads twice 16 bytes of a map in 16 bits
-FEWER = 16  # rows of a tile in the backward pass, which keeps more values a place
 CHUNKS = 32, 8  # programs along the rows of a view: of 4,096 rows and more, and of fewer
 SUMS = 6  # see sums_kernel
-NONE, RESIDUAL, MIX = 0, 1, 2  # how x and y are blended
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -300,59 +297,3 @@ def blend_norm_gelu(
     x, y, top = _maps(x, y, top)
     to_top = top is not None and top.requires_grad
     return _Chain.apply(x, y, rate, weight, bias, top, top_rate, views, eps, to_top)
-
-
-# ---------------------------------------------------------------------------------------- ahead-of-time compilation
-
-
-def _case(kernel, name: str, kind: str, maps: str, tables: str, constexprs: dict, absent: str = "") -> AotCase:
-    """A case for 256 maps of 512 channels, 14 x 14; ``absent`` are arguments that are None."""
-    back = kernel in (norm_gelu_kernels.sums_kernel, norm_gelu_kernels.gradient_kernel)
-    sizes = {"SPAN": 800, "CHUNKS": 32, "ROWS": FEWER if back else ROWS, "WIDTH": WIDTH}
-    signature = {each: f"*{kind}" for each in maps.split()} | dict.fromkeys(tables.split(), "*fp32")
-    writes = not (kernel is norm_gelu_kernels.sums_kernel or constexprs.get("BLEND") == NONE)  # a map
-    signature |= {"rows": "i32", "C": "i32"} | ({} if kernel is norm_gelu_kernels.blend_kernel else {"eps": "fp32"})
-    return AotCase(
-        f"{name} {kind}",
-        kernel,
-        signature,
-        {**constexprs, **sizes, **dict.fromkeys(absent.split())},
-        multiples_of_16=("rows", "C"),
-        max_registers=128,
-        min_load_bytes=16,
-        min_store_bytes=16 if writes else 0,
-    )
-
-
-def aot_cases() -> list[AotCase]:
-    """What a cycle launches: the mix below, the sum, the sum with the next cycle's mix, and the first pass."""
-    of, found = norm_gelu_kernels, []
-    back, down = "moments weight bias sums", "gradient u"
-    for kind in ("bf16", "fp16", "fp32"):
-        found += [
-            _case(of.blend_kernel, "none", kind, "x u", "partial", {"BLEND": NONE}, "y rate"),
-            _case(of.blend_kernel, "sum", kind, "x y u", "partial", {"BLEND": RESIDUAL}, "rate"),
-            _case(of.blend_kernel, "mix", kind, "x y u", "rate partial", {"BLEND": MIX}),
-        ]
-        tables = "partial weight bias moments"
-        found += [
-            _case(of.norm_kernel, "norm", kind, "u out", tables, {"TOP": False}, "top top_rate"),
-            _case(of.norm_kernel, "norm, top", kind, "u top out", f"{tables} top_rate", {"TOP": True}),
-            _case(of.sums_kernel, "sum", kind, down, back, {"MIX": False, "TOP": False}, "x y top top_rate"),
-            _case(of.sums_kernel, "mix", kind, f"{down} x y", back, {"MIX": True, "TOP": False}, "top top_rate"),
-            _case(of.sums_kernel, "top", kind, f"{down} top", f"{back} top_rate", {"MIX": False, "TOP": True}, "x y"),
-        ]
-        back_maps, back_tables = f"{down} to_x to_y to_top", f"{back} to_channels"
-        for name, mix, top, to_top in (("sum", 0, 0, 0), ("mix", 1, 0, 0), ("top", 0, 1, 0), ("trained top", 0, 1, 1)):
-            found.append(
-                _case(
-                    of.gradient_kernel,
-                    name,
-                    kind,
-                    back_maps + (" top" if top else ""),
-                    back_tables + (" rate" if mix else "") + (" top_rate" if top else ""),
-                    {"MIX": bool(mix), "TOP": bool(top), "TO_TOP": bool(to_top), "VIEWS": 2},
-                    ("" if mix else "rate ") + ("" if top else "top top_rate"),
-                )
-            )
-    return found
