@@ -86,8 +86,8 @@ def answer(
         score = "" if moment.score is None else f"{moment.score:.3f}"
         rows.append([f"{moment.time:.2f}", score, str(len(moment.regions)), box, moment.why])
     said = [f"{shown} of {len(found.moments)} moments are shown.", *found.notes, *found.faults]
-    files = (out / f"{path.stem}.{kind}" for kind in ("overlay.mp4", "sheet.png", "moments.json"))
-    return Answer(said, False, *files, rows)
+    overlay, sheet, listed = (out / f"{path.stem}.{kind}" for kind in ("overlay.mp4", "sheet.png", "moments.json"))
+    return Answer(said, False, overlay, sheet, listed, rows)
 
 
 def _accepted(video: str | Path | None, limits: Limits) -> Path:

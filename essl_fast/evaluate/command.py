@@ -100,8 +100,7 @@ def _evaluate(
         console.print(f"skipped {manifest.key(row)}, which does not decode: {reason}", soft_wrap=True, markup=False)
 
     dtype = pick_precision(precision, device)
-    more = {"foreign": extra, "guidance": extra}
-    found = evaluate(model, manifest, split, settings, device, dtype, on_fault=skipped, **more)
+    found = evaluate(model, manifest, split, settings, device, dtype, on_fault=skipped, foreign=extra, guidance=extra)
     result = {"checkpoint": name, "split": split, **found.result(manifest), "min_score": found.trusted_from(manifest)}
     if extra:
         threshold, why = None, "a threshold for all sounds is chosen on a validation split, and there is none"

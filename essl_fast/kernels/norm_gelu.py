@@ -3,7 +3,7 @@
 Every launch is an op of its own, so that a graph shows what it launches.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -49,7 +49,7 @@ def _table(x: Tensor, *shape: int) -> Tensor:
     return x.new_empty(shape, dtype=torch.float32)
 
 
-def _maps(*maps: Tensor | None) -> list[Tensor | None]:
+def _maps(*maps: Any) -> list[Any]:
     """The maps in channels_last, which they are already unless the compiler has decided otherwise."""
     return [None if x is None else x.contiguous(memory_format=torch.channels_last) for x in maps]
 

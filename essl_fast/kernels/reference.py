@@ -298,7 +298,7 @@ def blend_norm_gelu(
     variance, mean = torch.var_mean(grouped, dim=(1, 3, 4), correction=0, keepdim=True)
     normal = ((grouped - mean) * torch.rsqrt(variance + eps)).flatten(0, 1)
     out = F.gelu(normal * weight[:, None, None] + bias[:, None, None])
-    if top is not None:
+    if top is not None and top_rate is not None:
         t = F.relu(top_rate).to(wide)[:, None, None]
         out = F.gelu((1 - t) * out + t * top)
     moments = torch.stack([mean.detach().flatten(1), variance.detach().flatten(1)])

@@ -102,8 +102,11 @@ def localize(
         truth = read_truth(boxes, given.stem, boxes_size) if boxes else None
         outputs = Outputs.of(Path(out), given.stem)
         outputs.prepare([given, sound, boxes])
-        ready = isinstance(checkpoint, SoundFinder)
-        finder = checkpoint if ready else SoundFinder.open(checkpoint, device, precision, weights)
+        finder = (
+            checkpoint
+            if isinstance(checkpoint, SoundFinder)
+            else SoundFinder.open(checkpoint, device, precision, weights)
+        )
         console = console or commands.console(quiet=True)
         commands.say_imports(console, finder.settings.imports)
         dali, why = pick_decoder(decoder, footage, finder.device)
@@ -111,8 +114,18 @@ def localize(
         least = finder.trust.min_score if min_score is None else min_score
         with PassProgress(console) as progress:
             step = progress.over("localizing", len(moment_places(footage.times, rate)))
-            how = {"rate": rate, "threshold": threshold, "min_score": least, "batch": batch}
-            found = find_moments(finder, footage, sound, **how, truth=truth, dali=dali, step=step)
+            found = find_moments(
+                finder,
+                footage,
+                sound,
+                rate=rate,
+                threshold=threshold,
+                min_score=least,
+                batch=batch,
+                truth=truth,
+                dali=dali,
+                step=step,
+            )
             found.notes = [
                 line for line in (finder.trust.warning(given), finder.trust.reason * (min_score is None)) if line
             ]

@@ -16,7 +16,7 @@ are float32, and so is the arithmetic between two stored maps: each is rounded w
 """
 
 import contextlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -119,10 +119,10 @@ class PCM(nn.Module):
             )
             norm.note(moments, x.numel() // (x.shape[1] * now.views), now.later)
             return out
-        if blend is not None:
+        if y is not None and blend is not None:
             mix = F.relu(blend)
             x = _stored((1 - mix) * x + mix * y)
-        elif gain is not None:
+        elif y is not None and gain is not None:
             x = _stored(x + F.relu(gain) * y)
         out = _stored(F.gelu(norm(x, now.views, now.later)))
         if top is None:
@@ -136,8 +136,8 @@ class PCM(nn.Module):
         A gain is a number for each output channel: applied to the weight it costs nothing, applied to a map a read and,
         in the backward pass, a read and a write.
         """
-        kernels_ = [self.correct[level].weight for level in range(LEVELS)]
-        return [w * F.relu(g) for w, g in zip(kernels_, self.gain, strict=True)] if fused else kernels_
+        weights = [cast(Tensor, self.correct[level].weight) for level in range(LEVELS)]
+        return [w * F.relu(g) for w, g in zip(weights, self.gain, strict=True)] if fused else weights
 
     def _audio_error(self, r: Tensor, audio: Tensor, weight: Tensor) -> Tensor:
         """The correction of the lowest representation: the error of its prediction of the audio embedding."""
@@ -170,11 +170,13 @@ class PCM(nn.Module):
         # predicted[l]: the prediction of level l by level l + 1; the visual map itself is above the top level.
         visual = _stored(visual)
         fused = self.training and not self.correct_norm[0].synced and kernels.runs_chain(visual)
-        now = _Pass(views, [], fused, self._corrections(fused))
+        later: list[Moments] = []
+        now = _Pass(views, later, fused, self._corrections(fused))
         predicted = [visual]
         for level in (2, 1):
             below = self._predict_below(level, predicted[0])
-            predicted.insert(0, self._chain(self.predict_norm[level - 1], now, below))
+            norm = cast(ViewBatchNorm, self.predict_norm[level - 1])
+            predicted.insert(0, self._chain(norm, now, below))
         top = visual if self.cycles else None
         r = self._bottom_up(predicted, predicted, audio, self.correct_norm, now, top)
 
@@ -185,7 +187,7 @@ class PCM(nn.Module):
                 if again
                 else self._cycle(cycle, visual, audio, now, *r)
             )
-        update_running(now.later)
+        update_running(later)
         return self.correct[3](r[2])
 
     def _cycle(self, cycle: int, visual: Tensor, audio: Tensor, now: _Pass, *r: Tensor) -> list[Tensor]:
@@ -196,7 +198,7 @@ class PCM(nn.Module):
         levels, predicted = list(r), [visual] * (LEVELS - 1)
         for level in (1, 0):
             predicted[level] = self._predict_below(level + 1, levels[level + 1])
-            norm = self.cycle_predict_norm[cycle * (LEVELS - 1) + level]
+            norm = cast(ViewBatchNorm, self.cycle_predict_norm[cycle * (LEVELS - 1) + level])
             levels[level] = self._chain(norm, now, levels[level], predicted[level], blend=self.blend[level])
         norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
         top = visual if cycle + 1 < self.cycles else None
