@@ -4,7 +4,7 @@
     python docs/draw_pictures.py runs/demo          needs Chromium for report.jpg
     python docs/draw_pictures.py --check            whether the text quotes the run of the pictures
 
-demo_overlays.jpg   the run's overlays.png
+demo_overlays.jpg   the six pairs in the middle of its test scores, under their heat
 localize_demo.jpg   its heat on the first twelve test clips of the demo's world, each at an annotated moment
 report.jpg          its report in a browser, on a desk and on a phone
 pictures.json       the figures of this run, and how many of the clips' annotated moments are right
@@ -64,6 +64,20 @@ def report_picture(run: Path) -> Image.Image:
     whole.paste(desk, (gap, gap))
     whole.paste(phone, (desk.width + 2 * gap, gap))
     return whole
+
+
+def strip(run: Path) -> Image.Image:
+    """The pairs of the report's gallery that are in the middle by their cIoU, side by side."""
+    from essl_fast.localize import Overlay, heat_of
+    from essl_fast.report import gallery
+
+    pictures = [picture for picture in gallery.load(run / "gallery.npz") if picture.group == "median"]
+    drawn = []
+    for picture in pictures:
+        frame = np.asarray(Image.open(io.BytesIO(picture.jpeg)).convert("RGB"))
+        boxes = [box for box in picture.boxes.tolist() if box[2] > box[0]]
+        drawn.append(Overlay.of(frame).blend(frame, heat_of(picture.similarity), boxes))
+    return Image.fromarray(np.concatenate(drawn, axis=1))
 
 
 def clips_picture(run: Path) -> tuple[Image.Image, dict]:
@@ -133,7 +147,7 @@ def main() -> int:
     if options.run is None:
         parser.error("give the run directory")
     summary = json.loads((options.run / "summary.json").read_text())
-    save("demo_overlays.jpg", Image.open(options.run / "overlays.png"), 1080)
+    save("demo_overlays.jpg", strip(options.run), 1080)
     save("report.jpg", report_picture(options.run), 1000)
     sheet, localized = clips_picture(options.run)
     save("localize_demo.jpg", sheet, 990)

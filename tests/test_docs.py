@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 import runpy
 import shlex
@@ -233,3 +234,8 @@ def test_the_page_of_names_is_current():
     assert "| ? |" not in names, [line for line in names.splitlines() if "| ? |" in line]
     current = listing["page_with"](names) == (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     assert current, "run python docs/list_api.py"
+
+
+def test_the_pictures_are_of_the_run_that_the_text_quotes():
+    drawing = runpy.run_path(str(ROOT / "docs" / "draw_pictures.py"))
+    assert drawing["quotes"](json.loads((ROOT / "docs" / "pictures.json").read_text())) == []

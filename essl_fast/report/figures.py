@@ -82,7 +82,8 @@ def overlays(path: Path, samples: list[dict]) -> None:
         for x1, y1, x2, y2 in sample["boxes"]:
             if x2 > x1 and y2 > y1:
                 _frame(axis, (x1, y1, x2, y2), 2)
-        axis.set_title(plotting.shown(sample["title"]), fontsize=9)
+        words, _, key = sample["title"].partition("\n")  # which shown would not let pass
+        axis.set_title(f"{plotting.shown(words)}\n{plotting.shown(key)}", fontsize=9)
     figure.suptitle("heat: similarity with the sound; white: threshold 0.5; green: ground truth")
     plotting.save(figure, path, 90)
 
