@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from statistics import median  # NumPy's would import its masked arrays, which takes 0.1 s
 
 import av
 import numpy as np
@@ -119,12 +120,6 @@ def is_constant(pts: np.ndarray, time_base: Fraction) -> bool:
     return bool(np.ptp(apart) <= (_SLACK if time_base <= _FINE else 1e-6))
 
 
-def middle(values: np.ndarray) -> float:
-    """The median of (n,) numbers, n > 0. `np.median` would import NumPy's masked arrays, which takes 0.1 s."""
-    ordered, half = np.sort(values), len(values) // 2
-    return (float(ordered[half]) + float(ordered[-half - 1])) / 2
-
-
 def _by_decoder(path: Path, stamps: Stamps, decoding: bool, why: str, avi: bool) -> Clock:
     """The clock by decoding every picture once. decoding: stamps are those of decoding; avi: so are AVI's, always."""
     order, ahead = _decoded_order(path, stamps.shown)
@@ -194,7 +189,7 @@ def _whole(ticks: Sequence[int | None]) -> np.ndarray:
     if len(kept) < 2:
         return np.arange(count, dtype=np.int64) + (0 if last is None else last - kept[0])
     places, values = np.array(kept), np.array([ticks[at] for at in kept], np.float64)
-    step = middle(np.diff(values) / np.diff(places))
+    step = median((np.diff(values) / np.diff(places)).tolist())
     filled = np.interp(np.arange(count), places, values)
     filled += np.minimum(np.arange(count) - places[0], 0) * step + np.maximum(np.arange(count) - places[-1], 0) * step
     return np.floor(filled + 1e-6).astype(np.int64)
@@ -203,7 +198,7 @@ def _whole(ticks: Sequence[int | None]) -> np.ndarray:
 def _begun(ticks: Sequence[int | None]) -> np.ndarray:
     """As `_whole`, for AVI: muxers put the first picture at 0 also where rounding moves all others by a tick."""
     whole = _whole(ticks)
-    if len(whole) > 2 and whole[1] - whole[0] == 2 and middle(np.diff(whole)) == 1:
+    if len(whole) > 2 and whole[1] - whole[0] == 2 and median(np.diff(whole).tolist()) == 1:
         whole[0] += 1
     return whole
 
@@ -211,6 +206,6 @@ def _begun(ticks: Sequence[int | None]) -> np.ndarray:
 def _shifted(due: np.ndarray, held: int) -> np.ndarray:
     """When pictures are shown, if a decoder holds `held` of them back. due: (n,) ticks of decoding, ascending."""
     held = min(held, len(due) - 1)
-    step = int(middle(np.diff(due))) if len(due) > 1 else 1
+    step = int(median(np.diff(due).tolist())) if len(due) > 1 else 1
     later = due[-1] + step * np.arange(1, held + 1)
     return np.concatenate([due[held:], later]) - due[held] + due[0]

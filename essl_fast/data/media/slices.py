@@ -60,11 +60,12 @@ class SliceReader:
         if not unit or unit[0] & 31 != _SETTINGS or unit == self._set:
             return
         try:
-            self._sequence, self._set = h264_sequence(unit), unit
+            sequence = h264_sequence(unit)
         except (IndexError, ValueError):
             return  # a damaged set; the decoder will say so
-        self.whole = not self._sequence.header.fields
-        self.tells = not self.whole or self._sequence.order_kind != _AS_DECODED
+        self._sequence, self._set = sequence, unit
+        self.whole = not sequence.header.fields
+        self.tells = not self.whole or sequence.order_kind != _AS_DECODED
 
     def _look(self, unit: bytes) -> None:
         """Look at a slice; `unit` holds its NAL unit's first bytes."""
