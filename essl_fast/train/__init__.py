@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from essl_fast.train.demo import demo_data as demo_data
     from essl_fast.train.events import Fault as Fault
     from essl_fast.train.events import Preparation as Preparation
     from essl_fast.train.events import Reading as Reading
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Trainer": "trainer",
         "WARMUP": "graphs",
         "build_optimizer": "optimizer",
+        "demo_data": "demo",
         "fit": "run",
         "register_logger": "observers",
         "replay": "replaying",
