@@ -13,6 +13,7 @@ FREE = (
     "imports",
     "checkpoint_",
     "eval_every",
+    "patience",
     "data.root",
     "data.threads",
     "data.prefetch",

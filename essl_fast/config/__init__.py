@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from essl_fast.config.settings import from_dict as from_dict
     from essl_fast.config.settings import leaves as leaves
     from essl_fast.config.settings import to_dict as to_dict
+    from essl_fast.config.settings import value_of as value_of
 
 __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
@@ -52,6 +53,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "parser": "parsing",
         "shipped_names": "parsing",
         "to_dict": "settings",
+        "value_of": "settings",
         "yamls": "",
     },
 )

@@ -92,6 +92,10 @@ class OptimConfig:
         schedule: constant (the recipe) or cosine (up over the warm-up, then down to 0).
         warmup: epochs over which cosine's rates rise.
         clip_norm: largest gradient norm; 0 does not clip (the recipe).
+        accumulate: batches whose gradients are added up before the weights are updated; 1 updates after each (the
+            recipe).
+        ema: decay of the exponential moving average of the weights, such as 0.999, which is evaluated beside the
+            weights and kept as best-ema.pt; 0 keeps none (the recipe).
     """
 
     lr_sound: float = 5e-4
@@ -102,6 +106,8 @@ class OptimConfig:
     schedule: Literal["constant", "cosine"] = "constant"
     warmup: float = 1.0
     clip_norm: float = 0.0
+    accumulate: int = 1
+    ema: float = 0.0
 
 
 @dataclass
@@ -187,6 +193,7 @@ class Config:
             TRITON_CACHE_DIR, if set, win over it.
         cuda_graphs: replay the step as one CUDA graph: auto (on one GPU, except in fp16), on or off.
         eval_every: epochs between evaluations on the selection split; 0 evaluates only at the end.
+        patience: end the run at an evaluation that finds no better result in this many epochs; 0 trains all epochs.
         checkpoint_epochs: epochs between writes of last.pt; the last epoch always writes one.
         checkpoint_steps: steps between further writes within an epoch; 0 means none.
         checkpoint_keep: how many last checkpoints to keep: last.pt and, before it, last-1.pt and so on.
@@ -222,6 +229,7 @@ class Config:
     compile_cache: str = ""
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     eval_every: int = 1
+    patience: int = 0
     checkpoint_epochs: int = 1
     checkpoint_steps: int = 0
     checkpoint_keep: int = 2
@@ -280,6 +288,8 @@ _CHECKS = {
     "optim.weight_decay": _at_least(0),
     "optim.warmup": _at_least(0),
     "optim.clip_norm": _at_least(0),
+    "optim.accumulate": _at_least(1, 4096),
+    "optim.ema": lambda value: None if 0 <= value < 1 else "must be from 0 to below 1",
     "data.batch_size": _at_least(2, _MOST),  # batch norm needs two
     "data.threads": _at_least(0, 1024),
     "data.prefetch": _at_least(0, 1024),
@@ -292,6 +302,7 @@ _CHECKS = {
     "epochs": _at_least(1, _MOST),
     "seed": _at_least(0, _SEEDS),
     "eval_every": _at_least(0, _MOST),
+    "patience": _at_least(0, _MOST),
     "checkpoint_epochs": _at_least(1, _MOST),
     "checkpoint_steps": _at_least(0, _MOST),
     "checkpoint_keep": _at_least(1, _MOST),
@@ -322,6 +333,8 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
     for name, fault in _CHECKS.items():
         if message := fault(value_of(config, name)):
             yield name, f"{message}, got {value_of(config, name)}"
+    if config.patience and not config.eval_every:
+        yield "patience", "needs evaluations to wait for: set eval_every above 0, got 0"
     if not _is_device(config.device):
         yield "device", f"must be auto, cpu, cuda or cuda:N, got {config.device!r}"
 

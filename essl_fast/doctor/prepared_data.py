@@ -36,8 +36,10 @@ def check_data(case: Case) -> Iterator[Finding]:
     for split in dict.fromkeys(("train", settings.select_on, "test")):
         if not counts[split]:
             yield Finding("data", STOPS, f"{manifest.root} has no {split} split, which training needs", remedy)
-    if counts["train"] < settings.data.batch_size and settings.data.last_batch == "drop":
-        what = f"data.batch_size {settings.data.batch_size} is more than the {counts['train']} training pairs"
+    least, times = settings.data.batch_size * settings.optim.accumulate, settings.optim.accumulate
+    if counts["train"] < least and settings.data.last_batch == "drop":
+        size = f"data.batch_size {settings.data.batch_size}" + f", times optim.accumulate {times}," * (times > 1)
+        what = f"{size} is more than the {counts['train']} training pairs"
         yield Finding("data", STOPS, what, "choose a smaller one, or --data.last_batch keep")
 
 

@@ -78,7 +78,8 @@ def probe(case: Case) -> Probe:
         raise RuntimeError(f"the whole run has {trainer.steps} steps, too few to time after {WARM} that warm up")
     seconds, waited = marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]
     steps = len(marks) - 1
-    return Probe(steps * case.settings.data.batch_size / seconds, steps, seconds, waited / seconds)
+    pairs = case.settings.data.batch_size * case.settings.optim.accumulate  # of a step
+    return Probe(steps * pairs / seconds, steps, seconds, waited / seconds)
 
 
 def _train(trainer: Trainer) -> Iterator[None]:

@@ -49,7 +49,8 @@ def largest_gaps(run: ProfiledRun, profile: StepProfile, out: Path) -> list[str]
     settings = run.settings
     ceilings = measure_ceilings(run.device, run.dtype)
     flop = step_flop(settings, models.keeps_embeddings(settings))
-    floors = stage_floors(flop, settings.data.batch_size, run.trained, ceilings, run.dtype.itemsize)
+    pairs = settings.data.batch_size * settings.optim.accumulate  # of a step
+    floors = stage_floors(flop, pairs, run.trained, ceilings, run.dtype.itemsize)
     setting = gaps.Setting(
         gpu=run.device.type == "cuda",
         compiled=run.compiled,

@@ -15,6 +15,7 @@ from essl_fast.runtime import runlog
 
 RESULTS = {  # the results in a run's summary -> their names for readers
     "test": "trained",
+    "test_ema": "trained, averaged weights",
     "untrained": "untrained",
     "centre_prior": "centre prior",
     "object_prior": "object prior",

@@ -106,6 +106,8 @@ class Compilation:
     def _remember(self) -> Callable[[], None]:
         """A function that puts buffers, gradients and random numbers back to what they are now."""
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        # Of the update's batches before this one, where several are added up.
+        gradients = [(each, each.grad.clone()) for each in self._model.parameters() if each.grad is not None]
         gpu = self._device.type == "cuda"
         host, own = torch.get_rng_state(), torch.cuda.get_rng_state(self._device) if gpu else None
 
@@ -114,6 +116,8 @@ class Compilation:
                 for buffer, before in buffers:
                     buffer.copy_(before)
             self._model.zero_grad(set_to_none=True)
+            for each, before in gradients:
+                each.grad = before.clone()
             torch.set_rng_state(host)
             if own is not None:
                 torch.cuda.set_rng_state(own, self._device)

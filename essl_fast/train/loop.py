@@ -4,7 +4,8 @@ for each epoch:
     for each batch:
         step                      two views, forward, backward, update
         checkpoint                every so many steps, and when a signal came; a signal then ends the run
-    evaluate                      on the selection split; the best weights so far become best.pt
+    evaluate                      on the selection split; the best weights so far become best.pt; if they have not
+                                  become better for long, the run ends
     checkpoint                    last.pt: where all of it stands
 """
 
@@ -33,9 +34,9 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
         FloatingPointError: a step was not finite and the settings do not let the run go on.
     """
     settings, observers = trainer.settings, trainer.observers
-    observers.on_train_start(settings.epochs, len(trainer.loader), trainer.steps)
+    observers.on_train_start(settings.epochs, trainer.steps_per_epoch, trainer.steps)
     try:
-        while trainer.epoch < settings.epochs:
+        while not trainer.has_ended:
             for raw in trainer.batches():
                 trainer.take_step(raw)
                 signum = stopping.agreed(trainer.world) if looks_for_signal(trainer) else 0
@@ -45,9 +46,9 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
                     stop(trainer, directory, signum)
 
             entry = trainer.end_epoch()
-            last = trainer.epoch == settings.epochs
-            if last or due(settings.eval_every, trainer.epoch):
+            if trainer.epoch == settings.epochs or due(settings.eval_every, trainer.epoch):
                 select(trainer, directory, entry)
+            last = trainer.has_ended
             observers.on_epoch(entry)  # before last.pt: killed in between, the epoch is logged twice, not never
             signum = stopping.agreed(trainer.world)
             if last or signum or due(settings.checkpoint_epochs, trainer.epoch):
@@ -56,6 +57,8 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
                 observers.on_warning(trainer.epoch, warning)
             if signum:
                 stop(trainer, directory, signum)
+        if trainer.patience_is_spent and trainer.epoch < settings.epochs:
+            observers.on_message(ended_early(trainer))
         if trainer.best is None:  # it was ended before its first evaluation: what was trained is evaluated now
             select(trainer, directory, trainer.history[-1])
             directory.save_last(last_state(trainer))
@@ -90,6 +93,23 @@ def select(trainer: Trainer, directory: RunDirectory, entry: dict) -> None:
         directory.save_best(best_state(trainer))
     if found.samples:
         trainer.observers.on_pictures(trainer.settings.select_on, trainer.epoch, found.samples)
+    if trainer.step.average is not None:
+        with trainer.step.average.applied():
+            average = trainer.evaluate(trainer.settings.select_on)
+            result = average.result(trainer.manifest)
+            entry["selection_ema"] = {key: result[key] for key in ("success_at_half", "auc")}
+            if trainer.is_best(entry["selection_ema"], average.trusted_from(trainer.manifest), average=True):
+                directory.save_best(best_state(trainer, average=True), average=True)
+
+
+def ended_early(trainer: Trainer) -> str:
+    """A line that says why a run ends before its last epoch, and how it would go on."""
+    settings, best = trainer.settings, trainer.best
+    assert best is not None  # or no patience is spent
+    return (
+        f"no better result on {settings.select_on} since epoch {best['epoch']} (patience {settings.patience}): the run "
+        f"ends with epoch {trainer.epoch} of {settings.epochs}; --resume with --patience 0 would go on"
+    )
 
 
 def stop(trainer: Trainer, directory: RunDirectory, signum: int) -> NoReturn:

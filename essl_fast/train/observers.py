@@ -64,6 +64,9 @@ class Observer:
     def on_not_finite(self, fault: Fault, file: Path | None, passed: bool) -> None:
         """A step was not finite. file: what replay reads; passed: the run goes on without the step."""
 
+    def on_evaluation(self, split: str, done: int, total: int) -> None:
+        """So many pairs of a split were localized, of those that this process has; called after each batch."""
+
     def on_baseline(self, name: str, result: dict) -> None:
         """A baseline (the untrained model, or a prior) was evaluated on the test split."""
 

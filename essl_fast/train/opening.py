@@ -33,6 +33,8 @@ def opening_lines(
     yield from (f"passed over: {line}" for line in passed)
     if passed and resumed_from:
         yield f"goes on from {resumed_from}, step {trainer.steps}"
+    if trainer.epoch < settings.epochs and trainer.has_ended:
+        yield f"the run has ended early (patience {settings.patience}): it is evaluated again; --patience 0 goes on"
     if trainer.epoch >= settings.epochs:
         why = f"the run has already trained {trainer.epoch} epochs, so with --epochs {settings.epochs}"
         yield f"{why} there is nothing to train: it is evaluated again"

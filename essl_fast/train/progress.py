@@ -6,14 +6,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from essl_fast.common.pulse import Pulse
+from essl_fast.common.pulse import Heartbeat
 from essl_fast.train.events import Fault, Preparation, Reading
 from essl_fast.train.observers import Observer
 
 
 class TerminalProgress(Observer):
     """Prints what happens in a run: on a terminal with a bar over all epochs (loss, pairs/s, time left), elsewhere with
-    a line every 30 s within an epoch.
+    a line about what goes on whenever nothing was printed for 30 s.
 
     Args:
         console: where to print.
@@ -24,10 +24,16 @@ class TerminalProgress(Observer):
         self.console, self._split = console, split
         self._epochs = self._steps = self._done = 0
         self._text = ""  # the last reading of the losses
-        self._pulse = Pulse(self.on_message, "training", 0)
+        self._doing = "opening the data and the model"
+        self._heartbeat = Heartbeat(self.on_message, lambda: "" if self.console.is_terminal else self._doing)
         self._bar: Progress | None = None
 
+    def heartbeat(self) -> Heartbeat:
+        """A context in which lines are printed where there is no terminal."""
+        return self._heartbeat
+
     def on_message(self, text: str) -> None:
+        self._heartbeat.heard()
         self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     def on_train_start(self, epochs: int, steps_per_epoch: int, steps_done: int) -> None:
@@ -40,7 +46,7 @@ class TerminalProgress(Observer):
             TimeRemainingColumn(),
         ]
         self._epochs, self._steps, self._done = epochs, steps_per_epoch, steps_done
-        self._pulse = Pulse(self.on_message, "training", epochs * steps_per_epoch)
+        self._doing = "waiting for the first step, which decodes and, on a GPU, compiles"
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task = self._bar.add_task(
             "train", total=epochs * steps_per_epoch, completed=steps_done, epoch="", text=""
@@ -50,14 +56,14 @@ class TerminalProgress(Observer):
     def on_step(self, epoch: int, reading: Reading | None) -> None:
         self._done += 1
         self._text = describe_reading(reading) if reading else self._text
-        if not self.console.is_terminal and self._pulse.due():
-            step = self._done - epoch * self._steps
-            self.on_message(
-                f"epoch {epoch + 1:>3}, step {step} of {self._steps}: {self._text or 'no loss was read yet'}"
-            )
+        step = self._done - epoch * self._steps
+        self._doing = f"epoch {epoch + 1:>3}, step {step} of {self._steps}: {self._text or 'no loss was read yet'}"
         if self._bar is not None:
             text: dict[str, Any] = {"text": describe_reading(reading)} if reading else {}
             self._bar.update(self._task, advance=1, epoch=f"{epoch + 1}/{self._epochs}", **text)
+
+    def on_evaluation(self, split: str, done: int, total: int) -> None:
+        self._doing = f"evaluating {split}: {done} of {total} pairs"
 
     def on_prepared(self, done: Preparation, step: int, graphs: dict[str, int]) -> None:
         if done.phase in ("compile", "capture"):
@@ -69,6 +75,9 @@ class TerminalProgress(Observer):
     def on_not_finite(self, fault: Fault, file: Path | None, passed: bool) -> None:
         if passed:
             self.on_message(f"passed over step {fault.step + 1} of epoch {fault.epoch + 1}, which was not finite")
+
+    def on_end(self, summary: dict) -> None:
+        self._doing = "drawing the pictures and the report"
 
     def on_epoch(self, entry: dict) -> None:
         self.on_message(describe_epoch(entry, self._split))

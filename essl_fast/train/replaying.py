@@ -1,8 +1,9 @@
 """Run a training step that was not finite again, and find the first value that is infinite or not a number."""
 
 import contextlib
+import itertools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.loading import Loader, RawBatch
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import loader_settings
+from essl_fast.models import objectives
 from essl_fast.train.events import Fault
 from essl_fast.train.state import runs_on
 from essl_fast.train.trainer import Trainer
@@ -95,9 +97,14 @@ class Watch:
             hook.remove()
 
 
-def batch_of(trainer: Trainer, fault: Fault) -> RawBatch:
-    """The pairs of the step, rank after rank. InputError if the data gives other pairs."""
+def batches_of(trainer: Trainer, fault: Fault) -> list[RawBatch]:
+    """The batches of the step, each rank after rank; several if gradients were added up.
+
+    Raises:
+        InputError: the data gives other pairs.
+    """
     settings, found = trainer.settings, []
+    every = settings.optim.accumulate
     for rank in range(fault.ranks):
         with Loader(
             trainer.manifest,
@@ -112,15 +119,20 @@ def batch_of(trainer: Trainer, fault: Fault) -> RawBatch:
             world_size=fault.ranks,
             **loader_settings(settings, trainer.model, trainer.dtype),
         ) as loader:
-            loader.seek(fault.epoch, fault.step)
-            found.append(next(iter(loader)))
+            loader.seek(fault.epoch, fault.step * every)
+            found.append(list(itertools.islice(loader, every)))
+    if [row for batches in found for raw in batches for row in raw.index.tolist()] != fault.rows:
+        raise InputError(f"{trainer.manifest.root} does not give the pairs that the step had: is it the same data?")
+    return [_of_all_ranks(batches, trainer.device) for batches in zip(*found, strict=True)]
+
+
+def _of_all_ranks(batches: Sequence[RawBatch], device: torch.device) -> RawBatch:
+    """The ranks' parts of a batch, rank after rank."""
     frames, sound, index = (
-        torch.cat([getattr(raw, name)[raw.rows] if name == "frames" else getattr(raw, name) for raw in found])
+        torch.cat([getattr(raw, name)[raw.rows] if name == "frames" else getattr(raw, name) for raw in batches])
         for name in ("frames", "sound", "index")
     )
-    if index.tolist() != fault.rows:
-        raise InputError(f"{trainer.manifest.root} does not give the pairs that the step had: is it the same data?")
-    return RawBatch(frames, torch.arange(len(index), device=trainer.device), sound, index)
+    return RawBatch(frames, torch.arange(len(index), device=device), sound, index)
 
 
 def trainer_of(state: dict, root: Path, device: torch.device, precision: str) -> Trainer:
@@ -168,38 +180,59 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
         InputError: the data is not what the step was trained on.
     """
     trainer, fault = trainer_of(state, root, device, precision), Fault(**state["fault"])
-    model, raw = trainer.model.train(), batch_of(trainer, fault)
-    views, boxes, labelled = views_of(trainer, fault, raw)
+    model, batches = trainer.model.train(), batches_of(trainer, fault)
     places = [Place("weight", name, found) for name, value in model.state_dict().items() if (found := nonfinite(value))]
-    for name, value in (("views", views), ("sound", raw.sound)):
-        places += [Place("input", name, found)] if (found := nonfinite(value)) else []
-    watch, operation = Watch(model, fault.keys), ""
+    values: dict[str, float] = {}
+    operation, gradients, labels = "", [], trainer.data.labels
+    labelled = [int(labels.labelled[raw.index].sum()) for raw in batches]
+    with _silent(), torch.autograd.set_detect_anomaly(True, check_nan=True):
+        for raw, count in zip(batches, labelled, strict=True):
+            mine = torch.tensor([len(raw.index), count]), torch.tensor([len(fault.rows), sum(labelled)])
+            shares = objectives.Shares.of(*mine, 1) if len(batches) > 1 else objectives.WHOLE
+            found, losses, operation, later = replay_batch(trainer, fault, raw, shares, state.get("scale", 1.0))
+            places += found
+            gradients += later
+            values = {name: values.get(name, 0.0) + loss for name, loss in losses.items()}
+            if operation:
+                break
+    places += gradients
+    last = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
+    places += [Place("gradient", f"of {name}", found) for name, value in last if (found := nonfinite(value))]
+    return Report(fault, places, values, operation, state.get("runs_on", ""), runs_on(trainer))
+
+
+def replay_batch(
+    trainer: Trainer, fault: Fault, raw: RawBatch, shares: objectives.Shares, scale: float
+) -> tuple[list[Place], dict[str, float], str, list[Place]]:
+    """One batch of the step, forward and backward; its gradients are added to those that are there.
+
+    Returns:
+        What is not finite up to the losses; the losses; what autograd's anomaly detection says, "" if nothing; and
+        the gradients of modules' outputs that are not finite.
+    """
+    model, device, dtype = trainer.model, trainer.device, trainer.dtype
+    views, boxes, labelled = views_of(trainer, fault, raw)
+    inputs = (("views", views), ("sound", raw.sound))
+    places = [Place("input", name, found) for name, value in inputs if (found := nonfinite(value))]
+    watch, operation = Watch(model, [trainer.manifest.key(row) for row in raw.index.tolist()]), ""
     try:
-        with _silent(), torch.autograd.set_detect_anomaly(True, check_nan=True):
-            with torch.autocast(device.type, trainer.dtype, enabled=trainer.dtype != torch.float32):
-                forward = model(views, raw.sound)
-                losses = trainer.step.objective(forward, boxes, labelled)
-            places += watch.outputs
-            places += [
-                Place("output", name, found)
-                for name, value in zip(forward._fields, forward, strict=True)
-                if (found := nonfinite(value))
-            ]
-            values = {name: value.item() for name, value in losses.items()}
-            parts = reversed(losses.items())  # before their sum
-            places += [Place("loss", name, found) for name, value in parts if (found := nonfinite(value))]
-            try:
-                (losses["loss"] * state.get("scale", 1.0)).backward()
-            except RuntimeError as error:
-                if "returned nan values" not in str(error):
-                    raise
-                operation = str(error).splitlines()[0]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            forward = model(views, raw.sound)
+            losses = trainer.step.objective(forward, boxes, labelled, shares)
+        places += watch.outputs
+        outputs = zip(forward._fields, forward, strict=True)
+        places += [Place("output", name, found) for name, value in outputs if (found := nonfinite(value))]
+        parts = reversed(losses.items())  # before their sum
+        places += [Place("loss", name, found) for name, value in parts if (found := nonfinite(value))]
+        try:
+            (losses["loss"] * scale).backward()
+        except RuntimeError as error:
+            if "returned nan values" not in str(error):
+                raise
+            operation = str(error).splitlines()[0]
     finally:
         watch.close()
-    places += watch.gradients
-    gradients = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
-    places += [Place("gradient", f"of {name}", found) for name, value in gradients if (found := nonfinite(value))]
-    return Report(fault, places, values, operation, state.get("runs_on", ""), runs_on(trainer))
+    return places, {name: value.item() for name, value in losses.items()}, operation, watch.gradients
 
 
 def report_lines(report: Report) -> Iterator[str]:

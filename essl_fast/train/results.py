@@ -31,10 +31,11 @@ def conclude(
     """
     with distributed.leader_first(trainer.world):
         best = checkpoints.load(directory.best)
+    averaged = test_average(trainer, directory)
     checkpoints.load_trained(trainer.model, best["model"])
     frozen = trainer.settings.baselines and trainer.model.freeze_trunk  # then its object map is a prior
     found = trainer.evaluate("test", show=trainer.settings.overlays, guidance=frozen)
-    results = {"test": found.result(trainer.manifest)}
+    results = {"test": found.result(trainer.manifest), **averaged}
     if trainer.settings.baselines:
         results |= baselines(trainer, found, objects)
     summary = summarize(trainer, results, best["best"], data_seconds, environment)
@@ -46,6 +47,16 @@ def conclude(
         if count := pictures_wanted(trainer.settings):
             trainer.observers.on_pictures("test", best["best"]["epoch"], found.samples[:count])
     return summary
+
+
+def test_average(trainer: Trainer, directory: RunDirectory) -> dict[str, dict]:
+    """The result of best-ema.pt on the test split, if the run averages its weights. They are then the model's."""
+    if trainer.step.average is None:
+        return {}
+    with distributed.leader_first(trainer.world):
+        best = checkpoints.load(directory.best_average)
+    checkpoints.load_trained(trainer.model, best["model"])
+    return {"test_ema": trainer.evaluate("test").result(trainer.manifest)}
 
 
 @contextlib.contextmanager
@@ -83,6 +94,9 @@ def summarize(
     return {
         **results,
         "selected": {**selected, "protocol": protocol},
+        **({"selected_ema": trainer.best_average} if "test_ema" in results else {}),
+        "epochs": trainer.epoch,
+        "ended_early": trainer.patience_is_spent and trainer.epoch < trainer.settings.epochs,
         "seconds": trainer.speed.total_seconds(),
         "stage_seconds": {"data": data_seconds, **trainer.speed.seconds},
         "pairs_per_second": trainer.speed.mean_rate(),

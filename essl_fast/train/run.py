@@ -171,8 +171,11 @@ def run(
     """
     began = time.perf_counter()
     directory = RunDirectory(out, settings.checkpoint_keep, world.leads)
-    observers = Observers(*([TerminalProgress(console, settings.select_on)] if world.leads else []))
+    progress = TerminalProgress(console, settings.select_on)
+    observers = Observers(*([progress] if world.leads else []))
     with contextlib.ExitStack() as stack:
+        if world.leads:
+            stack.enter_context(progress.heartbeat())
         if settings.deterministic:
             be_deterministic()
         past = load_past(checkpoint, directory, world, stack, observers.on_message)
@@ -256,17 +259,22 @@ def open_data(settings: config.Config, world: World, say: Callable[[str], None],
 
 
 def without_best(trainer: Trainer, directory: RunDirectory) -> list[str]:
-    """If best.pt was damaged or deleted, let the best of the next epochs replace it, and return a line that says so.
+    """If best.pt or best-ema.pt was damaged or deleted, let the best of the next epochs replace it, and return a line
+    that says so.
 
     After the last epoch nothing can replace it; the end of the run then raises the error.
     """
-    if trainer.best is None or trainer.epoch >= trainer.settings.epochs:
-        return []
-    wrong = directory.best_fault()
-    if wrong is None:
-        return []
-    trainer.best = None
-    return [f"{directory.best} ({wrong}): the best of the epochs from here on will be the run's best"]
+    said = []
+    for average, file in ((True, directory.best_average), (False, directory.best)):
+        if (trainer.best_average if average else trainer.best) is None or trainer.has_ended:
+            continue
+        if wrong := directory.best_fault(average):
+            if average:
+                trainer.best_average = None
+            else:
+                trainer.best = None
+            said.append(f"{file} ({wrong}): the best of the epochs from here on will be the run's best")
+    return said
 
 
 def open_directory(trainer: Trainer, directory: RunDirectory, past: Past, stack: contextlib.ExitStack) -> None:

@@ -5,6 +5,7 @@ log.jsonl           environment, every epoch, every evaluation
 last.pt             the state that --resume continues from, exactly
 last-1.pt           the one before it; --resume continues from it if last.pt is damaged
 best.pt             the weights of the best epoch on the selection split
+best-ema.pt         with optim.ema: the averaged weights of their best epoch
 summary.json        results of the trained model and of the baselines; when the run goes on after its end, those that it
                     had become summary-1.json (so do report and pictures)
 curves.png, overlays.png
@@ -48,6 +49,7 @@ class RunDirectory:
     def __init__(self, path: Path, keep: int, leads: bool) -> None:
         self.path, self._keep, self._leads = Path(path), keep, leads
         self.last, self.best = self.path / "last.pt", self.path / "best.pt"
+        self.best_average = self.path / "best-ema.pt"
         self.config, self.log = self.path / "config.yaml", self.path / "log.jsonl"
         self.summary, self.report = self.path / "summary.json", self.path / "report.html"
         self.curves, self.overlays = self.path / "curves.png", self.path / "overlays.png"
@@ -63,10 +65,10 @@ class RunDirectory:
         if self._leads:
             checkpoints.save(self.last, state, self._keep)
 
-    def save_best(self, state: dict) -> None:
-        """Write best.pt."""
+    def save_best(self, state: dict, average: bool = False) -> None:
+        """Write best.pt, or best-ema.pt."""
         if self._leads:
-            checkpoints.save(self.best, state)
+            checkpoints.save(self.best_average if average else self.best, state)
 
     def save_config(self, settings: config.Config) -> None:
         """Write config.yaml."""
@@ -86,12 +88,13 @@ class RunDirectory:
                 if file.is_file():
                     os.replace(file, checkpoints.numbered(file, 1))
 
-    def best_fault(self) -> str | None:
-        """What is wrong with best.pt, in words; None if nothing is."""
-        if not self.best.is_file():
+    def best_fault(self, average: bool = False) -> str | None:
+        """What is wrong with best.pt, or best-ema.pt, in words; None if nothing is."""
+        file = self.best_average if average else self.best
+        if not file.is_file():
             return "it is gone"
-        wrong = checkpoints.damage(self.best)
-        if wrong == checkpoints.UNSEALED and checkpoints.load(self.best):  # of version 1, which had no checksum
+        wrong = checkpoints.damage(file)
+        if wrong == checkpoints.UNSEALED and checkpoints.load(file):  # of version 1, which had no checksum
             return None
         return wrong
 

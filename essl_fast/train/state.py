@@ -28,9 +28,12 @@ def _header(trainer: Trainer) -> dict:
     }
 
 
-def best_state(trainer: Trainer) -> dict:
-    """What best.pt holds: the weights, and how they were selected."""
-    return {"kind": "best", **_header(trainer), "best": trainer.best}
+def best_state(trainer: Trainer, average: bool = False) -> dict:
+    """What best.pt holds: the weights, and how they were selected.
+
+    average: what best-ema.pt holds; the averaged weights are then in the model.
+    """
+    return {"kind": "best", **_header(trainer), "best": trainer.best_average if average else trainer.best}
 
 
 def faulty_state(trainer: Trainer) -> dict:
@@ -45,7 +48,10 @@ def last_state(trainer: Trainer) -> dict:
     """
     trainer.read_losses()
     world, losses, speed = trainer.world, trainer.losses, trainer.speed
+    average = trainer.step.average
+    averaged = {} if average is None else {"ema": average.state_dict(), "best_average": trainer.best_average}
     return {
+        **averaged,
         "kind": "last",
         **_header(trainer),
         "optimizer": optimizer_state(trainer.step.optimizer),
@@ -141,6 +147,9 @@ def resume(trainer: Trainer, state: dict, out: str | Path = "DIR") -> list[str]:
     torch.set_rng_state(state["rng"])
     trainer.epoch, trainer.steps = state["epoch"], state["step"]
     trainer.history, trainer.best = list(state["history"]), state["best"]
+    if step.average is not None:
+        step.average.load_state_dict(state["ema"])
+        trainer.best_average = state["best_average"]
     trainer.untrained = state.get("untrained")
     trainer.faults.not_finite = list(state.get("not_finite", []))
     losses.sums = dict(state["sums"])

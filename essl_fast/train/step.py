@@ -9,6 +9,9 @@ From step to step only the contents of tensors change, and no value is read back
 the whole body.
 """
 
+import contextlib
+import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -22,6 +25,8 @@ from essl_fast.runtime import distributed, stages
 from essl_fast.runtime.compiling import compile_graph, compile_training, uncompile, wants_compile
 from essl_fast.runtime.devices import timed_engines
 from essl_fast.runtime.distributed import ALONE, World
+from essl_fast.train.accumulation import Group, losses_of, parts_of, sizes_of
+from essl_fast.train.averaging import AveragedWeights
 from essl_fast.train.collapse import projection_spread
 from essl_fast.train.compilation import Compilation
 from essl_fast.train.data import Labels
@@ -40,11 +45,14 @@ class TrainStep:
         model: on the device. Its weights are updated in place.
         labels: boxes and labels of every pair.
         consensus: annotators that must agree for a pixel to count fully.
-        steps_per_epoch: for the learning-rate schedule.
+        steps_per_epoch: updates of an epoch, for the learning-rate schedule.
         held: the frames of every batch are one and the same tensor, a pool.
         device: of the model.
         dtype: in which autocast computes; float32 runs without autocast.
         world: the processes that train together.
+
+    Attributes:
+        average: the moving average of the weights, where the settings ask for one.
     """
 
     def __init__(
@@ -71,6 +79,8 @@ class TrainStep:
         self.rates = Rates(self.optimizer, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.guard = Guard(model, device, latch=settings.on_nonfinite == "stop")
+        self.average = AveragedWeights(model, settings.optim.ema) if settings.optim.ema else None
+        self._sizes: tuple[int, ...] = ()  # pairs of each batch of the update
         compiled = wants_compile(settings.compile, device)
         self.compilation = Compilation(
             compiled, settings.compile == "on", self._uncompiled, model=model, device=device, world=world
@@ -86,7 +96,7 @@ class TrainStep:
         self.stepper = Stepper(
             self._body,
             self.optimizer,
-            settings.data.batch_size,
+            settings.data.batch_size * settings.optim.accumulate,
             CudaCapture(device) if wants_capture(settings, device, dtype, world.size) else None,
             held=held,
             compiled=lambda: self.compiled,
@@ -105,8 +115,8 @@ class TrainStep:
         """Why the step runs more slowly than it was to; a line each."""
         return [note for note in (self.compilation.note, self.stepper.note) if note]
 
-    def __call__(self, raw: RawBatch, epoch: int, step: int) -> Losses:
-        """Train on a batch.
+    def __call__(self, raw: RawBatch | Group, epoch: int, step: int) -> Losses:
+        """Train on a batch, or on a group of batches whose gradients are added up.
 
         Args:
             raw: this rank's pairs.
@@ -122,8 +132,12 @@ class TrainStep:
         with stages.stage("views"):
             margin = config.STORED_SIDE - config.SIZE
             windows = kernels.view_params(self.settings.seed, epoch, raw.index, margin)
-        with timed_engines(len(raw.index) == self.settings.data.batch_size):
-            return self.stepper(Inputs(raw.frames, raw.rows, raw.sound, raw.index, *windows))
+        self._sizes = sizes_of(raw)  # the same in every step that is captured
+        with timed_engines(set(self._sizes) == {self.settings.data.batch_size}):
+            losses = self.stepper(Inputs(raw.frames, raw.rows, raw.sound, raw.index, *windows))
+        if self.average is not None:
+            self.average.update(step, self.guard.gate)
+        return losses
 
     def check_scale(self, epoch: int) -> None:
         """FloatingPointError if fp16's gradients overflow at every sensible loss scale. In fp16 it waits."""
@@ -136,33 +150,51 @@ class TrainStep:
     def _body(self, batch: Inputs) -> Losses:
         """The part of the step that a CUDA graph can hold."""
         self.guard.begin()
-        windows = batch.top, batch.left, batch.flip
-        with stages.stage("views"):
-            views = kernels.two_views(batch.frames, batch.rows, *windows, config.SIZE, self.dtype)
-            boxes = kernels.view_boxes(self.labels.boxes[batch.index], *windows, config.STORED_SIDE, config.SIZE)
-            labelled = self.labels.labelled[batch.index]
-        shares = self._shares(labelled)
-        losses = self.compilation.run(len(labelled), self._gradients, views, batch.sound, boxes, labelled, shares)
+        parts, found = parts_of(batch, self._sizes), []
+        labelled = self.labels.labelled[batch.index].split(self._sizes)
+        for number, (part, share) in enumerate(zip(parts, self._shares(labelled), strict=True)):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last or self.world.size == 1 else self._parallel.no_sync():
+                found.append(self._part(part, labelled[number], share, first=number == 0))
+        losses = losses_of(found)
         with stages.stage("optimizer"):
             self._update(losses["loss"])
         return {name: value.detach() for name, value in losses.items()} | {"non_finite": self.guard.flag.clone()}
 
-    def _gradients(self, *batch) -> Losses:
-        """The losses of a batch (as :meth:`_losses` takes it). The gradients are then in the parameters."""
+    def _part(self, batch: Inputs, labelled: Tensor, share: objectives.Shares, first: bool) -> Losses:
+        """The losses of one batch, whose gradients are added to those of the update's batches before it."""
+        windows = batch.top, batch.left, batch.flip
+        with stages.stage("views"):
+            views = kernels.two_views(batch.frames, batch.rows, *windows, config.SIZE, self.dtype)
+            boxes = kernels.view_boxes(self.labels.boxes[batch.index], *windows, config.STORED_SIDE, config.SIZE)
+        work = functools.partial(self._gradients, first)
+        return self.compilation.run(len(labelled), work, views, batch.sound, boxes, labelled, share)
+
+    def _gradients(self, first: bool, *batch) -> Losses:
+        """The losses of a batch (as :meth:`_losses` takes it). The gradients are then in the parameters.
+
+        first: of the update's batches; the others' gradients are added to those that are there.
+        """
         with stages.stage("forward"):
             losses = self._forward(*batch)
         with stages.stage("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
+            if first:
+                self.optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(losses["loss"]).backward()
         return losses
+
+    @property
+    def _parallel(self) -> DistributedDataParallel:
+        """The network of several processes."""
+        assert isinstance(self._network, DistributedDataParallel)
+        return self._network
 
     def _uncompiled(self) -> None:
         """From now on nothing of the step runs compiled."""
         self._forward = self._losses
         if self.world.size > 1:
             # Its hooks may wait for gradients of the backward pass that failed, so it is replaced.
-            assert isinstance(self._network, torch.nn.parallel.DistributedDataParallel)
-            self._network._remove_autograd_hooks()
+            self._parallel._remove_autograd_hooks()
             for part in self.model.children():
                 uncompile(part)
             self._network = data_parallel(self.model, self.settings, compiled=False)
@@ -176,12 +208,17 @@ class TrainStep:
                 losses |= projection_spread(forward.z)
             return losses
 
-    def _shares(self, labelled: Tensor) -> objectives.Shares:
-        """The weights of this rank's batch among the batches of all ranks."""
-        if self.world.size == 1:
-            return objectives.WHOLE
-        counts = torch.stack([torch.ones_like(labelled, dtype=torch.float32).sum(), labelled.sum()])
-        return objectives.Shares.of(counts, distributed.total(counts, self.world), self.world.size)
+    def _shares(self, labelled: Sequence[Tensor]) -> list[objectives.Shares]:
+        """The weights of this rank's batches among the update's batches on all ranks.
+
+        labelled: (B,) bool of each batch.
+        """
+        if self.world.size == 1 and len(labelled) == 1:
+            return [objectives.WHOLE]
+        counts = [torch.stack([torch.ones_like(each, dtype=torch.float32).sum(), each.sum()]) for each in labelled]
+        mine = counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
+        totals = distributed.total(mine, self.world)
+        return [objectives.Shares.of(each, totals, self.world.size) for each in counts]
 
     def _update(self, loss: Tensor) -> None:
         """Clip the gradients if asked, then update the weights, unless the loss or a gradient is not finite."""

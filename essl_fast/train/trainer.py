@@ -1,5 +1,6 @@
 """The parts of one training run, and where it stands. `loop.py` says in which order they work."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -17,6 +18,7 @@ from essl_fast.runtime.compiling import cache_counts
 from essl_fast.runtime.devices import pick_precision
 from essl_fast.runtime.distributed import ALONE, World
 from essl_fast.train import collapse
+from essl_fast.train.accumulation import Group, grouped, updates_of
 from essl_fast.train.data import TrainingData
 from essl_fast.train.events import Fault, Preparation, Reading
 from essl_fast.train.faults import Faults
@@ -59,7 +61,9 @@ class Trainer:
         epoch, steps: complete epochs, and steps since the run began.
         history: one entry for each complete epoch.
         untrained: the result of the model before its first step, if the settings ask for it.
-        best: epoch and score of best.pt, and the similarity below which it is mostly wrong.
+        steps_per_epoch: updates of an epoch.
+        best, best_average: epoch and score of best.pt and of best-ema.pt, and the similarity below which each is mostly
+            wrong.
     """
 
     def __init__(
@@ -77,12 +81,13 @@ class Trainer:
         self.model, self.loaded = build_model(settings, device, self.dtype, world, self.observers.on_message)
         self.faults = Faults(settings, manifest, world, self.observers)
         self.data = TrainingData(settings, manifest, self.model, self.dtype, device, world, self._skip)
+        self.steps_per_epoch = updates_of(len(self.loader), settings.optim.accumulate, settings.data.last_batch)
         self.step = TrainStep(
             settings,
             self.model,
             self.data.labels,
             consensus=consensus_of(settings, manifest),
-            steps_per_epoch=len(self.loader),
+            steps_per_epoch=self.steps_per_epoch,
             held=self.loader.held,
             device=device,
             dtype=self.dtype,
@@ -97,16 +102,17 @@ class Trainer:
         self.history: list[dict] = []
         self.untrained: dict | None = None
         self.best: dict | None = None
+        self.best_average: dict | None = None
 
     @property
     def loader(self) -> Loader:
         return self.data.loader
 
-    def batches(self) -> Iterator[RawBatch]:
-        """The remaining batches of the current epoch; each wait for a batch is marked as the stage "data"."""
+    def batches(self) -> Iterator[RawBatch | Group]:
+        """The remaining updates' batches of the current epoch; each wait for one is marked as the stage "data"."""
         self.model.train()
         self.speed.skip()
-        batches = iter(self.loader)
+        batches = grouped(self.loader, self.settings.optim.accumulate, self.settings.data.last_batch)
         while True:
             with stages.stage("data"):
                 raw = next(batches, None)
@@ -115,14 +121,15 @@ class Trainer:
             yield raw
             self.speed.skip()  # the time of a checkpoint does not count as training
 
-    def train_step(self, raw: RawBatch) -> Losses:
+    def train_step(self, raw: RawBatch | Group) -> Losses:
         """Train on a batch without counting the step; its losses (0-d, on the device)."""
         return self.step(raw, self.epoch, self.steps)
 
-    def take_step(self, raw: RawBatch) -> None:
+    def take_step(self, raw: RawBatch | Group) -> None:
         """Train on a batch, count the step, and read the losses if that is due."""
         known = len(self.step.stepper.prepared)
-        self.losses.add(raw.index, self.train_step(raw), self.loader.step - 1)
+        number = -(-self.loader.step // self.settings.optim.accumulate) - 1  # of the epoch's updates
+        self.losses.add(raw.index, self.train_step(raw), number)
         for done in self.step.stepper.prepared[known:]:
             self._tell(done)
         self.speed.add(len(raw.index))
@@ -194,7 +201,7 @@ class Trainer:
         later = 0 if latched and not self.step.scaler.is_enabled() else one.later
         keys = [self.manifest.key(row) for row in rows]
         fault = Fault(self.epoch, one.step, rows, keys, one.losses, later, self.world.size)
-        self.faults.pass_over(fault, len(self.loader), latched)
+        self.faults.pass_over(fault, self.steps_per_epoch, latched)
 
     def _skip(self, row: int, reason: str) -> None:
         self.faults.skip(row, reason, self.epoch + 1)
@@ -220,17 +227,33 @@ class Trainer:
                 self._skip,
                 self.world,
                 guidance=guidance,
+                on_batch=functools.partial(self.observers.on_evaluation, split),
             )
             self.faults.share(self.epoch + 1)
         return found
 
-    def is_best(self, found: dict, min_score: float | None = None) -> bool:
+    def is_best(self, found: dict, min_score: float | None = None, average: bool = False) -> bool:
         """Whether a result on the selection split beats all before it: by success rate, then by AUC.
 
         min_score: the similarity below which these weights are wrong more often than right; kept with them.
+        average: it is that of the averaged weights, which are compared among themselves.
         """
-        score = [found["success_at_half"], found["auc"]]
-        if self.best is not None and score <= self.best["score"]:
+        score, before = [found["success_at_half"], found["auc"]], self.best_average if average else self.best
+        if before is not None and score <= before["score"]:
             return False
-        self.best = {"epoch": self.epoch, "score": score, "split": self.settings.select_on, "min_score": min_score}
+        now = {"epoch": self.epoch, "score": score, "split": self.settings.select_on, "min_score": min_score}
+        self.best, self.best_average = (self.best, now) if average else (now, self.best_average)
         return True
+
+    @property
+    def patience_is_spent(self) -> bool:
+        """Whether the last evaluation found nothing better in so many epochs that the settings end the run."""
+        evaluated = [entry["epoch"] for entry in self.history if "selection" in entry]
+        if not self.settings.patience or self.best is None or not evaluated:
+            return False
+        return evaluated[-1] - self.best["epoch"] >= self.settings.patience
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.epoch >= self.settings.epochs or self.patience_is_spent
