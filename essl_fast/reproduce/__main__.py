@@ -12,6 +12,9 @@ CPU: its rows can be compared with each other, not with the paper's.
 
 `worlds` is a table of its own, which is not in the paper and not in `all`: every method on synthetic worlds of rising
 difficulty, with pretrained small networks, beside baselines that do not hear (OUT/worlds.html, .md and .json).
+
+`--sweep SETTING=VALUE,VALUE` in place of a table trains the recipe of `--config` once for each point of a grid of
+settings, and writes one report that compares them (and sweep.png, success by epoch).
 """
 
 from __future__ import annotations
@@ -35,15 +38,27 @@ from essl_fast.reproduce.rows import PARTS
 PROG = "python -m essl_fast.reproduce"
 
 
-def parser() -> Options:
-    """The command's own options."""
+def parser(sweeps: bool = False) -> Options:
+    """The command's own options.
+
+    sweeps: there is no word for what to reproduce, so that none is taken for it.
+    """
     parser = Options(
         prog=PROG,
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="All other options are train's, for every row: --epochs 3, --data.threads 2.",
     )
-    parser.add_argument("parts", choices=(*PARTS, "all", "worlds"), help="what to reproduce")
+    if not sweeps:
+        parser.add_argument("parts", choices=(*PARTS, "all", "worlds"), help="what to reproduce")
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        metavar="SETTING=VALUE,VALUE",
+        help="instead: train the recipe of --config with each of these values; more than one make a grid",
+    )
+    text = "with --sweep: the recipe, a shipped one or a YAML file (default: demo, on the demo's world)"
+    parser.add_argument("--config", action="append", default=[], metavar="NAME", help=text)
     parser.add_argument("--data", default="demo", help="folder that prepare wrote, or demo (default: demo)")
     parser.add_argument("--out", type=a_path, default=Path("reproduced"), help="default: reproduced")
     parser.add_argument(
@@ -60,7 +75,12 @@ def parser() -> Options:
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """The command's own options, and those of train."""
-    return parser().parse_own(argv, config.parser(PROG))
+    words = list(sys.argv[1:] if argv is None else argv)
+    sweeps = any(word.partition("=")[0] == "--sweep" for word in words)
+    options, others = parser(sweeps).parse_own(words, config.parser(PROG))
+    if not sweeps:
+        options.sweep, options.config, others = [], [], [*(f"--config={name}" for name in options.config), *others]
+    return options, others
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         from essl_fast.reproduce.command import reproduce
 
     results = reproduce(
-        options.parts,
+        options.sweep or options.parts,
+        configs=options.config,
         data=options.data,
         out=options.out,
         seeds=options.seeds or [0],

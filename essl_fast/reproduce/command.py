@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError, reason
 from essl_fast.common.outputs import output_folder
+from essl_fast.common.pulse import Heartbeat
 from essl_fast.reproduce.plan import Plan
 from essl_fast.reproduce.published import read_published
 from essl_fast.reproduce.rows import PARTS, Row, rows_of
+from essl_fast.reproduce.sweep import SWEEP, read_sweep, rows_of_sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,13 +33,14 @@ def reproduce(
     published: str | Path | None = None,
     overrides: Sequence[str] = (),
     console: Console | None = None,
+    configs: Sequence[str] = (),
 ) -> Results:
-    """Train what is missing of some tables and figures of the paper, and write them into a folder.
+    """Train what is missing of some tables and figures of the paper, or of a sweep, and write them into a folder.
 
     A row that fails is reported, and the others go on. An interrupted run goes on when this is called again.
 
     Args:
-        parts: names of `rows.PARTS`, or "all".
+        parts: names of `rows.PARTS`, or "all"; or a sweep's settings with values, ["optim.lr_head=3e-5,5e-5", ...].
         data: a folder that prepare wrote, or "demo".
         out: for the runs and the results.
         seeds: each row is trained once with each.
@@ -47,6 +50,7 @@ def reproduce(
         published: YAML file of published figures that this project does not know.
         overrides: train's options, for every row.
         console: where progress and tables are printed; None prints nothing.
+        configs: of a sweep: its recipe, and YAML files with changes to it. May be empty on the demo's world.
 
     Raises:
         InputError: an option is wrong, or a run in `out` has other settings or other data.
@@ -56,14 +60,27 @@ def reproduce(
         raise InputError(f"--seeds: each once, and from 0, got {list(seeds)}")
     data = "demo" if data == "demo" else str(Path(data).resolve())
     known = read_published(Path(published)) if published else {}
-    plan = Plan(data, Path(out), list(seeds), protocol, reduced, list(overrides), device, known)
+    swept, parts = _swept(parts, list(configs), data)
+    overrides = [*(f"--config={name}" for name in configs[1:]), *overrides]
+    plan = Plan(data, Path(out), list(seeds), protocol, reduced, overrides, device, known, swept)
     plan.check_data()
-    plan.check(rows_of(parts).values())
+    plan.check(swept or rows_of(parts).values())
     from essl_fast.reproduce.runs import stopped_by_sigterm  # imports PyTorch, so only after the options are checked
 
     output_folder(plan.out, "--out")
     with stopped_by_sigterm():
         return run_plan(plan, parts, console or commands.console(quiet=True))
+
+
+def _swept(parts: list[str], configs: list[str], data: str) -> tuple[tuple[Row, ...], list[str]]:
+    """The rows of a sweep, if the parts are settings with values; and the parts of the plan."""
+    if not any("=" in part for part in parts):
+        if configs:
+            raise InputError("--config: goes with --sweep; each row has its own")
+        return (), parts
+    if not configs and data != "demo":
+        raise InputError("--sweep: name the recipe with --config NAME (semipl, sspl, ...)")
+    return rows_of_sweep(read_sweep(parts), configs[0] if configs else "demo"), [SWEEP]
 
 
 def run_plan(plan: Plan, parts: list[str], console: Console) -> Results:
@@ -72,18 +89,23 @@ def run_plan(plan: Plan, parts: list[str], console: Console) -> Results:
     from essl_fast.reproduce.results import Results
 
     results = Results(plan)
-    every = [(row, seed) for row in rows_of(parts).values() for seed in plan.seeds]
+    every = [(row, seed) for row in plan.swept or rows_of(parts).values() for seed in plan.seeds]
     for row, seed in every:  # before anything is trained: is there a run with other settings in a row's place?
         runs.finished(plan.folder(row, seed), plan.arguments(row, seed))
     for place, (row, seed) in enumerate(every, 1):
         _run_row(results, row, seed, f"[{place}/{len(every)}] {row.label}, seed {seed}", console)
     try:
-        drawn = pictures.draw(parts, results)
+        with Heartbeat(lambda line: _say(console, line), lambda: "drawing the figures"):
+            drawn = pictures.draw(parts, results)
     except Exception as error:  # the memory is taken, a checkpoint is damaged, the disk is full: the tables do without
         results.failed["figures"], drawn = reason(error), []
         console.print(f"figures: failed, {reason(error)}", highlight=False, soft_wrap=True, markup=False)
     writing.write(parts, results, drawn, console)
     return results
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _run_row(results: Results, row: Row, seed: int, title: str, console: Console) -> None:
@@ -96,8 +118,10 @@ def _run_row(results: Results, row: Row, seed: int, title: str, console: Console
     if summary is None:
         verb = "going on" if checkpoints.existing(folder / "last.pt") else "training"
         console.print(f"{title}: {verb}", highlight=False, soft_wrap=True, markup=False)
+        log = folder.with_suffix(".log")
         try:
-            runs.train(folder, arguments)
+            with Heartbeat(lambda line: _say(console, line), lambda: f"{title}: {runs.last_line(log)}"):
+                runs.train(folder, arguments)
             summary = runs.finished(folder, arguments)
             if summary is None:
                 raise RuntimeError(f"it left no {folder / 'summary.json'}")

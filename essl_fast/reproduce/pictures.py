@@ -20,6 +20,8 @@ SHOWN = 6  # frames of figures 3 and 4
 def draw(parts: Iterable[str], results: Results) -> list[tuple[str, Path]]:
     """Draw the figures of the parts as PNG files; (caption, file) of each. One that has no runs is left out."""
     drawn = []
+    if results.plan.swept:
+        return _sweep_by_epoch(results)
     if "figures" in parts:
         drawn += _overlays(results) + _success_by_epoch(results)
     if "fractions" in parts:
@@ -56,6 +58,24 @@ def _success_by_epoch(results: Results) -> list[tuple[str, Path]]:
     split = "test" if plan.protocol == "published" else "validation"
     figures.success_by_epoch(path, histories, split)
     return [(f"Figure 5: success on the {split} split by epoch, both learning rates; seed {seed}", path)]
+
+
+CURVES = 10  # of a sweep's figure: so many colours tell lines apart
+
+
+def _sweep_by_epoch(results: Results) -> list[tuple[str, Path]]:
+    """Success on the selection split by epoch, of the best runs of a sweep."""
+    plan, seed = results.plan, results.plan.seeds[0]
+    done = [row for row in plan.swept if seed in results.summaries.get(row.run, {})]
+    done.sort(key=lambda row: results.summaries[row.run][seed]["selected"]["score"], reverse=True)
+    histories = {row.label: history for row in done[:CURVES] if (history := selection(plan.folder(row, seed)))}
+    if not histories:
+        return []
+    path = plan.out / "sweep.png"
+    split = "test" if plan.protocol == "published" else "validation"
+    figures.success_by_epoch(path, histories, split)
+    best = f", the best {CURVES} of {len(done)}" * (len(done) > CURVES)
+    return [(f"Success on the {split} split by epoch{best}; seed {seed}", path)]
 
 
 def _success_by_labels(results: Results) -> list[tuple[str, Path]]:

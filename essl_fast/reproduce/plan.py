@@ -26,6 +26,7 @@ FIXED = (
     "model.pcm",
     "model.head",
 )
+SWEPT_FIXED = ("name", "out", "seed", "data.root", "select_on", "baselines")  # the same of a sweep, whose rows are free
 # The demo's settings (configs/demo.yaml) in place of the recipe's: small networks without pretrained weights, on a CPU.
 REDUCED = (
     "--model.trunk",
@@ -76,6 +77,7 @@ class Plan:
         overrides: train's options, for every row.
         device: auto, cpu, cuda or cuda:N.
         published: published results that a user has, by the rows' names; they replace those of `report.paper`.
+        swept: the rows of a sweep, if it is one.
     """
 
     data: str
@@ -86,6 +88,7 @@ class Plan:
     overrides: list[str] = field(default_factory=list)
     device: str = "auto"
     published: dict[str, paper.Row] = field(default_factory=dict)
+    swept: tuple[Row, ...] = ()
 
     def arguments(self, row: Row, seed: int) -> list[str]:
         """train's command line for a row and a seed, without --out."""
@@ -106,15 +109,18 @@ class Plan:
         fraction = fraction_of(row)
         if fraction is not None:
             arguments += ["--data.labelled_fraction", f"{fraction:g}"]
+        arguments += [f"--{name}={value}" for name, value in row.settings]
         return [*arguments, "--device", self.device]
 
     def check(self, rows: Iterable[Row]) -> None:
         """InputError if the overrides are no settings, or change settings that define a row."""
         for row in rows:
+            fixed = (*SWEPT_FIXED, *dict(row.settings)) if self.swept else FIXED
             own, given = (config.parse(a, PROG)[0] for a in (self.own_arguments(row, 0), self.arguments(row, 0)))
             for line in config.difference(config.to_dict(own), config.to_dict(given)):
-                if line.split(": ")[0] in FIXED:
-                    raise InputError(f"{line}: a row's own, or set by --data, --seeds, --protocol or --out; leave it")
+                if line.split(": ")[0] in fixed:
+                    options = "--data, --seeds, --protocol" + ", --sweep" * bool(self.swept)
+                    raise InputError(f"{line}: a row's own, or set by {options} or --out; leave it")
             models.check(given)
 
     def check_data(self) -> None:

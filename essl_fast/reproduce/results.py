@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from essl_fast.reproduce.plan import REDUCED_BATCH, Plan
 from essl_fast.reproduce.rows import TABLES, Row, fraction_rows
+from essl_fast.reproduce.sweep import best_of, finding_of, heads_of
 
 HEAD = ("", "published: success, %", "published: AUC, %", "ours: success, %", "ours: AUC, %", "")
 
@@ -47,6 +48,23 @@ class Results:
         """success_at_half or auc on the test split, one value per seed."""
         return [summary["test"][key] for _, summary in sorted(self.summaries.get(row.run, {}).items())]
 
+    def selected(self, row: Row) -> list[list[float]]:
+        """[success, AUC] on the selection split in the best epoch, for each seed."""
+        return [summary["selected"]["score"] for _, summary in sorted(self.summaries.get(row.run, {}).items())]
+
+    def line_of_sweep(self, row: Row) -> list[str]:
+        """A line of a sweep's table."""
+        scores = self.selected(row)
+        epochs = [summary["selected"]["epoch"] for _, summary in sorted(self.summaries.get(row.run, {}).items())]
+        chosen = [mean_and_spread([score[at] for score in scores]) for at in (0, 1)]
+        remarks = [f"failed: {self.failed[row.run]}"] if row.run in self.failed else []
+        if 0 < len(scores) < len(self.plan.seeds):
+            remarks.append(f"{len(scores)} of {len(self.plan.seeds)} seeds")
+        if row == best_of(self):
+            remarks.append("best")
+        tested = [mean_and_spread(self.values(row, key)) for key in ("success_at_half", "auc")]
+        return [row.label, *chosen, *tested, ", ".join(map(str, epochs)), "; ".join(remarks)]
+
     def line(self, row: Row) -> list[str]:
         """A line of a table, with the columns of HEAD."""
         published = self.plan.published.get(row.name, row.published)
@@ -81,6 +99,7 @@ class Results:
                     str(seed): {
                         "test": {key: summary["test"][key] for key in ("pairs", "success_at_half", "auc", "curve")},
                         "epoch": summary["selected"]["epoch"],
+                        **({"selection": summary["selected"]["score"]} if self.plan.swept else {}),
                         "seconds": summary["seconds"],
                     }
                     for seed, summary in sorted(seeds.items())
@@ -91,7 +110,9 @@ class Results:
 
 
 def finding(results: Results) -> str:
-    """The effect of the share of labels in words, whatever it is."""
+    """The effect of the share of labels, or of a sweep's settings, in words, whatever it is."""
+    if results.plan.swept:
+        return finding_of(results)
     rows = [row for row in fraction_rows() if results.values(row, "success_at_half")]
     if len(rows) < 2:
         return "Fewer than two label fractions were run: there is nothing to compare."
@@ -112,12 +133,15 @@ def finding(results: Results) -> str:
     return text + "."
 
 
-def tables(parts: Iterable[str], results: Results) -> list[tuple[str, list[list[str]]]]:
-    """(title, lines) of the tables that belong to the parts."""
+def tables(parts: Iterable[str], results: Results) -> list[tuple[str, tuple[str, ...], list[list[str]]]]:
+    """(title, column heads, lines) of the tables that belong to the parts."""
+    if swept := results.plan.swept:
+        title = "Sweep of " + " and ".join(name for name, _ in swept[0].settings)
+        return [(title, heads_of(results), [results.line_of_sweep(row) for row in swept])]
     found = [(title, rows) for name, (title, rows) in TABLES.items() if name in parts]
     if "fractions" in parts:
         found.append(("SemiPL without PCM by share of labels (not in the paper)", fraction_rows()))
-    return [(title, [results.line(row) for row in rows]) for title, rows in found]
+    return [(title, HEAD, [results.line(row) for row in rows]) for title, rows in found]
 
 
 def protocol_line(plan: Plan) -> str:
@@ -125,7 +149,8 @@ def protocol_line(plan: Plan) -> str:
     if plan.protocol == "published":
         text = "Protocol: published. The best epoch was chosen on the test set itself, as the published code does."
     else:
-        text = "Protocol: clean. The best epoch was chosen on a validation split, the published one on the test set."
+        text = "Protocol: clean. The best epoch was chosen on a validation split"
+        text += "." if plan.swept else ", the published one on the test set."
     data = "the synthetic demo world" if plan.data == "demo" else plan.data
     text += f" Data: {data}; {len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}."
     if plan.reduced:

@@ -31,13 +31,15 @@ class Row(NamedTuple):
     """A line of a table.
 
     name: unique among all rows. label: as the tables show it. config: name of a shipped config. same_as: name of a row
-    with the same settings, whose runs serve this one as well.
+    with the same settings, whose runs serve this one as well. settings: names and values of further settings of its own
+    (a sweep's).
     """
 
     name: str
     label: str
     config: str
     same_as: str = ""
+    settings: tuple[tuple[str, str], ...] = ()
 
     @property
     def run(self) -> str:

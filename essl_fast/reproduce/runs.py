@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from essl_fast import checkpoints, config
+from essl_fast.common.commands import one_line
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.reproduce.plan import PROG
@@ -93,6 +94,17 @@ def train(folder: Path, arguments: list[str]) -> None:
     if code:
         lines = log.read_text(errors="replace").strip().splitlines()
         raise RuntimeError(f"exit code {code}: {lines[-1] if lines else 'no output'} (all of it: {log})")
+
+
+def last_line(log: Path) -> str:
+    """The last line that a training has printed so far; it says at most 200 characters of it."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return one_line(lines[-1])[:200] if lines else "it has printed nothing yet"
 
 
 @contextlib.contextmanager

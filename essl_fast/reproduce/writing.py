@@ -21,36 +21,37 @@ def write(parts: list[str], results: Results, drawn: list[tuple[str, Path]], con
     """
     plan = results.plan
     found = tables(parts, results)
-    text = [f"# SemiPL, reproduced: {', '.join(parts)}\n", protocol_line(plan) + "\n"]
-    text += [markdown(title, lines) for title, lines in found]
-    text.append(f"{paper.OPEN}\n")
+    what = "Sweep" if plan.swept else f"SemiPL, reproduced: {', '.join(parts)}"
+    note = finding(results) if plan.swept else paper.OPEN
+    text = [f"# {what}\n", protocol_line(plan) + "\n"]
+    text += [markdown(title, lines, heads) for title, heads, lines in found]
+    text.append(f"{note}\n")
     text += [f"![{caption}]({path.name})\n\n{caption}\n" for caption, path in drawn]
     with atomic_file(plan.out / "report.md") as file:
         file.write("\n".join(text).encode())
-    html = page(
-        "SemiPL, reproduced", f"{protocol_line(plan)} {paper.OPEN}", [(t, HEAD, lines) for t, lines in found], drawn
-    )
+    title = "Sweep" if plan.swept else "SemiPL, reproduced"
+    html = page(title, f"{protocol_line(plan)} {note}", found, drawn)
     with atomic_file(plan.out / "report.html") as file:
         file.write(html.encode())
     write_json(plan.out / "results.json", {**results.to_dict(), "finding": finding(results)})
-    for title, lines in found:
-        console.print(console_table(title, lines))
-    told = [protocol_line(plan), *([finding(results)] if "fractions" in parts else []), paper.OPEN]
+    for title, heads, lines in found:
+        console.print(console_table(title, lines, heads))
+    told = [protocol_line(plan), *([finding(results)] if "fractions" in parts else []), note]
     for line in (*told, f"report: {plan.out / 'report.html'}"):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def markdown(title: str, lines: list[list[str]]) -> str:
+def markdown(title: str, lines: list[list[str]], heads: tuple[str, ...] = HEAD) -> str:
     """A table as Markdown."""
-    cells = [HEAD, ["---"] * len(HEAD), *([cell.replace("|", "\\|") for cell in line] for line in lines)]
+    cells = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in line] for line in lines)]
     return f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
 
 
-def console_table(title: str, lines: list[list[str]]) -> Table:
+def console_table(title: str, lines: list[list[str]], heads: tuple[str, ...] = HEAD) -> Table:
     """A table for the console."""
     out = Table(title=Text(title))
-    for at, column in enumerate(HEAD):
-        out.add_column(column, justify="right" if 0 < at < len(HEAD) - 1 else "left")
+    for at, column in enumerate(heads):
+        out.add_column(column, justify="right" if 0 < at < len(heads) - 1 else "left")
     for line in lines:
         out.add_row(*map(Text, line))
     return out
