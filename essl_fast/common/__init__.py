@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from essl_fast.common import nearest as nearest
     from essl_fast.common import outputs as outputs
     from essl_fast.common import places as places
+    from essl_fast.common import progress as progress
     from essl_fast.common import pulse as pulse
     from essl_fast.common import registry as registry
     from essl_fast.common import streams as streams
@@ -30,6 +31,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "nearest": "",
         "outputs": "",
         "places": "",
+        "progress": "",
         "pulse": "",
         "registry": "",
         "streams": "",

@@ -1,7 +1,8 @@
-"""Progress of the two passes over a video."""
+"""Progress of passes over things that are counted: moments of a video, pairs of a split."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ class PassProgress:
 
     def __init__(self, console: Console) -> None:
         self._console, self._begun = console, 0.0
-        self._bar: Progress | None = None
+        self._open = contextlib.ExitStack()  # the bar, or what says a line every 30 s
 
     def __enter__(self) -> PassProgress:
         return self
@@ -34,17 +35,12 @@ class PassProgress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        bar.start()
-        task, self._begun, self._bar = bar.add_task(what, total=total), time.perf_counter(), bar
-        pulse = Pulse(self.print, what, total)
-
-        def step(count: int) -> None:
-            bar.update(task, advance=count)
-            if bar.disable:
-                pulse.step(count)
-
-        return step
+        self._begun = time.perf_counter()
+        if not self._console.is_terminal:
+            return self._open.enter_context(Pulse(self.print, what, total)).step
+        bar = self._open.enter_context(Progress(*columns, console=self._console))
+        task = bar.add_task(what, total=total)
+        return lambda count: bar.update(task, advance=count)
 
     def finish(self, text: str) -> None:
         """End the bar, and print a line that says what was done and in how many seconds."""
@@ -57,6 +53,4 @@ class PassProgress:
         self._console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        self._open.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from rich.console import Console
 from essl_fast import checkpoints, config, models
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
+from essl_fast.common.progress import PassProgress
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate.consensus import consensus_of, warn_of_consensus
 from essl_fast.evaluate.evaluation import evaluate
@@ -100,14 +101,32 @@ def _evaluate(
         console.print(f"skipped {manifest.key(row)}, which does not decode: {reason}", soft_wrap=True, markup=False)
 
     dtype = pick_precision(precision, device)
-    found = evaluate(model, manifest, split, settings, device, dtype, on_fault=skipped, foreign=extra, guidance=extra)
+    with PassProgress(console) as progress:
+        told = _telling(progress, split, manifest)
+        wanted = model, manifest, split, settings, device, dtype
+        found = evaluate(*wanted, on_fault=skipped, foreign=extra, guidance=extra, on_batch=told)
     result = {"checkpoint": name, "split": split, **found.result(manifest), "min_score": found.trusted_from(manifest)}
     if extra:
         threshold, why = None, "a threshold for all sounds is chosen on a validation split, and there is none"
         if manifest.pairs("val"):  # also where that is what is evaluated: the result then says so
-            chosen = evaluate(model, manifest, "val", settings, device, dtype, on_fault=skipped, foreign=True)
+            with PassProgress(console) as progress:
+                told = _telling(progress, "val", manifest)
+                more = {"foreign": True, "on_batch": told}
+                chosen = evaluate(model, manifest, "val", settings, device, dtype, on_fault=skipped, **more)
             threshold = chosen.universal_threshold(manifest)
         else:
             console.print(f"{manifest.root}: {why}", soft_wrap=True, markup=False, highlight=False)
         result["extra"] = found.extra(manifest, consensus_of(settings, manifest), threshold)
     return result | {"each": found.each(manifest)}
+
+
+def _telling(progress: PassProgress, split: str, manifest: Manifest) -> Callable[[int, int], None]:
+    """What to call after each batch of an evaluation, so that its progress is shown."""
+    step, done = progress.over(f"evaluating {split}", manifest.pairs(split)), 0
+
+    def count(now: int, total: int) -> None:
+        nonlocal done
+        step(now - done)
+        done = now
+
+    return count

@@ -40,6 +40,7 @@ def evaluate(
     world: World = ALONE,
     foreign: bool = False,
     guidance: bool = False,
+    on_batch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Localize every pair of a split; results leave the device once, at the end.
 
@@ -57,6 +58,7 @@ def evaluate(
         world: the processes that share the pairs; each of them gets the whole result.
         foreign: also localize each frame under silence, noise and another pair's sound (see :class:`ForeignSounds`).
         guidance: also keep the trunk's object maps (see `guidance.py`).
+        on_batch: called after each batch with how many pairs are done, and how many this process has to do.
 
     Raises:
         InputError: the split is empty, or no pair of it decodes.
@@ -67,6 +69,8 @@ def evaluate(
     others = ForeignSounds(loader) if foreign else None
     columns = Columns()
     frames: dict[int, Any] = {}
+    shared = ranks_share(manifest, split, settings, world)
+    done, mine = 0, -(-loader.pairs // world.size) if shared else loader.pairs
     with contextlib.closing(loader), _evaluating(model, dtype):
         for raw in loader:
             views = centre_view(raw.frames, dtype, raw.rows)
@@ -83,8 +87,9 @@ def evaluate(
             if others:
                 columns.add(**{_HEARD: torch.from_numpy(others.rows(raw))})
             frames |= frames_of(raw, to_draw)
+            done += len(raw.index)
+            on_batch(done, mine)
     part = Part(columns.arrays(), frames, loader.lost)
-    shared = ranks_share(manifest, split, settings, world)
     whole = together(distributed.gather(part, world) if shared else [part])
     return _result(manifest, split, whole, loader.pairs - whole.lost)
 

@@ -11,13 +11,13 @@ from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, write_json
 from essl_fast.common.outputs import output_file, output_folder
+from essl_fast.common.progress import PassProgress
 from essl_fast.data import media
 from essl_fast.data.datasets import read_truth
 from essl_fast.localize.finder import SoundFinder
 from essl_fast.localize.inputs import open_input, pick_decoder
 from essl_fast.localize.moments import Localization, find_moments, moment_places
 from essl_fast.localize.overlay_video import write_overlay
-from essl_fast.localize.progress import PassProgress
 from essl_fast.localize.result import document, sheet
 
 MOST_LINES = 5  # of faults on the terminal

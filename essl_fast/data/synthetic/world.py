@@ -205,10 +205,13 @@ def _make_all(
     workers = max(1, min(workers, len(plans) // _LEAST_SHARE))
     making: Iterator[str] = make_videos(plans, folder) if workers == 1 else make_in_parallel(settings, folder, workers)
     shown = sys.stdout.isatty()
-    pulse = Pulse(say, "making the demo world", len(plans), "videos")
-    for _ in track(making, "demo world", total=len(plans), disable=not (progress and shown)):
-        if progress and not shown:
-            pulse.step()
+    if progress and not shown:
+        with Pulse(say, "making the demo world", len(plans), "videos") as pulse:
+            for _ in making:
+                pulse.step()
+    else:
+        for _ in track(making, "demo world", total=len(plans), disable=not progress):
+            pass
     missing = [plan.name for plan in plans if not (folder / f"{plan.name}.mp4").is_file()]
     if missing:
         raise RuntimeError(
