@@ -6,6 +6,8 @@ from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from essl_fast.prepare.against import compare as compare
+    from essl_fast.prepare.checking import check as check
+    from essl_fast.prepare.checking import print_checked as print_checked
     from essl_fast.prepare.folder import PreparedDifferently as PreparedDifferently
     from essl_fast.prepare.reporting import print_summary as print_summary
     from essl_fast.prepare.reporting import reporter as reporter
@@ -17,9 +19,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
     __name__,
     {
         "PreparedDifferently": "folder",
+        "check": "checking",
         "compare": "against",
         "prepare": "run",
         "prepare_dataset": "run",
+        "print_checked": "checking",
         "print_summary": "reporting",
         "reporter": "reporting",
         "verify": "verifying",

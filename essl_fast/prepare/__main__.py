@@ -4,6 +4,7 @@
     python -m essl_fast.prepare --dataset flickr|vggss --data DIR --train-list FILE --test-list FILE --out DIR
     python -m essl_fast.prepare --dataset chaotic|flickr|vggss --from-h5 DIR --out DIR
     python -m essl_fast.prepare --dataset NAME --import MODULE … --out DIR
+    python -m essl_fast.prepare --check …
     python -m essl_fast.prepare --verify [--against VIDEOS] --out DIR
 
 A pair is one frame and the 3 s of sound around it, 16 kHz PCM16. Its frame is a JPEG picture, decoded with PyAV on the
@@ -47,16 +48,25 @@ PROG = "python -m essl_fast.prepare"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Returns 0, or 1 if --strict finds something left out or --verify something broken. InputError."""
+    """The command. Returns 0; 1 if --check finds a fault, --verify a broken pair or --strict something left out.
+
+    Raises:
+        InputError: an option, the annotations or the folder cannot be used.
+    """
     data = parse(arguments)
     imports, strict, verifies = data.pop("imports", ()), data.pop("strict", False), data.pop("verify", False)
+    checks = data.pop("check", False)
     videos = data.pop("against", None)
     run = {name: data.pop(name) for name in RUN if name in data}
     with slow_imports():
         import essl_fast.data.datasets  # noqa: F401
         from essl_fast.data.shards import BAD, Manifest
-        from essl_fast.prepare import compare, prepare_dataset, print_summary, reporter, verify
+        from essl_fast.prepare import check, compare, prepare_dataset, print_checked, print_summary, reporter, verify
     import_modules(imports)
+    if checks:
+        found = check(_read(data, run["out"]), run["out"], reporter(True))
+        print_checked(found, run["out"])
+        return int(bool(found.wrong))
 
     try:
         if SOURCES & data.keys() or not verifies:
@@ -85,12 +95,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _read(data: dict[str, Any], out: Path) -> Any:
     """The data set, once the output folder was seen to take files. A folder made for that goes where reading fails."""
+    from essl_fast.common.pulse import Heartbeat
     from essl_fast.data.datasets import read_dataset
+    from essl_fast.prepare import reporter
 
     new = not Path(out).exists()
     output_folder(out, "--out")
     try:
-        return read_dataset(data)
+        with Heartbeat(reporter(True).line, lambda: "reading the annotations"):
+            return read_dataset(data)
     except BaseException:
         if new:
             with contextlib.suppress(OSError):
@@ -113,6 +126,11 @@ def parse(arguments: list[str] | None) -> dict[str, Any]:
     enough = not tables or "from_h5" in given or {"videos", "annotations"} <= given.keys()
     if "against" in given and not verifies:
         options.error("--against goes with --verify")
+    if given.get("check") and verifies:
+        options.error("--check is for what was not prepared yet, --verify for a prepared folder: give one of them")
+    if "out" not in given and not given.get("check"):
+        options.error("the following arguments are required: --out")
+    given.setdefault("out", Path())
     if making and not enough:
         options.error(f"give --videos and --annotations{'' if verifies else ', or --verify to check a finished --out'}")
     return given

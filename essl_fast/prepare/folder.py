@@ -16,6 +16,7 @@ from essl_fast.data import media
 from essl_fast.data.datasets import hdf5
 from essl_fast.data.media import nvdec, stills
 from essl_fast.data.shards import VERSION, Manifest
+from essl_fast.prepare.preview import PREVIEW
 from essl_fast.prepare.reporting import Reporter
 from essl_fast.prepare.workers import CRASHED
 
@@ -49,7 +50,8 @@ def own_folder(out: Path, say: Reporter) -> Iterator[None]:
     parts = out / PARTS
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file: --out must name a folder")
-    if not parts.is_dir() and not (out / "manifest.json").exists() and out.is_dir() and any(out.iterdir()):
+    strange = out.is_dir() and any(path.name != PREVIEW for path in out.iterdir())  # --check has drawn the preview
+    if not parts.is_dir() and not (out / "manifest.json").exists() and strange:
         raise InputError(f"{out} holds files that prepare did not make: choose an empty or a new folder for --out")
     parts.mkdir(parents=True, exist_ok=True)
     with open(parts / "lock", "w") as lock:

@@ -60,7 +60,8 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--out", required=True, help="folder to make, to continue, or to --verify", **_FOLDER)
+    text = "folder to make, to continue, or to --verify; of --check: for preview.png (default: this folder)"
+    group.add_argument("--out", help=text, **_FOLDER)
     group.add_argument("--videos", help="chaotic, csv: folder of <video>.mp4 (or .mkv, .webm, .avi, .mov)", **_FOLDER)
     group.add_argument(
         "--annotations",
@@ -161,6 +162,13 @@ def _add_shards(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_checks(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--check",
+        action="store_true",
+        help="read the annotations against the headers of the videos, which takes seconds, say what is missing or "
+        "wrong, and draw preview.png; prepare nothing; end with code 1 if something is wrong",
+        **_UNSET,
+    )
     group.add_argument(
         "--verify",
         action="store_true",

@@ -48,15 +48,15 @@ class _Lines(Reporter):
 
     @contextlib.contextmanager
     def bar(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        pulse = Pulse(self.line, what, total)
+        with Pulse(self.line, what, total) as pulse:
 
-        def step(count: int) -> None:
-            before, done = pulse.done, pulse.done + count
-            pulse.step(count)
-            if done * 10 // max(total, 1) > before * 10 // max(total, 1):
-                self.line(f"{done}/{total} {what} ({100 * done // total}%)")
+            def step(count: int) -> None:
+                before, done = pulse.done, pulse.done + count
+                pulse.step(count)
+                if done * 10 // max(total, 1) > before * 10 // max(total, 1):
+                    self.line(f"{done}/{total} {what} ({100 * done // total}%)")
 
-        yield step
+            yield step
 
 
 class _Bar(_Lines):

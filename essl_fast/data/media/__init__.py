@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from essl_fast.data.media.errors import WINDOW as WINDOW
     from essl_fast.data.media.errors import MediaError as MediaError
     from essl_fast.data.media.errors import as_text as as_text
+    from essl_fast.data.media.glance import check_sound as check_sound
+    from essl_fast.data.media.glance import glance as glance
     from essl_fast.data.media.groups import Reel as Reel
     from essl_fast.data.media.limits import hold_memory as hold_memory
     from essl_fast.data.media.limits import release_memory as release_memory
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from essl_fast.data.media.names import one_form as one_form
     from essl_fast.data.media.opening import unreadable as unreadable
     from essl_fast.data.media.probing import Probe as Probe
+    from essl_fast.data.media.probing import find_places as find_places
     from essl_fast.data.media.probing import probe as probe
     from essl_fast.data.media.sound_windows import Window as Window
     from essl_fast.data.media.sound_windows import open_windows as open_windows
@@ -74,7 +77,9 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "blank": "",
         "can_copy": "clips",
         "colours": "",
+        "check_sound": "glance",
         "choose_sound": "tracks",
+        "find_places": "probing",
         "cut_clips": "clips",
         "cut_reels": "clips",
         "decode_clip": "clip_decoding",
@@ -82,6 +87,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "find_file": "names",
         "find_video": "names",
         "footage": "",
+        "glance": "glance",
         "hardware": "",
         "hold_memory": "limits",
         "jpeg": "",

@@ -68,6 +68,20 @@ def _encoded(picture: Image.Image) -> bytes:
     return stored.getvalue()
 
 
+def check_picture(path: Path) -> None:
+    """MediaError if a picture file is missing, or its header is none of a picture that is read."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise MediaError(BAD_PICTURE, f"{path.name}: {image.width} x {image.height} pixels are too many")
+    except FileNotFoundError:
+        raise MediaError(MISSING, f"{path.name} is gone") from None
+    except UnidentifiedImageError:
+        raise MediaError(BAD_PICTURE, f"{path.name}: no kind of picture that is known") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise MediaError(BAD_PICTURE, f"{path.name}: {error}") from error
+
+
 def _as_it_is(image: Image.Image, data: bytes) -> bool:
     """Whether the file `data`, opened as `image`, can be stored unchanged."""
     if image.format != "JPEG" or image.mode not in ("RGB", "L"):
