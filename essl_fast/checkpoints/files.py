@@ -17,7 +17,7 @@ import torch
 from essl_fast.checkpoints.form import FORMAT, VERSION
 from essl_fast.checkpoints.hub import fetch, is_hub_name
 from essl_fast.checkpoints.tensors import MODEL_FILE, load_safetensors
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.common.files import atomic_file, refuse_packed, sync_folder
 
 _SEAL = struct.Struct("<8sQI")
@@ -145,7 +145,8 @@ def existing(path: Path) -> list[Path]:
 def _remedy(path: Path) -> str:
     """What to do when ``path`` cannot be used."""
     if whole := next((other for other in older(path) if damage(other) is None), None):
-        return f"{whole} is whole: train --resume {path.parent} goes on from there by itself, evaluate takes its path"
+        run = in_shell(path.parent)
+        return f"{whole} is whole: train --resume {run} goes on from there by itself, evaluate takes its path"
     if path.name == "best.pt" and damage(path.with_name("last.pt")) is None:
         return f"{path.with_name('last.pt')} is whole: evaluate that"
     return "no older one is whole: use a copy, or train again into another directory"

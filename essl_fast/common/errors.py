@@ -1,5 +1,6 @@
 """Errors in what a user gave: arguments, settings, files."""
 
+import shlex
 from collections.abc import Sequence
 
 
@@ -10,6 +11,11 @@ class InputError(ValueError):
 def short(text: str) -> str:
     """A text in quotes for a message, shortened to 60 characters."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def in_shell(path: object) -> str:
+    """A path as a word of a command line that a message names: in quotes where a shell needs them."""
+    return shlex.quote(str(path))
 
 
 def any_of(choices: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from essl_fast.common.commands import Options, in_our_words
-from essl_fast.common.errors import InputError, short
+from essl_fast.common.errors import InputError, in_shell, short
 from essl_fast.common.files import PACKAGE
 from essl_fast.common.nearest import did_you_mean
 from essl_fast.config import reading
@@ -54,7 +54,9 @@ def find_file(name: str) -> Path:
     except (OSError, ValueError):  # longer than a path can be, or with a zero byte
         is_run = False
     if is_run:
-        raise InputError(f"--config: {name} is a run directory; give {path / 'config.yaml'}, or --resume {name}")
+        raise InputError(
+            f"--config: {name} is a run directory; give {path / 'config.yaml'}, or --resume {in_shell(name)}"
+        )
     names = shipped_names()
     near = did_you_mean(Path(name).stem, names)
     raise InputError(f"config {short(name)} is neither a file nor one of the shipped configs: {', '.join(names)}{near}")

@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.common.files import atomic_file
 from essl_fast.data import media, shards
 from essl_fast.data.media import blank, decode_clip
@@ -98,7 +98,7 @@ def _shard(
     tar, index = manifest.root / entry["file"], shards.read_index(manifest.root / entry["index"])
     keys = [manifest.key(first + at) for at in range(entry["pairs"])]
     if index.stems != tuple(map(shards.encode_key, keys)):
-        again = f"run `python -m essl_fast.prepare ... --out {manifest.root}` again"
+        again = f"run `python -m essl_fast.prepare ... --out {in_shell(manifest.root)}` again"
         raise InputError(f"{manifest.root / entry['index']} does not list the pairs of the manifest: {again}")
     digest, broken = pool.submit(_sha256, tar), False
     if not keys or not tar.stat().st_size:

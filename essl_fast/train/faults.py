@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from essl_fast import checkpoints, config
+from essl_fast.common.errors import in_shell
 from essl_fast.data.shards import Manifest
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
@@ -95,5 +96,5 @@ def describe(fault: Fault, file: Path | None, most: int | None) -> str:
     text += f", and max_nonfinite allows {most} such step{'s' * (most != 1)} an epoch" if most is not None else ""
     text += "; lower the learning rates or use --precision fp32"
     text += "" if most is not None else ", or go on without such steps with --on_nonfinite skip"
-    text += f". `python -m essl_fast.replay {file}` shows where it begins" if file else ""
+    text += f". `python -m essl_fast.replay {in_shell(file)}` shows where it begins" if file else ""
     return f"{text}. The batch's pairs: {', '.join(fault.keys)}"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from essl_fast import checkpoints, config, models
 from essl_fast.common import commands
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.common.outputs import output_folder
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import warn_of_consensus
@@ -126,25 +126,28 @@ def made_for_a_run(out: Path, world: World) -> Iterator[None]:
 @contextlib.contextmanager
 def ended_well(out: Path, console: Console, device: torch.device, world: World) -> Iterator[None]:
     """If the run ends early, print how to go on, and make sure that no other rank waits for this one."""
-    again = command(world.size)
+    again = f"{command(world.size)} --resume {in_shell(out)}"
     try:
         yield
     except KeyboardInterrupt as error:
         if (out / "last.pt").exists():
             console.print(
-                f"stopped; continue with: {again} --resume {out}", highlight=False, soft_wrap=True, markup=False
+                f"stopped; continue with: {again}",
+                highlight=False,
+                soft_wrap=True,
+                markup=False,
             )
         distributed.give_up(world, device, getattr(error, "code", 130))
         raise
     except Exception as error:
         if isinstance(error, OSError):
-            then = f"mend that, then go on with: {again} --resume {out}" if out.is_dir() else "choose another --out"
+            then = f"mend that, then go on with: {again}" if out.is_dir() else "choose another --out"
             name, why = error.filename or out, error.strerror or str(error)
             error = InputError(f"cannot write or read {name}: {why}; {then}")
         if world.size > 1:
             message = f"{COMMAND}: error: rank {world.rank}: {type(error).__name__}: {error}"
             if checkpoints.existing(out / "last.pt"):  # also where the reason is that another rank is gone
-                message += f"; to go on: {again} --resume {out}"
+                message += f"; to go on: {again}"
             print(message, file=sys.stderr)
             distributed.give_up(world, device, 1)
         raise error

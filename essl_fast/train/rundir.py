@@ -26,7 +26,7 @@ from pathlib import Path
 import yaml
 
 from essl_fast import checkpoints, config
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.common.files import atomic_file
 from essl_fast.common.locks import locked
 from essl_fast.runtime import distributed
@@ -125,7 +125,7 @@ def find_run(settings: config.Config, resume: str, world: World) -> tuple[Path, 
         return out, out / "last.pt" if checkpoints.existing(out / "last.pt") else None
     if checkpoints.existing(out / "last.pt"):
         raise InputError(
-            f"out: {out} holds a run already; continue it with --resume {out}, or choose another directory"
+            f"out: {out} holds a run already; continue it with --resume {in_shell(out)}, or choose another directory"
         )
     return out, None
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from essl_fast import checkpoints, config, models
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.runtime import distributed
 from essl_fast.train.optimizer import optimizer_state
 from essl_fast.train.trainer import Trainer
@@ -115,7 +115,7 @@ def check_resume(trainer: Trainer, state: dict, out: str | Path) -> list[str]:
         were = f"{ranks} process{'es' * (ranks > 1)}"
         raise InputError(
             f"the checkpoint was made by {were}, this run has {trainer.world.size}, and the order of the pairs depends "
-            f"on their number; go on with: {command(ranks)} --resume {out}"
+            f"on their number; go on with: {command(ranks)} --resume {in_shell(out)}"
         )
     return changed
 

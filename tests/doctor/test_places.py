@@ -1,6 +1,7 @@
 """The doctor's checks of the user's folders and of files, and the remedies of errors that no check foresaw."""
 
 import errno
+import pwd
 
 import pytest
 
@@ -62,3 +63,41 @@ def test_a_file_of_each_kind_is_opened(monkeypatch):
     monkeypatch.setattr(places, "_open_jpeg", fails)
     (found,) = places.check_files(Case())
     assert (found.status, found.remedy) == (STOPS, INSTALL) and "a JPEG cannot be made and opened" in found.what
+
+
+USERS = {  # variables; whether /etc/passwd knows the user -> is there a home folder that can be written?
+    "all there": ({"HOME": "TMP"}, True, True),
+    "no passwd entry": ({"HOME": "TMP"}, False, True),
+    "no passwd entry, USER": ({"HOME": "TMP", "USER": "me"}, False, True),
+    "no HOME": ({}, False, False),
+    "HOME is empty": ({"HOME": ""}, False, False),
+    "HOME is relative": ({"HOME": "here"}, False, False),
+    "HOME is a file": ({"HOME": "/dev/null"}, False, False),
+    "read-only home": ({"HOME": "/proc"}, False, False),
+    "home that is not there": ({"HOME": "/proc/nowhere/home"}, True, False),
+    "cache elsewhere": ({"HOME": "/proc", "XDG_CACHE_HOME": "TMP"}, False, True),
+    "cache that is read-only": ({"HOME": "TMP", "XDG_CACHE_HOME": "/proc/x"}, True, False),
+}
+
+
+@pytest.mark.parametrize("who", USERS)
+def test_a_user_of_a_container_gets_the_true_remedy(tmp_path, monkeypatch, who):
+    variables, known, usable = USERS[who]
+    for name in ("HOME", "XDG_CACHE_HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(tmp_path) if value == "TMP" else value)
+    if not known:
+
+        def unknown(*_):
+            raise KeyError("getpwuid(): uid not found: 12345")
+
+        monkeypatch.setattr(pwd, "getpwuid", unknown)
+    (found,) = places.check_user(Case(settings=config.load("demo")))
+    assert (found.status == STOPS) is not usable
+    assert (found.remedy == "give --demo.cache DIR") is not usable
+    assert ("has no name" in found.what) is not (known or "USER" in variables)
+    for words in (["--demo.cache", str(tmp_path)], ["--data.root", str(tmp_path)]):  # what the remedy says works
+        (found,) = places.check_user(Case(settings=config.load("demo", words)))
+        assert found.status != STOPS and not found.remedy
+    assert sorted(tmp_path.iterdir()) == []  # it changes nothing

@@ -1,6 +1,12 @@
 """What is optional does not end a run: pictures, the report, loggers. What is not optional does."""
 
+import contextlib
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -58,6 +64,7 @@ EVENTS = {
     "on_prepared": (None, 1, {}),
     "on_skipped": ("key", "why", 1),
     "on_not_finite": (None, None, True),
+    "on_evaluation": ("val", 4, 10),
     "on_baseline": ("untrained", {}),
     "on_epoch": ({"epoch": 1},),
     "on_warning": (1, "text"),
@@ -139,3 +146,92 @@ def test_a_run_goes_on_without_a_logger_of_the_users(tiny, tmp_path):
         LOGGERS.remove("fails")
     warned = [event["text"] for event in read_log(tmp_path / "run" / "log.jsonl") if event["event"] == "warning"]
     assert warned == ["logger fails: ConnectionError: the server is gone; the run goes on without it"]
+
+
+OPTIONAL = ("curves.png", "overlays.png", "report.html", "gallery.npz", "test_pairs.jsonl")
+
+
+def ended_well(tiny, out, capsys, *more):
+    """Run the command; its warnings. It has its results, and exit code 0."""
+    words = [*WORDS, "--data.root", str(tiny[1]), "--out", str(out), *more]
+    assert command(lambda: train_door.main(words), train_door.PROG) == 0
+    assert json.loads((out / "summary.json").read_bytes())["test"]["pairs"]
+    assert read_log(out / "log.jsonl")[-1]["event"] in ("end", "warning") and (out / "best.pt").is_file()
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+
+
+@pytest.mark.parametrize("names", [("report.html",), OPTIONAL], ids=["the report", "all of them"])
+def test_a_full_disk_under_an_optional_file_is_one_warning(tiny, tmp_path, capsys, names):
+    """Not pretended: what is written to /dev/full meets ENOSPC."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in names:
+        (out / name).symlink_to("/dev/full")
+    said = ended_well(tiny, out, capsys)
+    expected = {"gallery.npz": "test_pairs.jsonl or gallery.npz"}  # written together
+    for name in set(names) - {"test_pairs.jsonl"}:
+        (line,) = [line for line in said if f"warning: {expected.get(name, name)} could not be written" in line]
+        assert "No space left on device" in line
+    assert len(said) == len(set(names) - {"test_pairs.jsonl"})
+    assert all((out / name).is_char_device() for name in names)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A function that makes a folder a disk of 4 KB, which only root may."""
+    mounted = []
+
+    def mount(folder):
+        folder.mkdir(parents=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(folder)], capture_output=True)
+        if done.returncode:
+            pytest.skip("a small disk needs the right to mount one")
+        mounted.append(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(not shutil.which("mount") or os.getuid(), reason="a small disk needs the right to mount one")
+def test_a_logger_whose_disk_is_full_is_one_warning(tiny, tmp_path, capsys, small_disk):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    out = tmp_path / "run"
+    small_disk(out / "tensorboard")
+    (out / "tensorboard" / "taken").write_bytes(bytes(4096))
+    said = ended_well(tiny, out, capsys, "--loggers", "[tensorboard]", "--epochs", "2")
+    (line,) = [line for line in said if "logger tensorboard: " in line]
+    assert "No space left on device" in line and "the run goes on without it" in line
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise OSError(5, "Input/output error")
+
+
+STREAMS = {
+    "none": (None, None),
+    "closed": (io.StringIO(), io.StringIO()),
+    "terminal gone": (Gone(), Gone()),
+    "stdout alone": (Gone(), io.StringIO()),
+    "full": ("/dev/full", "/dev/full"),
+}
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+def test_a_run_needs_no_output(tiny, tmp_path, capsys, monkeypatch, streams):
+    out, files = tmp_path / "run", []
+    for name, stream in zip(("stdout", "stderr"), STREAMS[streams], strict=True):
+        if isinstance(stream, str):
+            files.append(stream := open(stream, "w", buffering=1))  # noqa: SIM115
+        elif streams == "closed":
+            stream.close()
+        monkeypatch.setattr(sys, name, stream)
+    words = [*WORDS, "--data.root", str(tiny[1]), "--out", str(out)]
+    code = command(lambda: train_door.main(words), train_door.PROG)
+    monkeypatch.undo()
+    for file in files:
+        with contextlib.suppress(OSError):
+            file.close()
+    assert code == 0 and json.loads((out / "summary.json").read_bytes())["test"]["pairs"]
+    assert (out / "report.html").is_file()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -9,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from essl_fast import config, models
+from essl_fast import checkpoints, config, models
+from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.runtime import distributed
 from essl_fast.train import Trainer
+from essl_fast.train import __main__ as train_door
+from essl_fast.train.state import check_resume
 from tests.tools.ranks import run_ranks
 
 
@@ -93,3 +98,26 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
     assert summary["test"]["pairs"] == Manifest.load(prepared).pairs("test")
     events = [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert events.count("start") == 1 and events.count("epoch") == 2
+
+    with pytest.raises(InputError) as refused:  # with another number of processes: the command it names works
+        train_door.main(["--resume", str(out), "--epochs", "3"])
+    named = str(refused.value).partition("go on with: ")[2]
+    assert named.startswith("torchrun --standalone --nproc-per-node=2 ")
+    words = [os.path.join(os.path.dirname(sys.executable), "torchrun"), *shlex.split(named)[1:], "--epochs", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("epoch   3") == 1 and checkpoints.load(out / "last.pt")["epoch"] == 3
+
+
+def test_one_process_goes_on_where_two_may_not(finished, tmp_path):
+    """The command that the message of two processes names, as it stands, with a folder that a shell would split."""
+    mine = shutil.copytree(finished[0], tmp_path / "a run's $HOME")
+    trainer = Trainer(config.load(str(mine / "config.yaml")), Manifest.load(finished[1]), torch.device("cpu"))
+    trainer.loader.close()
+    trainer.world = distributed.World(0, 2, 0)
+    with pytest.raises(InputError, match="made by 1 process, this run has 2") as refused:
+        check_resume(trainer, checkpoints.load(mine / "last.pt"), mine)
+    words = shlex.split(str(refused.value).partition("go on with: ")[2])
+    assert words[:3] == ["python", "-m", "essl_fast.train"]
+    assert train_door.main([*words[3:], "--epochs", "3"]) == 0
+    assert checkpoints.load(mine / "last.pt")["epoch"] == 3

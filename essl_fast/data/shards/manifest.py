@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.common.files import parse_json
 from essl_fast.config import SIZE
 from essl_fast.data.shards.columns import COLUMNS, FURTHER, read_column, split_column
@@ -83,7 +83,7 @@ class Manifest:
         """Open a folder that `prepare` wrote. InputError if a file is missing, outdated or does not fit the others."""
         root = Path(out)
         path = root / "manifest.json"
-        again = f"run `python -m essl_fast.prepare ... --out {root}` again"
+        again = f"run `python -m essl_fast.prepare ... --out {in_shell(root)}` again"
         try:
             header = parse_json(path.read_bytes())
         except FileNotFoundError:
@@ -158,7 +158,7 @@ class Manifest:
                 if digest != shard["sha256"]:
                     raise InputError(
                         f"shard {self.root / shard['file']} was changed or damaged (its SHA-256 differs): "
-                        f"run `python -m essl_fast.prepare ... --out {self.root}` again"
+                        f"run `python -m essl_fast.prepare ... --out {in_shell(self.root)}` again"
                     )
 
     def quarantine(self) -> dict[int, str]:
@@ -168,7 +168,7 @@ class Manifest:
         """
         path = self.root / QUARANTINE
         listed: dict[int, str] = {}
-        again = f"run `python -m essl_fast.prepare --verify --out {self.root}` again"
+        again = f"run `python -m essl_fast.prepare --verify --out {in_shell(self.root)}` again"
         try:
             for line in path.read_bytes().split(b"\n"):
                 if not line:

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.shards.checks import ClipChecks
 from essl_fast.data.shards.manifest import BAD, Manifest
 from essl_fast.data.shards.tars import CLIP, SAMPLES, encode_key, pair_crc, read_index
@@ -118,10 +118,10 @@ class Shards:
 
     def remedy(self) -> str:
         """What a user can do about a pair that does not decode."""
+        verify = f"`python -m essl_fast.prepare --verify --out {in_shell(self.manifest.root)}`"
         return (
-            f"run `python -m essl_fast.prepare --verify --out {self.manifest.root}` and leave out what it lists with "
-            "--data.exclude_quarantined bad, or go on without such pairs with --data.on_error skip, or run prepare "
-            "again"
+            f"run {verify} and leave out what it lists with --data.exclude_quarantined bad, or go on without such pairs "
+            "with --data.on_error skip, or run prepare again"
         )
 
     def read(self, positions: np.ndarray, pcm: np.ndarray, executor: Executor, parts: int) -> list[Picture]:
