@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from essl_fast import __version__
 from essl_fast.common import streams
-from essl_fast.common.errors import InputError, any_of, short
+from essl_fast.common.errors import InputError, Notice, any_of, short
 from essl_fast.common.nearest import did_you_mean
 from essl_fast.common.values import a_path
 
@@ -98,8 +98,11 @@ def command(main: Callable[[], int], prog: str) -> int:
 
 
 def _show_warning(prog: str, message: Warning | str, category: type, filename: str, *_: object) -> None:
-    """Print a warning of ours as a line. Those of other packages are for developers, who ask for them with -W."""
-    if sys.warnoptions or f"{os.sep}essl_fast{os.sep}" in filename:
+    """Print a warning of ours as a line. Those of other packages are for developers, who ask for them with -W.
+
+    The file does not tell them apart: a library names its caller, and our folder may be in the path of any package.
+    """
+    if sys.warnoptions or issubclass(category, Notice):
         print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 

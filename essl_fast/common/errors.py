@@ -8,6 +8,10 @@ class InputError(ValueError):
     """Something that the user gave is wrong. The message says what, in which file, and what to do."""
 
 
+class Notice(UserWarning):
+    """A warning for the user. Commands print it as a line, and no other package's."""
+
+
 def short(text: str) -> str:
     """A text in quotes for a message, shortened to 60 characters."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

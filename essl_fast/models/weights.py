@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from essl_fast.common.errors import InputError, reason
+from essl_fast.common.errors import InputError, Notice, reason
 from essl_fast.models.registry import audio_facts, made_parts, trunk_facts
 
 if TYPE_CHECKING:
@@ -130,6 +130,7 @@ def load_pretrained(model: Localizer, config) -> list[str]:
         if path is None:
             warnings.warn(
                 f"model.{name}_weights is none: the frozen {name} keeps random weights, which no published result does",
+                Notice,
                 stacklevel=2,
             )
             continue

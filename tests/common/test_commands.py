@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from essl_fast import models
-from essl_fast.common import commands
+from essl_fast.common import commands, errors
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import PACKAGE
 from essl_fast.runtime import stopping
@@ -164,3 +165,28 @@ def test_importing_a_command_changes_no_signal():
     for name in COMMANDS:
         door(f"essl_fast.{name}")
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.mark.parametrize(
+    ("message", "filename", "shown"),
+    [
+        (errors.Notice("model.vgg16_weights is none"), str(PACKAGE / "models" / "weights.py"), True),
+        (errors.Notice("of a user's module"), "/home/me/mine.py", True),
+        (UserWarning("Detected call of `lr_scheduler.step()`"), str(PACKAGE / "train" / "step.py"), False),
+        (FutureWarning("torch.load with weights_only=False"), "/home/me/essl_fast/venv/torch/serialization.py", False),
+        (DeprecationWarning("ast.Str"), "/usr/lib/python3/ast.py", False),
+        (ResourceWarning("unclosed file"), str(PACKAGE / "common" / "files.py"), False),
+    ],
+    ids=lambda value: str(value)[-30:],
+)
+def test_only_warnings_for_the_user_are_printed(capsys, monkeypatch, message, filename, shown):
+    """Also where a library names one of our files as the place, and where our folder is in the path of a library."""
+    monkeypatch.setattr(sys, "warnoptions", [])
+
+    def main():
+        warnings.simplefilter("always")
+        warnings.warn_explicit(message, None, filename, 7)
+        return 0
+
+    assert commands.command(main, "python -m x") == 0
+    assert capsys.readouterr().err == (f"python -m x: warning: {message}\n" if shown else "")

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from essl_fast.common.errors import Notice
 from essl_fast.data.loading.host_frames import frame_of_clip
 from essl_fast.data.media import MediaError, nvdec_clips
 from essl_fast.data.media.colours import IDENTITY
@@ -121,7 +122,7 @@ class ClipGuard:
             warnings.warn(
                 f"NVDEC cannot decode the clip of {name}: {why}. PyAV decodes it and others like it on the CPU; data "
                 "prepared with --visual jpeg would need neither",
-                RuntimeWarning,
+                Notice,
                 stacklevel=2,
             )
 

@@ -120,8 +120,8 @@ class Shards:
         """What a user can do about a pair that does not decode."""
         verify = f"`python -m essl_fast.prepare --verify --out {in_shell(self.manifest.root)}`"
         return (
-            f"run {verify} and leave out what it lists with --data.exclude_quarantined bad, or go on without such pairs "
-            "with --data.on_error skip, or run prepare again"
+            f"run {verify} and leave out what it lists with --data.exclude_quarantined bad, or go on without such "
+            "pairs with --data.on_error skip, or run prepare again"
         )
 
     def read(self, positions: np.ndarray, pcm: np.ndarray, executor: Executor, parts: int) -> list[Picture]:
