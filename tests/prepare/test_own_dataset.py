@@ -190,3 +190,30 @@ def test_functions_have_the_defaults_of_the_command():
     text = " ".join(parser(PROG).format_help().split())
     for shown in ("(default: start)", "(default: first)", "(default: 320x180)", "one for each core, at most 8"):
         assert shown in text
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--dataset", "csv"], "csv"),
+        (["--dataset", "csv", "--name", "mine"], "mine"),
+        (["--dataset", "csv", "--name", " Straße 7 "], "Straße 7"),
+        (["--dataset", "csv", "--name", "chaotic"], "chaotic"),
+        ([], "chaotic"),
+        (["--name", "part of it"], "part of it"),
+    ],
+)
+def test_a_data_set_has_the_name_that_it_was_given(world, words, name):
+    options = parser("prepare").parse_args([*words, "--out", "x"])
+    given = {key: value for key, value in vars(options).items() if key in ("dataset", "name")}
+    found = read_dataset({**given, "videos": world / "videos", "annotations": world / "notes"})
+    assert found.name == found.header()["dataset"] == name
+    assert found.settings.get("name", "chaotic") == name  # so that the folder of another name is another folder
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 101, "\x1b[31m"])
+def test_a_name_that_nothing_can_show_is_refused(name, capsys):
+    with pytest.raises(SystemExit):
+        parser("prepare").parse_args(["--name", name, "--out", "x"])
+    said = capsys.readouterr().err
+    assert "is not a name" in said and said.count("\n") == 1

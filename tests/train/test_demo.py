@@ -162,4 +162,6 @@ def test_a_line_every_30_s_where_there_is_no_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr(pulse, "EVERY", 0.0)
     said = []
     make_world(tmp_path / "w", train_videos=3, test_videos=0, workers=1, say=said.append)
-    assert len(said) == 3 and said[1].startswith("making the demo world: 2 of 3 videos (66%), about ")
+    assert len(said) >= 3 and any(
+        line.startswith("making the demo world: 2 of 3 videos (66%), about ") for line in said
+    )

@@ -67,7 +67,8 @@ class Order:
         if least < max(steps, 1):
             raise InputError(
                 f"{self.pairs} pairs cannot be shared out over {self.world_size} ranks in batches of up to "
-                f"{self.batch_size} without an empty batch: use fewer ranks" + (" or a larger batch" if least else "")
+                f"{self.batch_size} without an empty batch: use fewer ranks (--nproc-per-node)"
+                + (" or a larger --data.batch_size" if least else "")
             )
         return steps
 

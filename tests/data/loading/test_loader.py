@@ -45,6 +45,18 @@ def indexes(loader: Loader, epochs: int = 1) -> list[list[list[int]]]:
     return [[batch.index.tolist() for batch in loader] for _ in range(epochs)]
 
 
+def test_a_folder_is_enough(folder, manifest):
+    """A path, or a text, in place of the manifest; one split by its name."""
+    given = {"batch_size": 8, "side": SIDE, "threads": 1}
+    with Loader(manifest, **given) as expected:
+        rows = indexes(expected)
+    for named in (folder, str(folder), os.path.relpath(folder)):
+        with Loader(named, "train", **given) as loader:
+            assert indexes(loader) == rows
+    with pytest.raises(InputError, match="nowhere"):
+        Loader(str(folder / "nowhere"), **given)
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(
     ("world_size", "batch_size"), [(1, 1), (1, 8), (1, 50), (1, 64), (3, 2), (3, 5), (3, 8), (3, 16)]

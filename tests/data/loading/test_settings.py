@@ -39,8 +39,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"splits": ("dev",)}, "no split 'dev'"),
         ({"splits": ("test",)}, "has no pair in test"),
         ({"splits": ("val",), "last_batch": "drop"}, "5 pairs do not fill one batch of 8 on each of 1 ranks"),
-        ({"splits": ("val",), "world_size": 6}, "5 pairs cannot be shared out over 6 ranks.*use fewer ranks$"),
-        ({"batch_size": 1, "world_size": 3}, "50 pairs cannot be shared out over 3 ranks.*or a larger batch"),
+        (
+            {"splits": ("val",), "world_size": 6},
+            "5 pairs cannot be shared out over 6 ranks.*use fewer ranks .--nproc-per-node.$",
+        ),
+        (
+            {"batch_size": 1, "world_size": 3},
+            "50 pairs cannot be shared out over 3 ranks.*or a larger --data.batch_size",
+        ),
     ],
 )
 def test_impossible_settings(folder, settings, message):
