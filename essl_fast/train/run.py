@@ -174,11 +174,11 @@ def run(
     """
     began = time.perf_counter()
     directory = RunDirectory(out, settings.checkpoint_keep, world.leads)
-    progress = TerminalProgress(console, settings.select_on)
-    observers = Observers(*([progress] if world.leads else []))
+    progress = [TerminalProgress(console, settings.select_on)] if world.leads else []
+    observers = Observers(*progress)
     with contextlib.ExitStack() as stack:
-        if world.leads:
-            stack.enter_context(progress.heartbeat())
+        for each in progress:
+            stack.enter_context(each.heartbeat())
         if settings.deterministic:
             be_deterministic()
         past = load_past(checkpoint, directory, world, stack, observers.on_message)
@@ -190,8 +190,7 @@ def run(
         trainer.speed.began = began
         changed = resume(trainer, past.state, out) if past.state else []
         past.passed.extend(without_best(trainer, directory))
-        if profile and world.leads:
-            trainer.profile = StepProfile(directory.profile, device, profile)
+        trainer.profile = StepProfile(directory.profile, device, profile) if profile and world.leads else None
         open_directory(trainer, directory, past, stack)
         environment = provenance.environment(device)
         facts = {
