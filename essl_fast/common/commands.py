@@ -78,7 +78,14 @@ def slow_imports() -> Iterator[None]:
     """Let Ctrl-C end a command at once and silently during slow imports: PyTorch alone takes seconds.
 
     It changes nothing if no command runs as a program.
+
+    Raises:
+        InputError: the current folder was removed. PyTorch would end the process without a word that helps.
     """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(f"the current folder is gone ({error.strerror}): change into another one") from error
     before = signal.getsignal(signal.SIGINT)
     if not _runs_a_program or before is not signal.default_int_handler:
         yield

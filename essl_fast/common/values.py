@@ -84,7 +84,7 @@ def _typed(read: Callable[[str], Number], low: float, high: float, unit: str) ->
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{error}, got {short(text)}") from None
         if not low <= value <= high:
-            bounds = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+            bounds = f"at least {low:,}" if high == float("inf") else f"from {low:,} to {high:,}"
             raise argparse.ArgumentTypeError(f"must be {bounds}{unit and ' ' + unit}, got {short(text)}")
         return value
 

@@ -53,6 +53,8 @@ def parse(argv: list[str]) -> tuple[config.Config, argparse.Namespace]:
     at = next((i for i, a in enumerate(argv) if a == "--resume" or a.startswith("--resume=")), None)
     default = "demo"
     given = "" if at is None else argv[at].split("=", 1)[1] if "=" in argv[at] else "".join(argv[at + 1 : at + 2])
+    if at is not None and (not given or given.startswith("--")):
+        raise InputError("--resume: needs a run directory, or auto")
     if at is not None and given != "auto":
         folder = Path(given)
         default = str(folder / "config.yaml")

@@ -190,3 +190,16 @@ def test_only_warnings_for_the_user_are_printed(capsys, monkeypatch, message, fi
 
     assert commands.command(main, "python -m x") == 0
     assert capsys.readouterr().err == (f"python -m x: warning: {message}\n" if shown else "")
+
+
+@pytest.mark.parametrize("name", ["report", "evaluate", "prepare"])
+def test_a_current_folder_that_is_gone_is_one_line(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def gone():
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    module = door(f"essl_fast.{name}")
+    assert commands.command(lambda: module.main(RIGHT[name]), module.PROG) == 2
+    assert "the current folder is gone (No such file or directory): change into another one" in capsys.readouterr().err

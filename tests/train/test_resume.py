@@ -153,6 +153,12 @@ def test_a_recipe_needs_data_and_data_need_a_recipe(words, said, tmp_path, monke
     assert train_door.parse(["--config", "demo", "--data.root", "X"])[0].data.root == "X"
 
 
+@pytest.mark.parametrize("words", [["--resume"], ["--resume", ""], ["--resume="], ["--resume", "--epochs", "3"]])
+def test_resume_needs_a_run(words):
+    with pytest.raises(InputError, match="--resume: needs a run directory, or auto"):
+        train_door.parse(words)
+
+
 def test_the_data_may_move(finished, tmp_path, capsys):
     out, prepared = finished
     copy = shutil.copytree(prepared, tmp_path / "elsewhere")
