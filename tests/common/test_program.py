@@ -65,9 +65,9 @@ def test_the_script_runs_every_command_under_its_name(script, capsys, name):
         (["localize", "x", "--chekpoint", "y"], "there is no option --chekpoint; did you mean --checkpoint?"),
         (["evaluate", "x", "--ex"], "there is no option --ex"),
         (["evaluate", "x", "y"], "there is no place for 'y'"),
-        (["localize", "x", "--checkpoint", "y", "--rate", "nan"], "--rate: must be from 0.01 to 1000, got 'nan'"),
+        (["localize", "x", "--checkpoint", "y", "--rate", "nan"], "--rate: must be from 0.01 to 1,000, got 'nan'"),
         (["localize", "x", "--checkpoint", "y", "--batch", "010"], "--batch: must be a whole number without leading"),
-        (["prepare", "--out", "x", "--workers", "0"], "--workers: must be from 1 to 1024, got '0'"),
+        (["prepare", "--out", "x", "--workers", "0"], "--workers: must be from 1 to 1,024, got '0'"),
         (["prepare", "--out", "x", "--validation", "1,5"], "--validation: must be a number such as 0.5"),
         (
             ["reproduce", "tabel1"],
