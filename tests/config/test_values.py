@@ -180,7 +180,38 @@ FILES = [  # what a file holds, what the message says
     ("name: ''\n", "must not be empty"),
     ("config: demo\n", "config is no setting"),
     ("\xff\xfe", "cannot be read as settings"),
+    ("epochs: 7\0\n", "control characters are not allowed"),
+    ("data:\n\tthreads: 1\n", "cannot start any token in line 2"),
+    ("epochs: 3\n---\nepochs: 4\n", "expected a single document"),
+    ("x: &x {threads: 3}\ndata: {<<: *x}\n", "there is no setting x"),
+    ("data: &d {threads: *d}\n", "&d contains itself"),
+    ("[" * 20_000, "maximum nesting depth"),
+    ("#" * 2**21, "at most 1,048,576 are read"),
+    ("1: 2\n", "there is no setting 1"),
+    ("~: 2\n", "there is no setting ~"),
+    (".: 2\n", "there is no setting ."),
+    ("data.: 2\n", "there is no setting data.; did you mean data.root?"),
+    ("data.threads.x: 2\n", "did you mean data.threads?"),
+    ("name: !!binary aGVsbG8=\n", "could not determine a constructor"),
+    ("loggers: !!set {a, b}\n", "could not determine a constructor"),
 ]
+
+TAKEN = [  # what a file holds that others' editors and systems write -> epochs
+    (b"\xef\xbb\xbfepochs: 7\n", 7),  # a byte order mark
+    (b"epochs: 7\r\nname: x\r\n", 7),
+    (b"epochs: 7\rname: x\r", 7),
+    (b"\n\n# only this\nepochs: 7", 7),
+    (b"---\nepochs: 7\n...\n", 7),
+    (b"%YAML 1.1\n---\nepochs: 7\n", 7),
+    (b'{"epochs": 7, "data": {"threads": 1}}', 7),  # JSON
+    (b"data: {<<: {threads: 3}, batch_size: 4}\nepochs: 7\n", 7),
+]
+
+
+@pytest.mark.parametrize(("data", "epochs"), TAKEN, ids=lambda value: str(value)[:24])
+def test_a_file_is_read_whatever_wrote_it(tmp_path, data, epochs):
+    (tmp_path / "mine.yaml").write_bytes(data)
+    assert config.load(str(tmp_path / "mine.yaml")).epochs == epochs
 
 
 @pytest.mark.parametrize(("text", "message"), FILES)
