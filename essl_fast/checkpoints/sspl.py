@@ -203,7 +203,7 @@ def read_files(folder: Path) -> dict[str, dict]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}; it should hold {', '.join(FILES.values())}")
+        raise InputError(f"--sspl-checkpoint: there is no folder {folder}; it should hold {', '.join(FILES.values())}")
     missing = [name for part, name in FILES.items() if part != "pcm" and not (folder / name).is_file()]
     if missing:
         raise InputError(

@@ -88,7 +88,7 @@ def chaotic_world(
     """
     videos = Path(videos)
     if not videos.is_dir():
-        raise InputError(f"{videos} is not a folder: videos must name the folder that holds <video>.mp4")
+        raise InputError(f"{videos} is not a folder: --videos must name the folder that holds <video>.mp4")
     read = read_chaotic_world(
         annotations,
         frame=frame,
@@ -130,17 +130,18 @@ def read_chaotic_world(
             argument is out of range.
     """
     if frame not in FRAMES:
-        raise InputError(f"frame is {frame!r}: choose one of {', '.join(FRAMES)}")
+        raise InputError(f"--frame is {frame!r}: choose one of {', '.join(FRAMES)}")
     if row_boxes not in ROW_BOXES:
-        raise InputError(f"row_boxes is {row_boxes!r}: choose one of {', '.join(ROW_BOXES)}")
+        raise InputError(f"--row-boxes is {row_boxes!r}: choose one of {', '.join(ROW_BOXES)}")
     if len(size) != 2 or min(size) < 1:
-        raise InputError(f"annotation_size is {size}: give the annotated frames' width and height, such as 320x180")
+        given = "x".join(map(str, size))
+        raise InputError(f"--annotation-size is {given}: give the annotated frames' width and height, such as 320x180")
     if not 0 <= validation < 1:
-        raise InputError(f"validation is {validation}: give a share of the training videos, at least 0 and below 1")
+        raise InputError(f"--validation is {validation}: give a share of the training videos, at least 0 and below 1")
     root = Path(root)
     group, frames = root / "annotation" / "group", root / "annotation" / "frame"
     if not group.is_dir():
-        raise InputError(f"{group} is not a folder: annotations must name what holds annotation/group/<video>.csv")
+        raise InputError(f"{group} is not a folder: --annotations must name what holds annotation/group/<video>.csv")
     videos = _read_splits(root, validation, seed)
     pairs, choice, found = Pairs(), Choice(frame, row_boxes, size), Findings(sizes=BoxSizes(size))
     for split, names in videos.items():

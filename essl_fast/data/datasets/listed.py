@@ -175,7 +175,7 @@ def split_names(
         InputError: a name is in two lists, or the share is out of range.
     """
     if not 0 <= share < 1:
-        raise InputError(f"validation is {share}: give a share of the labelled training pairs, at least 0 and below 1")
+        raise InputError(f"--validation is {share}: give a share of the labelled training pairs, from 0 to below 1")
     for first, second in (("train", "test"), ("train", "val"), ("val", "test")):
         if both := lists.get(first, {}).keys() & lists.get(second, {}).keys():
             raise InputError(

@@ -132,7 +132,7 @@ def read_rows(
         InputError: the share is out of range, a name is in both splits, or a video is in two files.
     """
     if not 0 <= share < 1:
-        raise InputError(f"validation is {share}: give a share of the labelled training pairs, at least 0 and below 1")
+        raise InputError(f"--validation is {share}: give a share of the labelled training pairs, from 0 to below 1")
     if both := rows["train"].names.keys() & rows["test"].names.keys() if len(rows) > 1 else ():
         raise InputError(f"{min(both)!r} and {len(both) - 1} more names are rows of both train and test")
     found: dict[str, dict[str, list]] = {split: {} for split in SPLITS}  # video → [(frame, ...), ...]

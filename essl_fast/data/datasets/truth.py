@@ -86,7 +86,7 @@ def read_truth(path: str | Path, video: str, size: tuple[int, int] | None = None
         rows = _spans(table) if table.parent.name == "group" else _rows(table)
         return _truth(rows, size or ANNOTATED, table)
     if not path.is_file():
-        raise InputError(f"there is no file or folder {path} with boxes")
+        raise InputError(f"--boxes: there is no file or folder {path}")
     return _truth(_entries(path) if path.suffix.lower() == ".json" else _rows(path), size, path)
 
 
