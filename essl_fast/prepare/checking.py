@@ -27,8 +27,8 @@ from essl_fast.prepare import notes
 from essl_fast.prepare.preview import PREVIEW, draw_preview, spread
 from essl_fast.prepare.reporting import MOST_LINES, Reporter
 
-CONTRADICTION = "numbers and times of frames contradict each other"
-SIZE = "boxes seem to be drawn on frames of another size"
+CONTRADICTION = "frame numbers against times"
+SIZE = "size of the annotated frames"
 _NO_FAULTS = (media.WINDOW,)  # reasons for which pairs are left out of any data set
 
 
@@ -114,10 +114,11 @@ def _look_at(dataset: Dataset, video: str, files: Files, span: range, found: Che
     requests = [(pair_key(video, int(pairs.fid[at])), int(pairs.fid[at]), float(pairs.time[at])) for at in span]
     if _doubtful(seen, requests):
         seen = media.probe(files.path)
-    for at, error in media.find_places(seen, [(fid, time) for _, fid, time in requests])[1]:
-        found.add(error.reason, f"{requests[at][0]}: {error.detail}")
-    for key, _, time in requests:
-        if not audio.SECONDS / 2 <= time <= seen.sound_end - audio.SECONDS / 2:
+    lost = dict(media.find_places(seen, [(fid, time) for _, fid, time in requests])[1])
+    for at, (key, _, time) in enumerate(requests):
+        if at in lost:
+            found.add(lost[at].reason, f"{key}: {lost[at].detail}")
+        elif not audio.SECONDS / 2 <= time <= seen.sound_end - audio.SECONDS / 2:
             length = f"whose sound has {seen.sound_end:.2f} s"
             found.add(media.WINDOW, f"{key}: 3 s around {time:g} s leave {files.path.name}, {length}")
     return notes.of_video(seen, requests)
@@ -169,7 +170,7 @@ def print_checked(found: Checked, out: str | Path) -> None:
     for reason, cases in sorted(found.wrong.items()):
         for case in _first(cases):
             line(f"{reason}: {case}")
-    table = Table(title="checked by the headers of the files", title_justify="left")
+    table = Table(title="read", title_justify="left")
     for heading in ("split", "videos", "pairs"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for split in SPLITS:
