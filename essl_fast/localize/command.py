@@ -151,7 +151,7 @@ def localize(
     except media.MediaError as error:
         raise InputError(str(error)) from error
     except OSError as error:  # reading gives MediaErrors, so this is a full disk or the like
-        raise InputError(f"--out: writing into {out} failed ({error.strerror or error})") from error
+        raise InputError(f"--out: writing {error.filename or out} failed ({error.strerror or error})") from error
     return found
 
 

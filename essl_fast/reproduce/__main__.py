@@ -91,7 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         from essl_fast.reproduce.command import reproduce
 
     results = reproduce(
-        options.sweep or options.parts,
+        () if options.sweep else options.parts,
+        sweep=options.sweep,
         configs=options.config,
         data=options.data,
         out=options.out,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    parts: str | Sequence[str],
+    parts: str | Sequence[str] = (),
     *,
     data: str | Path = "demo",
     out: str | Path = "reproduced",
@@ -33,6 +33,7 @@ def reproduce(
     published: str | Path | None = None,
     overrides: Sequence[str] = (),
     console: Console | None = None,
+    sweep: Sequence[str] = (),
     configs: Sequence[str] = (),
 ) -> Results:
     """Train what is missing of some tables and figures of the paper, or of a sweep, and write them into a folder.
@@ -40,7 +41,7 @@ def reproduce(
     A row that fails is reported, and the others go on. An interrupted run goes on when this is called again.
 
     Args:
-        parts: names of `rows.PARTS`, or "all"; or a sweep's settings with values, ["optim.lr_head=3e-5,5e-5", ...].
+        parts: names of `rows.PARTS`, or "all"; none with a sweep.
         data: a folder that prepare wrote, or "demo".
         out: for the runs and the results.
         seeds: each row is trained once with each.
@@ -50,6 +51,7 @@ def reproduce(
         published: YAML file of published figures that this project does not know.
         overrides: train's options, for every row.
         console: where progress and tables are printed; None prints nothing.
+        sweep: settings with values, ["optim.lr_head=3e-5,5e-5", ...]: each point of their grid is a row.
         configs: of a sweep: its recipe, and YAML files with changes to it. May be empty on the demo's world.
 
     Raises:
@@ -60,7 +62,8 @@ def reproduce(
         raise InputError(f"--seeds: each once, and from 0, got {list(seeds)}")
     data = "demo" if data == "demo" else str(Path(data).resolve())
     known = read_published(Path(published)) if published else {}
-    swept, parts = _swept(parts, list(configs), data)
+    swept = _swept(list(sweep), list(configs), data)
+    parts = [SWEEP] if swept else parts
     overrides = [*(f"--config={name}" for name in configs[1:]), *overrides]
     plan = Plan(data, Path(out), list(seeds), protocol, reduced, overrides, device, known, swept)
     plan.check_data()
@@ -72,15 +75,15 @@ def reproduce(
         return run_plan(plan, parts, console or commands.console(quiet=True))
 
 
-def _swept(parts: list[str], configs: list[str], data: str) -> tuple[tuple[Row, ...], list[str]]:
-    """The rows of a sweep, if the parts are settings with values; and the parts of the plan."""
-    if not any("=" in part for part in parts):
+def _swept(sweep: list[str], configs: list[str], data: str) -> tuple[Row, ...]:
+    """The rows of a sweep, if there is one. InputError if it is wrong."""
+    if not sweep:
         if configs:
             raise InputError("--config: goes with --sweep; each row has its own")
-        return (), parts
+        return ()
     if not configs and data != "demo":
         raise InputError("--sweep: name the recipe with --config NAME (semipl, sspl, ...)")
-    return rows_of_sweep(read_sweep(parts), configs[0] if configs else "demo"), [SWEEP]
+    return rows_of_sweep(read_sweep(sweep), configs[0] if configs else "demo")
 
 
 def run_plan(plan: Plan, parts: list[str], console: Console) -> Results:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -63,16 +64,15 @@ def rows_of_sweep(sweep: dict[str, list[str]], recipe: str) -> tuple[Row, ...]:
     Raises:
         InputError: a value is none of its setting, two values of one setting are the same, or the grid is too large.
     """
-    count = 1
+    count = math.prod(map(len, sweep.values()))
+    if count > MOST:
+        raise InputError(f"--sweep: the grid has {count:,} points, and at most {MOST:,} are trained")
     for name, values in sweep.items():
-        count *= len(values)
         meant = [config.value_of(config.load(recipe, [f"--{name}={value}"]), name) for value in values]
         for at, value in enumerate(meant):
             if value in meant[:at]:
                 first = values[meant.index(value)]
                 raise InputError(f"--sweep: {name} has {first} and {values[at]}, which are the same")
-    if count > MOST:
-        raise InputError(f"--sweep: the grid has {count:,} points, and at most {MOST:,} are trained")
     points = itertools.product(*([(name, value) for value in values] for name, values in sweep.items()))
     return tuple(_row(point, recipe) for point in points)
 

@@ -6,6 +6,7 @@ import pytest
 
 from essl_fast import config
 from essl_fast.common.errors import InputError
+from essl_fast.models import heads
 from essl_fast.reproduce import __main__ as reproduce_door
 from essl_fast.reproduce import reproduce, runs
 from essl_fast.reproduce.plan import Plan
@@ -124,8 +125,11 @@ def test_a_sweep_is_trained_goes_on_and_is_one_report(tiny, tmp_path, monkeypatc
 
     monkeypatch.setattr(runs, "train", here)
     out = tmp_path / "out"
-    more = ["--config", "demo", "--data", str(tiny[1]), "--out", str(out), "--device", "cpu", "--data.batch_size", "5"]
-    words = ["--sweep", "epochs=1,2", *more, "--optim.warmup", "0", "--overlays", "0", "--compile", "off"]
+    head = heads.SimSiamHead
+    monkeypatch.setattr(heads, "SimSiamHead", lambda channels: head(channels, 64, 16))
+    own = ["--config", "demo", "--data", str(tiny[1]), "--out", str(out), "--device", "cpu"]
+    more = "--data.batch_size 10 --optim.warmup 0 --overlays 0 --compile off".split()
+    words = ["--sweep", "epochs=1,2", *own, *more]
     assert reproduce_door.main(words) == 1
     fails = False
     assert reproduce_door.main(words) == 0
@@ -136,8 +140,6 @@ def test_a_sweep_is_trained_goes_on_and_is_one_report(tiny, tmp_path, monkeypatc
     assert held["rows"].keys() == {"epochs=1", "epochs=2"} and "Best on val" in held["finding"]
     page = (out / "report.html").read_text()
     assert "epochs 1" in page and page.count("data:image/png;base64,") == 1 and "published" not in page
-    assert (
-        reproduce(["epochs=1,2"], data=tiny[1], out=out, configs=["demo"], device="cpu", overrides=words[12:]).failed
-        == {}
-    )
+    again = reproduce(sweep=["epochs=1,2"], configs=["demo"], data=tiny[1], out=out, device="cpu", overrides=more)
+    assert again.failed == {} and best_of(again) is not None
     assert len(started) == 3

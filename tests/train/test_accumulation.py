@@ -91,7 +91,7 @@ def test_two_ranks_equal_one_and_share_gradients_once_an_update(tiny):
     loss, pairs, steps, weights, _ = epoch_of(distributed.ALONE, tiny[1], 8, 1, *options)
     for theirs in run_ranks(2, epoch_of, tiny[1], 2, 2, *options):
         assert theirs[1:3] == (pairs, steps)
-        assert theirs[4] == 2 + 2 + 0  # of two full updates all but the last batch; the third has one batch
+        assert theirs[4] == 1 + 1 + 0  # in two updates of two batches the first; the third update has one batch
         for name, value in weights.items():
             np.testing.assert_allclose(theirs[3][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
