@@ -292,8 +292,15 @@ def _summary(path: Path, notes: list[str]) -> dict:
         return {}
 
 
+def _check_regular(path: Path) -> None:
+    """OSError if a path names a device or FIFO, which might give bytes without end, or none for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")
+
+
 def _json(path: Path, notes: list[str]) -> dict:
     try:
+        _check_regular(path)
         value = json.loads(path.read_bytes())
         if not isinstance(value, dict):
             raise ValueError("it is no JSON object")
@@ -307,6 +314,7 @@ def _json(path: Path, notes: list[str]) -> dict:
 
 def _pairs(path: Path, notes: list[str]) -> list[dict]:
     try:
+        _check_regular(path)
         lines = runlog.read_log(path)
         for number, line in enumerate(lines, 1):
             if not isinstance(line.get("ciou", ""), (float, int, NoneType)):

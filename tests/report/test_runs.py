@@ -141,6 +141,24 @@ def test_a_file_that_is_no_file_of_ours_is_a_note(run, name, content):
     assert notes and all(str(run) in note for note in notes)
 
 
+@pytest.mark.parametrize("name", ["summary.json", "test_pairs.jsonl", "gallery.npz"])
+@pytest.mark.parametrize("kind", ["device", "fifo", "folder", "circle"])
+def test_what_is_no_regular_file_is_not_read(run, name, kind):
+    """A device gives bytes without end, a FIFO none for ever."""
+    path = run / name
+    path.unlink(missing_ok=True)
+    if kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(name)
+    assert report_door.main([str(run), "--out", str(run / "page.html")]) == 0
+    assert (run / "page.html").stat().st_size > 1000
+
+
 def test_runs_are_found_below_a_folder(tmp_path, capsys):
     places = [tmp_path / "runs" / name for name in ("b", "a", "row/seed-0", "x/y/z")]
     for place in places:

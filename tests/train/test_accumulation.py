@@ -141,7 +141,6 @@ def test_an_update_is_captured_as_one(tiny):
     found = []
     for captured in (False, True):
         trainer = trainer_of(tiny[1], 2, 2, "--data.resident", "never")
-        trainer.model.head = trainer.model.head
         step, own = trainer.step, trainer.step.stepper
 
         def state(trainer=trainer, step=step):
