@@ -148,7 +148,7 @@ def test_where_the_rate_varies_the_time_decides(tmp_path):
     pts = np.cumsum([0, *([1, 3] * 20)]).tolist()  # mean rate 5
     path = make_video(tmp_path / "videos/b.mkv", pts=pts, ticks=10, sound=clicks(9, 16_000), sound_codec="pcm_s16le")
     make_video(tmp_path / "videos/t.mp4")
-    write_annotations(tmp_path / "notes", {"b": [row(30, 2.0), row(2, 4.0)]}, {"t": RIGHT})
+    write_annotations(tmp_path / "notes", {"b": [row(11, 2.0), row(21, 4.0)]}, {"t": RIGHT})
     dataset = chaotic_world(tmp_path / "videos", tmp_path / "notes", validation=0)
     assert not media.glance(path).constant or not media.probe(path).constant
     assert check(dataset, tmp_path, reporter(False)).wrong == {}
