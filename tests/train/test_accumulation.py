@@ -137,7 +137,7 @@ def test_a_compiler_that_fails_in_the_middle_of_an_update_loses_no_gradient(tiny
 
 
 def test_an_update_is_captured_as_one(tiny):
-    """Eight batches of two are four updates of two batches; after the warm-up the rest are replays, equal to the bit."""
+    """Eight batches of two are four updates of two batches; after the warm-up they are replays, equal to the bit."""
     found = []
     for captured in (False, True):
         trainer = trainer_of(tiny[1], 2, 2, "--data.resident", "never", "--data.last_batch", "drop")

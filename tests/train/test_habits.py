@@ -17,7 +17,8 @@ from essl_fast.train import __main__ as train_door
 from essl_fast.train.averaging import AveragedWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-WORDS = "--config demo --data.batch_size 4 --device cpu --overlays 0 --baselines false --optim.warmup 0.5 --eval_every 1".split()
+WORDS = "--config demo --data.batch_size 4 --device cpu --overlays 0 --baselines false --eval_every 1".split()
+WORDS += ["--optim.warmup", "0.5"]
 EMA = ["--optim.ema", "0.7", "--optim.accumulate", "2", "--data.last_batch", "keep"]
 
 
