@@ -120,7 +120,8 @@ def _exit_code(main: Callable[[], int], prog: str) -> int:
         try:
             return main()
         finally:
-            sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its line
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a full disk or a closed pipe still gets its line
     except InputError as error:
         return _end(prog, f"error: {error}", 2)
     except OSError as error:  # a full disk, a folder that must not be written

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -102,7 +102,7 @@ def _evaluate(
 
     dtype = pick_precision(precision, device)
     with PassProgress(console) as progress:
-        told = _telling(progress, split, manifest)
+        told = progress.over(f"evaluating {split}", manifest.pairs(split))
         wanted = model, manifest, split, settings, device, dtype
         found = evaluate(*wanted, on_fault=skipped, foreign=extra, guidance=extra, on_batch=told)
     result = {"checkpoint": name, "split": split, **found.result(manifest), "min_score": found.trusted_from(manifest)}
@@ -110,7 +110,7 @@ def _evaluate(
         threshold, why = None, "a threshold for all sounds is chosen on a validation split, and there is none"
         if manifest.pairs("val"):  # also where that is what is evaluated: the result then says so
             with PassProgress(console) as progress:
-                told = _telling(progress, "val", manifest)
+                told = progress.over("evaluating val", manifest.pairs("val"))
                 more = {"foreign": True, "on_batch": told}
                 chosen = evaluate(model, manifest, "val", settings, device, dtype, on_fault=skipped, **more)
             threshold = chosen.universal_threshold(manifest)
@@ -118,15 +118,3 @@ def _evaluate(
             console.print(f"{manifest.root}: {why}", soft_wrap=True, markup=False, highlight=False)
         result["extra"] = found.extra(manifest, consensus_of(settings, manifest), threshold)
     return result | {"each": found.each(manifest)}
-
-
-def _telling(progress: PassProgress, split: str, manifest: Manifest) -> Callable[[int, int], None]:
-    """What to call after each batch of an evaluation, so that its progress is shown."""
-    step, done = progress.over(f"evaluating {split}", manifest.pairs(split)), 0
-
-    def count(now: int, total: int) -> None:
-        nonlocal done
-        step(now - done)
-        done = now
-
-    return count

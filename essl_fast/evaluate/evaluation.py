@@ -40,7 +40,7 @@ def evaluate(
     world: World = ALONE,
     foreign: bool = False,
     guidance: bool = False,
-    on_batch: Callable[[int, int], None] = lambda done, total: None,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
     """Localize every pair of a split; results leave the device once, at the end.
 
@@ -58,7 +58,7 @@ def evaluate(
         world: the processes that share the pairs; each of them gets the whole result.
         foreign: also localize each frame under silence, noise and another pair's sound (see :class:`ForeignSounds`).
         guidance: also keep the trunk's object maps (see `guidance.py`).
-        on_batch: called after each batch with how many pairs are done, and how many this process has to do.
+        on_batch: called after each batch with its number of pairs.
 
     Raises:
         InputError: the split is empty, or no pair of it decodes.
@@ -69,8 +69,6 @@ def evaluate(
     others = ForeignSounds(loader) if foreign else None
     columns = Columns()
     frames: dict[int, Any] = {}
-    shared = ranks_share(manifest, split, settings, world)
-    done, mine = 0, -(-loader.pairs // world.size) if shared else loader.pairs
     with contextlib.closing(loader), _evaluating(model, dtype):
         for raw in loader:
             views = centre_view(raw.frames, dtype, raw.rows)
@@ -78,18 +76,16 @@ def evaluate(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 maps = model.frame_maps(views)
                 similarity = model.attend_maps(maps, raw.sound)[0].similarity[0]
-                other = {kind: model.attend_maps(maps, sound)[0].similarity[0] for kind, sound in sounds.items()}
-                further = {_FOREIGN + kind: each for kind, each in other.items()}
-                if guidance:
-                    further[_OBJECTS] = object_map(maps)
+                under = {kind: model.attend_maps(maps, sound)[0].similarity[0] for kind, sound in sounds.items()}
+                further = {_FOREIGN + kind: each for kind, each in under.items()}
+                further |= {_OBJECTS: object_map(maps)} if guidance else {}
+            further |= {_HEARD: torch.from_numpy(others.rows(raw))} if others else {}
             ciou = metrics.ciou(similarity, boxes[raw.index], consensus)
             columns.add(rows=raw.index, ciou=ciou, similarity=similarity, **further)
-            if others:
-                columns.add(**{_HEARD: torch.from_numpy(others.rows(raw))})
             frames |= frames_of(raw, to_draw)
-            done += len(raw.index)
-            on_batch(done, mine)
+            on_batch(len(raw.index))
     part = Part(columns.arrays(), frames, loader.lost)
+    shared = ranks_share(manifest, split, settings, world)
     whole = together(distributed.gather(part, world) if shared else [part])
     return _result(manifest, split, whole, loader.pairs - whole.lost)
 

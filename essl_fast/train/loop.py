@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from essl_fast.runtime.stopping import Stopped, Stopping
 from essl_fast.train.collapse import collapse_warning
+from essl_fast.train.ending import ended_early, has_ended, why_early
 from essl_fast.train.observers import pictures_wanted
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.state import best_state, last_state
@@ -36,7 +37,7 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
     settings, observers = trainer.settings, trainer.observers
     observers.on_train_start(settings.epochs, trainer.steps_per_epoch, trainer.steps)
     try:
-        while not trainer.has_ended:
+        while not has_ended(trainer):
             for raw in trainer.batches():
                 trainer.take_step(raw)
                 signum = stopping.agreed(trainer.world) if looks_for_signal(trainer) else 0
@@ -48,7 +49,7 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
             entry = trainer.end_epoch()
             if trainer.epoch == settings.epochs or due(settings.eval_every, trainer.epoch):
                 select(trainer, directory, entry)
-            last = trainer.has_ended
+            last = has_ended(trainer)
             observers.on_epoch(entry)  # before last.pt: killed in between, the epoch is logged twice, not never
             signum = stopping.agreed(trainer.world)
             if last or signum or due(settings.checkpoint_epochs, trainer.epoch):
@@ -57,8 +58,8 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
                 observers.on_warning(trainer.epoch, warning)
             if signum:
                 stop(trainer, directory, signum)
-        if trainer.patience_is_spent and trainer.epoch < settings.epochs:
-            observers.on_message(ended_early(trainer))
+        if ended_early(trainer):
+            observers.on_message(why_early(trainer))
         if trainer.best is None:  # it was ended before its first evaluation: what was trained is evaluated now
             select(trainer, directory, trainer.history[-1])
             directory.save_last(last_state(trainer))
@@ -100,16 +101,6 @@ def select(trainer: Trainer, directory: RunDirectory, entry: dict) -> None:
             entry["selection_ema"] = {key: result[key] for key in ("success_at_half", "auc")}
             if trainer.is_best(entry["selection_ema"], average.trusted_from(trainer.manifest), average=True):
                 directory.save_best(best_state(trainer, average=True), average=True)
-
-
-def ended_early(trainer: Trainer) -> str:
-    """A line that says why a run ends before its last epoch, and how it would go on."""
-    settings, best = trainer.settings, trainer.best
-    assert best is not None  # or no patience is spent
-    return (
-        f"no better result on {settings.select_on} since epoch {best['epoch']} (patience {settings.patience}): the run "
-        f"ends with epoch {trainer.epoch} of {settings.epochs}; --resume with --patience 0 would go on"
-    )
 
 
 def stop(trainer: Trainer, directory: RunDirectory, signum: int) -> NoReturn:

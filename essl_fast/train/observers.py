@@ -64,8 +64,8 @@ class Observer:
     def on_not_finite(self, fault: Fault, file: Path | None, passed: bool) -> None:
         """A step was not finite. file: what replay reads; passed: the run goes on without the step."""
 
-    def on_evaluation(self, split: str, done: int, total: int) -> None:
-        """So many pairs of a split were localized, of those that this process has; called after each batch."""
+    def on_evaluation(self, split: str, pairs: int, count: int) -> None:
+        """Further ``count`` of the ``pairs`` of a split were localized by this process."""
 
     def on_baseline(self, name: str, result: dict) -> None:
         """A baseline (the untrained model, or a prior) was evaluated on the test split."""

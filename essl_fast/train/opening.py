@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from essl_fast.kernels import native
+from essl_fast.train.ending import ended_early
 from essl_fast.train.optimizer import learning_rate_factor
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.trainer import Trainer
@@ -33,7 +34,7 @@ def opening_lines(
     yield from (f"passed over: {line}" for line in passed)
     if passed and resumed_from:
         yield f"goes on from {resumed_from}, step {trainer.steps}"
-    if trainer.epoch < settings.epochs and trainer.has_ended:
+    if ended_early(trainer):
         yield f"the run has ended early (patience {settings.patience}): it is evaluated again; --patience 0 goes on"
     if trainer.epoch >= settings.epochs:
         why = f"the run has already trained {trainer.epoch} epochs, so with --epochs {settings.epochs}"

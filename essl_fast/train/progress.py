@@ -25,6 +25,7 @@ class TerminalProgress(Observer):
         self._epochs = self._steps = self._done = 0
         self._text = ""  # the last reading of the losses
         self._doing = "opening the data and the model"
+        self._evaluated = "", 0  # the split, and how many of its pairs
         self._heartbeat = Heartbeat(self.on_message, lambda: "" if self.console.is_terminal else self._doing)
         self._bar: Progress | None = None
 
@@ -62,8 +63,11 @@ class TerminalProgress(Observer):
             text: dict[str, Any] = {"text": describe_reading(reading)} if reading else {}
             self._bar.update(self._task, advance=1, epoch=f"{epoch + 1}/{self._epochs}", **text)
 
-    def on_evaluation(self, split: str, done: int, total: int) -> None:
-        self._doing = f"evaluating {split}: {done} of {total} pairs"
+    def on_evaluation(self, split: str, pairs: int, count: int) -> None:
+        before, done = self._evaluated
+        done = count if before != split or done >= pairs else done + count
+        self._evaluated = split, done
+        self._doing = f"evaluating {split}: {done} of {pairs} pairs"
 
     def on_prepared(self, done: Preparation, step: int, graphs: dict[str, int]) -> None:
         if done.phase in ("compile", "capture"):

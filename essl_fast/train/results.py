@@ -10,6 +10,7 @@ from essl_fast.data.datasets import boxes_to_grid
 from essl_fast.evaluate import Evaluation, boxes_prior, centre_prior, consensus_of, evaluation_loader, object_prior
 from essl_fast.report import RESULTS, figures, gallery, write_report
 from essl_fast.runtime import distributed
+from essl_fast.train.ending import ended_early
 from essl_fast.train.observers import pictures_wanted
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.trainer import Trainer
@@ -96,7 +97,7 @@ def summarize(
         "selected": {**selected, "protocol": protocol},
         **({"selected_ema": trainer.best_average} if "test_ema" in results else {}),
         "epochs": trainer.epoch,
-        "ended_early": trainer.patience_is_spent and trainer.epoch < trainer.settings.epochs,
+        "ended_early": ended_early(trainer),
         "seconds": trainer.speed.total_seconds(),
         "stage_seconds": {"data": data_seconds, **trainer.speed.seconds},
         "pairs_per_second": trainer.speed.mean_rate(),

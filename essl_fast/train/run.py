@@ -26,6 +26,7 @@ from essl_fast.runtime.distributed import ALONE, World
 from essl_fast.runtime.stopping import Stopping
 from essl_fast.train import loop
 from essl_fast.train.demo import demo_data
+from essl_fast.train.ending import has_ended
 from essl_fast.train.logfile import LogFile
 from essl_fast.train.observers import LOGGERS, Observers, logger_names
 from essl_fast.train.opening import opening_lines
@@ -268,7 +269,7 @@ def without_best(trainer: Trainer, directory: RunDirectory) -> list[str]:
     """
     said = []
     for average, file in ((True, directory.best_average), (False, directory.best)):
-        if (trainer.best_average if average else trainer.best) is None or trainer.has_ended:
+        if (trainer.best_average if average else trainer.best) is None or has_ended(trainer):
             continue
         if wrong := directory.best_fault(average):
             if average:

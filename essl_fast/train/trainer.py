@@ -227,7 +227,7 @@ class Trainer:
                 self._skip,
                 self.world,
                 guidance=guidance,
-                on_batch=functools.partial(self.observers.on_evaluation, split),
+                on_batch=functools.partial(self.observers.on_evaluation, split, self.manifest.pairs(split)),
             )
             self.faults.share(self.epoch + 1)
         return found
@@ -244,16 +244,3 @@ class Trainer:
         now = {"epoch": self.epoch, "score": score, "split": self.settings.select_on, "min_score": min_score}
         self.best, self.best_average = (self.best, now) if average else (now, self.best_average)
         return True
-
-    @property
-    def patience_is_spent(self) -> bool:
-        """Whether the last evaluation found nothing better in so many epochs that the settings end the run."""
-        evaluated = [entry["epoch"] for entry in self.history if "selection" in entry]
-        if not self.settings.patience or self.best is None or not evaluated:
-            return False
-        return evaluated[-1] - self.best["epoch"] >= self.settings.patience
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether nothing is left to train."""
-        return self.epoch >= self.settings.epochs or self.patience_is_spent

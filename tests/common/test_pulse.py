@@ -112,10 +112,11 @@ def test_training_says_what_goes_on(quick, monkeypatch):
             wait("waiting for the first step")
             progress.on_step(0, Reading(1.25, 30.0, 0.0))
             wait("epoch   1, step 1 of 5: loss 1.2500, 30.0 pairs/s")
-            progress.on_evaluation("val", 4, 10)
+            progress.on_evaluation("val", 10, 3)
+            progress.on_evaluation("val", 10, 1)
             wait("evaluating val: 4 of 10 pairs")
             progress.on_train_end()
-            progress.on_evaluation("test", 9, 10)
+            progress.on_evaluation("test", 10, 9)
             wait("evaluating test: 9 of 10 pairs")
             progress.on_end({})
             wait("drawing the pictures and the report")
@@ -168,11 +169,12 @@ def test_evaluate_says_how_far_it_is(quick, monkeypatch):
 
     class Found:
         result = staticmethod(lambda manifest: {})
+        trusted_from = staticmethod(lambda manifest: None)
         each = staticmethod(lambda manifest: [])
 
     def work(console, wait):
         def evaluate(*_, on_batch, **__):
-            on_batch(8, 12)
+            on_batch(8)
             wait("evaluating test: 8 of 12 (66%)")
             return Found
 

@@ -64,7 +64,7 @@ EVENTS = {
     "on_prepared": (None, 1, {}),
     "on_skipped": ("key", "why", 1),
     "on_not_finite": (None, None, True),
-    "on_evaluation": ("val", 4, 10),
+    "on_evaluation": ("val", 10, 4),
     "on_baseline": ("untrained", {}),
     "on_epoch": ({"epoch": 1},),
     "on_warning": (1, "text"),
