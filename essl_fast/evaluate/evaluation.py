@@ -85,8 +85,7 @@ def evaluate(
             frames |= frames_of(raw, to_draw)
             on_batch(len(raw.index))
     part = Part(columns.arrays(), frames, loader.lost)
-    shared = ranks_share(manifest, split, settings, world)
-    whole = together(distributed.gather(part, world) if shared else [part])
+    whole = together(distributed.gather(part, world) if ranks_share(manifest, split, settings, world) else [part])
     return _result(manifest, split, whole, loader.pairs - whole.lost)
 
 
