@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from essl_fast.prepare.checking import print_checked as print_checked
     from essl_fast.prepare.folder import PreparedDifferently as PreparedDifferently
     from essl_fast.prepare.reporting import print_summary as print_summary
+    from essl_fast.prepare.reporting import print_verified as print_verified
     from essl_fast.prepare.reporting import reporter as reporter
     from essl_fast.prepare.run import prepare as prepare
     from essl_fast.prepare.run import prepare_dataset as prepare_dataset
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "prepare_dataset": "run",
         "print_checked": "checking",
         "print_summary": "reporting",
+        "print_verified": "reporting",
         "reporter": "reporting",
         "verify": "verifying",
     },

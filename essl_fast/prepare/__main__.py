@@ -61,7 +61,16 @@ def main(arguments: list[str] | None = None) -> int:
     with slow_imports():
         import essl_fast.data.datasets  # noqa: F401
         from essl_fast.data.shards import BAD, Manifest
-        from essl_fast.prepare import check, compare, prepare_dataset, print_checked, print_summary, reporter, verify
+        from essl_fast.prepare import (
+            check,
+            compare,
+            prepare_dataset,
+            print_checked,
+            print_summary,
+            print_verified,
+            reporter,
+            verify,
+        )
     import_modules(imports)
     if checks:
         found = check(_read(data, run["out"]), run["out"], reporter(True))
@@ -134,15 +143,6 @@ def parse(arguments: list[str] | None) -> dict[str, Any]:
     if making and not enough:
         options.error(f"give --videos and --annotations{'' if verifies else ', or --verify to check a finished --out'}")
     return given
-
-
-def print_verified(manifest: Manifest, found: dict[str, int]) -> None:
-    """Say what --verify found: reason → how often."""
-    from essl_fast.data.shards import QUARANTINE
-
-    listed = ", ".join(f"{count} {reason}" for reason, count in found.items()) or "nothing"
-    where = f"; they are listed in {manifest.root / QUARANTINE}" if found else ""
-    print(f"{len(manifest)} pairs were decoded; wrong with them: {listed}{where}")
 
 
 def lost_entries(manifest: Manifest) -> int:

@@ -15,7 +15,7 @@ from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json
 from essl_fast.common.pulse import Pulse
-from essl_fast.data.shards import CLIP, SPLITS, Manifest
+from essl_fast.data.shards import CLIP, QUARANTINE, SPLITS, Manifest
 
 
 class Reporter:
@@ -148,3 +148,10 @@ def print_summary(manifest: Manifest) -> None:
     for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         table.add_row(Text(reason), str(count), Text(first.get(reason, "")))
     console.print(table)
+
+
+def print_verified(manifest: Manifest, found: dict[str, int]) -> None:
+    """Say what --verify found: reason → how often."""
+    listed = ", ".join(f"{count} {reason}" for reason, count in found.items()) or "nothing"
+    where = f"; they are listed in {manifest.root / QUARANTINE}" if found else ""
+    print(f"{len(manifest)} pairs were decoded; wrong with them: {listed}{where}")

@@ -6,16 +6,24 @@ import hashlib
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 from urllib.parse import quote
 
 from essl_fast import config
 from essl_fast.common.errors import InputError, short
 from essl_fast.common.nearest import did_you_mean
+from essl_fast.reproduce.plan import Plan
 from essl_fast.reproduce.rows import Row
 
-if TYPE_CHECKING:
-    from essl_fast.reproduce.results import Results
+
+class Found(Protocol):
+    """What the results of a sweep's runs know: see `results.Results`."""
+
+    plan: Plan
+
+    def selected(self, row: Row) -> list[list[float]]:
+        """[success, AUC] on the selection split in the best epoch, for each seed."""
+
 
 LONGEST = 150  # characters of a run's name
 SWEEP = "sweep"  # the part of a plan that is a sweep
@@ -85,25 +93,25 @@ def _row(point: Sequence[tuple[str, str]], recipe: str) -> Row:
     return Row(name, label, recipe, settings=tuple(point))
 
 
-def heads_of(results: Results) -> tuple[str, ...]:
+def heads_of(results: Found) -> tuple[str, ...]:
     """The columns of a sweep's table."""
     split = "test" if results.plan.protocol == "published" else "val"
     chosen = f"{split}: success, %", f"{split}: AUC, %"
     return ("", *chosen, "test: success, %", "test: AUC, %", "best epoch", "")
 
 
-def best_of(results: Results) -> Row | None:
+def best_of(results: Found) -> Row | None:
     """The row with the best result on the selection split, mean over seeds: by success, then by AUC."""
     done = [row for row in results.plan.swept if results.selected(row)]
     return max(done, key=lambda row: _mean_score(results, row), default=None)
 
 
-def _mean_score(results: Results, row: Row) -> list[float]:
+def _mean_score(results: Found, row: Row) -> list[float]:
     scores = results.selected(row)
     return [sum(score[at] for score in scores) / len(scores) for at in (0, 1)]
 
 
-def finding_of(results: Results) -> str:
+def finding_of(results: Found) -> str:
     """What the sweep shows, in words."""
     best = best_of(results)
     if best is None:
