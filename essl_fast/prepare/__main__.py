@@ -60,36 +60,27 @@ def main(arguments: list[str] | None = None) -> int:
     run = {name: data.pop(name) for name in RUN if name in data}
     with slow_imports():
         import essl_fast.data.datasets  # noqa: F401
+        from essl_fast import prepare as room
         from essl_fast.data.shards import BAD, Manifest
-        from essl_fast.prepare import (
-            check,
-            compare,
-            prepare_dataset,
-            print_checked,
-            print_summary,
-            print_verified,
-            reporter,
-            verify,
-        )
     import_modules(imports)
+    say = room.reporter(True)
     if checks:
-        found = check(_read(data, run["out"]), run["out"], reporter(True))
-        print_checked(found, run["out"])
-        return int(bool(found.wrong))
-
+        seen = room.check(_read(data, run["out"]), run["out"], say)
+        room.print_checked(seen, run["out"])
+        return int(bool(seen.wrong))
     try:
         if SOURCES & data.keys() or not verifies:
-            manifest = prepare_dataset(_read(data, run["out"]), **run)
-            print_summary(manifest)
+            manifest = room.prepare_dataset(_read(data, run["out"]), **run)
+            room.print_summary(manifest)
         else:
             manifest = Manifest.load(run["out"])
-        found = verify(manifest, run.get("workers"), reporter(True)) if verifies else {}
-        compared, differences = compare(manifest, videos, reporter(True)) if videos else (0, 0)
+        found = room.verify(manifest, run.get("workers"), say) if verifies else {}
+        compared, differences = room.compare(manifest, videos, say) if videos else (0, 0)
     except KeyboardInterrupt:
         print(f"{PROG}: stopped; the same command goes on", file=sys.stderr)
         return 130
     if verifies:
-        print_verified(manifest, found)
+        room.print_verified(manifest, found)
     if videos:
         listed = f", listed in {manifest.root / 'against.jsonl'}" if differences else ""
         print(f"{compared} pairs were compared with {videos}: {differences} differences{listed}")
