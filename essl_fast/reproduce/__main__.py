@@ -49,7 +49,9 @@ def parser(sweeps: bool = False) -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="All other options are train's, for every row: --epochs 3, --data.threads 2.",
     )
-    if not sweeps:
+    if sweeps:
+        parser.set_defaults(parts="")
+    else:
         parser.add_argument("parts", choices=(*PARTS, "all", "worlds"), help="what to reproduce")
     parser.add_argument(
         "--sweep",
