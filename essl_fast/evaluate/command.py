@@ -111,8 +111,8 @@ def _evaluate(
         if manifest.pairs("val"):  # also where that is what is evaluated: the result then says so
             with PassProgress(console) as progress:
                 told = progress.over("evaluating val", manifest.pairs("val"))
-                more = {"foreign": True, "on_batch": told}
-                chosen = evaluate(model, manifest, "val", settings, device, dtype, on_fault=skipped, **more)
+                wanted = model, manifest, "val", settings, device, dtype
+                chosen = evaluate(*wanted, on_fault=skipped, foreign=True, on_batch=told)
             threshold = chosen.universal_threshold(manifest)
         else:
             console.print(f"{manifest.root}: {why}", soft_wrap=True, markup=False, highlight=False)
