@@ -33,6 +33,7 @@ WORK = {  # command -> its arguments; exit codes that are right; a file that it 
     "localize": ("videos/a.mp4 --checkpoint run --rate 1 --out localized", {0}, "localized/a.overlay.mp4"),
     "report": ("run --out page.html", {0}, "page.html"),
     "export": ("run --to sspl --out files", {0, 2}, ""),  # the published code has no such network
+    "app": ("--checkpoint nothing", {2}, ""),
     "replay": ("run/last.pt", {2}, ""),
     "prepare": ("--videos videos --annotations notes --validation 0 --visual jpeg --out prepared", {0}, "prepared"),
     "reproduce": ("table1 --reduced --data data --seeds 1 1", {2}, ""),
