@@ -30,7 +30,8 @@ class Rates:
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
         kind = torch.float64 if device.type == "cpu" else torch.float32
         rates = [float(group["lr"]) for group in optimizer.param_groups]
-        self._first = {group["name"]: rate for group, rate in zip(optimizer.param_groups, rates, strict=True)}
+        names = [group.get("name", str(number)) for number, group in enumerate(optimizer.param_groups)]
+        self._first = dict(zip(names, rates, strict=True))
         self._base = torch.tensor(rates, dtype=kind, device=device)
         self._now, self._factor = self._base.clone(), 1.0
         self.attach(optimizer)
