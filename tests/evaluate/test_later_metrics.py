@@ -149,7 +149,7 @@ def test_guidance_is_a_mix_of_two_scaled_maps():
 
 # ---------------------------------------------------------------- numbers of the published evaluation codes
 
-# Computed by the functions of kaistmm/SSLalignment (utils.Evaluator_iiou), xavijuanola/vssl_eval (compute_AUC_pIA,
+# Computed with the formulas of kaistmm/SSLalignment (utils.Evaluator_iiou), xavijuanola/vssl_eval (compute_AUC_pIA,
 # compute_f) and OpenNLPLab/AVSBench (mask_iou, Eval_Fmeasure) from the inputs that `published_inputs` makes.
 PUBLISHED = {
     "iiou": 1 / 3,
