@@ -36,6 +36,7 @@ WORK = {  # command -> its arguments; exit codes that are right; a file that it 
     "app": ("--checkpoint nothing", {2}, ""),
     "replay": ("run/last.pt", {2}, ""),
     "prepare": ("--videos videos --annotations notes --validation 0 --visual jpeg --out prepared", {0}, "prepared"),
+    "pretrain": ("--seed none", {2}, ""),
     "reproduce": ("table1 --reduced --data data --seeds 1 1", {2}, ""),
     "doctor": ("--config demo --data data --json", {0}, ""),
 }

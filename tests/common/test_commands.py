@@ -17,7 +17,10 @@ from essl_fast.common.files import PACKAGE
 from essl_fast.runtime import stopping
 from tests.tools.doors import door
 
-COMMANDS = ("app", "doctor", "evaluate", "export", "localize", "prepare", "replay", "report", "reproduce", "train")
+COMMANDS = (
+    *("app", "doctor", "evaluate", "export", "localize", "prepare", "pretrain", "replay", "report", "reproduce"),
+    "train",
+)
 SLOW = ("numpy", "torch")  # what takes long to import: each command begins its work with one
 RIGHT = {  # arguments that are right, as far as the command can tell before it imports anything heavy
     "app": ["--checkpoint", "nothing"],
@@ -26,6 +29,7 @@ RIGHT = {  # arguments that are right, as far as the command can tell before it 
     "export": ["nothing", "--to", "sspl", "--out", "files"],
     "localize": ["film.mp4", "--checkpoint", "nothing"],
     "prepare": ["--verify", "--out", "nothing"],
+    "pretrain": [],
     "replay": ["nothing.pt"],
     "report": ["nothing"],
     "reproduce": ["table1"],
@@ -39,6 +43,7 @@ WRONG = {  # arguments that a command's parser takes, and which are wrong all th
     "export": ["nothing", "--to", "sspl", "--out", "files"],
     "localize": ["--checkpoint", "nothing"],
     "prepare": ["--verify", "--out", "nothing"],
+    "pretrain": ["--seed", "none"],
     "replay": ["nothing.pt"],
     "report": ["nothing"],
     "reproduce": ["table1", "--data", "nothing"],
