@@ -69,7 +69,10 @@ def row(name: str, value: object) -> str:
     if isinstance(value, ModuleType) or inspect.isroutine(value) or inspect.isclass(value):
         told = first_sentence(value)
     else:
-        told = f"`{value!r}`" if len(repr(value)) < 60 else f"a {type(value).__name__}"
+        shown = repr(value)
+        if isinstance(value, (set, frozenset)):  # its own order is another one in each process
+            shown = f"{{{', '.join(sorted(map(repr, value)))}}}"
+        told = f"`{shown}`" if len(shown) < 60 else f"a {type(value).__name__}"
     return f"| `{call_of(name, value)}` | {told} |"
 
 
