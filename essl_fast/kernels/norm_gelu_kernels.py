@@ -353,8 +353,8 @@ def gradient_kernel(
 
 def _case(kernel, name: str, kind: str, maps: str, tables: str, constexprs: dict, absent: str = "") -> AotCase:
     """A case for 256 maps of 512 channels, 14 x 14; ``absent`` are arguments that are None."""
-    back = kernel in (sums_kernel, gradient_kernel)
-    sizes = {"SPAN": 800, "CHUNKS": 32, "ROWS": FEWER if back else ROWS, "WIDTH": WIDTH}
+    fewer = kernel in (sums_kernel, gradient_kernel) or (kernel is norm_kernel and constexprs["TOP"] and kind == "fp32")
+    sizes = {"SPAN": 800, "CHUNKS": 32, "ROWS": FEWER if fewer else ROWS, "WIDTH": WIDTH}
     signature = {each: f"*{kind}" for each in maps.split()} | dict.fromkeys(tables.split(), "*fp32")
     writes = not (kernel is sums_kernel or constexprs.get("BLEND") == NONE)  # a map
     signature |= {"rows": "i32", "C": "i32"} | ({} if kernel is blend_kernel else {"eps": "fp32"})

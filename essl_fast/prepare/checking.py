@@ -155,7 +155,7 @@ def _frame(files: Files, fid: int, time: float) -> np.ndarray | None:
         else:
             with hdf5.open_array(files.path, "frames") as frames:
                 return hdf5.to_pixels(frames[files.rows[fid] if files.rows else 0])
-        return np.asarray(Image.open(io.BytesIO(stored)).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(stored), formats=("JPEG", "PNG")).convert("RGB"))
     except (media.MediaError, ValueError, OSError, LookupError):
         return None  # what is wrong with the file was told, or shows when it is prepared
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from essl_fast import checkpoints, config, export, models
+from essl_fast import checkpoints, config, models
 from essl_fast.checkpoints import sspl
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import __main__ as evaluate_door
 from essl_fast.evaluate import evaluate
+from essl_fast.export import __main__ as export_door
 from tests.golden.store import golden, recipe_state
 
 PREFIX = {"frame": "frame_", "sound": "sound_", "pcm": "pcm_", "ssl_head": "head_"}  # of golden's arrays
@@ -53,7 +54,7 @@ def test_exported_again_they_are_what_they_were(published, tiny, tmp_path, monke
     given.parent.mkdir()
     checkpoints.save(given, {"config": {"model": {}}})
     monkeypatch.setattr(checkpoints, "restore", lambda state, device, weights: (model, config.Config()))
-    assert export.main([str(given.parent), "--to", "sspl", "--out", str(tmp_path / "files")]) == 0
+    assert export_door.main([str(given.parent), "--to", "sspl", "--out", str(tmp_path / "files")]) == 0
     again = sspl.read_files(tmp_path / "files")
     assert set(again) == set(parts) and "pcm_best.pth" in capsys.readouterr().out
     for part, sd in parts.items():
@@ -160,9 +161,9 @@ def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(InputError, match="file/x cannot be written"):
         sspl.write_files(tmp_path / "file" / "x", {"sound": {}})
     with pytest.raises(InputError, match="there is no .*nowhere"):
-        export.main([str(tmp_path / "nowhere"), "--to", "sspl", "--out", str(tmp_path / "x")])
+        export_door.main([str(tmp_path / "nowhere"), "--to", "sspl", "--out", str(tmp_path / "x")])
     with pytest.raises(InputError, match="has no best.pt"):
-        export.main([str(tmp_path), "--to", "sspl", "--out", str(tmp_path / "x")])
+        export_door.main([str(tmp_path), "--to", "sspl", "--out", str(tmp_path / "x")])
     for name, module in (("demo", "SmallTrunk"), ("lss", "LSSHead")):
         with torch.device("meta"):
             model = models.build(config.load(name).model)

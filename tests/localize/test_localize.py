@@ -254,7 +254,7 @@ def wrong(kind: str, place, run) -> tuple[list, str]:
         elif kind == "boxes":
             return [video, "--checkpoint", run, "--boxes", place / "none.json"], "no file or folder"
         elif kind == "rate":
-            return [video, "--checkpoint", run, "--rate", "0"], "must be from 0.01 to 1000, got '0'"
+            return [video, "--checkpoint", run, "--rate", "0"], "must be from 0.01 to 1,000, got '0'"
         elif kind == "decoder":
             return [video, "--checkpoint", run, "--out", out, "--decoder", "nvdec", "--device", "cpu"], "take pyav"
         elif kind == "sound":

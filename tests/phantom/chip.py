@@ -25,6 +25,7 @@ from torch.utils import _foreach_utils  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from essl_fast.kernels import tuning  # noqa: E402
+from tests.phantom.layout import strides  # noqa: E402
 
 GPU = torch.device("cuda", 0)
 
@@ -132,11 +133,6 @@ def _apply(self: torch.nn.Module, change: Any, recurse: bool = True) -> torch.nn
                     torch.nn.Parameter(new, value.requires_grad) if isinstance(value, torch.nn.Parameter) else new
                 )
     return self
-
-
-def strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The strides of the axes that have more than one element: the others may be anything."""
-    return tuple(step for size, step in zip(tensor.shape, tensor.stride(), strict=True) if size != 1)
 
 
 def _fused_adamw(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, state_steps, **given) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._inductor import config as inductor
 from torch._inductor.constant_folding import ConstantFolder
+from torch._inductor.fx_passes import pad_mm
 from torch._inductor.runtime import triton_helpers, triton_heuristics
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -191,6 +192,7 @@ def kept(log: Log) -> Iterator[None]:
             (triton_helpers, "set_driver_to_gpu", lambda: None),
             (triton_heuristics.CachingAutotuner, "precompile", precompile),
             (triton_heuristics.CachingAutotuner, "run", run),
+            (pad_mm, "_should_pad", lambda *_, **__: False),  # it would time both ways on the GPU
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
         # benchmark_kernel makes Inductor count each kernel's bytes; it also prints where it writes its code.

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests import ROOT
-from tests.phantom.chip import strides
+from tests.phantom.layout import strides
 
 # Ops whose result the host has to know, as a value or as a shape.
 WAITS = frozenset(

@@ -14,7 +14,7 @@ from tests.tools.trainers import trainer_of
 
 
 def test_the_best_epoch_is_the_first_of_the_best():
-    run = SimpleNamespace(best=None, epoch=0, settings=SimpleNamespace(select_on="val"))
+    run = SimpleNamespace(best=None, best_average=None, epoch=0, settings=SimpleNamespace(select_on="val"))
     results = (0.5, 0.4), (0.5, 0.4), (0.5, 0.6), (0.4, 0.9), (0.6, 0.1)
     better = []
     for run.epoch, (half, auc) in enumerate(results, 1):

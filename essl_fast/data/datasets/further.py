@@ -13,6 +13,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.datasets.annotations import GRID
 
 MASK_BYTES = GRID * GRID // 8
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # Pillow starts other programs to read some other formats
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def read_mask(path: Path) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             if picture.width * picture.height > 1 << 26:
                 raise InputError(f"{path} has {picture.width}x{picture.height} pixels: is it a mask?")
             pixels = np.asarray(picture.convert("L") if picture.mode != "P" else picture)
