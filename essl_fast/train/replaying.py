@@ -189,8 +189,8 @@ def replay(state: dict, root: Path, device: torch.device, precision: str = "") -
         for raw, count in zip(batches, labelled, strict=True):
             mine = torch.tensor([len(raw.index), count]), torch.tensor([len(fault.rows), sum(labelled)])
             shares = objectives.Shares.of(*mine, 1) if len(batches) > 1 else objectives.WHOLE
-            found, losses, operation, later = replay_batch(trainer, fault, raw, shares, state.get("scale", 1.0))
-            places += found
+            met, losses, operation, later = replay_batch(trainer, fault, raw, shares, state.get("scale", 1.0))
+            places += met
             gradients += later
             values = {name: values.get(name, 0.0) + loss for name, loss in losses.items()}
             if operation:
