@@ -109,3 +109,14 @@ def a_path(text: str) -> Path:
         return Path(path(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, got {short(text)}") from None
+
+
+def flattened(values: dict, prefix: str = "") -> dict[str, str]:
+    """Nested settings as texts by their dotted names: {"data.root": "prepared", ...}."""
+    found: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= flattened(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = str(value)
+    return found

@@ -3,12 +3,13 @@
 Everything that comes from a run (names, keys, settings, versions) goes through `text` before it is in the page.
 """
 
+from essl_fast.common.values import flattened
 from essl_fast.report.charts import stacked_bar
 from essl_fast.report.curves_section import curves
 from essl_fast.report.formatting import text
 from essl_fast.report.gallery_section import gallery_section
 from essl_fast.report.results_section import classes, comparison, tiles
-from essl_fast.report.runs import Run, differences, flatten
+from essl_fast.report.runs import Run, differences
 from essl_fast.report.sounds import MOST_BYTES
 from essl_fast.report.style import CSS
 
@@ -129,7 +130,7 @@ def environments(runs: list[Run]) -> str:
 def _folded_table(title: str, run: Run, values: dict, named: bool) -> str:
     """A table of nested values that opens with a click. named: add the run's label to the title."""
     rows = "".join(
-        f"<tr><td>{text(name)}</td><td class=wrap>{text(value)}</td></tr>" for name, value in flatten(values).items()
+        f"<tr><td>{text(name)}</td><td class=wrap>{text(value)}</td></tr>" for name, value in flattened(values).items()
     )
     of = f" of {text(run.label)}" if named else ""
     return (

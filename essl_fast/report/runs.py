@@ -9,6 +9,7 @@ from types import NoneType
 from typing import Any
 
 from essl_fast.common.errors import InputError, short
+from essl_fast.common.values import flattened
 from essl_fast.evaluate.metrics import THRESHOLDS
 from essl_fast.report import gallery
 from essl_fast.runtime import runlog
@@ -191,21 +192,10 @@ def read_all(folders: Sequence[str | Path]) -> list[Run]:
 def differences(runs: list[Run]) -> list[tuple[str, list[str]]]:
     """Settings that differ between runs: (name, each run's value as text). The run's own name and folder are left
     out."""
-    flat = [flatten(run.config) for run in runs]
+    flat = [flattened(run.config) for run in runs]
     names = dict.fromkeys(name for settings in flat for name in settings)
     rows = [(name, [settings.get(name, "–") for settings in flat]) for name in names if name not in ("out", "name")]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
-
-
-def flatten(config: dict, prefix: str = "") -> dict[str, str]:
-    """Settings as {"a.b": text}."""
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= flatten(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = str(value)
-    return found
 
 
 def points(run: Run, *path: str) -> list[tuple[float, float]]:

@@ -21,8 +21,9 @@ import numpy as np
 from essl_fast import config
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file
+from essl_fast.common.values import flattened
 from essl_fast.train.observers import Observer, register_logger
-from essl_fast.train.pictures import blended, final_scalars, flat, scalars
+from essl_fast.train.pictures import blended, final_scalars, scalars
 
 EXPERIMENT = "essl_fast"  # what the runs of all data sets are filed under
 
@@ -124,7 +125,7 @@ class MlflowLog(Observer):
         self._run = self._client.create_run(experiment, run_name=folder.name).info.run_id
         with atomic_file(note) as file:
             file.write(f"{self._run}\n".encode())
-        for name, value in flat(config.to_dict(settings)).items():
+        for name, value in flattened(config.to_dict(settings)).items():
             self._client.log_param(self._run, name, value)
 
     @classmethod

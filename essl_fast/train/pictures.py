@@ -40,14 +40,3 @@ def blended(sample: dict) -> np.ndarray:
             part = picture[y1:y2, x1:x2]
             part[:2], part[-2:], part[:, :2], part[:, -2:] = ((64, 255, 64),) * 4
     return picture
-
-
-def flat(values: dict, prefix: str = "") -> dict[str, str]:
-    """Nested settings as texts by their dotted names."""
-    found: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = str(value)
-    return found

@@ -33,7 +33,7 @@ from essl_fast.train.opening import opening_lines
 from essl_fast.train.progress import TerminalProgress
 from essl_fast.train.results import conclude
 from essl_fast.train.rundir import AUTO, RunDirectory, find_run, owned
-from essl_fast.train.state import command, faulty_state, last_state, resume
+from essl_fast.train.state import check_ranks, command, faulty_state, last_state, resume
 from essl_fast.train.trainer import Trainer
 
 COMMAND = "python -m essl_fast.train"
@@ -230,13 +230,19 @@ def load_past(
     stack: contextlib.ExitStack,
     say: Callable[[str], None],
 ) -> Past:
-    """Own the directory of a run that is resumed, until ``stack`` ends, and load its newest whole checkpoint."""
+    """Own the directory of a run that is resumed, until ``stack`` ends, and load its newest whole checkpoint.
+
+    InputError if that was made by another number of processes.
+    """
     if checkpoint is None:
         return Past(None, None, [])
     with distributed.leader_first(world):
         if world.leads:
             stack.enter_context(owned(directory.path, say))
-    return Past(*checkpoints.newest(checkpoint))
+    past = Past(*checkpoints.newest(checkpoint))
+    if past.state and "seen" in past.state:  # best.pt has none, and is refused later
+        check_ranks(past.state, world.size, directory.path)
+    return past
 
 
 def open_data(settings: config.Config, world: World, say: Callable[[str], None], progress: bool = True) -> Data:

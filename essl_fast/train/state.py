@@ -111,13 +111,21 @@ def check_resume(trainer: Trainer, state: dict, out: str | Path) -> list[str]:
             f"{trainer.manifest.root} is not the data set that the checkpoint was trained on; give its folder with "
             f"--data.root DIR (it was {state.get('data_root', 'another')})"
         )
-    if (ranks := len(state["seen"])) != trainer.world.size:
-        were = f"{ranks} process{'es' * (ranks > 1)}"
-        raise InputError(
-            f"the checkpoint was made by {were}, this run has {trainer.world.size}, and the order of the pairs depends "
-            f"on their number; go on with: {command(ranks)} --resume {in_shell(out)}"
-        )
+    check_ranks(state, trainer.world.size, out)
     return changed
+
+
+def check_ranks(state: dict, ranks: int, out: str | Path) -> None:
+    """InputError if a checkpoint was made by another number of processes; it names the command that goes on.
+
+    It needs no trainer: what else would not fit this number of processes is then not told first.
+    """
+    if (before := len(state["seen"])) != ranks:
+        were = f"{before} process{'es' * (before > 1)}"
+        raise InputError(
+            f"the checkpoint was made by {were}, this run has {ranks}, and the order of the pairs depends on their "
+            f"number; go on with: {command(before)} --resume {in_shell(out)}"
+        )
 
 
 def command(ranks: int) -> str:

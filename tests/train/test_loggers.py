@@ -8,6 +8,7 @@ import pytest
 
 from essl_fast import config
 from essl_fast.common.errors import InputError
+from essl_fast.common.values import flattened
 from essl_fast.train import loggers
 from essl_fast.train.observers import LOGGERS, logger_names, pictures_wanted
 from essl_fast.train.run import check
@@ -92,5 +93,5 @@ def test_mlflow(tmp_path, monkeypatch):
 
 
 def test_the_settings_as_texts():
-    texts = loggers.flat(json.loads(json.dumps(config.to_dict(config.load("demo")))))
+    texts = flattened(json.loads(json.dumps(config.to_dict(config.load("demo")))))
     assert texts["optim.lr_head"] == "0.001" and texts["model.trunk"] == "small" and texts["loggers"] == "[]"

@@ -99,6 +99,15 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
     events = [json.loads(line)["event"] for line in (out / "log.jsonl").read_text().splitlines()]
     assert events.count("start") == 1 and events.count("epoch") == 2
 
+    with pytest.raises(InputError) as refused:  # with another number of processes: the command it names works
+        train_door.main(["--resume", str(out), "--epochs", "3"])
+    named = str(refused.value).partition("go on with: ")[2]
+    assert named.startswith("torchrun --standalone --nproc-per-node=2 ")
+    words = [os.path.join(os.path.dirname(sys.executable), "torchrun"), *shlex.split(named)[1:], "--epochs", "3"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("epoch   3") == 1 and checkpoints.load(out / "last.pt")["epoch"] == 3
+
 
 def test_one_process_goes_on_where_two_may_not(finished, tmp_path):
     """The command that the message of two processes names, as it stands, with a folder that a shell would split."""
