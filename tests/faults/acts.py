@@ -24,7 +24,7 @@ def case(fault: str, stage: str):
     return declare
 
 
-def until(child: Child, true: Callable[[], bool], seconds: float = 60) -> None:
+def until(child: Child, true: Callable[[], bool], seconds: float = 300) -> None:
     """Wait until `true()` while a child runs; AssertionError if the child ends first, or time runs out."""
     end = time.monotonic() + seconds
     while not true():
