@@ -158,6 +158,7 @@ def test_a_command_is_understood(command, place, monkeypatch, capsys):
         main() if module.startswith("tests.") else main(arguments)
 
 
+@pytest.mark.slow
 def test_the_commands_in_the_pages_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     video = media.find_video(place / "videos", (place / "SSL_ssl_format" / "test_ssl.txt").read_text().split()[0])

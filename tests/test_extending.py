@@ -35,6 +35,7 @@ def trained(tiny, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_pages_module_trains(trained):
     lines = (trained / "runs" / "mine" / "losses.jsonl").read_text().splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"loss"}]
@@ -42,6 +43,7 @@ def test_the_pages_module_trains(trained):
     assert settings["imports"] == ["my_parts"] and settings["model"]["trunk"] == "patches"
 
 
+@pytest.mark.slow
 def test_evaluate_resume_and_localize_take_it_up_again(trained, tiny):
     assert "success at cIoU 0.5" in run(trained, "essl_fast.evaluate", "runs/mine", "--device", "cpu")
     video = tiny[0].videos / f"{tiny[0].test[0]}.mp4"

@@ -88,6 +88,7 @@ def modules(files: set[str]) -> list[str]:
     return [name for name in files if name.startswith("_essl_fast_native")]
 
 
+@pytest.mark.slow
 def test_pip_install_from_a_folder_with_an_odd_name_and_without_git(source: Path, tmp_path: Path) -> None:
     folder = copied(source, tmp_path)
     site = tmp_path / "sïte packages"
@@ -97,6 +98,7 @@ def test_pip_install_from_a_folder_with_an_odd_name_and_without_git(source: Path
     assert "ESSL_CUDA=0" in (site / LEFT_OUT).read_text()
 
 
+@pytest.mark.slow
 def test_pip_install_from_the_address_of_a_repository(source: Path, tmp_path: Path) -> None:
     if shutil.which("git") is None:
         pytest.skip("git is missing")
@@ -141,6 +143,7 @@ def test_a_compile_error_in_our_sources_fails_the_build(source: Path, tmp_path: 
         build("wheel", folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_sdist_to_wheel(source: Path, tmp_path: Path) -> None:
     archive = build("sdist", copied(source, tmp_path), tmp_path)
     with tarfile.open(archive) as tar:

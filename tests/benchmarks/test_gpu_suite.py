@@ -233,6 +233,7 @@ def test_the_plan_fits_and_names_what_there_is():
     assert not missing(Task("x", 1, (), 1, 1, needs=("json",)))
 
 
+@pytest.mark.slow
 def test_real_tests_under_the_plugin(tmp_path):
     """The session stops between two of them, each is a row, and the next run begins where it stopped."""
     slow = tmp_path / "test_slow.py"

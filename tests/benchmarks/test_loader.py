@@ -31,6 +31,7 @@ def folders(tiny, tmp_path_factory) -> benchmark.Folders:
     return benchmark.Folders(place / "jpeg", place / "clip", place / "published")
 
 
+@pytest.mark.slow
 def test_every_way_delivers_the_same_pairs(folders):
     said = benchmark.check(folders, 5, CPU)
     pairs = Manifest.load(folders.jpeg).pairs("train")

@@ -44,6 +44,7 @@ def test_everything_is_measured(world, tmp_path, capsys):
     assert [file.name for file in tmp_path.iterdir()] == ["prepare.json"]  # it tidied up
 
 
+@pytest.mark.slow
 def test_the_comparison_finds_what_is_not_the_same(world, tmp_path):
     wanted = {"a": [("a_000020", 20, 2.0)], "t": [("t_000022", 22, 2.2)]}
     keys = published_prepare.prepare(world / "videos", wanted, tmp_path / "published", 2)

@@ -36,6 +36,7 @@ def filled(module, data, seed, gain):
     return module
 
 
+@pytest.mark.slow
 def test_networks_match_the_published_code():
     data = golden("vgg16")
     with torch.no_grad():
@@ -192,6 +193,7 @@ for _ in range(2):  # the workers stay
 """
 
 
+@pytest.mark.slow
 def test_workers_give_every_pair_once(exported):
     manifest, root = exported
     command = [sys.executable, "-c", WORKERS, str(root)]

@@ -30,6 +30,7 @@ def tiny_world(tiny, monkeypatch):
     return manifest
 
 
+@pytest.mark.slow
 def test_methods_and_their_settings(tiny_world):
     assert subjects.methods_for("small") == ["sspl", "semipl", "supervised"]
     assert subjects.methods_for("full") == list(subjects.METHODS)
@@ -136,6 +137,7 @@ def test_compiled_losses_are_held_to_the_eager_ones():
     assert rows[1].note.startswith("WRONG")
 
 
+@pytest.mark.nightly  # the whole benchmark
 def test_end_to_end_runs_all_sides(tiny_world, tmp_path, capsys, monkeypatch):
     """In this process, which spares the time of starting three; so without workers, too."""
 
@@ -187,12 +189,14 @@ def test_a_slower_side_is_called_slower():
     assert "SLOWER" not in str(end_to_end.notes_on(sides_of([2.0], [9.0])))
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_is_named(tiny_world, tmp_path, capsys):
     arguments = ["--device", "cpu", "--methods", "nothing", "--sides", "streaming", "--work", str(tmp_path)]
     assert end_to_end.main(arguments) == 1
     assert "failed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_speed_of_light_covers_the_step(tiny_world, tmp_path, capsys):
     out = tmp_path / "sol.json"
     arguments = ["--device", "cpu", "--batch", "2", "--repeats", "2", "--seconds", "0.2"]
@@ -220,6 +224,7 @@ def test_speed_of_light_says_where_its_budget_ended(tiny_world, tmp_path, capsys
     assert shown.count("whole step") == 1 and "whole step; the same command goes on" in shown  # no row of the table
 
 
+@pytest.mark.nightly  # the whole benchmark, twice
 def test_rows_that_are_there_are_not_measured_again(tiny_world, tmp_path, monkeypatch, capsys):
     """Each benchmark of a step begins where a kill has stopped it."""
     rows, out = tmp_path / "rows.jsonl", tmp_path / "out.json"

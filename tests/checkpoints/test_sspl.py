@@ -38,6 +38,7 @@ def published(tmp_path_factory):
     return parts, folder, data, model
 
 
+@pytest.mark.slow
 def test_published_files_give_the_published_outputs(published):
     _, _, data, model = published
     views = torch.from_numpy(data["low_view1"])[None].repeat_interleave(28, dim=3).repeat_interleave(28, dim=4)
@@ -46,6 +47,7 @@ def test_published_files_give_the_published_outputs(published):
     assert np.abs(similarity.numpy() - data["eval_sim_map"]).max() < 3e-6
 
 
+@pytest.mark.nightly  # copies VGG-16 several times
 def test_exported_again_they_are_what_they_were(published, tiny, tmp_path, monkeypatch, capsys):
     """The same entries under the same names, and the counters of batch norm, which a strict loading wants besides; the
     files evaluate as the model."""

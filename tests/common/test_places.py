@@ -64,6 +64,7 @@ def test_a_home_that_cannot_be_written(nobody, monkeypatch, home):
     assert places.writable(found)
 
 
+@pytest.mark.slow
 def test_pytorch_makes_an_optimizer_for_a_user_without_a_name(tmp_path):
     code = (
         "import os, pwd\n"

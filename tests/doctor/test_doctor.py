@@ -60,6 +60,7 @@ def test_without_torch(tmp_path):
     assert set(topics) >= {"settings", "Python", "device", "csrc", "DALI", "NVDEC", "weights", "data", "disk"}
 
 
+@pytest.mark.slow
 def test_without_dali_triton_and_the_compiled_module(tmp_path, tiny):
     code, topics = ask(
         broken(tmp_path, "nvidia.dali", "triton", "_essl_fast_native"), "--data", tiny[1], "--data.batch_size", "4"
@@ -257,6 +258,7 @@ def test_a_gpu_that_pytorch_does_not_see(monkeypatch, on_cpu):
     assert found.status == SLOWER and "535.1" in found.what and "580" in found.remedy
 
 
+@pytest.mark.slow
 def test_the_probe_trains(tiny, monkeypatch):
     monkeypatch.setattr(speed, "SECONDS", 0.2)
     settings = config.load("demo", ["--data.root", str(tiny[1]), "--data.batch_size", "4", "--device", "cpu"])

@@ -36,6 +36,7 @@ def test_the_spectrogram_inside_is_the_models():
     assert (portable.log_mel(sound) - kernels.reference.log_mel(sound)).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "pcm"])
 def test_onnx(tmp_path, kind):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -59,6 +60,7 @@ def test_onnx(tmp_path, kind):
         assert found.shape == (batch, 14, 14) and np.abs(found - finder.similarity(frames, sound)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_pt2_runs_without_us(tmp_path):
     run = make_run(tmp_path / "run", "lss")
     (path,) = export_checkpoint(run, "pt2", tmp_path / "out")

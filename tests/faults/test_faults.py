@@ -17,6 +17,7 @@ def bench(tmp_path_factory):
     made.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "stage"), matrix.cells(), ids=lambda name: name.replace(" ", "-"))
 def test_what_comes_of_a_fault(bench, fault, stage):
     CASES[fault, stage](bench)

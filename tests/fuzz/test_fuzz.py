@@ -58,6 +58,7 @@ def test_every_target_is_fuzzed():
     assert EXECUTIONS.keys() == TARGETS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_input_does_more_than_be_refused(child, target):
     tally = fuzz(child, target, executions=EXECUTIONS[target], watch=False)

@@ -108,6 +108,7 @@ class Golden:
             assert (p.detach() - old).double().norm().item() == pytest.approx(norm, rel=tolerance["step"]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_one_step(case):
     run = Golden(case)

@@ -22,6 +22,7 @@ def test_vgg16():
     assert x_max(out, data["out"]) < 2e-5
 
 
+@pytest.mark.slow
 def test_vggish():
     data = golden("vggish")
     net = load(VGGish(int(data["cfg"][0])), "sound", data, data["cfg"][1], np.sqrt(2)).eval()

@@ -64,6 +64,7 @@ def test_every_kernel_compiles_without_spills():
     assert len(kernels) >= 4 and kernels <= named, kernels - named
 
 
+@pytest.mark.slow
 def test_too_many_registers_fail():
     done = run("--arch", "90", "--only", "cosine._scale_kernel bf16", "--max-registers", "8")
     assert done.returncode == 1
@@ -112,6 +113,7 @@ def aot_cases():
 """
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_kernel_is_said(tmp_path):
     """A package of kernels that spill, load by the element, do not compile, and are not compiled at all."""
     package = tmp_path / "broken_kernels"
@@ -134,6 +136,7 @@ def test_what_is_wrong_with_a_kernel_is_said(tmp_path):
     assert "helper: no case" not in done.stderr  # a part of a kernel that is compiled
 
 
+@pytest.mark.slow
 def test_a_case_that_does_not_exist_is_an_error():
     done = run("--arch", "90", "--only", "no such kernel")
     assert done.returncode == 1

@@ -147,6 +147,7 @@ def test_boxes_of_any_kind(device):
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_strided_inputs(device):
     """A transposed view, one view of a stack, and a broadcast map are read where they are."""
     wide, boxes, labelled = random_inputs(4, 4, 3, 12, device=device)
@@ -256,6 +257,7 @@ def test_no_second_derivative_in_silence(device):
         torch.autograd.grad(loss, attention, create_graph=True)
 
 
+@pytest.mark.slow
 def test_opcheck(device, monkeypatch):
     monkeypatch.undo()  # opcheck compares two runs: no poison
     if device == "cpu":
@@ -269,6 +271,7 @@ def test_opcheck(device, monkeypatch):
         pixel_bce_op._op(wanting[0], boxes, labelled, 1, 12, False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_without_a_graph_break(device, dynamic):
     compiled = torch.compile(pixel_bce, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -42,7 +42,12 @@ def pcm():
     return sound
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    # Most CPUs convolve bf16 very slowly.
+    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.nightly)],
+    ids=str,
+)
 def test_an_embedding_knows_no_batch(network, pcm, dtype, one_thread):
     """Whatever the place and the neighbours of a pair, to the bit; and it is what the network computes by itself."""
     embed = Embeddings(network, dtype)

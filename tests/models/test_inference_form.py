@@ -128,6 +128,7 @@ def both(cycles=2, width=32):
     return kept, again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_a_checkpointed_pcm_is_the_same_for_less_memory(compiled):
     inputs = torch.randn(4, 32, 14, 14), torch.randn(4, 16)

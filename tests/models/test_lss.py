@@ -203,6 +203,7 @@ def test_the_paper_trunks_step_is_one_graph():
     assert trained == {"audio", "head"}  # VGG-16 and VGGish's front are frozen
 
 
+@pytest.mark.slow
 def test_it_trains(tiny):
     """Triplet loss and cross-entropy of a tiny world fall below where an untrained model stays."""
     settings = config.load(

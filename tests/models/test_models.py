@@ -28,6 +28,7 @@ def test_small_localizer_shapes_and_gradients(pcm):
     torch.testing.assert_close(model.attend(views[:1], log_mel).similarity, one.similarity)
 
 
+@pytest.mark.slow
 def test_the_frozen_trunk_is_in_no_group_and_gets_no_gradient():
     model = models.build(config.load("sspl_pcm", ["--model.pcm_cycles", "1"]).model)
     groups = model.parameter_groups(config.load("sspl_pcm").optim)

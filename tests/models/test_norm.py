@@ -58,6 +58,7 @@ def test_norm_equals_pytorchs_on_each_view(views, shape, affine, compiled):
     torch.testing.assert_close(ours.eval()(x, views), theirs.eval()(x), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_pcm_in_one_pass(compiled):
     torch.manual_seed(0)
@@ -78,6 +79,7 @@ def test_pcm_in_one_pass(compiled):
         assert distance < 5e-4  # a near-tie of a max pool may move single entries of a gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_head_and_trunk_in_one_pass(compiled):
     torch.manual_seed(0)

@@ -81,6 +81,7 @@ def remade(monkeypatch) -> list[str]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module, name, calls, pairs",
     [
@@ -219,6 +220,7 @@ def test_shards_of_other_settings_do_not_stay(world, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_parts_of_other_frames_are_made_again(world, tmp_path, monkeypatch):
     with interrupted(monkeypatch, ShardWriter, "add"):
         run(world, tmp_path / "out", frame="middle", workers=6)

@@ -300,6 +300,7 @@ def test_pick():
     assert all(not len(places) for places in gallery.pick(scores, 0).values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page with")
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_it_looks_right_in_a_browser(tmp_path, width, dark):

@@ -179,6 +179,7 @@ def test_the_finding_follows_the_numbers(tmp_path, values, expected):
     assert expected in finding(results)
 
 
+@pytest.mark.slow
 def test_table_and_figures_from_runs(tmp_path, monkeypatch, capsys):
     """In one process, for speed: two rows and their figures; then everything is there, and nothing is trained again."""
     started = []

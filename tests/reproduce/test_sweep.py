@@ -113,6 +113,7 @@ def test_the_best_is_that_of_the_selection_split(tmp_path):
     assert lines[2][-1] == "best" and lines[3] == ["epochs 4", *["not run"] * 4, "", "failed: exit code 2: no"]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_trained_goes_on_and_is_one_report(tiny, tmp_path, monkeypatch, capsys):
     """In one process, for speed. The first run ends, the second one fails; the same command trains that one alone."""
     started, fails = [], True

@@ -25,6 +25,7 @@ print(json.dumps({"folder": str(folder), **compiling.cache_counts()}))
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_what_the_first_one_compiled(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in (compiling.INDUCTOR, compiling.TRITON)}
     environment |= {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}

@@ -99,6 +99,7 @@ def test_processes_that_cannot_be_joined_are_one_line(monkeypatch):
                 pass
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_on_a_gpu_ends_at_once_and_nothing_else_does():
     code = "import sys, torch\nfrom essl_fast.runtime import distributed as d\nworld = d.World(0, int(sys.argv[1]))\n"
     code += "import atexit\natexit.register(print, 'orderly')\nd.give_up(world, torch.device(sys.argv[2]), 3)\n"
@@ -123,6 +124,7 @@ def talk(world):
     return distributed.share({"from": world.rank}, world), distributed.gather(world.rank * 10, world), summed, error
 
 
+@pytest.mark.slow
 def test_ranks_share_gather_and_sum():
     for rank, (shared, gathered, summed, error) in enumerate(run_ranks(2, talk)):
         assert shared == {"from": 0} and gathered == [0, 10] and summed.tolist() == [3, 3, 3]
@@ -153,7 +155,8 @@ def synced_norm(world, shape, compiled):
     return [t.detach().numpy() for t in (out, x.grad, parameters, norm.running_mean, norm.running_var)]
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["eager", "compiled"])
 @pytest.mark.parametrize("shape", [(6,), (4, 3, 2)], ids=str)
 def test_batch_norm_over_two_ranks_equals_one_rank_with_all(shape, compiled):
     want = synced_norm(distributed.ALONE, shape, False)

@@ -60,11 +60,13 @@ def one_rank_is_told(world):
         return [*heard, stopping.agreed(world), stopping.signum]
 
 
+@pytest.mark.slow
 def test_all_ranks_agree_on_what_one_was_told():
     assert run_ranks(2, one_rank_is_told) == [[0, signal.SIGTERM, 0], [0, signal.SIGTERM, signal.SIGTERM]]
     assert distributed.ALONE.size == 1 and Stopping().agreed() == 0
 
 
+@pytest.mark.slow
 def test_sigterm_saves_the_step_it_came_in(tiny, tmp_path):
     """No checkpoint is due within the epoch: what last.pt holds is from the signal. The run then goes on to its end."""
     out = tmp_path / "run"

@@ -86,6 +86,7 @@ def test_small_batches_equal_a_large_one(tiny, method, more):
         np.testing.assert_allclose(mine[3][name], value, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_and_share_gradients_once_an_update(tiny):
     options = "--objective.method", "semipl", *LABELS
     loss, pairs, steps, weights, _ = epoch_of(distributed.ALONE, tiny[1], 8, 1, *options)
@@ -96,6 +97,7 @@ def test_two_ranks_equal_one_and_share_gradients_once_an_update(tiny):
             np.testing.assert_allclose(theirs[3][name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.nightly  # a minute: the compiler
 def test_a_compiled_step_adds_up_as_an_uncompiled_one(tiny):
     """Also where the compiler fails at a later batch of an update: the gradients of the ones before it stay."""
     found = {}
@@ -192,6 +194,7 @@ def test_an_epoch_that_fills_no_update_is_told(tiny):
         trainer_of(tiny[1], 4, 5, "--data.last_batch", "drop").loader.close()
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_finite_is_passed_over_and_replayed_as_a_whole(tiny, tmp_path):
     trainer = trainer_of(tiny[1], 4, 2, "--on_nonfinite", "skip")
     faults = []

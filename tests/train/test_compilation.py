@@ -215,6 +215,7 @@ def ranks_epochs(world, prepared):
     return found
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_uncompiled_together(tiny):
     """Also where the backward pass failed when the head's gradients were already on their way."""
     ((losses, state, lines), (expected, plain, _)), other = run_ranks(2, ranks_epochs, tiny[1])

@@ -193,6 +193,7 @@ def test_a_capture_that_became_invalid_gives_back_stream_and_allocator(tiny, mon
     assert stepper.note.endswith("more slowly: CUDA error: operation not permitted when stream is capturing")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_same_bits(tiny):
     """Between captured and plain runs, either way, in mid-epoch and with a schedule."""
     whole = trainer_of(tiny[1], False)

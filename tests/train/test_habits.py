@@ -95,6 +95,7 @@ def test_averaged_weights_are_evaluated_and_kept_beside(whole, tiny, capsys):
     assert "trained, averaged weights" in (whole / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_without_them_a_run_is_as_it_was(finished):
     out, _ = finished
     assert not (out / "best-ema.pt").exists()
@@ -107,6 +108,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
 def test_a_run_that_goes_on_ends_with_the_same_bits(whole, tiny, tmp_path, monkeypatch, at):
     """Ended after an update in the middle of an epoch, or between two; three updates are an epoch."""
@@ -173,6 +175,7 @@ def scripted(monkeypatch, scores):
     monkeypatch.setattr(Trainer, "evaluate", evaluate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scores", "options", "ends"),
     [
@@ -196,6 +199,7 @@ def test_a_run_without_a_better_result_ends(tiny, tmp_path, monkeypatch, capsys,
     assert checkpoints.load(out / "last.pt")["epoch"] == ends
 
 
+@pytest.mark.slow
 def test_a_run_that_ended_early_has_ended_until_it_is_told_to_go_on(tiny, tmp_path, monkeypatch, capsys):
     scripted(monkeypatch, [0.3, 0.2, 0.4])
     out = tmp_path / "run"

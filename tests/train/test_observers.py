@@ -58,6 +58,7 @@ def logged(out):
     return [json.loads(line) for line in (out / "lines.txt").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_users_logger_sees_the_whole_run_and_what_a_resume_adds(tiny, tmp_path, monkeypatch):
     with own_module(tmp_path, monkeypatch, "my_lines", LOGGER):
         out = tmp_path / "run"
@@ -74,6 +75,7 @@ def test_a_users_logger_sees_the_whole_run_and_what_a_resume_adds(tiny, tmp_path
         assert later[-2][:2] == ["epoch", 3] and later[-1][0] == "end"
 
 
+@pytest.mark.slow
 def test_fit_does_what_the_command_does(tiny, tmp_path):
     """Same defaults, same numbers: the summary, the weights and the log, but for times."""
     torch.set_num_threads(1)
@@ -89,6 +91,7 @@ def test_fit_does_what_the_command_does(tiny, tmp_path):
     assert events[0] == events[1] == ["start", "epoch", "epoch", "end"]
 
 
+@pytest.mark.slow
 def test_fit_resumes_and_refuses_what_is_not_there(tiny, tmp_path):
     settings = config.load("demo", [*SETTINGS, "--data.root", str(tiny[1]), "--out", str(tmp_path / "run")])
     settings.epochs = 1
@@ -99,6 +102,7 @@ def test_fit_resumes_and_refuses_what_is_not_there(tiny, tmp_path):
         train.fit("demo", ["--objective.method", "nonsense"])
 
 
+@pytest.mark.slow
 def test_one_that_raises_is_left_out(tiny, tmp_path, monkeypatch, capsys):
     with own_module(tmp_path, monkeypatch, "my_broken", LOGGER.replace("reading.loss > -1e9", "1 / 0")):
         arguments = ["--import", "my_broken", "--loggers", "[lines]", "--data.root", str(tiny[1])]

@@ -36,6 +36,7 @@ def raising(error):
     return fail
 
 
+@pytest.mark.slow
 def test_a_run_ends_well_without_its_pictures(tiny, tmp_path, monkeypatch, capsys):
     """Each optional file fails in another way; so does the log of their failures. The results are there."""
     monkeypatch.setattr(figures, "curves", raising(OSError(28, "No space left on device", "curves.png")))
@@ -128,6 +129,7 @@ def test_an_observer_that_the_run_needs_ends_it():
         observers.on_epoch({"epoch": 1})
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_a_logger_of_the_users(tiny, tmp_path):
     @LOGGERS.register("fails")
     class Fails(Observer):
@@ -159,6 +161,7 @@ def ended_well(tiny, out, capsys, *more):
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("report.html",), OPTIONAL], ids=["the report", "all of them"])
 def test_a_full_disk_under_an_optional_file_is_one_warning(tiny, tmp_path, capsys, names):
     """Not pretended: what is written to /dev/full meets ENOSPC."""
@@ -192,6 +195,7 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("mount") or os.getuid(), reason="a small disk needs the right to mount one")
 def test_a_logger_whose_disk_is_full_is_one_warning(tiny, tmp_path, capsys, small_disk):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
@@ -216,6 +220,7 @@ STREAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", STREAMS)
 def test_a_run_needs_no_output(tiny, tmp_path, capsys, monkeypatch, streams):
     out = tmp_path / "run"

@@ -50,7 +50,8 @@ def three_steps(world, prepared, batch, method, *options):
     return losses, state, found.rows, found.ciou, found.similarity, len(found.samples)
 
 
-@pytest.mark.parametrize("method", ["semipl", "supervised"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["semipl", pytest.param("supervised", marks=pytest.mark.nightly)])
 def test_two_ranks_equal_one_with_the_whole_batch(tiny, method):
     _, prepared = tiny
     losses, state, rows, ciou, similarity, shown = three_steps(distributed.ALONE, prepared, 8, method)
@@ -72,6 +73,7 @@ def steps_with_pcm(world, prepared, batch):
     return [three_steps(world, prepared, batch, *options, cycles)[:2] for cycles in "01"]
 
 
+@pytest.mark.slow
 def test_two_ranks_with_pcm_equal_one(tiny):
     alone = steps_with_pcm(distributed.ALONE, tiny[1], 8)
     for theirs in run_ranks(2, steps_with_pcm, tiny[1], 4):
@@ -81,6 +83,7 @@ def test_two_ranks_with_pcm_equal_one(tiny):
                 np.testing.assert_allclose(their_state[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_and_evaluates(tiny, tmp_path):
     """The command as users start it: rank 0 alone writes and prints."""
     _, prepared = tiny

@@ -101,6 +101,7 @@ def test_a_resume_says_what_to_do(finished, tmp_path):
     assert "made by 2 processes, this run has 1, and the order" in said["ranks"] and command in said["ranks"]
 
 
+@pytest.mark.slow
 def test_another_number_of_epochs_says_what_it_does_to_the_schedule(finished, tmp_path, capsys):
     said = []
     for schedule, epochs in (("cosine", 3), ("constant", 3)):
@@ -118,6 +119,7 @@ def test_another_number_of_epochs_says_what_it_does_to_the_schedule(finished, tm
     assert held["config"]["epochs"] == 2 and json.loads((mine / "summary.json").read_text())["config"]["epochs"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_without_a_best_epoch_can_be_ended_early(finished, tmp_path):
     """Stopped before its first evaluation, then resumed with no epoch left: what was trained is evaluated."""
     mine = shutil.copytree(finished[0], tmp_path / "run")
@@ -169,6 +171,7 @@ def test_the_data_may_move(finished, tmp_path, capsys):
     assert json.loads((mine / "summary.json").read_text())["test"] == before["test"]
 
 
+@pytest.mark.slow
 def test_a_resume_that_has_nothing_to_train_says_so(finished, tmp_path, capsys):
     """It is of two epochs: with one, it is evaluated again; with three, it goes on."""
     mine, line = shutil.copytree(finished[0], tmp_path / "run"), "the run has already trained 2 epochs, so with "

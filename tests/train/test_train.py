@@ -30,6 +30,7 @@ from tests.train.conftest import ARGUMENTS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_everything(finished):
     out, prepared = finished
     files = "config.yaml log.jsonl last.pt last-1.pt best.pt summary.json report.html".split()
@@ -114,6 +115,7 @@ def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at, resi
     assert summaries[0]["test"] == summaries[1]["test"] and summaries[0]["untrained"] == summaries[1]["untrained"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_the_command_that_continues(tiny, tmp_path):
     out = tmp_path / "stopped"
     arguments = [*ARGUMENTS, "--data.root", tiny[1], "--out", out, "--epochs", "500", "--checkpoint_steps", "1"]
@@ -164,6 +166,7 @@ def damaged(prepared, place, row):
     return copy, manifest.key(row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_frame_that_does_not_decode(tiny, tmp_path, capsys, split):
     """It stops the run with its key and what to do; or it is skipped, and that is said, logged and counted."""
@@ -189,6 +192,7 @@ def test_a_frame_that_does_not_decode(tiny, tmp_path, capsys, split):
     assert f"skipped {key}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quarantined_pairs_and_pools_that_do_not_fit_are_told(tiny, tmp_path, capsys):
     copy = Path(shutil.copytree(tiny[1], tmp_path / "data"))
     manifest = Manifest.load(copy)
@@ -257,6 +261,7 @@ def test_errors_are_one_line_and_exit_code_2(tiny, tmp_path, monkeypatch, capsys
     assert not (tmp_path / "b").exists()  # nothing is left behind that would have to be cleared away
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [True, False])
 def test_a_run_that_does_not_train_the_head_is_evaluated_and_resumed(tiny, tmp_path, monkeypatch, capsys, saved):
     """Also where its checkpoints lack the weights of the head, as those of the first version do."""
@@ -283,6 +288,7 @@ def test_a_batch_of_one_is_refused_before_training(tiny, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_the_published_protocol_says_so(tiny, tmp_path, capsys):
     out = tmp_path / "published"
     arguments = [*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(out), "--select_on", "test", "--epochs", "1"]
@@ -293,6 +299,7 @@ def test_the_published_protocol_says_so(tiny, tmp_path, capsys):
     assert epoch["pairs"] == manifest.pairs("train") + manifest.pairs("val")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sspl", "semipl"])
 def test_the_papers_networks_take_a_step(tiny, name, recwarn):
     weights = "--model.vgg16_weights none --model.vggish_weights none"
@@ -308,6 +315,7 @@ def test_the_papers_networks_take_a_step(tiny, name, recwarn):
     assert any(name.startswith("pcm.") for name in moved) == settings.model.pcm
 
 
+@pytest.mark.nightly  # two minutes: the compiler; tests/golden compiles a step for CI
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2)])
 def test_compiled_step_equals_the_plain_one(tiny, precision, tolerance):
     """One step through torch.compile, which must not break the graph, gives the losses of the plain step."""
@@ -321,6 +329,7 @@ def test_compiled_step_equals_the_plain_one(tiny, precision, tolerance):
     assert found[0] == pytest.approx(found[1], rel=tolerance, abs=tolerance / 10)
 
 
+@pytest.mark.slow
 def test_a_run_in_bf16(tiny, tmp_path):
     out = tmp_path / "half"
     arguments = [*ARGUMENTS, "--data.root", str(tiny[1]), "--out", str(out), "--precision", "bf16", "--epochs", "1"]
@@ -333,6 +342,7 @@ def test_a_run_in_bf16(tiny, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_papers_step_is_one_graph():
     """SemiPL's whole forward pass under bf16 autocast, as a GPU compiles it: captured without a break, then run.
 

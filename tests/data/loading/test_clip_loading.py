@@ -209,6 +209,7 @@ def write(out: Path, visuals: list[bytes | Clip]) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [False, True])
 @pytest.mark.parametrize("kinds", ["clips", "both"])
 def test_the_loader_streams_and_keeps_clips(clips, tmp_path, kinds, resident):

@@ -45,6 +45,7 @@ def test_frames_come_in_order_whatever_their_size(pool):
             assert np.abs(np.asarray(expected).astype(int) - frame.numpy()).max() <= 2  # JPEG decoders may differ by 1
 
 
+@pytest.mark.slow
 def test_frames_are_the_callers_to_keep(pool):
     batches = [[jpeg(i), jpeg(i + 1)] for i in range(12)]
     kept = decode(batches, 32, pool)

@@ -93,6 +93,7 @@ def test_too_many_stop_it_all_the_same(damaged, resident):
             batches(loader, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_resume_skips_the_same(damaged, resident):
     settings = {"on_error": "skip", "max_errors": 0.1}
@@ -105,6 +106,7 @@ def test_a_resume_skips_the_same(damaged, resident):
         assert_equal(first + batches(loader, 11), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_batch_of_which_too_little_is_left(folder, tmp_path, resident):
     """Rows 30 and 31 are the first two of val: a batch of two loses both its pairs, or one of them."""

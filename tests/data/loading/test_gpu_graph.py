@@ -104,6 +104,7 @@ def test_the_jpeg_decoder_is_asked_for_what_a_cpu_does(called, built):
     assert {"jpeg_fancy_upsampling", "hw_decoder_load", "adjust_orientation"} <= arguments
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a driver")
 def test_only_the_driver_is_missing():
     """DALI itself builds the graph up to its first question to the driver."""

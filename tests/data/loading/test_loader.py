@@ -299,6 +299,7 @@ def test_close_ends_the_threads_and_the_loader_can_go_on(manifest):
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_a_program_may_end_without_close(folder):
     code = (
         "from essl_fast.data.loading import Loader; from essl_fast.data.shards import Manifest\n"

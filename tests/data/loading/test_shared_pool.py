@@ -125,6 +125,7 @@ def spoil(root, pairs):
         first += len(index.stems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_batch", ["keep", "drop"])
 def test_two_ranks_give_the_streamed_batches_and_decode_each_pair_once(ranks, last_batch):
     reads = Counter()
@@ -220,6 +221,7 @@ def begun_within_an_epoch(world, damaged):
     return found
 
 
+@pytest.mark.slow
 def test_a_shared_pool_that_is_begun_within_an_epoch_leaves_lost_pairs_out(tmp_path):
     write_folder(tmp_path, train=PAIRS, val=0, test=0)
     spoil(tmp_path, (3, 8, 20, 25))

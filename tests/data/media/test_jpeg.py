@@ -142,6 +142,7 @@ print(left)
 """
 
 
+@pytest.mark.slow
 def test_damaged_files_do_not_end_the_process():
     """DALI 2.4 dies by a segmentation fault of a batch like these, unless the headers are looked at before."""
     root = Path(__file__).resolve().parents[3]

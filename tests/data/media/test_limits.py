@@ -141,6 +141,7 @@ def test_prepare_leaves_a_bomb_out_and_says_why(tmp_path):
     assert entry["video"] == "b" and entry["reason"] == media.LIMIT and "16400 x 16000" in entry["detail"]
 
 
+@pytest.mark.slow
 def test_a_worker_has_a_limit_of_memory():
     code = (
         "from essl_fast.data.media import limits\nlimits.hold_memory(1 << 30)\nlimits.hold_memory()\nbytearray(2 << 30)"
