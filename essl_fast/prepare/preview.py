@@ -61,11 +61,16 @@ def draw_preview(path: Path, pictures: Sequence[tuple[str, np.ndarray | None, Se
     draw = ImageDraw.Draw(sheet)
     for number, (key, rgb, boxes) in enumerate(pictures):
         left, top = number % COLUMNS * _WIDTH, number // COLUMNS * (_HEIGHT + _TEXT)
-        draw.text((left + 2, top + _HEIGHT), key[-26:].encode("ascii", "replace"), fill=_WHITE)
+        draw.text((left + 2, top + _HEIGHT), _shown(key), fill=_WHITE)
         if rgb is not None:
             sheet.paste(_with_boxes(rgb, boxes), (left, top))
     with atomic_file(path) as file:
         file.write(_png(np.asarray(sheet)))
+
+
+def _shown(key: str) -> str:
+    """The end of a pair's key, in the letters that every font has."""
+    return key[-26:].encode("ascii", "replace").decode()
 
 
 def _png(rgb: np.ndarray) -> bytes:

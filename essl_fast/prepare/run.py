@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, reason
 from essl_fast.data.datasets import GRID, Dataset, chaotic_world, digest
 from essl_fast.data.media import audio
 from essl_fast.data.media.jpeg import JPEG
@@ -16,7 +16,7 @@ from essl_fast.prepare.assembly import assemble
 from essl_fast.prepare.decoders import choose_decoders
 from essl_fast.prepare.folder import PARTS, open_finished, own_folder
 from essl_fast.prepare.options import DECODERS, VISUALS
-from essl_fast.prepare.preview import write_preview
+from essl_fast.prepare.preview import PREVIEW, write_preview
 from essl_fast.prepare.reporting import Reporter, reporter
 
 
@@ -111,11 +111,19 @@ def prepare_dataset(
                 assemble(dataset, out, out / PARTS, settings, workers, say)
                 _say_rows(dataset, say)
                 done = Manifest.load(out)
-                write_preview(done)
+                _try_preview(done, say)
             shutil.rmtree(out / PARTS, ignore_errors=True)
             return done
     except OSError as error:
         raise InputError(f"cannot write {out}: {error}; free some space or choose another --out, then go on") from error
+
+
+def _try_preview(done: Manifest, say: Reporter) -> None:
+    """Draw the preview; a line instead of it if that fails."""
+    try:
+        write_preview(done)
+    except Exception as error:  # a full disk, a font, a library: the pairs are all there
+        say.line(f"{done.root / PREVIEW} could not be written ({reason(error)}); the data are complete without it")
 
 
 def _check_workers(workers: int | None) -> None:

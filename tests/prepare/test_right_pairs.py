@@ -14,7 +14,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.media import decode_clip
 from essl_fast.data.shards import SPLITS, Manifest, iterate
 from essl_fast.prepare import __main__ as door
-from essl_fast.prepare import compare, prepare, reporter
+from essl_fast.prepare import compare, prepare, preview, reporter
 from essl_fast.prepare.against import _lag
 from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order
 from tests.tools.fields import field_coded, hevc_fields, reordered
@@ -299,3 +299,23 @@ def test_the_preview_shows_pairs_with_their_boxes(tmp_path, visual):
     first = np.argwhere(green[:120, :160])  # 160 x 90 pixels are shown as they are
     assert first.min(0).tolist() == [22, 40] and first.max(0).tolist() == [66, 119]
     assert all(green[134 * y :, 160 * x :][:120, :160].any() for y in range(4) for x in range(4))
+
+
+def test_prepare_ends_well_without_its_preview(tmp_path, monkeypatch, capsys):
+    make_video(tmp_path / "videos" / "a.mp4", seconds=4, sound=sounding(4))
+    notes = write_annotations(tmp_path / "notes", {"a": [row(21, 2.0)]}, {})
+
+    def fail(*_, **__):
+        raise TypeError("expected string")  # of a Pillow whose font takes no bytes
+
+    monkeypatch.setattr(preview.ImageDraw.ImageDraw, "text", fail)
+    options = {**QUIET, "progress": True}
+    assert len(prepare(tmp_path / "videos", notes, tmp_path / "out", visual="jpeg", **options)) == 1
+    said = capsys.readouterr().err
+    assert "preview.png could not be written (TypeError: expected string); the data are complete" in said
+    assert not (tmp_path / "out" / "preview.png").exists()
+
+
+@pytest.mark.parametrize(("key", "shown"), [("a_1", "a_1"), ("x" * 40, "x" * 26), ("影像_7", "??_7")])
+def test_a_key_is_shown_in_letters_that_every_font_has(key, shown):
+    assert preview._shown(key) == shown
