@@ -32,8 +32,9 @@ class ModelConfig:
         trunk_fp8: an experiment, not proven to be faster: the frozen VGG-16 computes in 8 bits (e4m3). On a GPU it
             needs sm_89 or later and precision bf16; a CPU emulates the rounding.
         out_dim: channels that attention and head see (512 with vgg16).
-        head: simsiam for sspl, semipl and supervised; lss for lss and lss_semi. It decides the attention, too: min-max
-            scaled for simsiam, softmax for lss.
+        head: simsiam for sspl, semipl and supervised; lss for lss and lss_semi; classes for multisource. It decides the
+            attention, too: min-max scaled for simsiam, softmax for lss, min-max scaled class by class for classes.
+        classes: for head classes: how many classes the data has.
         head_dim: width of simsiam's projector and of the predictor's output; the predictor's inner layer has a quarter
             of it. The recipe has 2048 and 512; networks of 128 channels do with 512.
         vgg16_weights: auto (torch.hub's cache, else a download), none (random, with a warning), or a file.
@@ -50,6 +51,7 @@ class ModelConfig:
     trunk_fp8: bool = False
     out_dim: int = 512
     head: str = "simsiam"
+    classes: int = 0
     head_dim: int = 2048
     vgg16_weights: str = "auto"
     vggish_weights: str = "auto"
@@ -63,7 +65,8 @@ class ObjectiveConfig:
     Args:
         method: sspl (L_U), semipl (L_U + supervised_weight * L_S) or supervised (L_S alone: with every pair labelled,
             the fully supervised setting; all boxes of a frame count); lss (triplet loss) or lss_semi (triplet loss +
-            supervised_weight * cross-entropy of the attention with the boxes), both with model.head lss.
+            supervised_weight * cross-entropy of the attention with the boxes), both with model.head lss; multisource
+            (a map for each class that sounds, from its boxes, and which classes sound), with model.head classes.
         supervised_weight: the paper's lambda.
         supervised_map: the map that L_S of semipl and supervised compares with the boxes: minmax, the attention map,
             or sigmoid, 1 / (1 + exp(-supervised_scale * similarity)), which can also answer "nowhere".
@@ -164,7 +167,7 @@ class DemoConfig:
         codec: video codec: h264, hevc, vp9, av1 or mjpeg.
         seed: seed of the world.
         objects: objects in a frame, one of which sounds: one (no other), two (a silent one of another class), or
-            several (three to five).
+            several (three to five); or both: two objects, and both of them sound.
     """
 
     cache: str = ""
@@ -172,7 +175,7 @@ class DemoConfig:
     test_videos: int = 80
     codec: str = "h264"
     seed: int = 0
-    objects: Literal["one", "two", "several"] = "several"
+    objects: Literal["one", "two", "both", "several"] = "several"
 
 
 @dataclass
@@ -277,6 +280,7 @@ _SEEDS = 2**63 - 1  # kernels take a seed as int64
 _CHECKS = {
     "model.pcm_cycles": _at_least(0, 1000),
     "model.out_dim": _at_least(1, 65_536),
+    "model.classes": _at_least(0, 65_536),
     "model.head_dim": _at_least(4, 65_536),
     "objective.supervised_weight": _at_least(0),
     "objective.supervised_scale": lambda value: None if 0 < value < math.inf else "must be above 0, and finite",

@@ -9,9 +9,10 @@ import torch
 
 from essl_fast import config, models
 from essl_fast.common.errors import InputError
+from essl_fast.data import datasets
 from essl_fast.data.loading import Pools
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import metrics
+from essl_fast.evaluate import class_aware, metrics
 from essl_fast.evaluate.consensus import consensus_of
 from essl_fast.evaluate.foreign import ForeignSounds
 from essl_fast.evaluate.guidance import object_map
@@ -23,7 +24,7 @@ from essl_fast.kernels import centre_view
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import ALONE, World
 
-_FOREIGN, _OBJECTS, _HEARD = "under ", "object map", "heard"  # names of columns
+_FOREIGN, _OBJECTS, _HEARD, _BY_CLASS = "under ", "object map", "heard", "by class"  # names of columns
 
 
 @torch.inference_mode()
@@ -40,6 +41,7 @@ def evaluate(
     world: World = ALONE,
     foreign: bool = False,
     guidance: bool = False,
+    by_class: bool = False,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
     """Localize every pair of a split; results leave the device once, at the end.
@@ -58,6 +60,7 @@ def evaluate(
         world: the processes that share the pairs; each of them gets the whole result.
         foreign: also localize each frame under silence, noise and another pair's sound (see :class:`ForeignSounds`).
         guidance: also keep the trunk's object maps (see `guidance.py`).
+        by_class: also score every class that sounds by itself (see `class_aware.py`).
         on_batch: called after each batch with its number of pairs.
 
     Raises:
@@ -75,10 +78,14 @@ def evaluate(
             sounds = others.of(raw) if others else {}
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 maps = model.frame_maps(views)
-                similarity = model.attend_maps(maps, raw.sound)[0].similarity[0]
+                attention = model.attend_maps(maps, raw.sound)[0]
+                similarity = attention.similarity[0]
                 under = {kind: model.attend_maps(maps, sound)[0].similarity[0] for kind, sound in sounds.items()}
                 further = {_FOREIGN + kind: each for kind, each in under.items()}
                 further |= {_OBJECTS: object_map(maps)} if guidance else {}
+            if by_class:
+                own = torch.from_numpy(datasets.boxes_by_class(manifest, raw.index.cpu().numpy())).to(device)
+                further |= {_BY_CLASS: class_aware.of_each_class(attention, own, consensus)}
             further |= {_HEARD: torch.from_numpy(others.rows(raw))} if others else {}
             ciou = metrics.ciou(similarity, boxes[raw.index], consensus)
             columns.add(rows=raw.index, ciou=ciou, similarity=similarity, **further)
@@ -107,7 +114,7 @@ def _result(manifest: Manifest, split: str, found: Part, expected: int) -> Evalu
         raise InputError(f"{manifest.root}: no pair of the {split} split decodes; run prepare again")
     rows, ciou = found.columns["rows"], found.columns["ciou"]
     heard = found.columns.get(_HEARD)
-    others = ("rows", "ciou", _HEARD)
+    others = ("rows", "ciou", _HEARD, _BY_CLASS)
     maps = {name: column.astype(np.float32) for name, column in found.columns.items() if name not in others}
     similarity = maps.pop("similarity")
     objects = maps.pop(_OBJECTS, None)
@@ -115,4 +122,4 @@ def _result(manifest: Manifest, split: str, found: Part, expected: int) -> Evalu
         raise RuntimeError(f"evaluation of {split} saw {len(rows)} pairs, expected each of {expected} once")
     foreign = {name.removeprefix(_FOREIGN): each for name, each in maps.items()}
     drawn = samples(manifest, rows, ciou, similarity, found.frames)
-    return Evaluation(rows, ciou, similarity, drawn, foreign, objects, heard)
+    return Evaluation(rows, ciou, similarity, drawn, foreign, objects, heard, found.columns.get(_BY_CLASS))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate import guidance, masks, metrics, scenes, universal
+from essl_fast.evaluate import class_aware, guidance, masks, metrics, scenes, universal
 
 
 class Evaluation(NamedTuple):
@@ -19,6 +19,7 @@ class Evaluation(NamedTuple):
     foreign: dict[str, np.ndarray] = {}  # maps (N, h, w) float32 under each foreign sound, if asked for
     objects: np.ndarray | None = None  # object maps (N, h, w) float32, if asked for
     heard: np.ndarray | None = None  # (N,) manifest rows of the pairs whose sound was the mismatched one
+    by_class: np.ndarray | None = None  # (N, K) float64 of every class, NaN where it does not sound, if asked for
 
     def result(self, manifest: Manifest) -> dict:
         """Plain values: success_at_half, auc, the 21-point curve, pairs, and the same per class.
@@ -56,6 +57,7 @@ class Evaluation(NamedTuple):
             negatives: average_precision, max_f1 and threshold against the data set's own negatives, if it has some.
             masks: `masks.against_masks`, if the data set has masks.
             interactive: frames, iiou, iauc, and adaptive likewise, if frames have several sources.
+            class_aware: `class_aware.class_aware`, if every class was scored by itself.
             guidance: `guidance.guided`, if the object maps were kept.
         """
         own = self._positive(manifest)
@@ -85,6 +87,8 @@ class Evaluation(NamedTuple):
             found["masks"] = masks.against_masks(self.similarity, manifest.mask[self.rows])
         if manifest.scene is not None and _share_frames(manifest.scene[rows]):
             found["interactive"] = _interactive(ciou, adaptive, manifest.scene[rows])
+        if self.by_class is not None:
+            found["class_aware"] = class_aware.class_aware(self.by_class[own])
         if self.objects is not None:
             found["guidance"] = guidance.guided(similarity, self.objects[own], boxes.numpy(), consensus)
         return found

@@ -5,7 +5,7 @@ import math
 from rich.table import Table
 from rich.text import Text
 
-from essl_fast.evaluate import metrics
+from essl_fast.evaluate import class_aware, metrics
 from essl_fast.evaluate.foreign import FOREIGN
 
 LISTENING = (
@@ -58,6 +58,14 @@ def _later_tables(extra: dict) -> list[Table]:
             name = f"{FOREIGN.get(kind, kind)}: pIA, AOC"
             out.add_row(Text(name), str(found["pairs"]), _percent(found["pia"]), _percent(found["aoc"]))
         out.add_row("both: F_LOC, F_AUC", "", _percent(one["f_loc"]), _percent(one["f_auc"]))
+        tables.append(out)
+    if found := extra.get("class_aware"):
+        out = _plain(f"class-aware, {found['pairs']} pairs: every class that sounds in its own place", ("", "%"))
+        out.add_row("mean CIoU", _percent(found["mean"]))
+        out.add_row("success at CIoU 0.5", _percent(found["success_at_half"]))
+        out.add_row(f"success at CIoU {class_aware.EARLIER}", _percent(found["success_at_earlier"]))
+        out.add_row("AUC", _percent(found["auc"]))
+        out.add_row("every class at cIoU 0.5", _percent(found["all_found"]))
         tables.append(out)
     rows = []
     if found := extra.get("negatives"):

@@ -1,7 +1,10 @@
-"""Heads, which turn the pooled features into what objectives compare: SimSiam's for SSPL and SemiPL, and LSS's."""
+"""Heads, which turn features and sound into what objectives compare: for SSPL and SemiPL, for LSS, for many classes."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from essl_fast import kernels
 from essl_fast.models.norm import Moments, ViewBatchNorm, update_running
 from essl_fast.models.registry import register_head
 
@@ -76,6 +79,39 @@ class LSSHead(nn.Module):
         return self(pooled), embedding.expand(len(pooled), -1, -1)
 
 
+class ClassesHead(nn.Module):
+    """A query for each class, out of a sound in which several classes may be mixed, and a map for each query.
+
+    From the sound's projection a (B, channels): queries W_k a + b_k for each of K classes. From its embedding e (B, E):
+    logits u (B, K), whether class k sounds. With the features v_i, class k has the similarity s_ki = cos(v_i, query_k),
+    and its attention is s_k scaled to 0..1. The map of the pair, for all that takes one map, is the strongest of its
+    classes: max_k sigmoid(u_k) s_ki.
+    """
+
+    attention = "classes"
+
+    def __init__(self, classes: int, in_dim: int = 512, embedding_dim: int = 128) -> None:
+        super().__init__()
+        self.queries = nn.Linear(in_dim, classes * in_dim)
+        self.sounding = nn.Linear(embedding_dim, classes)
+
+    def attend(self, maps: Tensor, embedding: Tensor, projection: Tensor) -> kernels.Attention:
+        """Maps (N, C, h, w), embeddings (N, E), projections (N, C) -> similarity (N, h, w), attention (N, K, h, w)."""
+        queries = self.queries(projection).unflatten(1, (-1, maps.shape[1]))
+        wide = maps.float() if maps.dtype != torch.float64 else maps
+        directions = F.normalize(queries.to(wide.dtype), dim=2)
+        with torch.autocast(maps.device.type, enabled=False):  # cosines are summed in float32
+            each = torch.einsum("nchw,nkc->nkhw", F.normalize(wide, dim=1), directions)
+        least, most = each.amin((2, 3), keepdim=True), each.amax((2, 3), keepdim=True)
+        strongest = (self.sounding(embedding).sigmoid()[:, :, None, None] * each).amax(dim=1)
+        scaled = (each - least) / (most - least + 1e-10)
+        return kernels.Attention(maps.mean((2, 3)), strongest, scaled)
+
+    def compare(self, pooled: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (V, B, K) of the classes that sound, the same for every view; and the pooled features."""
+        return self.sounding(embedding).expand(len(pooled), -1, -1), pooled
+
+
 @register_head("simsiam")
 def _simsiam(config, channels: int, embedding_dim: int) -> SimSiamHead:
     wide = config.head_dim == RECIPE  # the class has its widths
@@ -85,3 +121,8 @@ def _simsiam(config, channels: int, embedding_dim: int) -> SimSiamHead:
 @register_head("lss")
 def _lss(config, channels: int, embedding_dim: int) -> LSSHead:
     return LSSHead(channels, embedding_dim)
+
+
+@register_head("classes")
+def _classes(config, channels: int, embedding_dim: int) -> ClassesHead:
+    return ClassesHead(config.classes, channels, embedding_dim)

@@ -14,10 +14,10 @@ from essl_fast.models.registry import AUDIO, HEADS, TRUNKS, trunk_facts
 class Forward(NamedTuple):
     """The output of a forward pass; the first axis of each tensor is the view."""
 
-    p: Tensor  # (V, B, 2048) predictions; with LSS's head (V, B, D) embeddings of the pooled features
+    p: Tensor  # (V, B, 2048) predictions; with LSS's head (V, B, D) embeddings of the pooled features; see ClassesHead
     z: Tensor  # (V, B, 2048) projections, without gradient; with LSS's head (V, B, D) embeddings of the sound
     similarity: Tensor  # (V, B, h, w) cosine maps
-    attention: Tensor  # (V, B, h, w) the same, min-max scaled; with LSS's head their softmax
+    attention: Tensor  # (V, B, h, w) the same, min-max scaled; with LSS's head their softmax; see ClassesHead
 
 
 def _samples(x: Tensor) -> int:
@@ -29,7 +29,8 @@ class Localizer(nn.Module):
     """views (V, B, 3, H, W) and log-mel (B, 3, 96, 64) -> :class:`Forward`.
 
     Instead of the log-mel, an audio network with a frozen front also takes its own embeddings (B, 3, E), which may be
-    kept from an earlier pass. The head decides the attention: min-max scaled for SimSiam's, softmax for LSS's.
+    kept from an earlier pass. The head decides the attention: min-max scaled for SimSiam's, softmax for LSS's, and for
+    the classes' head (V, B, K, h, w), a min-max scaled map for each of K classes.
 
     Args:
         trunk, audio, head: modules as in essl_fast/models/registry.py.
@@ -78,7 +79,9 @@ class Localizer(nn.Module):
         count = views or len(maps) // batch
         if self.pcm is not None:
             maps = self.pcm(maps, embedding.repeat(count, 1), count)
-        if self.head.attention == "softmax":
+        if self.head.attention == "classes":
+            attention = self.head.attend(maps, *(each.repeat(count, 1) for each in (embedding, projection)))
+        elif self.head.attention == "softmax":
             # LSS's features are rectified, and VGG-16 here ends before its last ReLU. Without it a similarity map could
             # be negative everywhere: relu(s) would be 0, its softmax uniform, and its gradient zero.
             attention = kernels.softmax_attention(maps.relu(), projection.relu().repeat(count, 1))

@@ -1,17 +1,20 @@
-"""Objectives, the losses that a method minimises: SSPL's, SemiPL's, the supervised one, and LSS's.
+"""Objectives, the losses that a method minimises: SSPL's, SemiPL's, the supervised ones, and LSS's.
 
     L_U = -(cos(p1, z2) + cos(p2, z1)) / 2      attraction of two views of one frame under one sound; no negatives
     L_S = cross-entropy of the attention map with the box map, for labelled pairs
     L_T = (d+)^2 + (1 - d-)^2                   LSS: a frame is nearer to its own sound than to another clip's
     L_A = cross-entropy of LSS's attention with the normalised box map, for labelled pairs
+    L_M = L_S of each sounding class's map with that class's boxes, summed over the classes, for labelled pairs
+    L_C = cross-entropy of the classes that sound, for labelled pairs
 
-| method     | minimises          |
-| ---------- | ------------------ |
-| sspl       | L_U                |
-| semipl     | L_U + lambda L_S   |
-| supervised | L_S                |
-| lss        | L_T                |
-| lss_semi   | L_T + lambda L_A   |
+| method      | minimises          |
+| ----------- | ------------------ |
+| sspl        | L_U                |
+| semipl      | L_U + lambda L_S   |
+| supervised  | L_S                |
+| lss         | L_T                |
+| lss_semi    | L_T + lambda L_A   |
+| multisource | L_M + L_C          |
 
 An objective is called as ``objective(forward, boxes, labelled, shares)``:
 
@@ -107,6 +110,43 @@ def attention_cross_entropy(forward, boxes: Tensor, labelled: Tensor, consensus:
     return torch.where(labelled, per_sample, 0).sum() / labelled.sum().clamp(min=1)
 
 
+def class_maps(forward, boxes: Tensor, labelled: Tensor, consensus: int) -> Tensor:
+    """L_M: a pair's loss is the sum of L_S over its sounding classes; mean over the labelled samples of every view.
+
+    forward.attention is (V, B, K, h, w), a map for each class, and boxes are grouped by class (see
+    :func:`essl_fast.models.register_objective`). A class without a box in the view has no loss there.
+    """
+    maps = forward.attention.flatten(0, 2)
+    boxes, labelled = _per_view(forward, boxes, labelled)
+    boxes = _by_class(boxes, forward.attention.shape[2])
+    counted = _covers(boxes).any(dim=2) & labelled[:, None]
+    mean = kernels.pixel_bce(maps, boxes.flatten(0, 1), counted.flatten(), consensus)
+    return mean * counted.sum() / labelled.sum().clamp(min=1)
+
+
+def sounding_classes(forward, boxes: Tensor, labelled: Tensor) -> Tensor:
+    """L_C: binary cross-entropy of forward.p (V, B, K), mean over the classes and the labelled samples of every view.
+
+    A class sounds if it has a box in any view: a crop cuts off what is seen, not what is heard.
+    """
+    logits, views = _wide(forward.p), len(forward.p)
+    boxes, labelled = _per_view(forward, boxes, labelled)
+    here = _covers(_by_class(boxes, logits.shape[2])).any(dim=2)
+    truth = here.unflatten(0, (views, -1)).any(dim=0).expand(views, -1, -1).flatten(0, 1)
+    each = F.binary_cross_entropy_with_logits(logits.flatten(0, 1), truth.to(logits.dtype), reduction="none")
+    return torch.where(labelled, each.mean(dim=1), 0).sum() / labelled.sum().clamp(min=1)
+
+
+def _by_class(boxes: Tensor, classes: int) -> Tensor:
+    """Boxes (N, K * M, 4), class after class, as (N, K, M, 4)."""
+    return boxes.unflatten(1, (classes, -1))
+
+
+def _covers(boxes: Tensor) -> Tensor:
+    """Which boxes (..., 4) have an area."""
+    return (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+
+
 def _wide(x: Tensor) -> Tensor:
     """x in float32, or in float64 if it is that already."""
     return x if x.dtype == torch.float64 else x.float()
@@ -163,6 +203,18 @@ def _lss_semi(config) -> Objective:
     def objective(forward, boxes, labelled, shares=WHOLE):
         l_a = attention_cross_entropy(forward, boxes, labelled, consensus) * shares.supervised
         return _sum(config, triplet(forward) * shares.unsupervised, l_a)
+
+    return objective
+
+
+@register_objective("multisource", head="classes", needs_labels=True, uses_boxes=True, per_class=True)
+def _multisource(config) -> Objective:
+    consensus = _consensus(config)
+
+    def objective(forward, boxes, labelled, shares=WHOLE):
+        maps = class_maps(forward, boxes, labelled, consensus) * shares.supervised
+        heard = sounding_classes(forward, boxes, labelled) * shares.supervised
+        return {"loss": maps + heard, "maps": maps, "classes": heard}
 
     return objective
 

@@ -65,6 +65,7 @@ class ObjectiveFacts:
     needs_labels: bool = False
     uses_boxes: bool = False
     supervised_map: bool = False
+    per_class: bool = False
 
 
 def register_trunk(
@@ -127,7 +128,8 @@ def register_head(name: str) -> Callable[[Factory], Factory]:
 
     * ``compare(pooled, embedding)``: pooled features (V, B, channels) and the sound's embedding (B, E) -> p, z, which
       the objective compares.
-    * ``attention``: "minmax" (similarity scaled to 0..1) or "softmax" (of the rectified similarity).
+    * ``attention``: "minmax" (similarity scaled to 0..1), "softmax" (of the rectified similarity), or "classes": the
+      module then also has ``attend(maps, embedding, projection)``, as :class:`essl_fast.models.heads.ClassesHead`.
 
     Args:
         name: the value of the setting ``model.head``.
@@ -144,6 +146,7 @@ def register_objective(
     needs_labels: bool = False,
     uses_boxes: bool = False,
     supervised_map: bool = False,
+    per_class: bool = False,
 ) -> Callable[[Factory], Factory]:
     """Register a factory of objectives: ``factory(config: ObjectiveConfig) -> objective``.
 
@@ -158,6 +161,8 @@ def register_objective(
         needs_labels: the loss is 0 without labelled pairs: training refuses data without any.
         uses_boxes: the loss depends on the boxes.
         supervised_map: ``objective.supervised_map`` applies to it.
+        per_class: its boxes (B, K * M, 4) are those of class 0, then of class 1 and so on, M for each of K =
+            ``model.classes`` classes, padded with empty boxes; training refuses data with another number of classes.
     """
     return OBJECTIVES.register(
         name,
@@ -167,6 +172,7 @@ def register_objective(
         needs_labels=needs_labels,
         uses_boxes=uses_boxes,
         supervised_map=supervised_map,
+        per_class=per_class,
     )
 
 
@@ -207,6 +213,9 @@ def check(settings: Config) -> Config:
             f"model.head: {model.head} does not go with objective.method {method}; give "
             f"--model.head {objective.head}, or another method"
         )
+    if (model.head == "classes") != bool(model.classes):
+        remedy = "give the number of the data's classes" if model.head == "classes" else "leave it at 0"
+        raise InputError(f"model.classes: {model.classes} does not go with model.head {model.head}; {remedy}")
     if settings.objective.supervised_map != "minmax" and not objective.supervised_map:
         able = " and ".join(name for name in OBJECTIVES.names() if objective_facts(name).supervised_map)
         raise InputError(f"objective.supervised_map: is for {able}, got it with method {method}")

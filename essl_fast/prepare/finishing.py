@@ -36,10 +36,12 @@ def finish(
     video = np.searchsorted(np.array([end for _, end in names]), index, "right")  # of each row, index into `names`
     fids = pairs.fid[index].tolist()
     keys = [pair_key(names[at][0], fid).encode() for at, fid in zip(video, fids, strict=True)]
-    classes, class_id = _classes(pairs, index)
     zero = {left.video for left in dataset.annotations.left_out if left.key == pair_key(left.video, 0)}
     told = notes.header(rows.notes, dataset.annotations.sizes.doubt(), zero if dataset.from_videos else ())
     boxes, labelled = _boxes(pairs, index)
+    texts = [key.decode() for key in keys]
+    of_boxes = {name for key in texts for name in dataset.further.box_classes.get(key, ())}
+    classes, class_id = _classes(pairs, index, of_boxes)
     write_manifest(
         out,
         keys=np.array(keys, "S"),
@@ -49,7 +51,7 @@ def finish(
         boxes=boxes,
         time=pairs.time[index],
         **{name: np.frombuffer(column, column.typecode) for name, column in rows.columns.items()},
-        **dataset.further.columns([key.decode() for key in keys]),
+        **dataset.further.columns(texts, classes, class_id, boxes),
         classes=classes,
         splits={
             name: {
@@ -102,10 +104,16 @@ def _all_left_out(annotations: Annotations, rows: Rows) -> Iterator[LeftOut]:
         yield from sorted([*found.get(video, ()), *of_files])
 
 
-def _classes(pairs: Pairs, index: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """(names of the classes that occur, sorted; (N,) int32 class of each row). index (N,): the pairs."""
+def _classes(pairs: Pairs, index: np.ndarray, of_boxes: set[str]) -> tuple[list[str], np.ndarray]:
+    """(names of the classes that occur, sorted; (N,) int32 class of each row).
+
+    Args:
+        pairs: of the annotations.
+        index: (N,) the pairs.
+        of_boxes: further classes, which only some boxes have.
+    """
     first = [classes[0] for classes in pairs.class_sets]
-    names = sorted({first[at] for at in set(pairs.class_id[index].tolist())})
+    names = sorted({first[at] for at in set(pairs.class_id[index].tolist())} | of_boxes)
     number = np.array([names.index(name) if name in names else -1 for name in first], np.int32)
     return names, number[pairs.class_id[index]]
 

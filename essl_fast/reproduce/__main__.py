@@ -69,6 +69,8 @@ def parser(sweeps: bool = False) -> Options:
     text = "choose the best epoch on a validation split, or on the test set as the published code does (default: clean)"
     parser.add_argument("--protocol", choices=("clean", "published"), default="clean", help=text)
     parser.add_argument("--reduced", action="store_true", help="small networks and few epochs, for a CPU")
+    text = "with worlds: runs that are trained side by side; they share the cores (default: 1)"
+    parser.add_argument("--workers", type=whole_number(1, 1024), metavar="N", help=text)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     text = "YAML file of published figures that this project does not know, shown beside ours: rows: {lss: {success: "
     parser.add_argument("--published", type=a_path, metavar="FILE", help=text + "31.4, auc: 37.7}}, in per cent")
@@ -89,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     options, overrides = parse(argv)
     if options.parts == "worlds":
         return worlds(options, overrides)
+    if options.workers:
+        raise InputError("--workers goes with worlds; the runs of a table are trained one after the other")
     with slow_imports():
         from essl_fast.reproduce.command import reproduce
 
@@ -118,7 +122,12 @@ def worlds(options: argparse.Namespace, overrides: list[str]) -> int:
     with slow_imports():
         from essl_fast.reproduce.worlds_command import reproduce_worlds
 
-    more = {"device": options.device, "overrides": overrides, "console": commands.console(kept=True)}
+    more = {
+        "device": options.device,
+        "overrides": overrides,
+        "console": commands.console(kept=True),
+        "workers": options.workers or 1,
+    }
     grid = reproduce_worlds(out=options.out, seeds=options.seeds or (0, 1, 2), **more)
     return 1 if grid.failed else 0
 

@@ -27,7 +27,7 @@ FIXED = (
     "model.head",
 )
 SWEPT_FIXED = ("name", "out", "seed", "data.root", "select_on", "baselines")  # the same of a sweep, whose rows are free
-# The demo's settings (configs/demo.yaml) in place of the recipe's: small networks without pretrained weights, on a CPU.
+# Small networks (configs/demo.yaml) in place of the recipe's, without pretrained weights, on a CPU.
 REDUCED = (
     "--model.trunk",
     "small",
@@ -58,10 +58,32 @@ REDUCED = (
     "--demo.test_videos",
     "50",
 )
+# On the demo: the recipe's setting in small (configs/worlds.yaml), in which methods without boxes can learn.
+REDUCED_DEMO = (
+    "--model.trunk",
+    "small_frozen",
+    "--model.audio",
+    "small_frozen",
+    "--model.head_dim",
+    "512",
+    "--objective.supervised_weight",
+    "1",
+    "--optim.lr_sound",
+    "5e-3",
+    "--optim.weight_decay",
+    "1e-4",
+    "--optim.warmup",
+    "1",
+    "--model.pcm_cycles",
+    "1",
+    "--demo.objects",
+    "one",
+)
 REDUCED_EPOCHS = 12
 REDUCED_BATCH = 8  # the recipe's batch is divided by this
-DEMO_HEAD = 1e-3  # the demo's learning rate of the head, in place of RECIPE_HEAD
-RECIPE_HEAD = {"lss": 1e-4, "pcm": 5e-5, "plain": 2e-3}  # the recipes' learning rates of the head
+RECIPE_HEAD = {"lss": 1e-4, "pcm": 5e-5, "plain": 2e-3}  # the recipes' learning rates of the head; in their place:
+SMALL_HEAD = {"lss": 1e-3, "pcm": 1e-3, "plain": 1e-3}  # of small networks that start from nothing
+WORLDS_HEAD = {"lss": 2e-3, "pcm": 1e-3, "plain": 2e-3}  # of small networks that are pretrained
 
 
 @dataclass
@@ -73,7 +95,7 @@ class Plan:
         out: folder of the runs and results.
         seeds: each row is trained once with each.
         protocol: "clean" selects the best epoch on the validation split, "published" on the test split.
-        reduced: small networks and few epochs, for a CPU.
+        reduced: small networks and few epochs, for a CPU; pretrained and frozen on the demo, else from nothing.
         overrides: train's options, for every row.
         device: auto, cpu, cuda or cuda:N.
         published: published results that a user has, by the rows' names; they replace those of `report.paper`.
@@ -100,9 +122,11 @@ class Plan:
         if self.reduced:
             own = config.load(row.config)
             kind = "lss" if own.model.head == "lss" else "pcm" if own.model.pcm else "plain"
-            head = DEMO_HEAD * own.optim.lr_head / RECIPE_HEAD[kind]
+            heads = WORLDS_HEAD if self.data == "demo" else SMALL_HEAD
+            head = heads[kind] * own.optim.lr_head / RECIPE_HEAD[kind]
             batch = max(2, own.data.batch_size // REDUCED_BATCH)
-            arguments += [*REDUCED, "--optim.lr_head", f"{head:g}", "--data.batch_size", str(batch)]
+            arguments += [*REDUCED, *(REDUCED_DEMO if self.data == "demo" else ())]
+            arguments += ["--optim.lr_head", f"{head:g}", "--data.batch_size", str(batch)]
             arguments += ["--epochs", str(REDUCED_EPOCHS)]
         arguments += ["--data.root", self.data, "--seed", str(seed), "--name", row.name]
         arguments += ["--select_on", "test" if self.protocol == "published" else "val", "--baselines", "false"]

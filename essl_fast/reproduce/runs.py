@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from essl_fast import checkpoints, config
@@ -62,8 +63,41 @@ def _check_settings(folder: Path, found: config.Config, arguments: list[str]) ->
     return wanted.data.root
 
 
-def train(folder: Path, arguments: list[str]) -> None:
+_RUNNING: set[subprocess.Popen] = set()  # trainings of this process that have not ended
+
+
+@contextlib.contextmanager
+def side_by_side(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that calls :func:`train` in `count` threads; an error within the block ends the trainings that run."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in list(_RUNNING):
+            _end(child, error)
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _end(child: subprocess.Popen, error: BaseException) -> None:
+    """Let a training write its checkpoint and end. Ctrl-C reaches it as well; SIGTERM may have reached only us."""
+    if isinstance(error, Stopped) or not isinstance(error, KeyboardInterrupt):
+        child.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(60)
+    child.kill()
+    child.wait()
+
+
+def train(folder: Path, arguments: list[str], threads: int = 0) -> None:
     """Train in another process, from the last checkpoint if there is one. Its output goes to FOLDER.log.
+
+    Args:
+        folder: the run directory.
+        arguments: train's command line.
+        threads: of PyTorch, where the user's environment does not say; 0 is as many as there are cores.
 
     Raises:
         RuntimeError: training failed; the message has the last line of its output.
@@ -71,7 +105,7 @@ def train(folder: Path, arguments: list[str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_suffix(".log")
     given = [*arguments, "--resume" if checkpoints.existing(folder / "last.pt") else "--out", str(folder)]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment = ({"OMP_NUM_THREADS": str(threads)} if threads else {}) | os.environ | {"PYTHONUNBUFFERED": "1"}
     with open(log, "ab") as out:
         child = subprocess.Popen(
             [sys.executable, "-m", "essl_fast.train", *given],
@@ -80,17 +114,14 @@ def train(folder: Path, arguments: list[str]) -> None:
             stdin=subprocess.DEVNULL,
             env=environment,
         )
+        _RUNNING.add(child)
         try:
             code = child.wait()
         except BaseException as error:
-            # Ctrl-C reaches the child as well, which writes a checkpoint and ends. SIGTERM may have reached only us.
-            if isinstance(error, Stopped):
-                child.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(60)
-            child.kill()
-            child.wait()
+            _end(child, error)
             raise
+        finally:
+            _RUNNING.discard(child)
     if code:
         lines = log.read_text(errors="replace").strip().splitlines()
         raise RuntimeError(f"exit code {code}: {lines[-1] if lines else 'no output'} (all of it: {log})")

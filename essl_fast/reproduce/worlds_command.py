@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.errors import reason
 from essl_fast.common.files import atomic_file, write_json
 from essl_fast.common.outputs import output_folder
-from essl_fast.reproduce.worlds import METHODS, WORLDS, Grid, Method, heads
+from essl_fast.reproduce.worlds import METHODS, PROG, WORLDS, Grid, Method, heads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +28,7 @@ def reproduce_worlds(
     worlds: Sequence[str] = tuple(WORLDS),
     device: str = "auto",
     overrides: Sequence[str] = (),
+    workers: int = 1,
     console: Console | None = None,
 ) -> Grid:
     """Train what is missing of the table of methods and worlds, and write it into a folder.
@@ -37,6 +41,7 @@ def reproduce_worlds(
         worlds: of WORLDS, in the order of the columns.
         device: auto, cpu, cuda or cuda:N.
         overrides: train's options, for every run.
+        workers: how many runs are trained side by side; they share the cores.
         console: where progress and the table are printed; None prints nothing.
 
     Raises:
@@ -50,15 +55,28 @@ def reproduce_worlds(
     console = console or commands.console(quiet=True)
     every = grid.runs()
     with runs.stopped_by_sigterm():
-        for run in every:  # before anything is trained: is there a run with other settings in a run's place?
-            runs.finished(grid.folder(*run), grid.arguments(*run))
-        for place, run in enumerate(every, 1):
-            _run(grid, run, f"[{place}/{len(every)}]", console)
+        # Before anything is trained: is there a run with other settings in a run's place?
+        if None in [runs.finished(grid.folder(*run), grid.arguments(*run)) for run in every]:
+            _pretrain(grid, console)
+        with runs.side_by_side(workers) as pool:
+            threads = max(1, len(os.sched_getaffinity(0)) // workers) if workers > 1 else 0
+            places = [f"[{place}/{len(every)}]" for place in range(1, len(every) + 1)]
+            jobs = [pool.submit(_run, grid, *each, console, threads) for each in zip(every, places, strict=True)]
+            for job in as_completed(jobs):
+                job.result()
         _write(grid, console)
     return grid
 
 
-def _run(grid: Grid, run: tuple[str, Method, int], place: str, console: Console) -> None:
+def _pretrain(grid: Grid, console: Console) -> None:
+    """Make the frozen networks' weights, if they are not there, before several runs want them at once."""
+    from essl_fast.pretrain import small_weights
+
+    settings = config.parse(grid.arguments(*grid.runs()[0]), PROG)[0]
+    small_weights(settings.model.small_weights, lambda line: console.print(line, highlight=False, soft_wrap=True))
+
+
+def _run(grid: Grid, run: tuple[str, Method, int], place: str, console: Console, threads: int) -> None:
     """Train one run unless that is done, and keep its summary, or why it failed."""
     from essl_fast.reproduce import runs
 
@@ -68,7 +86,7 @@ def _run(grid: Grid, run: tuple[str, Method, int], place: str, console: Console)
     try:
         summary = runs.finished(folder, arguments)
         if summary is None:
-            runs.train(folder, arguments)
+            runs.train(folder, arguments, threads)
             summary = runs.finished(folder, arguments)
         if summary is None:
             raise RuntimeError(f"it left no {folder / 'summary.json'}")

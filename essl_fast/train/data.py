@@ -93,8 +93,23 @@ class TrainingData:
         labelled = datasets.labelled(manifest, self.splits, data.labelled_fraction)
         refuse_no_labels(settings, manifest, labelled)
         self.labels_dropped = int((manifest.labelled & ~labelled).sum())
-        boxes = torch.from_numpy(np.array(manifest.boxes)).to(device)
-        self.labels = Labels(boxes, torch.from_numpy(labelled).to(device))
+        self.labels = Labels(boxes_of(settings, manifest).to(device), torch.from_numpy(labelled).to(device))
+
+
+def boxes_of(settings: config.Config, manifest: Manifest) -> Tensor:
+    """The boxes (P, K, 4) int32 of every pair, as the objective takes them.
+
+    InputError if it has a map for each class, and the model another number of them than the data.
+    """
+    if not objectives.facts(settings.objective.method).per_class:
+        return torch.from_numpy(np.array(manifest.boxes))
+    if settings.model.classes != len(manifest.classes):
+        names = ", ".join(manifest.classes[:8]) + ", …" * (len(manifest.classes) > 8)
+        raise InputError(
+            f"model.classes: {manifest.root} has {len(manifest.classes)} classes ({names}), got "
+            f"{settings.model.classes}; give --model.classes {len(manifest.classes)}"
+        )
+    return torch.from_numpy(datasets.boxes_by_class(manifest)).flatten(1, 2)
 
 
 def refuse_batch_of_one(settings: config.Config, pairs: int, world: World) -> None:

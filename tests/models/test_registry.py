@@ -130,8 +130,11 @@ def test_weights_that_no_published_file_holds_stay_in_the_checkpoint(my_parts):
     [
         (["--model.trunk", "resnet"], "model.trunk: there is no trunk 'resnet'; known are vgg16, small"),
         (["--model.audio", "wav2vec"], "model.audio: there is no audio network 'wav2vec'; known are vggish, small"),
-        (["--model.head", "mlp"], "model.head: there is no head 'mlp'; known are simsiam, lss"),
-        (["--objective.method", "clip"], "known are sspl, semipl, supervised, lss, lss_semi. .*--import MODULE"),
+        (["--model.head", "mlp"], "model.head: there is no head 'mlp'; known are simsiam, lss, classes"),
+        (
+            ["--objective.method", "clip"],
+            "known are sspl, semipl, supervised, lss, lss_semi, multisource. .*--import MODULE",
+        ),
         (["--model.trunk", "vgg16"], "model.out_dim: vgg16 has 512 channels, got 128"),
         (["--model.trunk_fp8", "true"], "model.trunk_fp8: needs the frozen trunk vgg16, got small"),
         (["--data.embeddings", "on"], "on needs a frozen audio network, model.audio vggish or small_frozen, not small"),
@@ -152,7 +155,8 @@ def test_facts_of_our_own():
     assert [name for name, fact in facts.items() if fact.compares_views] == ["sspl", "semipl"]
     assert [name for name, fact in facts.items() if fact.head == "lss"] == ["lss", "lss_semi"]
     assert [name for name, fact in facts.items() if not fact.trains_head] == ["supervised"]
-    assert [name for name, fact in facts.items() if fact.needs_labels] == ["supervised"]
-    assert [name for name, fact in facts.items() if fact.uses_boxes] == ["semipl", "supervised", "lss_semi"]
+    assert [name for name, fact in facts.items() if fact.needs_labels] == ["supervised", "multisource"]
+    boxed = ["semipl", "supervised", "lss_semi", "multisource"]
+    assert [name for name, fact in facts.items() if fact.uses_boxes] == boxed
     assert models.trunk_facts("vgg16").frozen and not models.trunk_facts("small").frozen
     assert models.audio_facts("vggish").frozen_front and not models.audio_facts("small").frozen_front

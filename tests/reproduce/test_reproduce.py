@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from essl_fast import checkpoints, config
+from essl_fast import checkpoints, config, models
 from essl_fast.common import commands, files
 from essl_fast.common.errors import InputError
 from essl_fast.data.shards import Manifest
@@ -71,11 +71,24 @@ def test_a_row_that_shares_the_runs_of_another_has_its_settings(tmp_path):
     assert len(rows_of(["table1", "table2", "figures", "fractions"])) == 3 + 5 + 3
 
 
+def test_reduced_rows_are_pretrained_on_the_demo_and_start_from_nothing_on_other_data(tmp_path):
+    for data, trunk, objects, rates in (
+        ("demo", "small_frozen", "one", (2e-3, 2e-3, 1e-3)),
+        ("elsewhere", "small", "several", (1e-3, 1e-3, 1e-3)),
+    ):
+        plan, rows = Plan(data, tmp_path, [0], reduced=True), {row.name: row for row in TABLES["table2"][1]}
+        found = [config.parse(plan.arguments(rows[n], 0), "test")[0] for n in ("sspl_wo_pcm", "lss", "sspl_w_pcm")]
+        assert {(own.model.trunk, own.model.audio, own.demo.objects) for own in found} == {(trunk, trunk, objects)}
+        assert tuple(own.optim.lr_head for own in found) == pytest.approx(rates)
+        for own in found:
+            models.check(own)
+
+
 def test_label_fractions_reach_the_settings(tmp_path):
     plan = plan_for(tmp_path)
     found = [config.parse(plan.arguments(row, 1), "test")[0] for row in fraction_rows()]
     assert [own.data.labelled_fraction for own in found] == [0.0, 0.1, 0.5, 1.0]
-    assert {(own.objective.method, own.seed, own.model.trunk) for own in found} == {("semipl", 1, "small")}
+    assert {(own.objective.method, own.seed, own.model.trunk) for own in found} == {("semipl", 1, "small_frozen")}
 
 
 def test_mean_and_spread_over_seeds():
@@ -194,6 +207,7 @@ def test_table_and_figures_from_runs(tmp_path, monkeypatch, capsys):
     rows = {name: row for name, row in rows_of(["table2"]).items() if name in ("lss", "sspl_wo_pcm")}
     monkeypatch.setattr(reproduce_command, "rows_of", lambda parts: rows)
     more = [*SMALL, "--demo.test_videos", "3", "--demo.cache", str(tmp_path / "cache"), "--compile", "off"]
+    more += ["--model.small_weights", "none"]
     command = ["figures", "--reduced", "--out", str(tmp_path / "out"), "--device", "cpu", *more]
     assert reproduce_door.main(command) == 1  # one row failed
     assert len(started) == 2
@@ -210,7 +224,7 @@ def test_table_and_figures_from_runs(tmp_path, monkeypatch, capsys):
     assert "<b>" not in (tmp_path / "out" / "report.html").read_text()
     assert len(results.values(rows["lss"], "auc")) == 2
     other = ["--optim.lr_head", "0.5"]
-    with pytest.raises(InputError, match="lss/seed-0 is of other settings .optim.lr_head: 0.001 -> 0.5.*another --out"):
+    with pytest.raises(InputError, match="lss/seed-0 is of other settings .optim.lr_head: 0.002 -> 0.5.*another --out"):
         reproduce_door.main([*command, *other])
 
 

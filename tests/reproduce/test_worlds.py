@@ -1,10 +1,14 @@
 """The table of methods and worlds: its runs, its figures, what it says, and that it goes on where it stopped."""
 
 import json
+import os
+import subprocess
+import threading
+import time
 
 import pytest
 
-from essl_fast import config
+from essl_fast import config, pretrain
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.reproduce import __main__ as reproduce_door
@@ -67,7 +71,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
         path = folder / "summary.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def train(folder, arguments):
+    def train(folder, arguments, threads):
         if folder.parent.name == "lss" and not broken:
             broken.append(folder)
             raise RuntimeError("exit code 1: no luck")
@@ -77,6 +81,7 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "finished", finished)
     monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(pretrain, "small_weights", lambda setting, say: None)
     for expected in (len(METHODS) - 1, 1, 0):
         trained.clear()
         grid = reproduce_worlds(out=tmp_path, seeds=[0], worlds=["one"], console=commands.console(quiet=True))
@@ -86,9 +91,42 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
     assert len(held["runs"]) == len(METHODS) and "| one object |" in (tmp_path / "worlds.md").read_text()
 
 
+def test_workers_train_side_by_side_and_share_the_cores(tmp_path, monkeypatch):
+    met, threads_of = threading.Barrier(2), set()
+
+    def train(folder, arguments, threads):
+        met.wait(20)  # only two at once get past it
+        threads_of.add(threads)
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text(json.dumps(summary(0.5)))
+
+    def finished(folder, arguments):
+        return json.loads((folder / "summary.json").read_text()) if folder.exists() else None
+
+    monkeypatch.setattr(runs, "finished", finished)
+    monkeypatch.setattr(runs, "train", train)
+    monkeypatch.setattr(pretrain, "small_weights", lambda setting, say: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    grid = reproduce_worlds(out=tmp_path, seeds=[0], worlds=["one"], workers=2, console=commands.console(quiet=True))
+    assert len(grid.summaries) == len(METHODS) and not grid.failed and threads_of == {3}
+
+
+def test_an_error_ends_the_trainings_beside_it(tmp_path, monkeypatch):
+    begun, popen = time.monotonic(), subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **given: popen(["sleep", "60"], **given))
+    with pytest.raises(ZeroDivisionError), runs.side_by_side(2) as pool:
+        jobs = [pool.submit(runs.train, tmp_path / name, []) for name in ("a", "b", "c")]
+        while len(runs._RUNNING) < 2:
+            time.sleep(0.01)
+        raise ZeroDivisionError
+    assert time.monotonic() - begun < 30 and not runs._RUNNING
+    assert all("exit code -15" in str(job.exception()) for job in jobs[:2]) and jobs[2].cancelled()
+
+
 WRONG = [
     (["worlds", "--data", "x"], "--data does not go with worlds"),
     (["worlds", "--seeds", "1", "1"], "--seeds: each once"),
+    (["table1", "--workers", "2"], "--workers goes with worlds"),
     (["worlds", "--demo.objects", "two"], "demo.objects"),
     (["worlds", "--data.labelled_fraction", "0.3"], "data.labelled_fraction"),
 ]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from essl_fast.data.datasets.dataset import read_dataset as read_dataset
     from essl_fast.data.datasets.dataset import register_dataset as register_dataset
     from essl_fast.data.datasets.further import Further as Further
+    from essl_fast.data.datasets.labels import boxes_by_class as boxes_by_class
     from essl_fast.data.datasets.labels import labelled as labelled
     from essl_fast.data.datasets.options import FRAMES as FRAMES
     from essl_fast.data.datasets.options import ROW_BOXES as ROW_BOXES
@@ -59,6 +60,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "Truth": "truth",
         "UNKNOWN": "dataset",
         "VIDEO": "dataset",
+        "boxes_by_class": "labels",
         "boxes_to_grid": "annotations",
         "chaotic_world": "chaotic",
         "choose_validation": "annotations",

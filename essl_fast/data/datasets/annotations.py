@@ -99,6 +99,7 @@ class Annotations:
         merged: how many of these rows joined the pair of an earlier row.
         further: how many boxes `row_boxes="first"` ignored.
         sizes: how the boxes lie in their frames, where the reader counts that.
+        box_classes: key -> the class of each of its boxes, of pairs whose boxes are of several classes.
     """
 
     pairs: Pairs
@@ -108,6 +109,7 @@ class Annotations:
     merged: int = 0
     further: int = 0
     sizes: BoxSizes = field(default_factory=BoxSizes)
+    box_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.videos:

@@ -33,6 +33,7 @@ from essl_fast.data import media
 from essl_fast.data.datasets.annotations import LONGEST_NAME, Annotations, BoxSizes, choose_validation
 from essl_fast.data.datasets.chaotic_video import Choice, Findings, VideoTables, read_pairs
 from essl_fast.data.datasets.dataset import Dataset, Files, register_dataset
+from essl_fast.data.datasets.further import Further
 from essl_fast.data.datasets.options import FRAMES, ROW_BOXES, DatasetOptions
 from essl_fast.data.datasets.pairs import Pairs
 from essl_fast.data.datasets.tables import read_text
@@ -100,7 +101,8 @@ def chaotic_world(
     )
     settings: dict[str, Any] = {"frame": frame, "row_boxes": row_boxes, "annotation_size": list(annotation_size)}
     settings |= {"validation": float(validation), "seed": seed}
-    return Dataset("chaotic", read, lambda video: Files(media.find_video(videos, video)), settings)
+    further = Further(box_classes=read.box_classes)
+    return Dataset("chaotic", read, lambda video: Files(media.find_video(videos, video)), settings, further=further)
 
 
 def read_chaotic_world(
@@ -148,7 +150,8 @@ def read_chaotic_world(
         for video in names:
             tables = VideoTables(video, _table(group, video), _table(frames, video), frame_rate)
             pairs.add_video(video, split, read_pairs(tables, choice, found, scored=split != "train"))
-    return Annotations(pairs, found.left_out, videos, found.rows, found.merged, found.further, found.sizes)
+    told = found.left_out, videos, found.rows, found.merged, found.further, found.sizes, found.box_classes
+    return Annotations(pairs, *told)
 
 
 def _table(folder: Path, video: str) -> Path:

@@ -49,6 +49,7 @@ class Findings:
     merged: int = 0
     further: int = 0
     sizes: BoxSizes = field(default_factory=BoxSizes)
+    box_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def leave(self, video: str, key: str, reason: str, detail: str) -> None:
         self.left_out.append(LeftOut(video, key, reason, detail))
@@ -227,6 +228,7 @@ class _Draft:
     time: float
     boxes: list[list[int]] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    box_classes: list[str] = field(default_factory=list)  # the class of each box
     empty_rows: list[str] = field(default_factory=list)  # places of rows with an empty list of boxes
 
 
@@ -267,7 +269,9 @@ def read_pairs(
             draft.empty_rows.append(row.where)
         if kept or not boxes:
             draft.classes.append(row.label("ssl"))
-        draft.boxes.extend(box for box in kept if box not in draft.boxes)
+        new = [box for box in kept if box not in draft.boxes]
+        draft.boxes.extend(new)
+        draft.box_classes.extend(row.label("ssl") for _ in new)
     found.rows += rows
     for fid, draft in drafts.items():
         if not draft.classes:
@@ -277,4 +281,6 @@ def read_pairs(
                 detail = f"{where}: an empty list cannot be scored"
                 found.leave(tables.video, pair_key(tables.video, fid), NO_BOX, detail)
             continue
+        if len(set(draft.box_classes)) > 1:
+            found.box_classes[pair_key(tables.video, fid)] = tuple(draft.box_classes)
         yield fid, draft.time, draft.boxes, tuple(dict.fromkeys(draft.classes))

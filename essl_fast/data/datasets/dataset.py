@@ -76,7 +76,7 @@ class Dataset:
         consensus: how many annotators must agree for a pixel to count fully, 1 or more.
         float_sound: store the sound as float32 instead of int16.
         from_videos: frames come out of videos, so that clips are possible.
-        further: masks, negatives and scenes, where the data set has them.
+        further: masks, negatives, scenes and the classes of boxes, where the data set has them.
         listed: its pairs come from public lists, so it is reported how many of them were found.
     """
 

@@ -1,9 +1,10 @@
-"""What some data sets say of a pair beyond its boxes: a mask, that its sound is not in the frame, its frame's name."""
+"""What some data sets say of a pair beyond its boxes: a mask, that its sound is not in the frame, its frame's name, and
+which of its boxes is of which class."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,17 +25,27 @@ class Further:
         masks: key -> the pixels of the sounding object on the 224 grid, a bit each, row by row (`packed_mask`).
         negatives: keys of pairs whose sound has no source in the frame: silence, or something off-screen.
         scenes: key -> a name that the pairs of one frame share, where a frame has several sources.
+        box_classes: key -> the class of each of its boxes, for pairs whose boxes are of several classes. The boxes of
+            all others are of the pair's class.
     """
 
     masks: Mapping[str, bytes] = field(default_factory=dict)
     negatives: frozenset[str] = frozenset()
     scenes: Mapping[str, str] = field(default_factory=dict)
+    box_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def columns(self, keys: list[str]) -> dict[str, np.ndarray]:
-        """The columns of a manifest for these pairs (N): mask (N, 6272) uint8, negative (N,), scene (N,) int32.
+    def columns(
+        self, keys: list[str], classes: Sequence[str], class_id: np.ndarray, boxes: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """The columns of a manifest for these pairs (N): mask (N, 6272) uint8, negative (N,), scene (N,) int32,
+        box_class (N, K) int32, which is -1 for a padding box.
 
         A pair without a mask has an empty one; a pair without a scene is alone in its own. Columns about which the data
         set says nothing are left out.
+
+        Args:
+            keys, class_id, boxes: of the pairs: (N,), (N,) and (N, K, 4).
+            classes: the names, which `class_id` counts.
         """
         found: dict[str, np.ndarray] = {}
         if self.masks:
@@ -46,10 +57,17 @@ class Further:
         if self.scenes:
             names = [self.scenes.get(key, f"\0{key}") for key in keys]
             found["scene"] = np.unique(names, return_inverse=True)[1].astype(np.int32)
+        if self.box_classes:
+            number = {name: at for at, name in enumerate(classes)}
+            box_class = np.where(boxes.any(axis=2), class_id[:, None], -1).astype(np.int32)
+            for row, key in enumerate(keys):
+                for at, name in enumerate(self.box_classes.get(key, ())):
+                    box_class[row, at] = number[name]
+            found["box_class"] = box_class
         return found
 
     def digest(self) -> str:
-        """A short hash of it; "" if there is nothing."""
+        """A short hash of it; "" if there is nothing. Classes of boxes follow from the annotations and do not count."""
         if not (self.masks or self.negatives or self.scenes):
             return ""
         state = hashlib.blake2b(digest_size=8)

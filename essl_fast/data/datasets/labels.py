@@ -1,4 +1,4 @@
-"""Which training pairs keep their labels if only a share of them may be used."""
+"""Which training pairs keep their labels if only a share of them may be used; and boxes class by class."""
 
 import hashlib
 from collections.abc import Sequence
@@ -37,3 +37,22 @@ def labelled(manifest: Manifest, splits: Sequence[str], fraction: float = 1.0) -
     place = np.arange(len(rows)) - first[classes]  # within its class
     keep[rows[place >= np.floor(fraction * counts + 0.5)[classes]]] = False
     return keep
+
+
+def boxes_by_class(manifest: Manifest, rows: np.ndarray | None = None) -> np.ndarray:
+    """The boxes of some pairs (by default of all), class after class: (N, classes, M, 4) int32, padded with zeros.
+
+    M is the largest number of boxes that a pair has of one class, among these pairs. Where the data set does not say
+    which box is of which class, all boxes of a pair are of the pair's class.
+    """
+    rows = np.arange(len(manifest)) if rows is None else rows
+    boxes = np.asarray(manifest.boxes[rows])
+    kinds = np.asarray(manifest.class_id[rows])[:, None] if manifest.box_class is None else manifest.box_class[rows]
+    kinds = np.where((boxes[..., 2:] > boxes[..., :2]).all(axis=2), kinds, -1)
+    row, place = np.nonzero(kinds >= 0)
+    kind = kinds[row, place]
+    earlier = (kinds[row] == kind[:, None]) & (np.arange(kinds.shape[1]) < place[:, None])  # boxes of the same class
+    number = earlier.sum(axis=1)
+    found = np.zeros((len(rows), len(manifest.classes), int(number.max(initial=0)) + 1, 4), np.int32)
+    found[row, kind, number] = boxes[row, place]
+    return found

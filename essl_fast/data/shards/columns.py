@@ -24,7 +24,8 @@ COLUMNS = {  # name of the file → type of its values
     "quarters": "<u1",
     "crc": "<u4",
 }
-FURTHER = {"mask": "|u1", "negative": "?", "scene": "<i4"}  # those that a folder may have; its header names them
+# Those that a folder may have; its header names them.
+FURTHER = {"mask": "|u1", "negative": "?", "scene": "<i4", "box_class": "<i4"}
 MASK_BYTES = 224 * 224 // 8  # of a pair's mask, a bit a pixel of the grid
 _NPY_HEADER = re.compile(  # as `np.save` writes it (numpy.lib.format, version 1.0), for the types above
     rb"\{'descr': '([<|](?:b1|u1|u4|i4|f8|S\d{1,4}))', 'fortran_order': False, "
@@ -70,7 +71,7 @@ def read_column(path: Path, count: int, again: str) -> np.ndarray:
         if path.stem == "key"
         else dtype == np.dtype((COLUMNS | FURTHER)[path.stem])
     )
-    wanted = (count, *{"boxes": (*shape[1:2], 4), "mask": (MASK_BYTES,)}.get(path.stem, ()))
+    wanted = (count, *{"boxes": (*shape[1:2], 4), "mask": (MASK_BYTES,), "box_class": shape[1:2]}.get(path.stem, ()))
     if not fits or shape != wanted or size - begin != math.prod(shape) * dtype.itemsize:
         what = f"{dtype} {shape} in {size - begin} bytes"
         raise InputError(f"{path} has {what} where {count} pairs should be: {again}")

@@ -59,6 +59,7 @@ class Manifest:
         mask: (N, 6272) uint8, the sounding object's pixels on the 224 grid, a bit each; None if the data set has none.
         negative: (N,) bool, the sound has no source in the frame; None where the data set says nothing of it.
         scene: (N,) int32, equal for pairs that show the same frame; None where the data set says nothing of it.
+        box_class: (N, K) int32, the class of each box, -1 for padding; None where every box is of its pair's class.
     """
 
     root: Path
@@ -77,6 +78,7 @@ class Manifest:
     mask: np.ndarray | None = field(default=None, repr=False)
     negative: np.ndarray | None = field(default=None, repr=False)
     scene: np.ndarray | None = field(default=None, repr=False)
+    box_class: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def load(cls, out: str | Path) -> Manifest:
@@ -269,6 +271,11 @@ def _check_columns(root: Path, columns: dict[str, np.ndarray], counts: list[int]
         raise InputError(f"visual, target or quarters in {folder} has a value out of range: {again}")
     if count and not 0 <= columns["class_id"].min() <= columns["class_id"].max() < classes:
         raise InputError(f"{folder / 'class_id.npy'} has a class that {path} does not name: {again}")
+    if "box_class" in columns:
+        path_of, box_class = folder / "box_class.npy", columns["box_class"]
+        known = not box_class.size or -1 <= box_class.min() <= box_class.max() < classes
+        if box_class.shape != columns["boxes"].shape[:2] or not known:
+            raise InputError(f"{path_of} does not fit the boxes, or has a class that {path} does not name: {again}")
     if columns["boxes"].size and not 0 <= columns["boxes"].min() <= columns["boxes"].max() <= SIZE:
         raise InputError(f"{folder / 'boxes.npy'} has a box outside of its grid: {again}")
     if not np.isfinite(columns["time"]).all():

@@ -88,8 +88,10 @@ def _as_arrays(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _check(arrays: Mapping[str, np.ndarray], classes: Sequence[str], splits: Mapping[str, Mapping[str, Any]]) -> None:
     """ValueError if columns, classes and splits do not fit together."""
     keys, count = arrays["key"], len(arrays["key"])
+    most = arrays["boxes"].shape[1:2]
+    shapes = {"boxes": (*most, 4), "mask": (MASK_BYTES,), "box_class": most}
     for name, column in arrays.items():
-        rest = {"boxes": (*column.shape[1:2], 4), "mask": (MASK_BYTES,)}.get(name, ())
+        rest = shapes.get(name, ())
         if len(column) != count or column.shape[1:] != rest:
             raise ValueError(f"{name} has shape {column.shape} for {count} pairs")
     ordered = np.sort(keys)

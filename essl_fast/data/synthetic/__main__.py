@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         "--objects",
         default=default.objects,
         choices=tuple(OBJECTS),
-        help="objects in a frame, one of which sounds; several are three to five (default: %(default)s)",
+        help="objects in a frame; several: three to five; one of them sounds, of both two (default: %(default)s)",
     )
     add("--workers", type=whole_number(1, 1024), metavar="N", help="processes (default: one per CPU)")
     add("--overwrite", action="store_true", help="replace a world of other settings")

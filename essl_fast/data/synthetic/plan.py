@@ -69,7 +69,7 @@ class ScenePlan:
         index: of the video in its split.
         settings: of the world.
         objects: from back to front.
-        sounding: index of the object that sounds.
+        sounding: index of the object that sounds; where several do, of the one that gives the video its class.
         groups: first and last fid of each annotated stretch.
         rate: of the sound, Hz.
         channels: of the sound, 1 or 2.
@@ -89,6 +89,12 @@ class ScenePlan:
     def kind(self) -> str:
         """Class of the sounding object."""
         return self.objects[self.sounding].kind
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Indices of all objects that sound, `sounding` first."""
+        others = range(len(self.objects)) if self.settings.objects == "both" else ()
+        return self.sounding, *(index for index in others if index != self.sounding)
 
     @property
     def frames(self) -> int:
@@ -198,7 +204,7 @@ def plan_world(settings: WorldSettings) -> list[ScenePlan]:
     for split, count in zip(SPLITS, (settings.train_videos, settings.test_videos), strict=True):
         order = _generator(settings.seed, split, 0, "order")
         kinds = _balanced(order, count, len(CLASSES))
-        choice = np.array({"one": [1], "two": [2], "several": [4, 4, 4, 3, 5]}[settings.objects])
+        choice = np.array({"one": [1], "two": [2], "both": [2], "several": [4, 4, 4, 3, 5]}[settings.objects])
         numbers = choice[_balanced(order, count, len(choice))]
         ranks = np.zeros(count, np.int64)  # of the sounding object's area in its scene; 0 is the smallest
         for number in sorted(set(choice.tolist())):

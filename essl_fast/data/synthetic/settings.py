@@ -9,9 +9,10 @@ from essl_fast.common.errors import InputError
 
 CODECS = ("h264", "hevc", "vp9", "av1", "mjpeg")
 SPLITS = ("train", "test")
-OBJECTS = {  # setting -> what a frame shows; one of its objects sounds
+OBJECTS = {  # setting -> what a frame shows; one of its objects sounds, but for "both"
     "one": "a single object, as most frames of Flickr-SoundNet and VGG-SS do",
     "two": "two objects of different classes",
+    "both": "the same, and both of them sound",
     "several": "three to five objects of different classes",
 }
 HALF_WINDOW = 1.5  # seconds of sound on each side of an annotated frame

@@ -15,23 +15,28 @@ def _write_table(path: Path, header: list[str], rows: list[list]) -> None:
 
 
 def write_annotations(plans: list[ScenePlan], folder: Path) -> None:
-    """Write the annotation tables and split lists of all videos. The bbox of a group's row lists one box per frame."""
+    """Write the annotation tables and split lists of all videos. The bbox of a group's row lists one box per frame.
+
+    A stretch, or frame, with several sounding objects has a row for each.
+    """
     for kind in ("group", "frame"):
         (folder / "annotation" / kind).mkdir(parents=True, exist_ok=True)
     for plan in plans:
-        boxes = {fid: list(plan.objects[plan.sounding].box(plan.time(fid))) for fid in plan.fids()}
+        sources = [plan.objects[index] for index in plan.sources]
+        boxes = {(fid, at): list(one.box(plan.time(fid))) for fid in plan.fids() for at, one in enumerate(sources)}
         _write_table(
             folder / "annotation" / "group" / f"{plan.name}.csv",
             ["start_fid", "end_fid", "start_time", "end_time", "bbox", "ssl"],
             [
-                [a, b, plan.time(a), plan.time(b), [boxes[f] for f in range(a, b + 1)], plan.kind]
+                [a, b, plan.time(a), plan.time(b), [boxes[f, at] for f in range(a, b + 1)], one.kind]
                 for a, b in plan.groups
+                for at, one in enumerate(sources)
             ],
         )
         _write_table(
             folder / "annotation" / "frame" / f"{plan.name}.csv",
             ["fid", "time", "bbox", "ssl"],
-            [[fid, plan.time(fid), [box], plan.kind] for fid, box in boxes.items()],
+            [[fid, plan.time(fid), [box], sources[at].kind] for (fid, at), box in boxes.items()],
         )
     for split in SPLITS:
         names = "".join(f"{plan.name}\n" for plan in plans if plan.split == split)
@@ -48,7 +53,7 @@ def all_objects(plans: list[ScenePlan]) -> dict[str, list[dict]]:
                     "class": thing.kind,
                     "box": list(thing.box(plan.time(fid))),
                     "area": thing.width * thing.height,
-                    "sounding": i == plan.sounding,
+                    "sounding": i in plan.sources,
                 }
                 for i, thing in enumerate(plan.objects)
             ]

@@ -70,8 +70,11 @@ def render_frames(plan: ScenePlan) -> Iterator[np.ndarray]:
 
 
 def render_sound(plan: ScenePlan) -> np.ndarray:
-    """The video's sound: float32 (channels, samples) in (-1, 1) at `plan.rate` Hz."""
-    return sound.clip(plan.kind, plan.rng("sound"), plan.settings.seconds, plan.rate, plan.channels)
+    """The video's sound: float32 (channels, samples) in (-1, 1) at `plan.rate` Hz; several sources are mixed."""
+    rng = plan.rng("sound")
+    kinds = [plan.objects[index].kind for index in plan.sources]
+    clips = [sound.clip(kind, rng, plan.settings.seconds, plan.rate, plan.channels) for kind in kinds]
+    return clips[0] if len(clips) == 1 else np.tanh(sum(clips))  # tanh: the sum of two peaks clips no more than one
 
 
 def encoder(codec: str) -> str:

@@ -70,6 +70,7 @@ def test_rows_of_one_frame_become_one_pair(tmp_path):
     assert (found.pairs[0].class_name, found.pairs[0].classes) == ("crash", ("crash", "siren"))
     assert found.pairs[0].time == 2.0
     assert (found.rows, found.merged, found.further) == (4, 2, 0)
+    assert found.box_classes == {"a_000007": ("crash", "siren")}  # of one class or row there is nothing to say
 
 
 @pytest.mark.parametrize("cell", ["32,18,64,36", "(32, 18., 64, 36)", "[32,18,64,36],", "([32,18,64,36],)"])

@@ -18,7 +18,7 @@ import pytest
 
 from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
-from essl_fast.data.synthetic import World, look, make_world, sound, videos
+from essl_fast.data.synthetic import World, look, make_world, sound, tables, videos
 from essl_fast.data.synthetic import __main__ as synthetic_door
 from essl_fast.data.synthetic.plan import CLASSES, ScenePlan, plan_world
 from essl_fast.data.synthetic.settings import CODECS, WorldSettings
@@ -351,7 +351,7 @@ def test_a_clip_is_audible_unclipped_and_not_the_same_twice(kind: str) -> None:
 # ---------------------------------------------------------------- worlds of rising difficulty
 
 
-@pytest.mark.parametrize("objects, numbers", [("one", {1}), ("two", {2}), ("several", {3, 4, 5})])
+@pytest.mark.parametrize("objects, numbers", [("one", {1}), ("two", {2}), ("both", {2}), ("several", {3, 4, 5})])
 def test_how_many_objects_a_frame_shows(objects: str, numbers: set[int]) -> None:
     plans = plan_world(WorldSettings(train_videos=48, test_videos=16, seed=1, objects=objects))
     assert {len(plan.objects) for plan in plans} == numbers
@@ -367,5 +367,21 @@ def test_how_many_objects_a_frame_shows(objects: str, numbers: set[int]) -> None
 
 def test_a_world_of_several_objects_is_as_before_the_choice() -> None:
     assert "objects" not in WorldSettings().record() and WorldSettings(objects="one").record()["objects"] == "one"
-    with pytest.raises(InputError, match="unknown objects 'none'; choose one of one, two, several"):
+    with pytest.raises(InputError, match="unknown objects 'none'; choose one of one, two, both, several"):
         WorldSettings(objects="none")
+
+
+def test_where_both_objects_sound_the_frames_are_those_of_two_and_the_sound_is_mixed(tmp_path: Path) -> None:
+    alone, both = (
+        plan_world(WorldSettings(train_videos=4, test_videos=2, seed=1, objects=name)) for name in ("two", "both")
+    )
+    for one, two in zip(alone, both, strict=True):
+        assert one.objects == two.objects and one.sources == (one.sounding,)
+        assert two.sources[0] == one.sounding and sorted(two.sources) == [0, 1]
+    mixed, own = videos.render_sound(both[0]), videos.render_sound(alone[0])
+    assert mixed.shape == own.shape and np.abs(mixed).max() < 1
+    assert 0.1 < np.corrcoef(mixed[0], own[0])[0, 1] < 0.99
+    tables.write_annotations(both, tmp_path)
+    rows = (tmp_path / "annotation" / "group" / f"{both[0].name}.csv").read_text().splitlines()[1:]
+    assert {row.rsplit(",", 1)[1] for row in rows} == {thing.kind for thing in both[0].objects}
+    assert len(rows) == 2 * len(both[0].groups)
