@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from essl_fast import config, models
+from essl_fast import config, kernels, models
 from essl_fast.common.errors import InputError
 from essl_fast.data import datasets
 from essl_fast.data.loading import Pools
@@ -63,15 +63,12 @@ def evaluate(
         by_class: also score every class that sounds by itself (see `class_aware.py`).
         on_batch: called after each batch with its number of pairs.
 
-    Raises:
-        InputError: the split is empty, or no pair of it decodes.
+    Raises InputError if the split is empty, or no pair of it decodes.
     """
     loader = evaluation_loader(manifest, split, settings, model, device, dtype, pools, on_fault, world)
-    to_draw = rows_to_draw(manifest.rows(split), show)
     boxes, consensus = torch.from_numpy(np.array(manifest.boxes)).to(device), consensus_of(settings, manifest)
-    others = ForeignSounds(loader) if foreign else None
-    columns = Columns()
-    frames: dict[int, Any] = {}
+    others, to_draw = ForeignSounds(loader) if foreign else None, rows_to_draw(manifest.rows(split), show)
+    columns, frames = Columns(), dict[int, Any]()
     with contextlib.closing(loader), _evaluating(model, dtype):
         for raw in loader:
             views = centre_view(raw.frames, dtype, raw.rows)
@@ -79,21 +76,26 @@ def evaluate(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 maps = model.frame_maps(views)
                 attention = model.attend_maps(maps, raw.sound)[0]
-                similarity = attention.similarity[0]
-                under = {kind: model.attend_maps(maps, sound)[0].similarity[0] for kind, sound in sounds.items()}
-                further = {_FOREIGN + kind: each for kind, each in under.items()}
+                under = {kind: model.attend_maps(maps, sound)[0] for kind, sound in sounds.items()}
+                further = {_FOREIGN + kind: each.similarity[0] for kind, each in under.items()}
                 further |= {_OBJECTS: object_map(maps)} if guidance else {}
-            if by_class:
-                own = torch.from_numpy(datasets.boxes_by_class(manifest, raw.index.cpu().numpy())).to(device)
-                further |= {_BY_CLASS: class_aware.of_each_class(attention, own, consensus)}
+            further |= {_BY_CLASS: _of_each_class(attention, manifest, raw.index, consensus)} if by_class else {}
             further |= {_HEARD: torch.from_numpy(others.rows(raw))} if others else {}
-            ciou = metrics.ciou(similarity, boxes[raw.index], consensus)
-            columns.add(rows=raw.index, ciou=ciou, similarity=similarity, **further)
+            further["ciou"] = metrics.ciou(attention.similarity[0], boxes[raw.index], consensus)
+            columns.add(rows=raw.index, similarity=attention.similarity[0], **further)
             frames |= frames_of(raw, to_draw)
             on_batch(len(raw.index))
     part = Part(columns.arrays(), frames, loader.lost)
     whole = together(distributed.gather(part, world) if ranks_share(manifest, split, settings, world) else [part])
     return _result(manifest, split, whole, loader.pairs - whole.lost)
+
+
+def _of_each_class(
+    attention: kernels.Attention, manifest: Manifest, index: torch.Tensor, consensus: int
+) -> torch.Tensor:
+    """The cIoU (B, K) of each class of a batch, whose manifest rows are index (B,); NaN where it does not sound."""
+    boxes = torch.from_numpy(datasets.boxes_by_class(manifest, index.cpu().numpy())).to(index.device)
+    return class_aware.of_each_class(attention, boxes, consensus)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,11 @@ from concurrent.futures import as_completed
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.errors import reason
 from essl_fast.common.files import atomic_file, write_json
 from essl_fast.common.outputs import output_folder
-from essl_fast.reproduce.worlds import METHODS, PROG, WORLDS, Grid, Method, heads
+from essl_fast.reproduce.worlds import METHODS, WORLDS, Grid, Method, heads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,25 +54,17 @@ def reproduce_worlds(
     console = console or commands.console(quiet=True)
     every = grid.runs()
     with runs.stopped_by_sigterm():
-        # Before anything is trained: is there a run with other settings in a run's place?
-        if None in [runs.finished(grid.folder(*run), grid.arguments(*run)) for run in every]:
-            _pretrain(grid, console)
+        for run in every:  # before anything is trained: is there a run with other settings in a run's place?
+            runs.finished(grid.folder(*run), grid.arguments(*run))
         with runs.side_by_side(workers) as pool:
             threads = max(1, len(os.sched_getaffinity(0)) // workers) if workers > 1 else 0
             places = [f"[{place}/{len(every)}]" for place in range(1, len(every) + 1)]
-            jobs = [pool.submit(_run, grid, *each, console, threads) for each in zip(every, places, strict=True)]
-            for job in as_completed(jobs):
+            first, *others = zip(every, places, strict=True)
+            pool.submit(_run, grid, *first, console, threads).result()  # alone: it pretrains the small networks
+            for job in as_completed([pool.submit(_run, grid, *each, console, threads) for each in others]):
                 job.result()
         _write(grid, console)
     return grid
-
-
-def _pretrain(grid: Grid, console: Console) -> None:
-    """Make the frozen networks' weights, if they are not there, before several runs want them at once."""
-    from essl_fast.pretrain import small_weights
-
-    settings = config.parse(grid.arguments(*grid.runs()[0]), PROG)[0]
-    small_weights(settings.model.small_weights, lambda line: console.print(line, highlight=False, soft_wrap=True))
 
 
 def _run(grid: Grid, run: tuple[str, Method, int], place: str, console: Console, threads: int) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from essl_fast import config, pretrain
+from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
 from essl_fast.reproduce import __main__ as reproduce_door
@@ -81,7 +81,6 @@ def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "finished", finished)
     monkeypatch.setattr(runs, "train", train)
-    monkeypatch.setattr(pretrain, "small_weights", lambda setting, say: None)
     for expected in (len(METHODS) - 1, 1, 0):
         trained.clear()
         grid = reproduce_worlds(out=tmp_path, seeds=[0], worlds=["one"], console=commands.console(quiet=True))
@@ -95,7 +94,8 @@ def test_workers_train_side_by_side_and_share_the_cores(tmp_path, monkeypatch):
     met, threads_of = threading.Barrier(2), set()
 
     def train(folder, arguments, threads):
-        met.wait(20)  # only two at once get past it
+        if folder.parent.name not in (METHODS[0].name, METHODS[-1].name):  # the first is alone, and there are eight
+            met.wait(20)  # only two at once get past it
         threads_of.add(threads)
         folder.mkdir(parents=True)
         (folder / "summary.json").write_text(json.dumps(summary(0.5)))
@@ -105,7 +105,6 @@ def test_workers_train_side_by_side_and_share_the_cores(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs, "finished", finished)
     monkeypatch.setattr(runs, "train", train)
-    monkeypatch.setattr(pretrain, "small_weights", lambda setting, say: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     grid = reproduce_worlds(out=tmp_path, seeds=[0], worlds=["one"], workers=2, console=commands.console(quiet=True))
     assert len(grid.summaries) == len(METHODS) and not grid.failed and threads_of == {3}
