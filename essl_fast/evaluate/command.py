@@ -104,8 +104,8 @@ def _evaluate(
     with PassProgress(console) as progress:
         told = progress.over(f"evaluating {split}", manifest.pairs(split))
         wanted = model, manifest, split, settings, device, dtype
-        more = {"foreign": extra, "guidance": extra, "by_class": extra and manifest.box_class is not None}
-        found = evaluate(*wanted, on_fault=skipped, on_batch=told, **more)
+        classes = extra and manifest.box_class is not None
+        found = evaluate(*wanted, on_fault=skipped, foreign=extra, guidance=extra, by_class=classes, on_batch=told)
     result = {"checkpoint": name, "split": split, **found.result(manifest), "min_score": found.trusted_from(manifest)}
     if extra:
         threshold, why = None, "a threshold for all sounds is chosen on a validation split, and there is none"
