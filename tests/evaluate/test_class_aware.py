@@ -80,6 +80,7 @@ def test_a_column_that_does_not_fit_is_refused(duet, tmp_path, wrong):
         Manifest.load(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_class_by_class(duet, tmp_path):
     count = str(len(Manifest.load(duet).classes))
     words = [*SHORT, *MULTISOURCE, count, "--data.root", str(duet), "--out", str(tmp_path / "run")]
