@@ -45,7 +45,9 @@ def fetch(folder: Path) -> list[Path]:
             subprocess.run(command, cwd=downloads, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
             why = getattr(error, "stderr", None) or error
-            raise InputError(f"{' '.join(command)} failed ({str(why).strip()}): it needs the network") from error
+            raise InputError(
+                f"{' '.join(command)} failed ({str(why).strip()}): it needs pip and the network"
+            ) from error
     for package in downloads.glob("*.deb"):
         subprocess.run(["dpkg-deb", "-x", package, downloads / "debian"], check=True)
     for package in downloads.glob("*.whl"):

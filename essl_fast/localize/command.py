@@ -126,9 +126,7 @@ def localize(
                 dali=dali,
                 step=step,
             )
-            found.notes = [
-                line for line in (finder.trust.warning(given), finder.trust.reason * (min_score is None)) if line
-            ]
+            found.notes = _notes(finder, given, footage.track(sound), min_score)
             count = sum(moment.similarity is not None for moment in found.moments)
             readers = "PyAV" if not dali else "NVDEC and PyAV" if found.pyav_helped else "NVDEC"
             readers += f" ({why})" if why and finder.device.type == "cuda" else ""
@@ -153,6 +151,13 @@ def localize(
     except OSError as error:  # reading gives MediaErrors, so this is a full disk or the like
         raise InputError(f"--out: writing {error.filename or out} failed ({error.strerror or error})") from error
     return found
+
+
+def _notes(finder: SoundFinder, given: Path, track: str, min_score: float | None) -> list[str]:
+    """Which of several sound tracks was taken, and how far to trust what is shown."""
+    heard = f"sound: {track}" if track else ""
+    lines = heard, finder.trust.warning(given), finder.trust.reason if min_score is None else ""
+    return [line for line in lines if line]
 
 
 def _print_end(progress: PassProgress, found: Localization, written: tuple[Path, ...]) -> None:

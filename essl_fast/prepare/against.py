@@ -33,6 +33,7 @@ _ALIKE = 4.0  # grey levels, mean over a picture: another decoder and JPEG stay 
 _REACH = 2.0  # seconds around its place in which a sound is looked for
 _HEARD = 0.01  # root mean square below which a sound tells nothing
 _FITS, _PIECES = 0.5, 48  # a correlation; pieces of a sound, 62 ms each
+_AS_WELL = 0.02  # a correlation; a tone fits in many places, and where it should be by this much less at most
 _SMALL = (32, 18)  # pixels of the pictures by which the stored one is found again
 
 
@@ -221,13 +222,13 @@ def _heard_elsewhere(around: np.ndarray, sound: np.ndarray) -> str:
 
     A track whose clock runs fast or slow fits its stamps only piece by piece, so then pieces are looked for.
     """
-    lag, alike = _lag(around, sound)
+    lag, alike = _lag(around, sound, _REACH)
     lags = [lag - _REACH] if alike >= _FITS else []
     if not lags:
         size = len(sound) // _PIECES
         for begin in range(0, size * _PIECES, size):
             piece = sound[begin : begin + size]
-            lag, alike = _lag(around, piece)
+            lag, alike = _lag(around, piece, _REACH + begin / audio.RATE)
             if _loudness(piece) >= _HEARD and alike >= _FITS:
                 lags.append(lag - _REACH - begin / audio.RATE)
     if not lags:
@@ -242,8 +243,9 @@ def _loudness(sound: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(sound, dtype=np.float64)))) if len(sound) else 0.0
 
 
-def _lag(around: np.ndarray, sound: np.ndarray) -> tuple[float, float]:
-    """(seconds of `around` at which `sound` fits best, their correlation there)."""
+def _lag(around: np.ndarray, sound: np.ndarray, due: float | None = None) -> tuple[float, float]:
+    """(seconds of `around` at which `sound` fits best, their correlation there). due: where it should, which counts if
+    it fits there as well as anywhere."""
     size = 1 << (len(around) + len(sound)).bit_length()
     fit = np.fft.irfft(np.fft.rfft(around, size) * np.conj(np.fft.rfft(sound, size)), size)
     energy = np.cumsum(np.concatenate([[0.0], np.square(around, dtype=np.float64)]))
@@ -251,6 +253,10 @@ def _lag(around: np.ndarray, sound: np.ndarray) -> tuple[float, float]:
     there = np.sqrt(np.maximum(energy[len(sound) :][:count] - energy[:count], 1e-12))
     alike = fit[:count] / (there * max(float(np.linalg.norm(sound)), 1e-9))
     best = int(np.argmax(alike))
+    if due is not None:
+        as_good = np.flatnonzero(alike >= alike[best] - _AS_WELL)
+        nearest = int(as_good[np.argmin(np.abs(as_good - due * audio.RATE))])
+        best = nearest if abs(nearest / audio.RATE - due) <= NEAR else best
     return best / audio.RATE, float(alike[best])
 
 

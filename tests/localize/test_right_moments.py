@@ -6,16 +6,18 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from essl_fast.data.media import decode_frames, probe
 from essl_fast.data.media.audio import decode_sound
 from essl_fast.data.media.footage import Video
-from essl_fast.localize import localize
+from essl_fast.localize import SoundFinder, localize
 from tests.localize.conftest import noise
-from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order
+from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order, merged
 from tests.tools.crops import cropped_matroska, cropped_mp4
 from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered
+from tests.tools.sounds import PACED, error_of, paced, pitch_of, several, two_programmes
 
 
 def _fields(folder):
@@ -136,3 +138,53 @@ def test_sound_that_is_encoded_again_keeps_its_stamps(run, tmp_path):
     localize(path, run, tmp_path / "out", rate=1)
     again = decode_sound(tmp_path / "out" / "v.overlay.mp4")
     assert len(again.mono) / again.rate == pytest.approx(8, abs=0.12)
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """The sounds that the network gets, int16 (48000,) each, in the order of the moments."""
+    given, real = [], SoundFinder.similarity
+
+    def listen(finder, frames, pcm):
+        given.extend(pcm)
+        return real(finder, frames, pcm)
+
+    monkeypatch.setattr(SoundFinder, "similarity", listen)
+    return given
+
+
+@pytest.mark.parametrize("name", PACED)
+def test_moments_hear_a_sound_by_its_stamps(run, tmp_path, heard, name):
+    path, sound = paced(tmp_path, PACED[name])
+    moments = localize(path, run, tmp_path / "out", rate=1, video=False).moments
+    inside = [(moment, pcm) for moment, pcm in zip(moments, heard, strict=True) if 1.6 < moment.time < 6.5]
+    assert len(inside) == 5
+    for moment, pcm in inside:
+        assert moment.sound == pytest.approx((moment.time - 1.5, moment.time + 1.5), abs=0.02)
+        assert error_of(pcm / np.float32(32768), moment.time, sound, lambda at: at * PACED[name]) <= 0.02
+
+
+def test_the_track_that_is_heard_is_named(run, tmp_path, heard):
+    several_tracks = several(tmp_path / "v.mkv", (300, Disposition.comment, "", 2), (500, Disposition(0), "", 1))
+    programmes = merged(*two_programmes(tmp_path), tmp_path / "both.ts")
+    for path, hertz, said in (
+        (several_tracks, 500, "sound: track 2 of 2, the first that is no commentary"),
+        (programmes, 300, "sound: track 1 of 2, the one of the picture's programme"),
+    ):
+        heard.clear()
+        found = localize(path, run, tmp_path / "out", rate=1)
+        assert found.notes[0] == said and {pitch_of(pcm) for pcm in heard} == {hertz}
+        overlay = decode_sound(tmp_path / "out" / f"{path.stem}.overlay.mp4")
+        assert overlay.rate == 16_000 and pitch_of(overlay.mono[8000:]) == hertz
+
+
+def test_samples_that_are_no_numbers_are_told(run, tmp_path):
+    sound = noise(6)
+    sound[0, [48_200, 48_300, 48_400]] = np.nan, np.inf, 1e30
+    path = make_video(tmp_path / "v.mkv", seconds=6, sound=sound, sound_codec="pcm_f32le")
+    found = localize(path, run, tmp_path / "out", rate=1)
+    assert len([fault for fault in found.faults if "no numbers" in fault]) == 1
+    assert all(moment.similarity is not None for moment in found.moments)
+    overlay = decode_sound(tmp_path / "out" / "v.overlay.mp4")  # whose encoder takes numbers only
+    assert overlay.seconds == pytest.approx(6, abs=0.15) and np.isfinite(overlay.mono).all()
+    assert np.abs(overlay.mono[5 * 16_000 :]).max() > 0.2

@@ -150,6 +150,9 @@ def test_the_lag_of_a_sound():
     for shift in (0, 31, 32_000):
         lag, alike = _lag(around, around[shift : shift + 48_000])
         assert lag == pytest.approx(shift / 16_000) and alike == pytest.approx(1)
+        assert _lag(around, around[shift : shift + 48_000], 0.5) == (lag, alike)
+    hum = np.sin(np.arange(112_000) * 2 * np.pi * 50 / 16_000).astype(np.float32)  # fits every 20 ms
+    assert _lag(hum, hum[1600:49_600], 0.1)[0] == pytest.approx(0.1, abs=1e-3)
 
 
 CONTRADICTIONS = {  # rows of the video a: (fid, time); what is said of it

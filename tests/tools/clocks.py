@@ -78,6 +78,19 @@ def amid(folder: Path, kind: str = "ts", skipped: int = 4) -> Path:
     return folder / f"amid.{kind}"
 
 
+def amid_refresh(folder: Path, kind: str, skipped: int = 10) -> Path:
+    """A recording without key frames that starts where a gradual refresh begins: its decoder gives 19 first."""
+    refresh = {"bf": "0", "preset": "veryfast", "x264-params": "keyint=10:intra-refresh=1"}
+    base = make_video(folder / "base.ts", seconds=6, sound=None, options=refresh)
+    with av.open(str(base)) as file, av.open(str(folder / f"refresh.{kind}"), "w") as out:
+        track = out.add_stream_from_template(file.streams.video[0])
+        for place, packet in enumerate(packet for packet in file.demux(video=0) if packet.size):
+            if place >= skipped:
+                packet.stream = track
+                out.mux(packet)
+    return folder / f"refresh.{kind}"
+
+
 def merged(one: Path, two: Path, path: Path) -> Path:
     """Two transport streams as the two programmes of one, packet by packet in turns; their tables must not collide."""
     packets = [

@@ -24,9 +24,10 @@ def element(name: int, data: bytes) -> bytes:
     return name.to_bytes((name.bit_length() + 7) // 8) + (1 << 56 | len(data)).to_bytes(8) + data
 
 
-def cropped_matroska(path: Path) -> Path:
-    """A live Matroska file, which has no positions that would change, with PixelCrop elements."""
-    make_video(path, picture=padded, sound=None, container={"live": "1"})
+def cropped_matroska(path: Path, **options) -> Path:
+    """A live Matroska file, which has no positions that would change, with PixelCrop elements. options: as
+    `make_video`."""
+    make_video(path, picture=padded, container={"live": "1"}, **{"sound": None, **options})
     data = path.read_bytes()
     names = (0x54CC, LEFT), (0x54BB, TOP), (0x54DD, RIGHT), (0x54AA, BOTTOM)
     crops = b"".join(element(name, bytes([value])) for name, value in names)
@@ -47,9 +48,9 @@ def cropped_matroska(path: Path) -> Path:
     return path
 
 
-def cropped_mp4(path: Path) -> Path:
-    """An MP4 with a clean aperture."""
-    make_video(path, picture=padded, sound=None)
+def cropped_mp4(path: Path, **options) -> Path:
+    """An MP4 with a clean aperture. options: as `make_video`."""
+    make_video(path, picture=padded, **{"sound": None, **options})
     shift = (LEFT - RIGHT, 2), (TOP - BOTTOM, 2)
     clap = struct.pack(">I4s8i", 40, b"clap", 160, 1, 90, 1, *shift[0], *shift[1])
 

@@ -216,7 +216,9 @@ class Blocks:
                     part, at = part[-at:], 0
                 self.clock.mark(at, stamp - due + frame.samples)
                 self.filled = max(self.filled, at + len(part))
-                if not isfinite(part.dot(part)) and not np.isfinite(part).all():  # the sum of squares is quick
+                with np.errstate(over="ignore"):
+                    square = part.dot(part)  # which is quick
+                if not isfinite(square) and not np.isfinite(part).all():
                     self.broken.append((at, at + len(part)))
                     part = np.nan_to_num(part, nan=0.0, posinf=0.0, neginf=0.0)
                 yield at, part

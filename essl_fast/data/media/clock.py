@@ -8,6 +8,8 @@ files they do not, and every picture is decoded once to learn which packet it co
 * H.264 whose packets hold a field, half of the lines of a picture (HEVC's decoder gives each field as a picture of half
   the height, so each counts);
 * packets without a stamp, or with that of another one;
+* H.264 that starts amid a gradual refresh, in which stripes of many pictures make up for a key frame: the decoder gives
+  nothing until all of it was refreshed;
 * codecs whose packets are not understood here and which may change the order.
 
 The decoder's order of output is then the order of showing. Where stamps are those of decoding, a decoder that holds D
@@ -36,6 +38,7 @@ _SLACK = 2  # ticks by which the times of a constant rate may leave a straight l
 FIELDS = "its packets hold fields, not pictures"
 AVI = "AVI does not say when a picture is shown"
 DECODING = "its times are those of decoding"
+GRADUAL = "it starts amid a gradual refresh"
 UNKNOWN = "its packets do not tell which picture they hold"
 _DOUBTS = (DECODING, UNKNOWN)  # reasons that decoding may remove
 _STATED = {"mov", "mp4", "matroska", "webm"}  # formats that state when each packet is shown
@@ -50,6 +53,7 @@ class Stamps:
         shown: the packet's picture is shown.
         fields: a packet holds a single field.
         reorders: pictures may be shown in another order than they are decoded in; None: the packets do not tell.
+        gradual: the first of them only begins a gradual refresh.
     """
 
     pts: Sequence[int | None]
@@ -57,6 +61,7 @@ class Stamps:
     shown: Sequence[bool]
     fields: bool
     reorders: bool | None
+    gradual: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +100,8 @@ def make_clock(path: Path, formats: set[str], stamps: Stamps, keys: Sequence[int
         if stamps.reorders is False and None not in stamps.dts:
             return Clock(_begun([at for at, shown in zip(stamps.dts, stamps.shown, strict=True) if shown]), AVI)
         why = AVI
+    elif stamps.gradual:
+        why = GRADUAL
     elif None in pts or None in keys:
         why = "some of its packets have no time"
     elif len(set(pts)) < len(pts):

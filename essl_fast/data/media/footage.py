@@ -59,6 +59,10 @@ class Video:
         """Time 0 in seconds of the clock of the file `sound`; None if it is another file, which has its own."""
         return self.found.zero if sound == self.found.path else None
 
+    def track(self, sound: Path) -> str:
+        """Which of several tracks is heard, in words; "" if there is one, or if the sound is of another file."""
+        return self.found.track if sound == self.found.path else ""
+
     @property
     def faults(self) -> list[str]:
         """What is missing from the file, in words."""
@@ -103,6 +107,9 @@ class Still:
 
     def zero(self, sound: Path) -> float | None:
         return None
+
+    def track(self, sound: Path) -> str:
+        return ""
 
     @property
     def faults(self) -> list[str]:

@@ -87,8 +87,8 @@ def is_recovery_point(data: bytes, size: int) -> bool:
 
 
 def _recovery_flag(data: bytes, size: int) -> int | None:
-    """The first byte of the recovery point in an H.264 packet; None if it has none."""
-    for unit, end in units(data, size):
+    """The first byte of the recovery point in an H.264 packet; None if it has none. size 0: units have start codes."""
+    for unit, end in units(data, size) if size else marked_units(data):
         at = unit + 1
         while data[unit] & 31 == _SEI and at + 2 < end:  # up to the trailing bits
             kind, at = _sei_number(data, at)
@@ -132,6 +132,15 @@ def units(data: bytes, size: int) -> Iterator[tuple[int, int]]:
         at = unit + int.from_bytes(data[at:unit])
         if at > unit:
             yield unit, at
+
+
+def marked_units(data: bytes) -> Iterator[tuple[int, int]]:
+    """As `units`, where start codes stand before them (Annex B, as in transport streams)."""
+    at = data.find(b"\0\0\1")
+    while 0 <= at < len(data) - 3:
+        following = data.find(b"\0\0\1", at + 3)
+        yield at + 3, following if following >= 0 else len(data)
+        at = following
 
 
 def _sei_number(data: bytes, at: int) -> tuple[int, int]:

@@ -164,8 +164,8 @@ class _Packets:
     """What the packets of a file say.
 
     pts, dts, visible: of each packet of the video from the first key frame on, as in `clock.Stamps`; keys: ticks of
-    the key frames; fields, reorders: as there; ends: stream index → tick at which its last packet ends; trouble: "" or
-    why reading ended early.
+    the key frames; fields, reorders, gradual: as there; ends: stream index → tick at which its last packet ends;
+    trouble: "" or why reading ended early.
     """
 
     pts: list[int | None]
@@ -174,6 +174,7 @@ class _Packets:
     keys: list[int | None]
     fields: bool
     reorders: bool | None
+    gradual: bool
     ends: dict[int, int]
     trouble: str
 
@@ -183,7 +184,7 @@ class _Packets:
         return any(self.visible)
 
     def stamps(self) -> Stamps:
-        return Stamps(self.pts, self.dts, self.visible, self.fields, self.reorders)
+        return Stamps(self.pts, self.dts, self.visible, self.fields, self.reorders, self.gradual)
 
     @classmethod
     def of(cls, container, video, audio, path: Path) -> _Packets:
@@ -195,6 +196,7 @@ class _Packets:
         keys: list[int | None] = []
         ends: dict[int, int] = {}
         dts, visible, trouble = [], [], ""
+        begun = False  # amid a gradual refresh
         rising = True  # so far, packets are stamped in the order of the file
         try:
             for packet in container.demux(*(stream for stream in (video, audio) if stream is not None)):
@@ -209,8 +211,11 @@ class _Packets:
                     ends[stream] = tick
                 if stream != video.index or not (keys or packet.is_keyframe):
                     continue  # what comes before the first key frame can never be shown
-                if packet.is_keyframe and not (keys and is_gradual(codec, bytes(packet), settings)):
-                    keys.append(packet.pts)
+                if packet.is_keyframe:
+                    gradual = is_gradual(codec, bytes(packet), settings)
+                    begun = begun or (gradual and not keys)
+                    if not (keys and gradual):
+                        keys.append(packet.pts)
                 if reader is not None and (packet.is_keyframe or (reader.tells and (rising or not reader.whole))):
                     reader.read(packet)
                 if pts and (packet.pts is None or pts[-1] is None or packet.pts <= pts[-1]):
@@ -223,7 +228,8 @@ class _Packets:
         except av.FFmpegError as error:
             trouble = opening.error_text(error)
         reorders = _reorders(video) if reader is None else reader.reorders
-        return cls(pts, dts, visible, keys, reader is not None and reader.fields, reorders, ends, trouble)
+        fields = reader is not None and reader.fields
+        return cls(pts, dts, visible, keys, fields, reorders, begun, ends, trouble)
 
     def truncated(self, container, path: Path) -> str:
         """What is missing from the file, in words; "" if nothing is."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from essl_fast.data.media.bits import Bits, unescaped
 from essl_fast.data.media.headers import H264Sequence, h264_sequence, parameter_sets
-from essl_fast.data.media.packets import length_size
+from essl_fast.data.media.packets import length_size, marked_units
 
 _SLICES, _IDR, _SETTINGS = (1, 2, 5), 5, 7  # types of NAL units: slices that begin a picture; parameter sets
 _AS_DECODED = 2  # the kind of order in which pictures are shown as they are decoded
@@ -114,9 +114,5 @@ def _units(data, length: int) -> Iterator[memoryview]:
             if at > begin:
                 yield view[begin:at]
         return
-    data = bytes(view)
-    at = data.find(b"\0\0\1")
-    while 0 <= at < len(data) - 3:
-        following = data.find(b"\0\0\1", at + 3)
-        yield view[at + 3 : following if following >= 0 else len(data)]
-        at = following
+    for begin, end in marked_units(bytes(view)):
+        yield view[begin:end]

@@ -22,6 +22,7 @@ from essl_fast.data.media.audio import find_sound
 COPIED = ("aac", "mp3", "ac3", "eac3", "opus", "flac", "alac")  # players know these in MP4; others become AAC
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 _BT709 = 1  # ITU-T H.273: the number of its primaries, its transfer and its matrix
+_LOUDEST = 1000.0  # of float samples, whose full scale is 1
 _PAUSE = 0.04  # seconds by which stamps leave the count of samples, until sound that is encoded again is cut or padded
 _MOST_THREADS = 8  # each holds pictures, and more threads hardly help with this preset
 
@@ -129,7 +130,7 @@ class _Sound:
         except av.FFmpegError:
             return  # silence takes its place; `SoundWindows.faults` says so
         for decoded in frames:
-            for frame in self._resampler.resample(decoded):
+            for frame in self._resampler.resample(_audible(decoded)):
                 due = self._next or 0 if frame.time is None else round((frame.time - self._zero) * self._rate)
                 if self._next is None:
                     self._next = due
@@ -145,6 +146,20 @@ class _Sound:
         frame.sample_rate, frame.pts, frame.time_base = self._rate, self._next, Fraction(1, self._rate)
         self._next += frame.samples
         yield frame.pts / self._rate, self._out.encode(frame)
+
+
+def _audible(frame: av.AudioFrame) -> av.AudioFrame:
+    """A decoded frame as an encoder takes it: samples that are no numbers are silence, and if some are far beyond full
+    scale, all are clipped to it."""
+    if not frame.format.name.startswith(("flt", "dbl")):
+        return frame
+    samples = frame.to_ndarray()
+    if (np.abs(samples) < _LOUDEST).all():
+        return frame
+    samples = np.clip(np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0), -1, 1)
+    clean = av.AudioFrame.from_ndarray(samples, frame.format.name, frame.layout.name)
+    clean.sample_rate, clean.pts, clean.time_base = frame.sample_rate, frame.pts, frame.time_base
+    return clean
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from essl_fast.data import media
 from essl_fast.data.media import MediaError, cut_clips, decode_clip, decode_frames, probe
 from essl_fast.data.media.clock import is_constant
 from essl_fast.data.media.footage import Video
-from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order, doubled
+from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, amid_refresh, decoding_order, doubled
 from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import make_video, number_of
 
@@ -132,3 +132,15 @@ def test_a_start_amid_a_group_of_pictures(tmp_path, kind):
     click = np.argmax(np.abs(sound.mono) > 0.3) / sound.rate  # it is at 2 s of the whole, where 21 is shown
     assert click == pytest.approx(1.0, abs=0.07)
     assert dict(decode_frames(path, [(round(click * 10) + 1, click)], found))[0].shape
+
+
+@pytest.mark.parametrize("kind, skipped", [("ts", 10), ("mkv", 10), ("mp4", 7)])
+def test_a_start_amid_a_gradual_refresh(tmp_path, kind, skipped):
+    """The decoder gives nothing until every stripe was refreshed: its first picture is frame 1, at time 0."""
+    path = amid_refresh(tmp_path, kind, skipped)
+    found = probe(path)
+    assert found.counted == "it starts amid a gradual refresh" and len(found.pts) == 42
+    assert Video(found).times == pytest.approx(np.arange(42) / 10, abs=1.1e-3)
+    asked = [(1, 0.0), (9, 0.8), (42, 4.1)]
+    assert [number_of(frame) for _, frame in decode_frames(path, asked, found)] == [19, 27, 60]
+    assert [clip.reason for _, clip in cut_clips(path, asked, found)] == [media.NO_CLIP] * 3

@@ -86,6 +86,8 @@ def test_what_cannot_be_read_may_be_needed():
 )
 def test_pictures_from_which_a_decoder_recovers_slowly(sei, gradual):
     assert is_gradual("h264", h264(b"\x09\x10", sei, P), AVCC) is gradual
+    marked = b"".join(b"\0\0\1" + unit for unit in (b"\x09\x10", sei, P))  # as in a transport stream
+    assert is_gradual("h264", marked, None) is gradual
     assert not is_gradual("hevc", h264(sei, P), HVCC) and not is_gradual("h264", h264(P, IDR), AVCC)
 
 

@@ -1,8 +1,5 @@
 """Sound by its stamps: packets that overlap, clocks that run fast or slow, samples that are no numbers."""
 
-from fractions import Fraction
-
-import av
 import numpy as np
 import pytest
 
@@ -12,53 +9,7 @@ from essl_fast.data.media.audio import decode_sound, to_pcm16, to_stored
 from essl_fast.prepare.parts import make_part
 from essl_fast.prepare.tasks import Task
 from tests.tools.media import make_sound, make_video
-
-RATE, BLOCK = 16_000, 1024
-
-
-def beeps(seconds: float) -> np.ndarray:
-    """float32 (n,): in each tenth of a second 30 ms of a rumble that is like no other."""
-    sound = np.zeros(round(seconds * RATE), np.float32)
-    for number in range(int(seconds * 10)):
-        burst = np.convolve(np.random.default_rng(number).uniform(-0.6, 0.6, 480), np.hanning(40) / 8, "same")
-        sound[number * RATE // 10 :][: len(burst)] = burst[: len(sound) - number * RATE // 10]
-    return sound
-
-
-def stamped(path, sound, stamps):
-    """A Matroska file whose block k of BLOCK samples is stamped stamps[k] seconds."""
-    with av.open(str(path), "w") as file:
-        track = file.add_stream("pcm_s16le", rate=RATE, layout="mono")
-        pcm = (sound * 32767).astype(np.int16)
-        for number, stamp in enumerate(stamps):
-            frame = av.AudioFrame.from_ndarray(pcm[None, BLOCK * number :][:, :BLOCK], format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = RATE, BLOCK * number, Fraction(1, RATE)
-            for packet in track.encode(frame):
-                packet.pts = packet.dts = round(stamp * 1000)
-                packet.time_base = Fraction(1, 1000)
-                file.mux(packet)
-    return path
-
-
-def error_of(window: np.ndarray, time: float, sound: np.ndarray, source_time) -> float:
-    """By how many seconds a beep of the 3 s around `time` is off at most; source_time: when a sample of `sound`, in
-    seconds of itself, is heard."""
-    worst, found = 0.0, 0
-    for number in range(int(len(sound) / RATE * 10)):
-        due = source_time(number / 10) - (time - 1.5)
-        if not 0.15 < due < 2.8:
-            continue
-        beep = sound[number * RATE // 10 :][:480]
-        begin = round((due - 0.12) * RATE)
-        part = window[begin : begin + 3840 + 480]
-        fits = np.correlate(part, beep)
-        at = int(np.argmax(fits))
-        assert fits[at] > 0.35 * np.dot(beep, beep), (time, number)
-        worst = max(worst, abs((begin + at) / RATE - due))
-        found += 1
-    assert found > 15
-    return worst
-
+from tests.tools.sounds import BLOCK, RATE, beeps, error_of, stamped
 
 CLOCKS = {  # how long a second of samples lasts by the stamps
     "a capture device 0.1% fast": 0.999,

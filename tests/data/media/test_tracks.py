@@ -1,8 +1,5 @@
 """Several sound tracks, several programmes: the sound of the picture."""
 
-from fractions import Fraction
-
-import av
 import numpy as np
 import pytest
 from av.stream import Disposition
@@ -10,14 +7,7 @@ from av.stream import Disposition
 from essl_fast.data.media import open_windows, probe
 from essl_fast.data.media.audio import decode_sound
 from tests.tools.clocks import merged
-from tests.tools.media import make_video
-
-RATE = 16_000
-
-
-def tone(hertz: float, seconds: float = 4.0, channels: int = 1) -> np.ndarray:
-    wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * RATE)) / RATE)
-    return np.repeat(wave[None].astype(np.float32), channels, 0)
+from tests.tools.sounds import RATE, several, two_programmes
 
 
 def pitch(path) -> int:
@@ -27,32 +17,6 @@ def pitch(path) -> int:
     with open_windows(path) as windows:
         assert round(float(np.argmax(np.abs(np.fft.rfft(windows.around(1.5).pcm)))) / 300) * 100 == found
     return found
-
-
-def several(path, *tracks):
-    """A video with a sound track for each (Hz, disposition, title, channels)."""
-    base = make_video(path.with_name("base.mp4"), sound=None)
-    with av.open(str(base)) as source, av.open(str(path), "w") as out:
-        video = out.add_stream_from_template(source.streams.video[0])
-        added = []
-        for _, disposition, title, channels in tracks:
-            track = out.add_stream("aac", rate=RATE, layout="stereo" if channels == 2 else "mono")
-            track.disposition = disposition
-            if title:
-                track.metadata["title"] = title
-            added.append(track)
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = video
-                out.mux(packet)
-        for (hertz, _, _, channels), track in zip(tracks, added, strict=True):
-            for begin in range(0, 4 * RATE, 1024):
-                part = np.ascontiguousarray(tone(hertz, channels=channels)[:, begin : begin + 1024])
-                frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=track.layout.name)
-                frame.sample_rate, frame.pts, frame.time_base = RATE, begin, Fraction(1, RATE)
-                out.mux(track.encode(frame))
-            out.mux(track.encode(None))
-    return path
 
 
 NONE, DEFAULT, COMMENT = Disposition(0), Disposition.default, Disposition.comment
@@ -77,19 +41,7 @@ def test_which_track_is_taken(tmp_path, name):
 
 def test_the_sound_of_the_pictures_programme(tmp_path):
     """A broadcast of two programmes, whose pictures differ in size; the other one's sound has more bits."""
-    sound = {"sound_codec": "mp2", "rate": RATE}
-    ours = make_video(tmp_path / "a.ts", sound=tone(300), **sound, options={"crf": "10"})
-    theirs = make_video(
-        tmp_path / "b.ts",
-        sound=tone(500, channels=2),
-        **sound,
-        picture=lambda number: np.zeros((32, 32, 3), np.uint8),
-        container={
-            "mpegts_service_id": "2",
-            "mpegts_start_pid": "512",
-            "mpegts_pmt_start_pid": "4200",
-        },
-    )
+    ours, theirs = two_programmes(tmp_path)
     for order, size, hertz in (((ours, theirs), (160, 90), 300), ((theirs, ours), (32, 32), 500)):
         path = merged(*order, tmp_path / "both.ts")
         found = probe(path)
