@@ -3,6 +3,8 @@
     clip       python -m essl_fast.prepare --visual clip: packets copied, nothing decoded but the sound
     jpeg       python -m essl_fast.prepare --visual jpeg: the annotated frames decoded and stored as JPEG
     published  every frame of every video as PNG, the sound as WAV, the pairs as HDF5 (baselines/published_prepare)
+    parts      with --parts N: as jpeg, in N parts at the same time with the processes divided among them, then joined;
+               the shards must be those of jpeg, byte for byte
 
 All read the same videos with the same number of processes. Ours are whole commands, from the start of the interpreter
 to the last sync of the disk; of the baseline, the start of the process that packs is not counted. Before anything is
@@ -51,7 +53,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the published-style baseline writes HDF5: pip install h5py") from error
 
-CLIP, JPEG, PUBLISHED = "clip", "jpeg", "published"
+CLIP, JPEG, PUBLISHED, PARTS = "clip", "jpeg", "published", "parts"
 GOALS = {CLIP: 20.0}  # how many times as fast as PUBLISHED, and as small
 SAMPLE = 24  # pairs whose content is compared
 
@@ -78,16 +80,34 @@ def measure(run: Callable[[Path], object], out: Path) -> Cost:
     return Cost(seconds, cpu() - before, held)
 
 
+def start(videos: Path, annotations: Path, out: Path, *how: str) -> subprocess.Popen:
+    """The prepare command, started."""
+    folders = ["--videos", str(videos), "--annotations", str(annotations), "--out", str(out)]
+    command = [sys.executable, "-m", "essl_fast.prepare", *how, *folders]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def end(*commands: subprocess.Popen) -> None:
+    """Wait for commands. InputError if one fails."""
+    for command in commands:
+        told = command.communicate()[1]
+        if command.returncode:
+            raise InputError(f"prepare failed: {told.strip().splitlines()[-1]}")
+
+
 def ours(videos: Path, annotations: Path, visual: str, processes: int) -> Callable[[Path], None]:
     """The prepare command."""
+    how = f"--visual {visual} --workers {processes}".split()
+    return lambda out: end(start(videos, annotations, out, *how))
+
+
+def in_parts(videos: Path, annotations: Path, processes: int, parts: int) -> Callable[[Path], None]:
+    """The prepare command, once for each part, all at the same time; then the join."""
+    how = f"--visual jpeg --workers {max(1, processes // parts)}".split()
 
     def run(out: Path) -> None:
-        folders = ["--videos", str(videos), "--annotations", str(annotations), "--out", str(out)]
-        how = f"--visual {visual} --workers {processes}".split()
-        command = [sys.executable, "-m", "essl_fast.prepare", *how, *folders]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise InputError(f"prepare --visual {visual} failed: {done.stderr.strip().splitlines()[-1]}")
+        end(*(start(videos, annotations, out, *how, "--part", f"{one}/{parts}") for one in range(1, parts + 1)))
+        end(start(videos, annotations, out, *how, "--join"))
 
     return run
 
@@ -155,6 +175,7 @@ def parser() -> argparse.ArgumentParser:
     add("--codec", default="h264", help="codec of the synthetic world (default: h264)")
     add("--processes", type=int, default=0, help="of everybody (default: one a core)")
     add("--repeats", type=int, default=3, help="runs of ours; the baseline runs once (default: 3)")
+    add("--parts", type=int, default=0, metavar="N", help="also prepare in N parts, and join them")
     add("--work", type=Path, help="folder for everything, which needs room (default: a temporary one)")
     add("--json", type=Path, help="write everything here")
     return parser
@@ -180,7 +201,8 @@ def main(arguments: list[str] | None = None) -> int:
                 codec=options.codec,
             )
             videos, annotations = world.videos, world.annotations
-        results, checked, frames, pairs = run_all(videos, annotations, work, processes, options.repeats, console)
+        how = processes, options.repeats, options.parts
+        results, checked, frames, pairs = run_all(videos, annotations, work, *how, console)
     finally:
         shutil.rmtree(work)
     console.print(table_of(results, frames, pairs))
@@ -207,7 +229,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run_all(videos: Path, annotations: Path, work: Path, processes: int, repeats: int, console):
+def shards_of(out: Path) -> list[tuple[str, str]]:
+    """(name, SHA-256) of the shards of a prepared folder."""
+    splits = Manifest.load(out).header["splits"]
+    return [(shard["file"], shard["sha256"]) for split in SPLITS for shard in splits[split]["shards"]]
+
+
+def run_all(videos: Path, annotations: Path, work: Path, processes: int, repeats: int, parts: int, console):
     """(costs of each run by name, what the comparisons say, frames of the videos, pairs)."""
     read = read_chaotic_world(annotations)
     wanted: dict[str, list] = {}
@@ -223,15 +251,21 @@ def run_all(videos: Path, annotations: Path, work: Path, processes: int, repeats
     )
     frames = sum(1 for _ in (published / "frames").rglob("*.png"))
     shutil.rmtree(published / "frames")
-    checked = {}
+    checked, shards = {}, {}
+    routes = {visual: ours(videos, annotations, visual, processes) for visual in (CLIP, JPEG)}
+    if parts:
+        routes[PARTS] = in_parts(videos, annotations, processes, parts)
     for repeat in range(repeats):
-        for visual in (CLIP, JPEG):
-            out = work / f"{visual}-{repeat}"
-            costs[visual].append(measure(ours(videos, annotations, visual, processes), out))
+        for name, route in routes.items():
+            out = work / f"{name}-{repeat}"
+            costs.setdefault(name, []).append(measure(route, out))
+            shards[name] = shards_of(out)
             if repeat == 0:
-                checked[visual] = compare(Manifest.load(out), published / "pairs.h5", keys)
-                console.print(f"{visual}: {checked[visual]}", highlight=False)
+                checked[name] = compare(Manifest.load(out), published / "pairs.h5", keys)
+                console.print(f"{name}: {checked[name]}", highlight=False)
             shutil.rmtree(out)
+        if parts and shards[PARTS] != shards[JPEG]:
+            raise Mismatch(f"{parts} parts, joined, are not the shards that one command makes")
     return costs, checked, frames, len(keys)
 
 

@@ -4,6 +4,7 @@
     python -m essl_fast.prepare --dataset flickr|vggss --data DIR --train-list FILE --test-list FILE --out DIR
     python -m essl_fast.prepare --dataset chaotic|flickr|vggss --from-h5 DIR --out DIR
     python -m essl_fast.prepare --dataset NAME --import MODULE … --out DIR
+    python -m essl_fast.prepare --part 2/8 …, then --join …
     python -m essl_fast.prepare --check …
     python -m essl_fast.prepare --verify [--against VIDEOS] --out DIR
 
@@ -53,9 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         InputError: an option, the annotations or the folder cannot be used.
     """
-    data = parse(arguments)
+    data = options_of.parse(arguments, PROG)
     imports, strict, verifies = data.pop("imports", ()), data.pop("strict", False), data.pop("verify", False)
-    checks = data.pop("check", False)
+    checks, part = data.pop("check", False), data.pop("part", None)
     videos = data.pop("against", None)
     run = {name: data.pop(name) for name in RUN if name in data}
     with slow_imports():
@@ -69,6 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         room.print_checked(seen, run["out"])
         return int(bool(seen.wrong))
     try:
+        if part is not None:
+            return _make_part(_read(data, run["out"]), part, run)
         if SOURCES & data.keys() or not verifies:
             manifest = room.prepare_dataset(_read(data, run["out"]), **run)
             room.print_summary(manifest)
@@ -116,24 +119,13 @@ def parser() -> Options:
     return options_of.parser(PROG)
 
 
-def parse(arguments: list[str] | None) -> dict[str, Any]:
-    """The options that were given or have a default. SystemExit if Chaotic World has no files."""
-    options = parser()
-    given = vars(options.parse_args(arguments))
-    verifies = "verify" in given
-    making = SOURCES & given.keys() or not verifies
-    tables = given["dataset"] in ("chaotic", "csv")
-    enough = not tables or "from_h5" in given or {"videos", "annotations"} <= given.keys()
-    if "against" in given and not verifies:
-        options.error("--against goes with --verify")
-    if given.get("check") and verifies:
-        options.error("--check is for what was not prepared yet, --verify for a prepared folder: give one of them")
-    if "out" not in given and not given.get("check"):
-        options.error("the following arguments are required: --out")
-    given.setdefault("out", Path())
-    if making and not enough:
-        options.error(f"give --videos and --annotations{'' if verifies else ', or --verify to check a finished --out'}")
-    return given
+def _make_part(dataset: Any, part: tuple[int, int], run: dict[str, Any]) -> int:
+    """Make one part of several machines' and say what it holds."""
+    from essl_fast import prepare as room
+
+    if (made := room.prepare_part(dataset, run.pop("out"), *part, **run)) is not None:
+        room.print_part(str(made.part), made.videos, len(made.lost))
+    return 0
 
 
 def lost_entries(manifest: Manifest) -> int:

@@ -23,16 +23,17 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.datasets import Dataset, Pair
 from essl_fast.data.shards import CLIP, SPLITS, ShardWriter
 from essl_fast.prepare.finishing import finish, refuse_empty_split
+from essl_fast.prepare.joining import Joined
 from essl_fast.prepare.journal import Journal
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.reporting import Reporter
 from essl_fast.prepare.rows import Rows
+from essl_fast.prepare.supply import Made, Supply
 from essl_fast.prepare.tasks import stem_of
-from essl_fast.prepare.workers import make_in_order
 
 
 def assemble(
-    dataset: Dataset, out: Path, parts: Path, settings: Mapping[str, Any], workers: int, say: Reporter
+    dataset: Dataset, out: Path, parts: Path, settings: Mapping[str, Any], workers: int | None, say: Reporter
 ) -> None:
     """Make the prepared folder of a data set, or finish it.
 
@@ -42,21 +43,21 @@ def assemble(
         parts: its folder for parts.
         settings: what the manifest says of them. `pairs_per_shard`, `visual` (clip, jpeg or auto) and `decoders` (what
             the GPU decodes, or None) count here.
-        workers: processes that decode.
+        workers: processes that decode. None: the parts of several machines are there, and are joined.
         say: the reporter.
 
     Raises:
-        InputError: a split has no pair left, a part cannot be made, or a video gives other pairs than before.
+        InputError: a split has no pair left, a part cannot be made or joined, or a video gives other pairs than before.
     """
     plan, rows = Plan(dataset, settings), Rows()
-    journal = Journal(out, parts, settings)
+    supply: Supply = Joined(plan, parts, settings) if workers is None else Made(plan, parts, workers)
+    journal = Journal(out, parts, settings, supply)
     journal.replay(plan, rows, say)
     waiting = len(list(parts.glob("*.part")))
     if len(rows) or waiting:
         shards = sum(map(len, journal.shards.values()))
         say.line(f"continuing: {len(rows)} pairs are in {shards} shards, {waiting} more videos are read")
-    workers = max(1, min(workers, len(plan) - rows.videos_done))
-    coming = make_in_order(map(plan.task, range(rows.videos_done, len(plan))), parts, workers)
+    coming = supply.coming(rows.videos_done)
     with say.bar("pairs", len(plan.pairs)) as step, contextlib.closing(coming):
         step(sum(len(planned.span) for planned in plan.videos[: rows.videos_done]) + rows.begun(plan))
         filler = _Filler(plan, rows, journal, step)
@@ -94,7 +95,7 @@ class _Filler:
             out = self.journal.out
             raise InputError(f"{video} does not give the pairs that it gave before: delete {out} and run again")
         full = None  # the entry of a shard that the last pair filled
-        path = self.journal.parts / f"{stem_of(video)}.part"
+        path = self.journal.supply.folder(video) / f"{stem_of(video)}.part"
         with open(path, "rb") if members else contextlib.nullcontext() as file:
             for index in order[begun:]:
                 if full is not None:

@@ -18,6 +18,7 @@ from essl_fast.data.media import nvdec, stills
 from essl_fast.data.shards import VERSION, Manifest
 from essl_fast.prepare.preview import PREVIEW
 from essl_fast.prepare.reporting import Reporter
+from essl_fast.prepare.slices import Slice
 from essl_fast.prepare.workers import CRASHED
 
 PARTS = ".parts"
@@ -41,8 +42,10 @@ class PreparedDifferently(InputError):
 
 
 @contextlib.contextmanager
-def own_folder(out: Path, say: Reporter) -> Iterator[None]:
+def own_folder(out: Path, say: Reporter, part: Slice | None = None) -> Iterator[None]:
     """Make `out` and its folder for parts, and lock them. The lock ends with the process, however that ends.
+
+    part: then other parts may be made at the same time, and its folder is made and locked, too.
 
     Raises:
         InputError: another process holds the lock, or `out` is a file or holds files that prepare did not make.
@@ -54,16 +57,29 @@ def own_folder(out: Path, say: Reporter) -> Iterator[None]:
     if not parts.is_dir() and not (out / "manifest.json").exists() and strange:
         raise InputError(f"{out} holds files that prepare did not make: choose an empty or a new folder for --out")
     parts.mkdir(parents=True, exist_ok=True)
-    with open(parts / "lock", "w") as lock:
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(_lock(out, parts, say, shared=part is not None))
+        if part is not None:
+            (parts / part.folder).mkdir(exist_ok=True)
+            locks.enter_context(_lock(out, parts / part.folder, say, what=f"part {part} of "))
+        yield
+
+
+@contextlib.contextmanager
+def _lock(out: Path, folder: Path, say: Reporter, what: str = "", shared: bool = False) -> Iterator[None]:
+    """Lock a folder of `out`. InputError if another process holds the lock. what: is at work there, in words."""
+    with open(folder / "lock", "a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"another prepare is at work on {out}: wait for it, or choose another --out") from None
+            raise InputError(
+                f"another prepare is at work on {what}{out}: wait for it, or choose another --out"
+            ) from None
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
             why = f"the file system of {out} has no locks ({error.strerror})"
-            say.line(f"warning: {why}: make sure that no other prepare works on it")
+            say.line(f"warning: {why}: make sure that no other prepare works on {what or 'it'}")
         yield
 
 
@@ -82,7 +98,7 @@ def open_finished(out: Path, settings: Mapping[str, Any], say: Reporter) -> Mani
         known, version = {"decoder": "pyav"} | header["settings"], header["version"]  # old folders name no decoder
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{path} is not a manifest of prepare: delete {out} or choose another --out") from None
-    if changed := _changes(known | {"format": version}, json.loads(json.dumps(settings)) | {"format": VERSION}):
+    if changed := changes(known | {"format": version}, json.loads(json.dumps(settings)) | {"format": VERSION}):
         how = "; ".join(changed)
         raise PreparedDifferently(f"{out} was prepared differently ({how}): choose another --out or delete it")
     try:
@@ -96,9 +112,10 @@ def open_finished(out: Path, settings: Mapping[str, Any], say: Reporter) -> Mani
     return manifest
 
 
-def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """How two runs differ in their settings, in words. `decoders` does not count: it follows from `visual`."""
-    names = sorted(name for name in (was.keys() | now.keys()) - {"decoders"} if was.get(name) != now.get(name))
+def changes(was: Mapping[str, Any], now: Mapping[str, Any], every: bool = False) -> list[str]:
+    """How two runs differ in their settings, in words. `decoders`, which follows from `visual`, counts with `every`."""
+    aside = set() if every else {"decoders"}
+    names = sorted(name for name in (was.keys() | now.keys()) - aside if was.get(name) != now.get(name))
     if names == ["annotations"]:
         return ["the annotations were others"]
     # The hash of the annotations depends on the other settings, so it says nothing if these differ.

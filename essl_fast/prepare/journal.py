@@ -18,23 +18,25 @@ from essl_fast.prepare.parts import drop_part
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.reporting import Reporter
 from essl_fast.prepare.rows import Rows
+from essl_fast.prepare.slices import SETTINGS
+from essl_fast.prepare.supply import Supply
 
-SETTINGS = "settings.json"
 _SHARD_FILES = re.compile(r"\.?(train|val|test)-\d{5,}\.(tar|idx)(\.partial)?")
 
 
 class Journal:
     """The finished shards of the folder `out`, in `shards` by split, as entries of the manifest."""
 
-    def __init__(self, out: Path, parts: Path, settings: Mapping[str, Any]):
+    def __init__(self, out: Path, parts: Path, settings: Mapping[str, Any], supply: Supply):
         """Open the journal, empty it if it is of other settings, and remove what killed workers left.
 
         Args:
             out: the prepared folder.
             parts: its folder for parts.
             settings: what the manifest will say of them.
+            supply: where the parts of the videos come from.
         """
-        self.out, self.parts, self.folder = out, parts, parts / "shards"
+        self.out, self.supply, self.folder = out, supply, parts / "shards"
         self.shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
         self.rows_noted = 0
         self._videos: list[list] = []  # finished videos that no entry has yet
@@ -88,7 +90,7 @@ class Journal:
             file.write(sealed(entry))
         self.shards[split].append(shard)
         for video, *_ in self._videos:
-            drop_part(video, self.parts)
+            drop_part(video, self.supply.folder(video))
         self._videos, self.rows_noted = [], len(rows)
 
     def _path(self, split: str, number: int) -> Path:
@@ -110,7 +112,7 @@ class Journal:
         for number, (video, fingerprint, *_) in enumerate(entry["videos"], rows.videos_done):
             if number >= len(plan) or plan.videos[number].video != video:
                 return False
-            if plan.fingerprint(number) != fingerprint:
+            if self.supply.fingerprint(number) != fingerprint:
                 say.line(f"the file of {video} was changed: {tar.name} and the shards after it are made again")
                 return False
         rows.pair.extend(entry["pairs"])

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from essl_fast.common.commands import Options
 from essl_fast.common.values import a_path, number_between, whole_number
-from essl_fast.data.datasets import FRAMES, ROW_BOXES, SUBSETS
+from essl_fast.data.datasets import FRAMES, ROW_BOXES, SOURCES, SUBSETS
+from essl_fast.prepare.slices import parse_slice
 
 VISUALS = ("auto", "clip", "jpeg")
 DECODERS = ("auto", "nvdec", "pyav")
-RUN = ("out", "visual", "decoder", "pairs_per_shard", "workers")  # options of `prepare_dataset`; others are the data's
+RUN = (
+    "out",
+    "visual",
+    "decoder",
+    "pairs_per_shard",
+    "workers",
+    "join",
+)  # options of `prepare_dataset`; others are the data's
 _UNSET: dict[str, Any] = {"default": argparse.SUPPRESS}  # the option is in the result only if it was given
 _FOLDER: dict[str, Any] = {"type": a_path, "metavar": "DIR", **_UNSET}
 _FILE: dict[str, Any] = {"type": a_path, "metavar": "FILE", **_UNSET}
@@ -28,6 +37,7 @@ def parser(prog: str) -> Options:
     _add_files(made.add_argument_group("files"))
     _add_pairs(made.add_argument_group("which pairs"))
     _add_shards(made.add_argument_group("what is stored, and how"))
+    _add_machines(made.add_argument_group("several machines"))
     _add_checks(made.add_argument_group("checks"))
     return made
 
@@ -161,6 +171,23 @@ def _add_shards(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_machines(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--part",
+        type=parse_slice,
+        metavar="I/N",
+        help="make only part I (1 to N) of N, each on a machine of its own, into the same --out; slurm: the number and "
+        "the count of the job array",
+        **_UNSET,
+    )
+    group.add_argument(
+        "--join",
+        action="store_true",
+        help="make the shards of the parts in --out when all are there; reads no video",
+        **_UNSET,
+    )
+
+
 def _add_checks(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--check",
@@ -189,6 +216,28 @@ def _add_checks(group: argparse._ArgumentGroup) -> None:
         "and times of frames contradict each other",
         **_UNSET,
     )
+
+
+def parse(arguments: list[str] | None, prog: str) -> dict[str, Any]:
+    """The options that were given or have a default. SystemExit if some lack, or do not go together."""
+    options = parser(prog)
+    given = vars(options.parse_args(arguments))
+    verifies = "verify" in given
+    making = SOURCES & given.keys() or not verifies
+    tables = given["dataset"] in ("chaotic", "csv")
+    enough = not tables or "from_h5" in given or {"videos", "annotations"} <= given.keys()
+    if "against" in given and not verifies:
+        options.error("--against goes with --verify")
+    if given.get("check") and verifies:
+        options.error("--check is for what was not prepared yet, --verify for a prepared folder: give one of them")
+    if "part" in given and (others := {"join", "verify", "check", "strict"} & given.keys()):
+        options.error(f"--part does not go with --{min(others)}: join the parts first, that makes the folder")
+    if "out" not in given and not given.get("check"):
+        options.error("the following arguments are required: --out")
+    given.setdefault("out", Path())
+    if making and not enough:
+        options.error(f"give --videos and --annotations{'' if verifies else ', or --verify to check a finished --out'}")
+    return given
 
 
 def _name(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -148,6 +148,19 @@ def print_summary(manifest: Manifest) -> None:
     for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         table.add_row(Text(reason), str(count), Text(first.get(reason, "")))
     console.print(table)
+
+
+def print_part(part: str, videos: Mapping[str, Sequence], lost: int) -> None:
+    """Say what one of several machines' parts holds, and what comes next.
+
+    Args:
+        part: its name, 2/8.
+        videos: as in `dividing.Record`.
+        lost: videos without pairs.
+    """
+    pairs, entries = (sum(video[at] for video in videos.values()) for at in (2, 3))
+    print(f"part {part}: {pairs} pairs of {len(videos)} videos; {entries + lost} entries were left out")
+    print(f"when all {part.partition('/')[2]} parts are there, run this command with --join in place of --part")
 
 
 def print_verified(manifest: Manifest, found: dict[str, int]) -> None:

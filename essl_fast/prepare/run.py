@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from essl_fast.data.media.jpeg import JPEG
 from essl_fast.data.shards import Manifest
 from essl_fast.prepare.assembly import assemble
 from essl_fast.prepare.decoders import choose_decoders
+from essl_fast.prepare.dividing import Record, make_slice
 from essl_fast.prepare.folder import PARTS, open_finished, own_folder
 from essl_fast.prepare.options import DECODERS, VISUALS
 from essl_fast.prepare.preview import PREVIEW, write_preview
 from essl_fast.prepare.reporting import Reporter, reporter
+from essl_fast.prepare.slices import Slice, slices_in
 
 
 def prepare(
@@ -71,10 +75,11 @@ def prepare_dataset(
     pairs_per_shard: int = 1024,
     workers: int | None = None,
     progress: bool = True,
+    join: bool = False,
 ) -> Manifest:
     """Prepare the folder `out`, continue an interrupted run, or open a finished folder of the same settings.
 
-    The bytes in `out` depend on the files and settings alone, not on `workers`.
+    The bytes in `out` depend on the files and settings alone, not on `workers` or on how many machines made the parts.
 
     Args:
         dataset: what to prepare.
@@ -84,6 +89,7 @@ def prepare_dataset(
         pairs_per_shard: 1 or more.
         workers: processes, 1 or more. None: one for each core that this process may use, at most 8.
         progress: report on stderr.
+        join: make the shards of the parts that `prepare_part` has made in `out`; no video is read.
 
     Returns:
         The manifest of the finished folder.
@@ -91,29 +97,70 @@ def prepare_dataset(
     Raises:
         PreparedDifferently: an InputError; the folder was made with other settings or from other annotations.
         InputError: an argument is out of range, the data set cannot be stored, `out` holds something else, another run
-            works on it, or a split has no pair left.
+            works on it, a split has no pair left, or parts do not fit together.
     """
-    out = Path(out)
-    _check_workers(workers)
-    dataset.check()
-    settings = _settings(dataset, visual, decoder, pairs_per_shard)
-    say = reporter(progress)
+    out, say = Path(out), reporter(progress)
+    workers, settings = _checked(dataset, visual, decoder, pairs_per_shard, workers)
     if not (out / PARTS).exists() and (done := open_finished(out, settings, say)):
         return done
+    with _writing(out), own_folder(out, say):
+        if (done := open_finished(out, settings, say)) is None:
+            if (parts := slices_in(out / PARTS)) and not join:
+                some = ", ".join(map(str, list(parts)[:4])) + ", …" * (len(parts) > 4)
+                raise InputError(f"{out} holds parts of several machines ({some}): add --join, or choose another --out")
+            settings["decoders"] = choose_decoders(out, settings, say) if dataset.from_videos else None
+            if (out / "manifest.json").exists():
+                say.line(f"{out} is damaged: preparing it again")
+                (out / "manifest.json").unlink()
+            assemble(dataset, out, out / PARTS, settings, None if join else workers, say)
+            _say_rows(dataset, say)
+            done = Manifest.load(out)
+            _try_preview(done, say)
+        shutil.rmtree(out / PARTS, ignore_errors=True)
+        return done
+
+
+def prepare_part(
+    dataset: Dataset,
+    out: str | Path,
+    number: int,
+    count: int,
+    *,
+    visual: str = "auto",
+    decoder: str = "pyav",
+    pairs_per_shard: int = 1024,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Record | None:
+    """Make part `number`, from 1, of `count` of a prepared folder, or finish it; several machines each make one.
+
+    The parts lie in `out`, under .parts, until `prepare_dataset` joins them (`join=True`). The other arguments are its.
+
+    Returns:
+        What the part holds; None if `out` is joined already.
+
+    Raises:
+        InputError: as `prepare_dataset`; or `out` holds parts of another count, or this one with other settings.
+    """
+    out, say, part = Path(out), reporter(progress), Slice(number, count)
+    workers, settings = _checked(dataset, visual, decoder, pairs_per_shard, workers)
+    if not 1 <= number <= count:
+        raise InputError(f"part {part}: give a number from 1 to the count")
+    if not (out / PARTS).exists() and open_finished(out, settings, say):
+        return None
+    if others := {other.count for other in slices_in(out / PARTS)} - {count}:
+        some = min(others)
+        raise InputError(f"{out} holds parts of {some}, not of {count}: give --part N/{some}, or delete them")
+    with _writing(out), own_folder(out, say, part):
+        settings["decoders"] = choose_decoders(out, settings, say) if dataset.from_videos else None
+        return make_slice(dataset, part, out / PARTS, settings, workers, say)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """InputError instead of OSError: the folder cannot be written."""
     try:
-        with own_folder(out, say):
-            if (done := open_finished(out, settings, say)) is None:
-                settings["decoders"] = choose_decoders(out, settings, say) if dataset.from_videos else None
-                if (out / "manifest.json").exists():
-                    say.line(f"{out} is damaged: preparing it again")
-                    (out / "manifest.json").unlink()
-                workers = min(len(os.sched_getaffinity(0)), 8) if workers is None else workers
-                assemble(dataset, out, out / PARTS, settings, workers, say)
-                _say_rows(dataset, say)
-                done = Manifest.load(out)
-                _try_preview(done, say)
-            shutil.rmtree(out / PARTS, ignore_errors=True)
-            return done
+        yield
     except OSError as error:
         raise InputError(f"cannot write {out}: {error}; free some space or choose another --out, then go on") from error
 
@@ -124,6 +171,16 @@ def _try_preview(done: Manifest, say: Reporter) -> None:
         write_preview(done)
     except Exception as error:  # a full disk, a font, a library: the pairs are all there
         say.line(f"{done.root / PREVIEW} could not be written ({reason(error)}); the data are complete without it")
+
+
+def _checked(
+    dataset: Dataset, visual: str, decoder: str, pairs_per_shard: int, workers: int | None
+) -> tuple[int, dict[str, Any]]:
+    """(how many workers, everything that decides what is stored). InputError as `prepare_dataset`."""
+    _check_workers(workers)
+    dataset.check()
+    workers = min(len(os.sched_getaffinity(0)), 8) if workers is None else workers
+    return workers, _settings(dataset, visual, decoder, pairs_per_shard)
 
 
 def _check_workers(workers: int | None) -> None:

@@ -29,9 +29,11 @@ def world(tmp_path_factory):
 def test_everything_is_measured(world, tmp_path, capsys):
     places = ["--videos", str(world / "videos"), "--annotations", str(world / "notes"), "--work", str(tmp_path)]
     path = tmp_path / "prepare.json"
-    assert prepare.main([*places, "--processes", "1", "--repeats", "1", "--json", str(path)]) == 0
+    how = "--processes 1 --repeats 1 --parts 2".split()
+    assert prepare.main([*places, *how, "--json", str(path)]) == 0
     told = json.loads(path.read_text())
-    assert told["pairs"] == 2 and told["frames"] == 80 and set(told["results"]) == {"clip", "jpeg", "published"}
+    assert told["pairs"] == 2 and told["frames"] == 80
+    assert set(told["results"]) == {"clip", "jpeg", "published", "parts"}
     assert all(
         cost["seconds"] > 0 and cost["cpu_seconds"] > 0 and cost["bytes"] > 0
         for costs in told["results"].values()
