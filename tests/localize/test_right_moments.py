@@ -13,7 +13,7 @@ from essl_fast.data.media.audio import decode_sound
 from essl_fast.data.media.footage import Video
 from essl_fast.localize import SoundFinder, localize
 from tests.localize.conftest import noise
-from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order, merged
+from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, amid_refresh, decoding_order, merged
 from tests.tools.crops import cropped_matroska, cropped_mp4
 from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered
@@ -39,6 +39,11 @@ def _dropped(folder):
     return make_video(folder / "v.avi", pts=SKIPPING, ticks=10, **sound, **BFRAMES)
 
 
+def _refresh(folder):
+    silent = amid_refresh(folder, "mkv")
+    return join_tracks(folder / "v.mkv", silent, make_sound(folder / "s.mkv", noise(6), "pcm_s16le", 16_000))
+
+
 KINDS = {  # name → (makes the file, when each picture is shown, the number that the first shows)
     "fields": (_fields, np.arange(30) / 10, 1),
     "HEVC fields": (lambda folder: hevc_fields(folder / "v.mp4", 3, sound=noise(3)), np.arange(30) / 10, 1),
@@ -47,6 +52,7 @@ KINDS = {  # name → (makes the file, when each picture is shown, the number th
     "coarse": (_coarse, np.array(COARSE) / 10, 1),
     "no offsets": (lambda folder: decoding_order(folder, "mp4"), np.arange(60) / 10, 1),
     "amid": (amid, np.arange(50) / 10, 11),
+    "amid a refresh": (_refresh, np.arange(42) / 10, 19),
 }
 
 

@@ -16,7 +16,7 @@ from essl_fast.data.shards import SPLITS, Manifest, iterate
 from essl_fast.prepare import __main__ as door
 from essl_fast.prepare import compare, prepare, preview, reporter
 from essl_fast.prepare.against import _lag
-from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, decoding_order
+from tests.tools.clocks import BFRAMES, COARSE, SKIPPING, amid, amid_refresh, decoding_order
 from tests.tools.fields import field_coded, hevc_fields, reordered
 from tests.tools.media import join_tracks, make_sound, make_video, number_of, numbered, row, write_annotations
 from tests.tools.prepare import left_out
@@ -72,6 +72,10 @@ def _amid(folder):
     return amid(folder), [(fid, (fid - 1) / 10) for fid in (16, 30)]
 
 
+def _refresh(folder):
+    return with_sound(folder, amid_refresh(folder, "mkv"), 6), [(fid, (fid - 1) / 10) for fid in (16, 24)]
+
+
 KINDS = {  # name → (makes a file and frames to ask for, number that the first shows - 1, pictures are counted)
     "plain": (_plain, 0, True),
     "fields": (_fields, 0, True),
@@ -81,6 +85,7 @@ KINDS = {  # name → (makes a file and frames to ask for, number that the first
     "dropped": (_dropped, 0, True),
     "coarse": (_coarse, 0, False),
     "amid": (_amid, 10, False),
+    "amid a refresh": (_refresh, 18, True),
 }
 
 

@@ -8,6 +8,8 @@ from av.stream import Disposition, Stream
 
 _ASIDE = Disposition.comment | Disposition.visual_impaired | Disposition.descriptions | Disposition.karaoke
 
+_WORDS = ("commentary", "audio description", "descriptive", "described video")  # in the names of such tracks
+
 
 def choose_sound(container: InputContainer) -> tuple[AudioStream | None, str]:
     """The sound track that is used: of the tracks in the picture's programme (broadcasts hold several) the default one;
@@ -40,4 +42,5 @@ def _is_of_programme(container: InputContainer, track: AudioStream, video: Strea
 
 
 def _is_aside(track: AudioStream) -> bool:
-    return bool(track.disposition & _ASIDE) or "commentary" in track.metadata.get("title", "").lower()
+    named = " ".join(track.metadata.get(name, "") for name in ("title", "handler_name")).lower()  # the second in MP4
+    return bool(track.disposition & _ASIDE) or any(word in named for word in _WORDS)

@@ -26,6 +26,11 @@ TRACKS = {
     "none": ([(300, NONE, "", 1), (500, NONE, "", 2)], 300, "track 1 of 2"),
     "commentary first": ([(300, COMMENT, "", 2), (500, NONE, "", 1)], 500, "track 2 of 2, the first that is no comm"),
     "so called": ([(300, NONE, "Director's Commentary", 1), (500, NONE, "", 1)], 500, "track 2 of 2"),
+    "described": (
+        [(300, NONE, "Audio Description", 1), (500, NONE, "", 1)],
+        500,
+        "track 2 of 2, the first that is no c",
+    ),
     "only commentary": ([(300, COMMENT, "", 1), (500, COMMENT, "", 2)], 300, "track 1 of 2, the first"),
     "one": ([(300, NONE, "", 1)], 300, ""),
 }
