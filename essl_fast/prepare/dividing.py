@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, sealed, sync_folder, unsealed
+from essl_fast.data import shards
 from essl_fast.data.datasets import Dataset
-from essl_fast.data.shards import VERSION, pair_crc
+from essl_fast.prepare import tasks
 from essl_fast.prepare.folder import changes
 from essl_fast.prepare.parts import drop_part
 from essl_fast.prepare.plan import Plan
@@ -85,7 +86,7 @@ class Record(NamedTuple):
             with open(path, "rb") as file:
                 for offset, frame, sound, *_, crc in index["members"].values():
                     file.seek(offset)
-                    if pair_crc(file.read(frame), file.read(sound)) != crc:
+                    if shards.pair_crc(file.read(frame), file.read(sound)) != crc:
                         return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -104,8 +105,8 @@ def shares(plan: Plan, count: int) -> list[int]:
 
 
 def with_format(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON gives them back, with the format of what is made of them."""
-    return json.loads(json.dumps(settings)) | {"format": VERSION}
+    """Settings as JSON gives them back, with the formats of shards and of parts."""
+    return json.loads(json.dumps(settings)) | {"format": f"{shards.VERSION}.{tasks.VERSION}"}
 
 
 def make_slice(

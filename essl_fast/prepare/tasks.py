@@ -13,7 +13,7 @@ from essl_fast.data.datasets import VIDEO
 from essl_fast.data.media import nvdec
 from essl_fast.data.media.jpeg import JPEG
 
-_VERSION = 5  # of what a part holds for a task
+VERSION = 5  # of what a part holds for a task
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Task:
             self.rows,
             self.float_sound,
         )
-        state = [_VERSION, JPEG, wanted]
+        state = [VERSION, JPEG, wanted]
         for path in filter(None, (self.path, self.sound)):
             try:
                 stat = os.stat(path)

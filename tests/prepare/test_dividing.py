@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from essl_fast.common.errors import InputError
+from essl_fast.data import shards
 from essl_fast.data.datasets import chaotic_world
 from essl_fast.data.shards import ShardWriter
 from essl_fast.prepare import __main__ as door
-from essl_fast.prepare import dividing, prepare, prepare_dataset, prepare_part
+from essl_fast.prepare import dividing, prepare, prepare_dataset, prepare_part, tasks
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.slices import Slice, parse_slice
 from tests import ROOT
@@ -172,7 +173,7 @@ def test_parts_of_other_settings_or_annotations(world, copied, tmp_path):
     with pytest.raises(InputError, match=r"1-of-2 holds part 1/2 made differently \(the annotations were others\)"):
         prepare_part(other, copied, 1, 2, **SETTINGS)
     record = json.loads((copied / ".parts/2-of-2/settings.json").read_bytes())
-    assert record["visual"] == "jpeg" and record["format"] == 2
+    assert record["visual"] == "jpeg" and record["format"] == f"{shards.VERSION}.{tasks.VERSION}"
 
 
 def test_what_else_is_refused(world, copied):
