@@ -73,7 +73,7 @@ class Record(NamedTuple):
     def fingerprint(self, video: str) -> str:
         return self.lost[video]["fingerprint"] if video in self.lost else self.videos[video][0]
 
-    def index(self, folder: Path, video: str) -> dict | None:
+    def index_of(self, folder: Path, video: str) -> dict | None:
         """The index of a video's part, whose bytes were compared with its CRC-32s; None if it is gone or damaged."""
         if video in self.lost:
             return self.lost[video]
@@ -131,7 +131,7 @@ def make_slice(
     folder, now = parts / part.folder, with_format(settings)
     _begin(folder, part, now)
     plan = Plan(dataset, settings)
-    mine = [number for number, share in enumerate(shares(plan, part.count)) if share == part.number - 1]
+    mine = [number for number, share in enumerate(shares(plan, part.total)) if share == part.number - 1]
     before, new = Record.read(folder), Record(part, now, {}, {})
     made = make_in_order(_tasks(plan, mine, folder, before), folder, max(1, min(workers, len(mine))))
     with say.bar(f"pairs of part {part}", sum(len(plan.videos[number].span) for number in mine)) as step:
@@ -168,7 +168,7 @@ def _tasks(plan: Plan, mine: list[int], folder: Path, before: Record | None) -> 
     for number in mine:
         video, task = plan.task(number)
         if before is not None and isinstance(task, Task) and (video in before.videos or video in before.lost):
-            index = before.index(folder, video) if before.fingerprint(video) == plan.fingerprint(number) else None
+            index = before.index_of(folder, video) if before.fingerprint(video) == plan.fingerprint(number) else None
             if index is None:
                 drop_part(video, folder)
             task = index or task

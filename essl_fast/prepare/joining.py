@@ -33,7 +33,7 @@ class Joined:
         """
         self._plan = plan
         records = _records(parts, with_format(settings))
-        count = next(iter(records)).count
+        count = next(iter(records)).total
         self._of: dict[str, tuple[Path, Record]] = {}
         for planned, share in zip(plan.videos, shares(plan, count), strict=True):
             folder, record = records[Slice(share + 1, count)]
@@ -55,7 +55,7 @@ class Joined:
         """As `Supply`. InputError if the data of a video is missing or damaged."""
         for planned in self._plan.videos[first:]:
             folder, record = self._of[planned.video]
-            index = record.index(folder, planned.video)
+            index = record.index_of(folder, planned.video)
             if index is None:
                 raise InputError(
                     f"--join: the data of {planned.video} in {folder} is gone or damaged: make part {record.part} "
@@ -69,7 +69,7 @@ def _records(parts: Path, now: Mapping[str, Any]) -> dict[Slice, tuple[Path, Rec
     found = slices_in(parts)
     if not found:
         raise InputError(f"--join: {parts.parent} holds no part: make them first, with --part 1/N to N/N")
-    counts = sorted({part.count for part in found})
+    counts = sorted({part.total for part in found})
     if len(counts) > 1:
         numbers = " and ".join(map(str, counts))
         raise InputError(f"--join: {parts} holds parts of {numbers}: delete the folders of all but one number")

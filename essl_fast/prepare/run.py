@@ -148,7 +148,7 @@ def prepare_part(
         raise InputError(f"part {part}: give a number from 1 to the count")
     if not (out / PARTS).exists() and open_finished(out, settings, say):
         return None
-    if others := {other.count for other in slices_in(out / PARTS)} - {count}:
+    if others := {other.total for other in slices_in(out / PARTS)} - {count}:
         some = min(others)
         raise InputError(f"{out} holds parts of {some}, not of {count}: give --part N/{some}, or delete them")
     with _writing(out), own_folder(out, say, part):

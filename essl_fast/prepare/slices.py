@@ -14,18 +14,18 @@ _MOST = 100_000
 
 
 class Slice(NamedTuple):
-    """Part `number`, from 1, of `count`."""
+    """Part `number`, from 1, of `total`."""
 
     number: int
-    count: int
+    total: int
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
+        return f"{self.number}/{self.total}"
 
     @property
     def folder(self) -> str:
         """The name of its folder."""
-        return f"{self.number}-of-{self.count}"
+        return f"{self.number}-of-{self.total}"
 
 
 def parse_slice(text: str) -> Slice:
