@@ -25,11 +25,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from essl_fast.common import places
+from essl_fast.common import places, streams
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
+from essl_fast.common.locks import locked
 from essl_fast.common.outputs import output_file
-from essl_fast.common.values import whole_number
+from essl_fast.common.values import a_path, whole_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,12 +50,13 @@ def parser() -> Options:
     """The options."""
     parser = Options(prog=PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     text = "file to write (default: in the user's cache, where model.small_weights auto finds it)"
-    parser.add_argument("--out", metavar="FILE", help=text)
+    parser.add_argument("--out", type=a_path, metavar="FILE", help=text)
     parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of everything (default: 0)")
     parser.add_argument("--overwrite", action="store_true", help="make the weights again, though they are there")
     return parser
 
 
+@streams.kept()
 def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     path = Path(output_file(options.out, "--out")) if options.out else kept_file(options.seed)
@@ -83,7 +85,7 @@ def kept_file(seed: int = 0) -> Path:
 def small_weights(setting: str, say: Callable[[str], None]) -> Path | None:
     """The file that ``model.small_weights`` means, its hash checked; None for "none".
 
-    With "auto" it is made unless it is there. Several processes may make it at once: the last one's stays.
+    With "auto" it is made unless it is there. If another process is making it, this one waits and takes the same.
 
     Args:
         setting: "auto", "none" or a path.
@@ -106,8 +108,15 @@ def small_weights(setting: str, say: Callable[[str], None]) -> Path | None:
         return path
     path = kept_file()
     if intact(path) is None:
-        say(f"pretraining the small networks, about a minute: {path}")
-        pretrain(path, 0, say)
+        if not places.writable(path.parent):
+            raise InputError(
+                f"model.small_weights: {path.parent} cannot be written to keep them in; write them with "
+                f"{PROG} --out FILE, and give --model.small_weights FILE"
+            )
+        with locked(path.with_name(f"{path.name}.lock"), lambda who: say(f"waiting for {path}: {who} makes it"), say):
+            if intact(path) is None:  # another process may have made it meanwhile
+                say(f"pretraining the small networks, about a minute: {path}")
+                pretrain(path, 0, say)
     return path
 
 
@@ -118,7 +127,7 @@ def intact(path: Path) -> dict | None:
         with path.open("rb") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
         return facts if same and facts["version"] == VERSION else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import os
 import signal
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+NO_MORE = (
+    "the system allows no more threads or processes: raise its limit (ulimit -u, a container's number of pids), or use "
+    "fewer (--data.threads of train, --workers of prepare)"
+)
 _runs_a_program = False  # begin was called: the signals of this process are the command's
 
 
@@ -130,8 +135,15 @@ def _exit_code(main: Callable[[], int], prog: str) -> int:
             return _end(prog, "stopped: what read the output has ended", 128 + signal.SIGPIPE)
         if not _takes_text(sys.stdout):
             _forget(sys.stdout)
+        if error.errno == errno.EAGAIN and error.filename is None:  # of fork
+            return _end(prog, f"error: {NO_MORE}", 2)
         what = error.filename or "a file or standard output"
-        return _end(prog, f"error: cannot write or read {what}: {error.strerror or error}", 2)
+        more = "; raise the limit with ulimit -n" if error.errno == errno.EMFILE else ""
+        return _end(prog, f"error: cannot write or read {what}: {error.strerror or error}{more}", 2)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        return _end(prog, f"error: {NO_MORE}", 2)
     except MemoryError as error:
         return _end(prog, f"error: the memory of this machine is not enough{error and f' ({error})'}", 2)
     except FloatingPointError as error:  # training diverged: the input itself is not wrong

@@ -32,7 +32,8 @@ def atomic_file(path: Path, tag: str = "", sync: bool = True) -> Iterator[Binary
     socket, /dev/stdout) is written to as it is when the block has ended.
 
     Args:
-        path: the file. Until the end it is ``.NAME.partial`` beside it, which a later attempt overwrites.
+        path: the file. Until the end it is ``.NAME.partial`` beside it, which a later attempt overwrites. While another
+            process writes the same file, this one's has another name.
         tag: makes that name ``.NAME.TAG.partial``, so that several processes can make the same file.
         sync: write it to the disk before it appears. Without that, it may be incomplete after a power cut, but not
             after the death of the process.
@@ -64,11 +65,11 @@ def atomic_path(path: Path, tag: str = "") -> Iterator[Path]:
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     target = path if outputs.is_stream(path) else outputs.followed(path)
-    partial = outputs.partial_of(target, tag)
-    with outputs.named(path, partial):
+    with outputs.named(path, outputs.partial_of(target, tag)), outputs.claimed(target, tag) as partial:
         try:
-            yield partial
-            outputs.put(partial, target)
+            with outputs.named(path, partial):
+                yield partial
+                outputs.put(partial, target)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise

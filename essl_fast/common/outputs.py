@@ -7,6 +7,7 @@ to as they are. Renaming a finished file over one would replace it, and with it 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -14,15 +15,21 @@ import socket
 import stat
 import sys
 import tempfile
+import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from essl_fast.common.errors import InputError, short
+from essl_fast.common.locks import NO_LOCKS
 
 STDOUT = Path("/dev/stdout")
+RUN_FILES = (  # in a run directory: what other commands read
+    *("config.yaml", "log.jsonl", "summary.json", "test_pairs.jsonl", "gallery.npz"),
+    *("last.pt", "last-1.pt", "best.pt", "best-ema.pt"),
+)
 _LONGEST = 255  # bytes of a file's name, on all usual file systems
 _IN_MEMORY = 1 << 26  # bytes for a stream that are kept in memory until the end; more go into a temporary file
 
@@ -106,6 +113,51 @@ def partial_of(target: Path, tag: str = "") -> Path:
     return folder / name
 
 
+@contextmanager
+def claimed(target: Path, tag: str = "") -> Iterator[Path]:
+    """:func:`partial_of`, for the context this thread's alone.
+
+    Two commands may write the same file at the same time, as a run and `report` write its page: the one that comes
+    second gets a name of its own. Then the last one to end has written the file.
+    """
+    partial = partial_of(target, tag)
+    held = _claim(partial)
+    if held is None:
+        own = f"{os.getpid()}-{threading.get_ident():x}"
+        partial = partial_of(target, f"{tag}.{own}" if tag else own)
+        held = _claim(partial)
+    try:
+        yield partial
+    finally:
+        if held is not None:
+            with suppress(OSError):  # of a file system without locks
+                fcntl.flock(held, fcntl.LOCK_UN)
+            os.close(held)
+
+
+def _claim(partial: Path) -> int | None:
+    """Make a file unless it is there, and lock it; None if another thread or process has."""
+    while True:
+        held = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if not stat.S_ISREG(os.fstat(held).st_mode):  # a lock of a device would meet all who write to it
+                return held
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(held), os.stat(partial)):
+                return held
+        except BlockingIOError:
+            os.close(held)
+            return None
+        except FileNotFoundError:  # its owner has put it in its place between our two calls
+            pass
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return held
+            os.close(held)
+            raise
+        os.close(held)
+
+
 def put(partial: Path, target: Path) -> None:
     """Move a complete file to its place. It keeps the permissions of the file that it replaces."""
     if is_stream(target):
@@ -137,12 +189,13 @@ def named(path: Path, partial: Path | str) -> Iterator[None]:
         raise
 
 
-def output_file(given: str | Path, option: str) -> Path:
+def output_file(given: str | Path, option: str, reads: Iterable[Path] = ()) -> Path:
     """A file that a command is asked to write, checked before its work; the folders above it are made.
 
     Args:
         given: the path; "-" is standard output.
         option: that gave it, for messages: "--json".
+        reads: files that the command reads, and must not replace; of a run directory, all that train writes.
 
     Raises:
         InputError: nothing can be written there.
@@ -153,7 +206,10 @@ def output_file(given: str | Path, option: str) -> Path:
     try:
         if path.is_dir():
             raise InputError(f"{option}: {given} is a folder; name a file")
-        if not is_stream(path):
+        number = descriptor_of(path)
+        if number is not None:
+            _check_open(number)
+        elif not is_stream(path):
             target = followed(path)
             _make(target.parent)
             if len(os.fsencode(target.name)) > _LONGEST:
@@ -161,6 +217,8 @@ def output_file(given: str | Path, option: str) -> Path:
             _probe(target.parent)
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if path.is_file() and any(path.samefile(read) for read in _files_of(reads)):
+            raise InputError(f"{option}: {given} is read by this command and would be overwritten; give another file")
     except OSError as error:
         raise _refusal(given, option, error) from error
     return path
@@ -183,6 +241,11 @@ def output_folder(given: str | Path, option: str) -> Path:
     return path
 
 
+def _files_of(places: Iterable[Path]) -> Iterator[Path]:
+    for place in places:
+        yield from (each for each in (place, *(place / name for name in RUN_FILES)) if os.path.isfile(each))
+
+
 def _usable(given: str | Path, option: str) -> Path:
     text = str(given)
     if not text or any(ord(c) < 32 or ord(c) == 127 for c in text):
@@ -192,9 +255,15 @@ def _usable(given: str | Path, option: str) -> Path:
 
 def _make(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        followed(folder).mkdir(parents=True, exist_ok=True)  # mkdir itself follows no link to a folder that is gone
     except FileExistsError as error:  # the name is a file's
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+
+
+def _check_open(number: int) -> None:
+    """OSError if this process has no such descriptor, or has it for reading alone."""
+    if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, "it is open for reading alone")
 
 
 def _probe(folder: Path) -> None:

@@ -11,8 +11,12 @@ _named: set[str] = set()  # those of them that name_caches has set
 
 
 def cache_folder() -> Path | None:
-    """The folder essl_fast/ in the user's cache; None if the user has no home folder. It may not exist yet."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
+    """The folder essl_fast/ in the user's cache; None if the user has no home folder. It may not exist yet.
+
+    A relative XDG_CACHE_HOME is passed over, as its specification says.
+    """
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):
         return Path(given) / "essl_fast"
     try:
         home = Path.home()

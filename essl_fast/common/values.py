@@ -101,6 +101,18 @@ def number_between(low: float, high: float, unit: str = "") -> Callable[[str], f
     return _typed(number, low, high, unit)
 
 
+def frame_size(text: str) -> tuple[int, int]:
+    """A type for an option: width and height in pixels, written like 320x180."""
+    sides = text.strip().lower().split("x")
+    try:
+        width, height = (whole(side) if side.isdecimal() else 0 for side in sides)
+    except ValueError:
+        width = height = 0
+    if not (0 < width < 1 << 16 and 0 < height < 1 << 16):
+        raise argparse.ArgumentTypeError(f"must be width x height in pixels, such as 320x180, got {short(text)}")
+    return width, height
+
+
 def a_path(text: str) -> Path:
     """A type for an option: a path that is not empty."""
     try:

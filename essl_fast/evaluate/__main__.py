@@ -6,9 +6,10 @@ if __name__ == "__main__":
     begin()
 
 import argparse
+import contextlib
 import sys
 
-from essl_fast.common import commands
+from essl_fast.common import commands, streams
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
 from essl_fast.common.outputs import output_file, to_stdout
@@ -21,10 +22,17 @@ PROG = "python -m essl_fast.evaluate"
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     with slow_imports():
-        from essl_fast.common.files import write_json
-        from essl_fast.evaluate import evaluate_checkpoint, evaluate_published, extra_tables, table, trust
+        import essl_fast.evaluate.command  # noqa: F401  # the longest import
 
     import_modules(options.imports)
+    with streams.kept() if options.json else contextlib.nullcontext():  # a closed terminal does not cost the file
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from essl_fast.common.files import write_json
+    from essl_fast.evaluate import evaluate_checkpoint, evaluate_published, extra_tables, table, trust
+
     console = commands.console(on_stderr=to_stdout(options.json))
     more = (options.split, options.device, options.precision, options.extra)
     if options.sspl_checkpoint:
@@ -75,7 +83,7 @@ def parser() -> Options:
         "interactive IoU where the data set has them (docs/metrics.md)",
     )
     text = "write the result here; - is standard output (default: print the table alone)"
-    parser.add_argument("--json", metavar="FILE", help=text)
+    parser.add_argument("--json", type=a_path, metavar="FILE", help=text)
     return parser
 
 
@@ -87,7 +95,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if options.sspl_checkpoint and not options.data:
         raise InputError("--sspl-checkpoint: say on which prepared folder to evaluate it, with --data DIR")
     if options.json is not None:
-        options.json = output_file(options.json, "--json")
+        options.json = output_file(options.json, "--json", [options.checkpoint or options.sspl_checkpoint])
     return options
 
 

@@ -55,7 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     import_modules(options.imports)
     output_folder(options.out, "--out")
     export_checkpoint(
-        options.checkpoint, options.to, options.out, weights=options.weights, push_to=options.push, console=console()
+        options.checkpoint,
+        options.to,
+        options.out,
+        weights=options.weights,
+        push_to=options.push,
+        console=console(kept=True),
     )
     return 0
 

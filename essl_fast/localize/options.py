@@ -8,18 +8,10 @@ from pathlib import Path
 
 from essl_fast.common.commands import Options
 from essl_fast.common.errors import InputError
-from essl_fast.common.values import a_path, number_between, whole_number
+from essl_fast.common.values import a_path, frame_size, number_between, whole_number
 
 DECODERS = ("auto", "nvdec", "pyav")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-
-
-def frame_size(text: str) -> tuple[int, int]:
-    """A type for argparse: width and height in pixels, written like 320x180."""
-    width, x, height = text.partition("x")
-    if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"must be like 320x180, got {text}")
-    return int(width), int(height)
 
 
 def parser(prog: str, description: str) -> Options:

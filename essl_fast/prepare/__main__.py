@@ -35,6 +35,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from essl_fast.common import streams
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.outputs import output_folder
 from essl_fast.common.registry import import_modules
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 PROG = "python -m essl_fast.prepare"
 
 
+@streams.kept()  # hours of work do not end because a terminal is closed
 def main(arguments: list[str] | None = None) -> int:
     """The command. Returns 0; 1 if --check finds a fault, --verify a broken pair or --strict something left out.
 

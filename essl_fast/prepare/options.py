@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from essl_fast.common.commands import Options
-from essl_fast.common.values import a_path, number_between, whole_number
+from essl_fast.common.values import a_path, frame_size, number_between, whole_number
 from essl_fast.data.datasets import FRAMES, ROW_BOXES, SOURCES, SUBSETS
 from essl_fast.prepare.slices import parse_slice
 
@@ -121,7 +121,7 @@ def _add_pairs(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--annotation-size",
-        type=_size,
+        type=frame_size,
         metavar="WxH",
         help="chaotic, csv: pixels of the frames that the boxes were drawn on (default: 320x180)",
         **_UNSET,
@@ -244,10 +244,3 @@ def _name(text: str) -> str:
     if not text.strip() or not text.isprintable() or len(text) > 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a name: give 1 to 100 characters that can be printed")
     return text.strip()
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a width and height such as 320x180")
-    return int(width), int(height)

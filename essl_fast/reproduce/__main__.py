@@ -61,7 +61,7 @@ def parser(sweeps: bool = False) -> Options:
     )
     text = "with --sweep: the recipe, a shipped one or a YAML file (default: demo, on the demo's world)"
     parser.add_argument("--config", action="append", default=[], metavar="NAME", help=text)
-    parser.add_argument("--data", default="demo", help="folder that prepare wrote, or demo (default: demo)")
+    parser.add_argument("--data", type=_data, default="demo", help="folder that prepare wrote, or demo (default: demo)")
     parser.add_argument("--out", type=a_path, default=Path("reproduced"), help="default: reproduced")
     parser.add_argument(
         "--seeds", type=whole_number(0, 2**63 - 1), nargs="+", metavar="N", help="seeds (default: 0; of worlds: 0 1 2)"
@@ -75,6 +75,10 @@ def parser(sweeps: bool = False) -> Options:
     text = "YAML file of published figures that this project does not know, shown beside ours: rows: {lss: {success: "
     parser.add_argument("--published", type=a_path, metavar="FILE", help=text + "31.4, auc: 37.7}}, in per cent")
     return parser
+
+
+def _data(text: str) -> str:
+    return text if text == "demo" else str(a_path(text))
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

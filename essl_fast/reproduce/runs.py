@@ -140,7 +140,8 @@ def last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """Within the block, SIGTERM, SIGHUP and SIGUSR1 end this command and the training that it started, as Ctrl-C does.
+    """Within the block, SIGTERM and a scheduler's warnings end this command and the training that it started, as
+    Ctrl-C does.
 
     Outside the main thread it changes nothing: only the main thread can catch signals.
     """

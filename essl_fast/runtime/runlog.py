@@ -17,7 +17,7 @@ class RunLog:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        if self.path.exists():
+        if self.path.is_file():  # a device has no end, and a FIFO gives nothing to a reader
             text = self.path.read_bytes()
             if not text.endswith(b"\n"):
                 os.truncate(self.path, text.rfind(b"\n") + 1)
@@ -41,7 +41,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file, without a last line that a crash has cut short.
+    """The objects of a JSON-lines file, without empty lines and a last line that a crash has cut short.
 
     Raises:
         InputError: a line is no JSON object; the message names file and line.
@@ -51,6 +51,8 @@ def read_log(path: Path) -> list[dict]:
     for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
+        if not line.strip():  # an editor's
+            continue
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:

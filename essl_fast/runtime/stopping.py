@@ -1,6 +1,7 @@
 """A signal ends training after the current step, with everything saved.
 
-Ctrl-C, SIGTERM, SIGHUP (the terminal is gone) and SIGUSR1 (SLURM's warning before its time limit) do.
+Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) do, and so do the warnings of schedulers before their limits: SIGUSR1
+(SLURM), SIGUSR2 (submitit, Grid Engine) and SIGXCPU (Grid Engine, `ulimit -t`).
 
     with Stopping() as stopping:
         for step, batch in ...:
@@ -23,7 +24,7 @@ import torch
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import ALONE, World
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _NOTICE = b"\nstopping after this step, with a checkpoint; once more stops at once\n"
 
 
@@ -60,6 +61,8 @@ class Stopping:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:
+            if signum == signal.SIGXCPU:  # the kernel repeats it every second
+                return
             raise Stopped(signum)
         self.signum = signum
         with contextlib.suppress(OSError):  # the terminal may be gone

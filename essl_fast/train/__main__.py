@@ -9,14 +9,15 @@ if __name__ == "__main__":
     begin()
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from essl_fast import config
 from essl_fast.common import streams
 from essl_fast.common.commands import Options, command, slow_imports
-from essl_fast.common.errors import InputError
-from essl_fast.common.values import whole_number
+from essl_fast.common.errors import InputError, short
+from essl_fast.common.values import path, whole_number
 
 PROG = "python -m essl_fast.train"
 DESCRIPTION = (
@@ -56,11 +57,10 @@ def parse(argv: list[str]) -> tuple[config.Config, argparse.Namespace]:
     if at is not None and (not given or given.startswith("--")):
         raise InputError("--resume: needs a run directory, or auto")
     if at is not None and given != "auto":
-        folder = Path(given)
-        default = str(folder / "config.yaml")
-        if not Path(default).is_file():
-            raise InputError(f"--resume: {folder} is not a run directory (it has no config.yaml)")
+        default = str(run_of(given) / "config.yaml")
     settings, options = config.parse(argv, PROG, DESCRIPTION, add_options, default)
+    if options.resume not in ("", "auto"):
+        options.resume = str(run_of(options.resume))
     named = any(word == "--config" or word.startswith("--config=") for word in argv)
     if not named and default == "demo" and settings.data.root not in ("demo", ""):
         raise InputError(
@@ -68,6 +68,19 @@ def parse(argv: list[str]) -> tuple[config.Config, argparse.Namespace]:
             f"for the demo): {', '.join(config.shipped_names())}"
         )
     return settings, options
+
+
+def run_of(given: str) -> Path:
+    """The run directory that --resume names; InputError if it is none."""
+    try:
+        folder = Path(path(given))
+    except ValueError as error:
+        raise InputError(f"--resume: {error}, got {short(given)}") from None
+    if os.path.isfile(folder / "config.yaml"):  # Path.is_file raises an error for a name that is too long
+        return folder
+    inside = os.path.isfile(folder.parent / "config.yaml")
+    more = f"give the directory {folder.parent}" if inside else "it has no config.yaml"
+    raise InputError(f"--resume: {folder} is not a run directory ({more})")
 
 
 def report(summary: dict, out: Path, console) -> None:

@@ -258,6 +258,8 @@ def open_data(settings: config.Config, world: World, say: Callable[[str], None],
     else:
         root = Path(settings.data.root).resolve()
         settings.data.root = str(root)  # a checkpoint may be used from any folder
+        if not root.is_dir():
+            raise InputError(f"data.root: there is no folder {root}; say where the data is with --data.root DIR")
     manifest = Manifest.load(root)
     if not manifest.pairs(settings.select_on):
         raise InputError(

@@ -39,12 +39,13 @@ WORK = {  # command -> its arguments; exit codes that are right; a file that it 
     "pretrain": ("--seed none", {2}, ""),
     "reproduce": ("table1 --reduced --data data --seeds 1 1", {2}, ""),
     "doctor": ("--config demo --data data --json", {0}, ""),
+    "data.synthetic": ("--out world --train-videos 1 --test-videos 1 --seconds 6 --workers 1", {0}, "world/world.json"),
 }
 
 
 def run(place, name, *arguments) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", f"essl_fast.{name}", *arguments],
+        [sys.executable, "-m", f"essl_fast.{name}".rstrip("."), *arguments],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PACKAGE.parent)},  # where it is not installed
         cwd=place,
         stdin=subprocess.DEVNULL,
@@ -56,7 +57,7 @@ def run(place, name, *arguments) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*COMMANDS, "data.synthetic"])
 def test_a_command_works_with_nothing_but_a_path(place, name):
     words, codes, left = WORK[name]
     code, out, err = run(place, name, *words.split())
@@ -65,3 +66,18 @@ def test_a_command_works_with_nothing_but_a_path(place, name):
     assert (place / left).exists()
     if name == "doctor":
         assert json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([], 0, "  train      "),
+        (["--version"], 0, "essl_fast "),
+        (["evaluate", "run"], 0, "cIoU"),
+        (["trian"], 2, "there is no command 'trian'; did you mean train?"),
+    ],
+)
+def test_the_program_of_all_commands_works_with_nothing_but_a_path(place, words, code, said):
+    found, out, err = run(place, "", *words)
+    assert found == code and said in (err if code else out)
+    assert err.count("\n") == bool(code)

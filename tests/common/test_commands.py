@@ -71,6 +71,13 @@ def test_errors_have_one_form(name, tmp_path, monkeypatch, capsys):
         (InputError("wrong"), 2, "python -m x: error: wrong"),
         (models.WeightsError("no file"), 2, "python -m x: error: no file"),
         (OSError(28, "No space left", "f.pt"), 2, "python -m x: error: cannot write or read f.pt: No space left"),
+        (
+            OSError(24, "Too many open files", "f.pt"),
+            2,
+            "python -m x: error: cannot write or read f.pt: Too many open files; raise the limit with ulimit -n",
+        ),
+        (BlockingIOError(11, "Resource temporarily unavailable"), 2, f"python -m x: error: {commands.NO_MORE}"),
+        (RuntimeError("can't start new thread"), 2, f"python -m x: error: {commands.NO_MORE}"),
         (FloatingPointError("nan"), 1, "python -m x: stopped: nan"),
         (KeyboardInterrupt(), 130, "python -m x: stopped"),
         (stopping.Stopped(15), 143, "python -m x: stopped"),

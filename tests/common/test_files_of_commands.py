@@ -1,11 +1,13 @@
 """Every command that writes a file of the user's choice writes to a device, a FIFO or a socket, and follows a link."""
 
 import contextlib
+import errno
 import io
 import json
 import os
 import socket
 import stat
+import sys
 import threading
 from pathlib import Path
 
@@ -148,6 +150,28 @@ def test_what_is_no_regular_file_gets_the_bytes_and_stays(things, tmp_path, what
     words, name, fits = WRITES[what]
     path = tmp_path / (name or "given")
     assert fits(way(path, lambda: run_command(words(things, path))))
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def exported(things, file: Path) -> list:
+    return ["export", things[0], "--to", "safetensors", "--out", file.parent]
+
+
+@pytest.mark.parametrize("what", ["evaluate --json", "report --out", "localize's moments", "export"])
+def test_a_closed_terminal_does_not_cost_the_file(things, tmp_path, monkeypatch, what):
+    words, name, fits = WRITES.get(what) or (exported, "model.safetensors", lambda data: len(data) > 1000)
+    path = tmp_path / (name or "given")
+    name, *arguments = map(str, words(things, path))
+    module = door(f"essl_fast.{name}")
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", Gone())
+    code = command(lambda: module.main(arguments), module.PROG)
+    monkeypatch.undo()
+    assert code == 0 and fits(path.read_bytes())
 
 
 @pytest.mark.parametrize("what", WRITES)

@@ -1,5 +1,6 @@
 """Files that commands write: streams are written to as they are, links are followed, faults are told first."""
 
+import errno
 import os
 import socket
 import stat
@@ -102,6 +103,43 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path, write, name):
     assert error.value.filename == str(tmp_path / name)
 
 
+@pytest.mark.parametrize("names", [("x", "x"), ("x", "link"), ("link", "link")])
+@pytest.mark.parametrize("first_ends", [True, False])
+def test_two_that_write_one_file_at_once_do_not_mix(tmp_path, names, first_ends):
+    """Each writes a file that is whole; the one that ends last has written it."""
+    (tmp_path / "link").symlink_to("x")
+    one, two = (files.atomic_file(tmp_path / name) for name in names)
+    first, second = one.__enter__(), two.__enter__()
+    for _ in range(100):
+        first.write(b"1" * 1000)
+        second.write(b"2" * 1000)
+    for ends, holds in ((one, b"1"), (two, b"2")) if first_ends else ((two, b"2"), (one, b"1")):
+        ends.__exit__(None, None, None)
+        assert (tmp_path / "x").read_bytes() == holds * 100_000
+    write(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "x"]
+
+
+def test_one_that_fails_leaves_the_others_file_alone(tmp_path):
+    one, two = (files.atomic_file(tmp_path / "x") for _ in range(2))
+    one.__enter__().write(DATA)
+    two.__enter__().write(b"other")
+    assert two.__exit__(KeyError, KeyError(), None) is not True
+    one.__exit__(None, None, None)
+    assert (tmp_path / "x").read_bytes() == DATA and [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_takes_files(tmp_path, monkeypatch, number):
+    def none(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(outputs.fcntl, "flock", none)
+    write(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA and [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
     for length in (240, 250, 255):
         write(tmp_path / ("x" * length))
@@ -122,6 +160,9 @@ REFUSED = [  # option's value, what the message says
     ("/proc/nothing/x", "cannot be written"),
     ("/sys/x", "cannot be written"),
     ("loop", "cannot be written"),
+    ("/dev/fd/987", "/dev/fd/987 cannot be written (bad file descriptor)"),
+    ("/proc/self/fd/987", "cannot be written (bad file descriptor)"),
+    ("READS", "cannot be written (it is open for reading alone)"),
 ]
 
 
@@ -131,8 +172,8 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch, g
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
-    with pytest.raises(InputError) as refused:
-        outputs.output_file(given, "--json")
+    with open(os.devnull) as reads, pytest.raises(InputError) as refused:
+        outputs.output_file(given.replace("READS", f"/dev/fd/{reads.fileno()}"), "--json")
     assert str(refused.value).startswith("--json: ") and said in str(refused.value) and "\n" not in str(refused.value)
 
 
@@ -147,6 +188,47 @@ def test_what_can_be_written_is_left_as_it_is(tmp_path, monkeypatch, given):
     os.mkfifo("pipe")
     path = outputs.output_file(given, "--json")
     assert path.parent.is_dir() and (tmp_path / "real").read_bytes() == DATA and not path.with_name("later").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("run/best.pt", True),
+        ("run/log.jsonl", True),
+        ("run/summary.json", True),
+        ("run/../run/last.pt", True),
+        ("link", True),
+        ("hard", True),
+        ("model.pt", True),
+        ("run/result.json", False),
+        ("run/report.html", False),
+        ("other/best.pt", False),
+        ("new.json", False),
+    ],
+)
+def test_what_a_command_reads_is_not_overwritten(tmp_path, monkeypatch, given, taken):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+        for file in ("best.pt", "last.pt", "log.jsonl", "summary.json", "result.json", "report.html"):
+            (tmp_path / name / file).write_bytes(DATA)
+    (tmp_path / "model.pt").write_bytes(DATA)
+    (tmp_path / "link").symlink_to("run/best.pt")
+    (tmp_path / "hard").hardlink_to(tmp_path / "run" / "best.pt")
+    if not taken:
+        assert outputs.output_file(given, "--json", [Path("run"), Path("model.pt"), Path("gone")]) == Path(given)
+        return
+    with pytest.raises(InputError, match="is read by this command and would be overwritten"):
+        outputs.output_file(given, "--json", [Path("run"), Path("model.pt"), Path("gone")])
+
+
+@pytest.mark.parametrize("given", ["dangling", "dangling/below", "second"])
+def test_a_link_to_a_folder_that_is_gone_is_followed(tmp_path, given):
+    """As of a run directory on another disk: the folder is made again, and the link stays."""
+    (tmp_path / "dangling").symlink_to("scratch/runs")
+    (tmp_path / "second").symlink_to(tmp_path / "dangling")
+    assert outputs.output_folder(tmp_path / given, "--out").is_dir()
+    assert (tmp_path / "scratch" / "runs").is_dir() and (tmp_path / "dangling").is_symlink()
 
 
 @pytest.mark.parametrize("given", ["", "file", "file/x", "x" * 256, "/proc/nothing", "loop"])

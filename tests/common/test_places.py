@@ -56,6 +56,16 @@ def test_a_name_in_a_variable_is_enough(nobody, monkeypatch, name):
     assert not places.has_a_name()
 
 
+@pytest.mark.parametrize("given", ["", "cache", "~/cache", "./x", "$HOME/cache"])
+def test_a_cache_folder_that_is_relative_is_passed_over(monkeypatch, tmp_path, given):
+    """A container's ENV expands no ~ : else a folder of that name came into being in the current one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert places.cache_folder() == tmp_path / ".cache" / "essl_fast"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert places.cache_folder() == Path("/elsewhere/essl_fast")
+
+
 @pytest.mark.parametrize("home", ["", "relative", "/nonexistent", "/proc", "/dev/null"])
 def test_a_home_that_cannot_be_written(nobody, monkeypatch, home):
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: Path(home)))

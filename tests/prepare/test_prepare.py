@@ -264,6 +264,19 @@ def test_a_file_system_without_locks(world, reference, tmp_path, monkeypatch, ca
     assert hashes(tmp_path / "out") == hashes(reference)
 
 
+@pytest.mark.parametrize("gone", [("stdout",), ("stderr",), ("stdout", "stderr")], ids=" and ".join)
+def test_a_closed_terminal_does_not_end_it(world, reference, tmp_path, monkeypatch, gone):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+    for name in gone:
+        monkeypatch.setattr(sys, name, Gone())
+    code = main([*arguments(world, tmp_path / "out"), "--workers", "1"])
+    monkeypatch.undo()
+    assert code == 0 and hashes(tmp_path / "out") == hashes(reference)
+
+
 def test_a_folder_that_cannot_be_written(world, tmp_path, monkeypatch):
     workers_that(monkeypatch, "def full(*_): raise OSError(28, 'No space left on device')\nos.replace = full")
     with pytest.raises(InputError, match="cannot make a part in .*No space left on device.*; free some space"):
@@ -305,7 +318,7 @@ def test_errors_of_the_command(world, tmp_path, capsys):
         assert "give --videos and --annotations" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main([*arguments(world, tmp_path / "o"), "--annotation-size", "320"])
-    assert "'320' is not a width and height such as 320x180" in capsys.readouterr().err
+    assert "must be width x height in pixels, such as 320x180, got '320'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     text = capsys.readouterr().out

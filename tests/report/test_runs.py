@@ -83,6 +83,16 @@ def test_a_log_that_others_edited_is_named_by_its_line(run, line, said):
     assert str(error.value).startswith(f"{run / 'log.jsonl'} cannot be read: {said}") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", "\n \t\n"])
+@pytest.mark.parametrize("begin", ["", "\ufeff", "\n\n"])
+def test_a_log_that_an_editor_wrote_is_read(run, begin, end):
+    before, text = read(run), (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_bytes((begin + text.replace("\n", end)).encode())
+    after = read(run)
+    assert (after.epochs, after.config, after.finished) == (before.epochs, before.config, before.finished)
+    assert before.epochs and report_door.main([str(run), "--out", str(run / "page.html")]) == 0
+
+
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
 def test_a_log_that_was_cut_is_read_as_far_as_it_goes(run, kept):
     text = (run / "log.jsonl").read_bytes().splitlines(keepends=True)

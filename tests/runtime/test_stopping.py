@@ -32,6 +32,17 @@ def test_the_first_signal_is_noted_and_the_second_stops_at_once(signum, capfd):
     signal.signal(signum, shells)
 
 
+def test_a_limit_of_cpu_time_leaves_time_for_the_checkpoint():
+    """The kernel repeats SIGXCPU every second; another signal still stops at once."""
+    with Stopping() as stopping:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGXCPU)
+        assert stopping.agreed() == signal.SIGXCPU
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+
 def test_signals_that_are_ignored_stay_so_and_other_threads_change_nothing():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -68,6 +69,43 @@ def test_auto_makes_them_once_and_again_if_they_are_damaged(monkeypatch, tmp_pat
     assert pretrain.small_weights("auto", print) == first and calls == [first]
     first.write_bytes(b"weight?")
     assert pretrain.small_weights("auto", print) == first and len(calls) == 2
+
+
+def test_several_at_once_make_them_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made, said, found = [], [], []
+    waits = threading.Event()
+
+    def fake(path, seed, say):
+        made.append(path)
+        assert waits.wait(60)  # until another one has come
+        path.write_bytes(b"weights")
+        facts = {"version": pretrain.VERSION, "sha256": hashlib.sha256(b"weights").hexdigest()}
+        path.with_name(f"{path.name}.json").write_text(json.dumps(facts))
+
+    def say(line):
+        said.append(line)
+        if line.startswith("waiting for "):
+            waits.set()
+
+    monkeypatch.setattr(pretrain, "pretrain", fake)
+    threads = [threading.Thread(target=lambda: found.append(pretrain.small_weights("auto", say))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and found == made * 4
+    assert sorted(path.name for path in made[0].parent.iterdir()) == [made[0].name, f"{made[0].name}.json"]
+
+
+def test_without_a_place_for_them_the_message_says_what_to_give(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="cannot be written to keep them in; .* give --model.small_weights FILE"):
+        pretrain.small_weights("auto", print)
+    monkeypatch.setattr(pretrain.places, "cache_folder", lambda: None)
+    with pytest.raises(InputError, match="has no home folder .* give --model.small_weights FILE"):
+        pretrain.small_weights("auto", print)
 
 
 def test_frozen_networks_load_the_weights_and_keep_them(made):

@@ -155,6 +155,35 @@ def test_a_recipe_needs_data_and_data_need_a_recipe(words, said, tmp_path, monke
     assert train_door.parse(["--config", "demo", "--data.root", "X"])[0].data.root == "X"
 
 
+NO_RUN = [  # what --resume is given, what the message says
+    ("RUN/last.pt", "is not a run directory (give the directory RUN)"),
+    ("RUN/log.jsonl", "is not a run directory (give the directory RUN)"),
+    ("RUN/last.pt/x", "is not a run directory (it has no config.yaml)"),
+    ("nowhere", "--resume: nowhere is not a run directory (it has no config.yaml)"),
+    ("/dev/null", "is not a run directory (it has no config.yaml)"),
+    ("~nobody-of-this-name/run", "no home folder is known for it"),
+    ("a\0b", "must be a path, without control characters"),
+    ("a\nb", "must be a path, without control characters"),
+    ("x" * 5000, "is not a run directory"),
+    ("\udcff", "is not a run directory"),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), NO_RUN, ids=lambda text: repr(text)[:24])
+def test_what_is_no_run_is_told(finished, given, said):
+    run = str(finished[0])
+    for words in (["--resume", given.replace("RUN", run)], [f"--resume={given.replace('RUN', run)}", "--epochs", "3"]):
+        with pytest.raises(InputError) as refused:
+            train_door.parse(words)
+        assert said.replace("RUN", run) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_run_in_the_home_folder(finished, monkeypatch):
+    monkeypatch.setenv("HOME", str(finished[0].parent))
+    for words in (["--resume", f"~/{finished[0].name}"], [f"--resume=~/{finished[0].name}"]):
+        assert train_door.parse(words)[1].resume == str(finished[0])
+
+
 @pytest.mark.parametrize("words", [["--resume"], ["--resume", ""], ["--resume="], ["--resume", "--epochs", "3"]])
 def test_resume_needs_a_run(words):
     with pytest.raises(InputError, match="--resume: needs a run directory, or auto"):
@@ -169,6 +198,27 @@ def test_the_data_may_move(finished, tmp_path, capsys):
     assert train_door.main(["--resume", str(mine), "--data.root", str(copy)]) == 0  # nothing is left to train
     assert "differs from the checkpoint: data.root" in capsys.readouterr().out
     assert json.loads((mine / "summary.json").read_text())["test"] == before["test"]
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("gone", "data.root: there is no folder .*gone; say where the data is with --data.root DIR"),
+        ("file", "data.root: there is no folder .*file; say where .* --data.root DIR"),
+        ("file/below", "data.root: there is no folder .*below; say where .* --data.root DIR"),
+        ("empty", "manifest.json is not there, so .*empty is not a complete prepared folder"),
+        ("other", "other is not the data set that the checkpoint was trained on; give its folder with --data.root DIR"),
+    ],
+)
+def test_data_that_moved_are_asked_for(finished, tmp_path, place, said):
+    mine = shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    other = shutil.copytree(finished[1], tmp_path / "other")
+    header = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps(header | {"dataset": "another"}))
+    with pytest.raises(InputError, match=said):
+        train_door.main(["--resume", str(mine), "--epochs", "3", "--data.root", str(tmp_path / place)])
 
 
 @pytest.mark.slow

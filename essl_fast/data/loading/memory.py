@@ -32,8 +32,7 @@ class Budget:
             return cls(int(gigabytes * GB), True)
         if device.type == "cuda":
             return cls(int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]), False)
-        processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        return cls(int(HOST_SHARE * host_memory()) // processes, False)
+        return cls(int(HOST_SHARE * host_memory()) // processes_here(), False)
 
     def reserve(self, size: int) -> None:
         """Leave `size` bytes to others than pools, unless the user gave the budget."""
@@ -53,6 +52,17 @@ class Budget:
             f"{as_gigabytes(size)} GB for {what}, and {as_gigabytes(self.left)} GB of the budget are left "
             f"({as_gigabytes(size - self.left)} GB missing; data.resident_budget_gb sets the budget)"
         )
+
+
+def processes_here() -> int:
+    """How many processes torchrun started on this host to train together.
+
+    1 if WORLD_SIZE does not say that there are several: its other variables may be left from elsewhere, or be empty.
+    """
+    size, local = (os.environ.get(name, "").strip() for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not all(text.isdecimal() and len(text) < 10 for text in (size, local)):
+        return 1
+    return max(1, min(int(size), int(local)))
 
 
 def as_gigabytes(size: int) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from essl_fast.common.errors import InputError
 from essl_fast.config import STORED_SIDE
+from essl_fast.data.loading.memory import processes_here
 from essl_fast.data.loading.order import LastBatch, Order
 from essl_fast.data.shards import Quarantined
 
@@ -111,7 +112,7 @@ def pick_threads() -> int:
     At an estimated 0.5 ms for a small JPEG, 8 threads decode over 10,000 frames a second, more than any GPU trains on.
     """
     cores = len(os.sched_getaffinity(0))
-    return min(8, max(1, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
+    return min(8, max(1, cores // processes_here()))
 
 
 def pick_prefetch(batch_size: int) -> int:

@@ -11,14 +11,18 @@ if __name__ == "__main__":
     begin()
 
 import sys
+from pathlib import Path
 
+from essl_fast.common import streams
 from essl_fast.common.commands import Options, command, slow_imports
+from essl_fast.common.outputs import output_folder
 from essl_fast.common.values import a_path, number_between, whole_number
 from essl_fast.data.synthetic.settings import CODECS, OBJECTS, WorldSettings
 
 PROG = "python -m essl_fast.data.synthetic"
 
 
+@streams.kept()
 def main(argv: list[str] | None = None) -> int:
     default = WorldSettings()
     parser = Options(prog=PROG, description="Makes the demo world from a seed.")
@@ -72,11 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     with slow_imports():
         from essl_fast.data.synthetic.world import make_world
 
-    world = make_world(options.pop("out"), say=print, **options)
+    world = make_world(_folder(options.pop("out")), say=print, **options)
     made = "was already there" if world.reused else f"made in {world.seconds:.1f} s"
     videos = f"{len(world.train)} training and {len(world.test)} test videos ({world.settings.codec})"
     print(f"{world.path}: {videos}, {made}")
     return 0
+
+
+def _folder(out: Path) -> Path:
+    """The world's folder, made and seen to take files. A finished world may be on a disk that cannot be written."""
+    return out if (out / "world.json").exists() else output_folder(out, "--out")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def test_the_budget_that_nobody_gave(monkeypatch):
     monkeypatch.setattr(memory, "host_memory", lambda: 1000 * bytes_per_pair(SIDE))
     assert Pools("auto", 0, "cpu").take("half", 1, Order(500, 4), SIDE) is not None
     assert Pools("auto", 0, "cpu").take("more", 1, Order(501, 4), SIDE) is None
+    monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert Pools("auto", 0, "cpu").take("half", 1, Order(126, 4), SIDE) is None
     with pytest.raises(InputError, match="set data.resident_budget_gb, or use auto or never"):

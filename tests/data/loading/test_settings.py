@@ -9,6 +9,7 @@ import torch
 
 from essl_fast.common.errors import InputError
 from essl_fast.data.loading import Loader, LoaderSettings, Order
+from essl_fast.data.loading.memory import processes_here
 from essl_fast.data.loading.settings import pick_prefetch, pick_threads
 from essl_fast.data.shards import Manifest
 from tests.data.shards.test_shards import write_folder
@@ -62,6 +63,7 @@ def test_an_unknown_setting_is_named(folder):
 def test_threads_and_prefetch_come_from_the_machine(folder, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(24)))
     assert pick_threads() == 8
+    monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert pick_threads() == 6
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
@@ -69,6 +71,33 @@ def test_threads_and_prefetch_come_from_the_machine(folder, monkeypatch):
     assert [pick_prefetch(size) for size in (1, 64, 100, 128, 4096)] == [4, 4, 2, 2, 2]
     loader = Loader(Manifest.load(folder), "train", **GIVEN, threads=None, prefetch=None)
     assert (loader.threads, loader.settings.prefetch) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "processes"),
+    [
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "4"}, 1),  # left from elsewhere
+        ({"LOCAL_WORLD_SIZE": ""}, 1),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": ""}, 1),
+        ({"WORLD_SIZE": "", "LOCAL_WORLD_SIZE": "8"}, 1),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "four"}, 1),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "-4"}, 1),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "9" * 5000}, 1),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "0"}, 1),
+        ({"WORLD_SIZE": "tcp://10.0.0.1:80", "LOCAL_WORLD_SIZE": "2"}, 1),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "8"}, 1),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": " 4 "}, 4),
+        ({"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}, 8),
+    ],
+)
+def test_processes_of_this_host(monkeypatch, environment, processes):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert processes_here() == processes and pick_threads() == min(8, 16 // processes)
 
 
 def test_settings_are_complete_and_make_the_order():
