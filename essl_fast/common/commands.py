@@ -115,7 +115,8 @@ def _show_warning(prog: str, message: Warning | str, category: type, filename: s
     The file does not tell them apart: a library names its caller, and our folder may be in the path of any package.
     """
     if sys.warnoptions or issubclass(category, Notice):
-        print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        with contextlib.suppress(OSError, ValueError):  # a stream that is gone
+            print(f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _exit_code(main: Callable[[], int], prog: str) -> int:
@@ -160,7 +161,8 @@ def one_line(text: object) -> str:
 
 
 def _end(prog: str, text: str, code: int) -> int:
-    print(f"{prog}: {one_line(text)}", file=sys.stderr)
+    with contextlib.suppress(OSError, ValueError):  # where no one can read it, the exit code still tells
+        print(f"{prog}: {one_line(text)}", file=sys.stderr)
     return code
 
 

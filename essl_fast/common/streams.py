@@ -68,7 +68,9 @@ class KeptStream:
                 os.dup2(null, self._stream.fileno())
                 os.close(null)
         if self._other is not None:
-            print(f"{self._name} cannot be written ({self.lost}): going on without it", file=self._other, flush=True)
+            text = f"{self._name} cannot be written ({self.lost}): going on without it"
+            with contextlib.suppress(OSError, ValueError):  # it was on the same terminal
+                print(text, file=self._other, flush=True)
 
 
 def kept_stdout() -> KeptStream:

@@ -1,6 +1,7 @@
 """What the commands have in common: a quiet end by Ctrl-C from the first import on, one form of errors, exit codes."""
 
 import ast
+import io
 import os
 import signal
 import subprocess
@@ -90,6 +91,19 @@ def test_how_a_command_ends(capsys, error, code, line):
     assert commands.command(main, "python -m x") == code
     assert capsys.readouterr().err == f"{line}\n"
     assert commands.command(lambda: 1, "python -m x") == 1
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("I/O operation on closed file.")])
+def test_an_error_that_nobody_can_read_has_its_exit_code(monkeypatch, error):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise error
+
+    def main():
+        raise InputError("wrong")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert commands.command(main, "python -m x") == 2
 
 
 def test_what_is_nobodys_fault_keeps_its_traceback():

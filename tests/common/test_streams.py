@@ -134,6 +134,9 @@ def test_an_error_of_the_stream_is_one_warning(error):
         print(line, file=kept, end="", flush=True)
     kept.writelines(["four\n"])
     assert stream.getvalue() == "one\n" and stream.writes == 2
+    also_gone = streams.KeptStream(Broken(error), "standard output", Broken(error))
+    for _ in range(3):
+        print("line", file=also_gone, flush=True)
     why = getattr(error, "strerror", None) or str(error)
     assert other.getvalue() == f"standard output cannot be written ({why}): going on without it\n"
     assert kept.lost == why and not kept.isatty()
