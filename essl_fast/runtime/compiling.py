@@ -75,9 +75,14 @@ def compile_graph(function: Function) -> Function:
     One pass of Inductor's is switched off: it merges two reductions of one tensor over different axes into one kernel.
     With PyTorch 2.11, on a GPU of 132 multiprocessors (H100, H200), it stops at the backward pass of the PCM at 128
     pairs ("AssertionError: 1024 v.s. 512"), and it was reported to give wrong sums (pytorch#195845).
+
+    A value that comes from four places or more and is used twice is stored, not computed twice. By its own limit
+    Inductor takes the PCM's max pools of 2 x 2 places twice, each out of a map that is four times as large: 0.19 GB a
+    step at 128 pairs (counted, `python -m benchmarks.phantom`).
     """
     from torch._inductor import config
 
+    config.realize_reads_threshold = min(3, config.realize_reads_threshold)  # more places than this
     if hasattr(config.triton, "mix_order_reduction"):  # PyTorch 2.9 and earlier have no such pass
         config.triton.mix_order_reduction = False
     return torch.compile(function, fullgraph=True, dynamic=False)  # type: ignore[return-value]  # same arguments

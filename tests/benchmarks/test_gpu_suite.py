@@ -256,10 +256,25 @@ def test_real_tests_under_the_plugin(tmp_path):
 
 
 @pytest.mark.nightly  # ten minutes and more on two cores
-def test_both_calls_are_rehearsed(tmp_path):
-    """For real: every task of both calls at its tiny size."""
+def test_both_calls_are_rehearsed_and_killed_after_every_task(tmp_path):
+    """For real: every task of both calls at its tiny size. SIGTERM comes after each; the same command then goes on."""
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--rehearse", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    states = {row["row"]: row["value"]["state"] for row in read(tmp_path / "rows.jsonl") if row["task"] == "suite"}
+    had, starts = {}, 0
+    while starts <= len(TASKS) + 1:
+        starts += 1
+        with (tmp_path / "said").open("w") as said:
+            process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
+        ended = sum(key[0] == "suite" for key in had)
+        while process.poll() is None and sum(key[0] == "suite" for key in lines_of(tmp_path)) == ended:
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        now = lines_of(tmp_path)
+        assert had.items() <= now.items(), f"start {starts} lost or changed a row"
+        had = now
+        if process.returncode == 0:
+            break
+        assert process.returncode == 128 + signal.SIGTERM, (tmp_path / "said").read_text()[-5000:]
+    states = {key[1]: value["state"] for key, value in had.items() if key[0] == "suite"}
     assert states == {task.name: OK for task in TASKS}
+    assert process.returncode == 0 and starts > len(TASKS) // 2, starts

@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every method, precision, chip and size: takes an hour")
     parser.add_argument("--update", action="store_true", help="write the compiled steps' numbers into budgets.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
-    parser.add_argument("--case", default="", help="of the compiled steps, those whose name holds this text")
+    parser.add_argument("--case", default="", help="of the compiled steps, the one of this name, or all that hold it")
     options = parser.parse_args()
 
     from tests.phantom import selftest
@@ -69,8 +69,9 @@ def compiled_part(options: argparse.Namespace) -> list[str]:
     from tests.phantom import budgets, compiled, cubins
 
     cases = [*compiled.QUICK, *(compiled.FULL if options.all else ())]
+    cases = [c for c in cases if c.name == options.case] or [c for c in cases if options.case in c.name]
     before, version, numbers, found = budgets.load(), budgets.made_with(), {}, compiled.wide_faults()
-    for case in (each for each in cases if options.case in each.name):
+    for case in cases:
         begin = time.process_time()
         try:
             step = compiled.compile_step(case)

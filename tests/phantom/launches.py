@@ -26,6 +26,7 @@ FREE = frozenset(
     "_record_function_enter_new _record_function_exit _reinterpret_tensor chunk narrow wait_tensor device".split()
 )
 OVERWRITES = frozenset(("copy_", "fill_", "zero_"))  # what they change they do not read
+OF_A_POOL = frozenset(("two_views", "random_views"))  # they read as many rows of the first tensor as the second has
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,12 @@ def size_of(tensor: Tensor) -> int:
 
 
 def moved_bytes(function: Any, given: tuple, named: dict, out: Any) -> int:
-    """What a call reads and writes: every tensor once, and what it changes in place twice."""
+    """What a call reads and writes: every tensor once, what it changes in place twice, of a pool the batch's rows."""
     tensors = {id(t): t for t in tree_leaves((given, named, out)) if isinstance(t, Tensor)}
     total = sum(map(size_of, tensors.values()))
+    if function.overloadpacket.__name__ in OF_A_POOL:
+        pool, rows = given[:2]
+        return total - size_of(pool[0]) * max(0, len(pool) - len(rows))
     if function.overloadpacket.__name__ in OVERWRITES:
         return total
     for number, argument in enumerate(function._schema.arguments):

@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
+from essl_fast.kernels import native
 from tests import ROOT
 from tests.phantom import budgets
+from tests.phantom.launches import moved_bytes
 
 
 @pytest.mark.slow  # half a minute: PyTorch is imported in a process of its own, and five steps are traced
@@ -17,6 +19,15 @@ def test_every_fault_is_found():
     command = [sys.executable, "-m", "tests.phantom.faulty"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0 and done.stdout.count(": found: ") == 5, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stored", [16, 128, 100_000])
+def test_of_a_pool_a_step_reads_its_batchs_rows(stored):
+    frames = torch.empty(stored, 246, 246, 3, dtype=torch.uint8, device="meta")
+    rows = torch.empty(128, dtype=torch.int64, device="meta")
+    out = torch.empty(2, 128, 3, 224, 224, dtype=torch.bfloat16, device="meta")
+    read = min(stored, 128) * 246 * 246 * 3
+    assert moved_bytes(native._two_views._opoverload, (frames, rows), {}, out) == read + rows.nbytes + out.nbytes
 
 
 def test_budgets(tmp_path):

@@ -103,6 +103,16 @@ def test_the_pass_that_crashes_on_gpus_is_off():
     assert used == {"essl_fast/runtime/compiling.py"}
 
 
+@pytest.mark.parametrize("own, limit", [(4, 3), (1, 1)])
+def test_a_pool_of_four_places_is_stored_where_it_is_used_twice(own, limit):
+    """What that saves is held by tests/phantom/budgets.json. Somebody's own, lower limit stays."""
+    from torch._inductor import config as inductor
+
+    with inductor.patch({"realize_reads_threshold": own}):
+        compiling.compile_graph(lambda x: x)
+        assert inductor.realize_reads_threshold == limit
+
+
 def test_the_reason_is_that_of_the_first_error():
     try:
         try:
