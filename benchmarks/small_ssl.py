@@ -45,11 +45,16 @@ class Split:
 
 
 @torch.no_grad()
-def features(manifest: Manifest, split: str, model: models.Localizer, settings: config.Config) -> Split:
-    """The features of a split: of random views for training, of the whole frame for testing."""
+def features(
+    manifest: Manifest, split: str, model: models.Localizer, settings: config.Config, truth: Tensor | None = None
+) -> Split:
+    """The features of a split: of random views for training, of the whole frame for testing.
+
+    truth: boxes (P, K, 4) of all pairs; None takes the manifest's.
+    """
     train = split == "train"
     side = config.STORED_SIDE if train else config.SIZE
-    truth = torch.from_numpy(np.array(manifest.boxes))
+    truth = torch.from_numpy(np.array(manifest.boxes)) if truth is None else truth
     sound = audio_input.sound_of(settings, model, torch.float32)
     same = {"shuffle": False, "epochs": 1, "least": 0, "seed": 0, "sound": sound}
     maps, sounds, boxes = [], [], []
@@ -146,14 +151,22 @@ def trial(
     models.load_made(model, settings.model, weights)
     if begin:
         begin(model, train)
-    objective, began = objectives.build(settings.objective), time.monotonic()
+    before, began = judged(model, test), time.monotonic()
+    loss = learn(model, settings, train, torch.ones(len(train.sound), dtype=torch.bool), epochs)
+    seconds = time.monotonic() - began
+    return f"{before} -> {judged(model, test)}; last loss {loss:.3f}; {seconds:.0f} s"
+
+
+def learn(model: models.Localizer, settings: config.Config, train: Split, labelled: Tensor, epochs: int) -> float:
+    """Train the parts of a model that are not frozen on the features; labelled (N,) bool. The last loss."""
+    objective = objectives.build(settings.objective)
     optimizer = torch.optim.AdamW(model.train().parameter_groups(settings.optim))
     count = len(train.sound)
     steps = epochs * (count // BATCH)
     rising = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     schedule = torch.optim.lr_scheduler.ChainedScheduler([rising, falling])
-    before, loss = judged(model, test), torch.zeros(())
+    loss = torch.zeros(())
     for _ in range(epochs):
         for chosen in torch.randperm(count).split(BATCH)[: count // BATCH]:
             view = 2 * int(torch.randint(VIEWS, ()))
@@ -161,23 +174,26 @@ def trial(
             attention, embedding = model.attend_maps(train.maps[both, chosen].flatten(0, 1), train.sound[chosen])
             p, z = model.head.compare(attention.pooled, embedding)
             forward = models.Forward(p, z, attention.similarity, attention.attention)
-            labelled = torch.ones(len(chosen), dtype=torch.bool)
-            loss = objective(forward, train.boxes[both, chosen], labelled)["loss"]
+            loss = objective(forward, train.boxes[both, chosen], labelled[chosen])["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-    seconds = time.monotonic() - began
-    return f"{before} -> {judged(model, test)}; last loss {loss.item():.3f}; {seconds:.0f} s"
+    return loss.item()
 
 
-def judged(model: models.Localizer, test: Split) -> str:
-    """Success and AUC of the model as it is."""
+def maps_of(model: models.Localizer, test: Split) -> Tensor:
+    """The model's similarity maps (N, h, w) as it is."""
     model.eval()
     with torch.no_grad():
         similarity = model.attend_maps(test.maps[0], test.sound)[0].similarity[0]
     model.train()
-    return score(similarity, test.boxes[0])
+    return similarity
+
+
+def judged(model: models.Localizer, test: Split) -> str:
+    """Success and AUC of the model as it is."""
+    return score(maps_of(model, test), test.boxes[0])
 
 
 def main(arguments: list[str] | None = None) -> None:

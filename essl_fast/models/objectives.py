@@ -119,9 +119,16 @@ def class_maps(forward, boxes: Tensor, labelled: Tensor, consensus: int) -> Tens
     maps = forward.attention.flatten(0, 2)
     boxes, labelled = _per_view(forward, boxes, labelled)
     boxes = _by_class(boxes, forward.attention.shape[2])
-    counted = _covers(boxes).any(dim=2) & labelled[:, None]
-    mean = kernels.pixel_bce(maps, boxes.flatten(0, 1), counted.flatten(), consensus)
-    return mean * counted.sum() / labelled.sum().clamp(min=1)
+    counted, boxes = (_covers(boxes).any(dim=2) & labelled[:, None]).flatten(), boxes.flatten(0, 1)
+    count, chosen = counted.sum(), counted
+    if maps.device.type == "cpu" and not torch.compiler.is_compiling() and counted.any():
+        maps, boxes, chosen = (
+            maps[counted],
+            boxes[counted],
+            counted[counted],
+        )  # a CPU computes all maps that it is given
+    mean = kernels.pixel_bce(maps, boxes, chosen, consensus)
+    return mean * count / labelled.sum().clamp(min=1)
 
 
 def sounding_classes(forward, boxes: Tensor, labelled: Tensor) -> Tensor:
