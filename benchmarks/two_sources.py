@@ -64,7 +64,7 @@ def by_class(boxes: Tensor) -> Tensor:
 def packed(boxes: Tensor) -> Tensor:
     """Boxes (..., K, 4) without those that are empty in every frame: (..., M, 4), M the most that a frame has."""
     covers = (boxes[..., 2:] > boxes[..., :2]).all(-1)
-    order = covers.byte().argsort(-1, descending=True, stable=True)[..., : int(covers.sum(-1).max())]
+    order = covers.byte().sort(dim=-1, descending=True, stable=True).indices[..., : int(covers.sum(-1).max())]
     return boxes.gather(-2, order[..., None].expand(*order.shape, 4))
 
 
@@ -83,16 +83,18 @@ def main(arguments: list[str] | None = None) -> None:
     train, test = (features(manifest, split, model, settings, truth) for split in ("train", "test"))
     plain = replace(train, boxes=packed(train.boxes))
     print(f"{len(train.sound)} training pairs, {len(test.sound)} test pairs")
-    print(f"| {' | '.join(['', *FIGURES.values()])} |\n| --- |{' ---: |' * len(FIGURES)}", flush=True)
-    for label, words in METHODS.items():
-        found = []
-        for seed in asked.seeds:
+    found: dict[str, list[dict[str, float]]] = {label: [] for label in METHODS}
+    for seed in asked.seeds:
+        for label, words in METHODS.items():
             model, settings = built(words, seed, weights)
             own = train if settings.model.classes else plain
             learn(model, settings, own, torch.ones(len(train.sound), dtype=torch.bool), EPOCHS)
-            found.append(tested(model, test))
-        cells = [mean_and_spread([each[key] for each in found]) for key in FIGURES]
-        print(f"| {' | '.join([label, *cells])} |", flush=True)
+            found[label].append(tested(model, test))
+            print(f"seed {seed}, {label}: {found[label][-1]}", flush=True)
+    print(f"| {' | '.join(['', *FIGURES.values()])} |\n| --- |{' ---: |' * len(FIGURES)}")
+    for label, each in found.items():
+        cells = [mean_and_spread([one[key] for one in each]) for key in FIGURES]
+        print(f"| {' | '.join([label, *cells])} |")
 
 
 if __name__ == "__main__":
