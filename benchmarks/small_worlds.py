@@ -28,8 +28,7 @@ from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import metrics
 from essl_fast.kernels import box_weights
 from essl_fast.pretrain import small_weights
-from essl_fast.reproduce.results import mean_and_spread
-from essl_fast.reproduce.worlds import METHODS, WORLDS, Method
+from essl_fast.reproduce import results, worlds
 from essl_fast.train import demo_data
 
 PRIORS = {
@@ -62,11 +61,13 @@ def priors(test: Split, largest: Tensor, weights: Path) -> Cells:
     guesses = {"centre": centre, "largest": largest[:, None].contiguous()}
     found = {name: scored(box_weights(boxes, config.SIZE), test.boxes[0]) for name, boxes in guesses.items()}
     found["object"] = scored(test.maps[0].abs().mean(1), test.boxes[0])
-    found["untrained"] = scored(maps_of(built(METHODS[0].settings, 0, weights)[0], test), test.boxes[0])
+    found["untrained"] = scored(maps_of(built(worlds.METHODS[0].settings, 0, weights)[0], test), test.boxes[0])
     return found
 
 
-def cell(method: Method, seed: int, train: Split, test: Split, manifest: Manifest, weights: Path) -> dict[str, float]:
+def cell(
+    method: worlds.Method, seed: int, train: Split, test: Split, manifest: Manifest, weights: Path
+) -> dict[str, float]:
     """Train a method on a world's features, and test it."""
     began = time.monotonic()
     model, settings = built(method.settings, seed, weights)
@@ -75,14 +76,14 @@ def cell(method: Method, seed: int, train: Split, test: Split, manifest: Manifes
     return scored(maps_of(model, test), test.boxes[0]) | {"seconds": time.monotonic() - began}
 
 
-def table(cells: Cells, worlds: list[str], seeds: list[int], key: str) -> str:
+def table(cells: Cells, columns: list[str], seeds: list[int], key: str) -> str:
     """The lines of a table in Markdown."""
-    lines = [f"| | {' | '.join(WORLDS[world] for world in worlds)} |", "| --- |" + " ---: |" * len(worlds)]
-    for name, label in [*((each.name, each.label) for each in METHODS), *PRIORS.items()]:
+    lines = [f"| | {' | '.join(worlds.WORLDS[world] for world in columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for name, label in [*((each.name, each.label) for each in worlds.METHODS), *PRIORS.items()]:
         found = []
-        for world in worlds:
+        for world in columns:
             places = [f"{world} {name} {seed}" for seed in seeds] if name not in PRIORS else [f"{world} {name}"]
-            found.append(mean_and_spread([cells[place][key] for place in places if place in cells]))
+            found.append(results.mean_and_spread([cells[place][key] for place in places if place in cells]))
         lines.append(f"| {label} | {' | '.join(found)} |")
     return "\n".join(lines)
 
@@ -102,7 +103,7 @@ def world_of(name: str, weights: Path) -> tuple[Manifest, Split, Split, Tensor]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=tuple(WORLDS))
+    parser.add_argument("--worlds", nargs="+", default=list(worlds.WORLDS), choices=tuple(worlds.WORLDS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("small_worlds"))
     asked = parser.parse_args(arguments)
@@ -112,7 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
     weights = small_weights("auto", print)
     assert weights is not None  # "auto" makes them
     made: dict[str, tuple[Manifest, Split, Split, Tensor]] = {}
-    every = [(world, method, seed) for world in asked.worlds for seed in asked.seeds for method in METHODS]
+    every = [(world, method, seed) for world in asked.worlds for seed in asked.seeds for method in worlds.METHODS]
     for world, method, seed in sorted(every, key=lambda each: "--model.pcm" in each[1].settings):  # the slow ones last
         if f"{world} {method.name} {seed}" in cells:
             continue

@@ -22,9 +22,9 @@ from benchmarks.small_worlds import built
 from essl_fast import config, models
 from essl_fast.data.datasets import boxes_by_class
 from essl_fast.data.shards import Manifest
-from essl_fast.evaluate.class_aware import class_aware, of_each_class
+from essl_fast.evaluate import class_aware
 from essl_fast.pretrain import small_weights
-from essl_fast.reproduce.results import mean_and_spread
+from essl_fast.reproduce import results
 from essl_fast.train import demo_data
 
 CLASSES = 8
@@ -53,7 +53,8 @@ def tested(model: models.Localizer, test: Split) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
         attention = model.attend_maps(test.maps[0], test.sound)[0]
-    return class_aware(of_each_class(attention, by_class(test.boxes[0]), 1).numpy())
+    each = class_aware.of_each_class(attention, by_class(test.boxes[0]), 1)
+    return class_aware.class_aware(each.numpy())
 
 
 def by_class(boxes: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"seed {seed}, {label}: {found[label][-1]}", flush=True)
     print(f"| {' | '.join(['', *FIGURES.values()])} |\n| --- |{' ---: |' * len(FIGURES)}")
     for label, each in found.items():
-        cells = [mean_and_spread([one[key] for one in each]) for key in FIGURES]
+        cells = [results.mean_and_spread([one[key] for one in each]) for key in FIGURES]
         print(f"| {' | '.join([label, *cells])} |")
 
 

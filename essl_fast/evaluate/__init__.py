@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from essl_fast.common.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from essl_fast.evaluate import class_aware as class_aware
     from essl_fast.evaluate import metrics as metrics
     from essl_fast.evaluate.command import evaluate_checkpoint as evaluate_checkpoint
     from essl_fast.evaluate.command import evaluate_published as evaluate_published
@@ -29,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "boxes_prior": "priors",
         "centre_prior": "priors",
         "centre_view": "evaluation",
+        "class_aware": "",
         "consensus_of": "consensus",
         "evaluate": "evaluation",
         "evaluate_checkpoint": "command",
