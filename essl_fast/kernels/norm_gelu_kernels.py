@@ -99,7 +99,7 @@ def blend_kernel(
         y += origin
         u += origin
     # Squares of distances from the first row's value lose nothing, however far from zero the values are.
-    shift = _blended(x, y, r, column[None, :], (there & (begin < rows))[None, :], BLEND, x.dtype.element_ty)
+    shift = _blended(x, y, r, column[None, :], tl.where(begin < rows, there, False)[None, :], BLEND, x.dtype.element_ty)
     total = tl.zeros((ROWS, WIDTH), tl.float32)
     squares = tl.zeros((ROWS, WIDTH), tl.float32)
     for start in range(0, SPAN, ROWS):
