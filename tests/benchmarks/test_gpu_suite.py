@@ -255,7 +255,7 @@ def test_real_tests_under_the_plugin(tmp_path):
     assert rows["test_away"]["outcome"] == "skipped" and "not here" in rows["test_away"]["note"]
 
 
-@pytest.mark.nightly  # ten minutes and more on two cores
+@pytest.mark.nightly  # three minutes on two cores; more on a busy machine
 def test_both_calls_are_rehearsed_and_killed_after_every_task(tmp_path):
     """For real: every task of both calls at its tiny size. SIGTERM comes after each; the same command then goes on."""
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--rehearse", "--out", str(tmp_path)]
@@ -274,7 +274,7 @@ def test_both_calls_are_rehearsed_and_killed_after_every_task(tmp_path):
         had = now
         if process.returncode == 0:
             break
-        assert process.returncode == 128 + signal.SIGTERM, (tmp_path / "said").read_text()[-5000:]
+        assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGTERM), (tmp_path / "said").read_text()[-5000:]
     states = {key[1]: value["state"] for key, value in had.items() if key[0] == "suite"}
     assert states == {task.name: OK for task in TASKS}
     assert process.returncode == 0 and starts > len(TASKS) // 2, starts
