@@ -12,13 +12,15 @@ from essl_fast.common.errors import InputError
 from essl_fast.localize import SoundFinder
 
 TITLE = "Where does the sound come from?"
+# Without the width, margins of `auto` let the page be as wide as the table's words, wider than a phone.
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto; }
-.said p { margin: 0 0 6px; overflow-wrap: anywhere; }
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto; }
+.said p, .about { overflow-wrap: anywhere; }
+.said p { margin: 0 0 6px; }
 .said .wrong { color: #b3261e; font-weight: 600; }
 .moments { overflow: auto; max-height: 360px; }
-.moments table { width: 100%; font-size: .86rem; border-collapse: collapse; }
-.moments th, .moments td { text-align: left; padding: 3px 10px 3px 0; vertical-align: top; }
+.prose .moments table { width: 100%; font-size: .86rem; border-collapse: collapse; }
+.prose .moments :is(th, td) { text-align: left; padding: 3px 6px; vertical-align: top; }
 footer { display: none !important; }
 """
 
@@ -39,7 +41,19 @@ def gradio() -> Any:
 def said(found: Answer) -> str:
     """The lines of an answer as HTML."""
     kind = ' class="wrong"' if found.failed else ""
-    return "".join(f"<p{kind}>{escape(line[:1].upper() + line[1:])}</p>" for line in found.said)
+    return "".join(f"<p{kind}>{escape(sentence(line))}</p>" for line in found.said)
+
+
+def sentence(line: str) -> str:
+    """A line of ours with a capital at its begin and a full stop at its end."""
+    return line[:1].upper() + line[1:] + ("" if not line or line.endswith(".") else ".")
+
+
+def about(finder: SoundFinder, limits: Limits) -> str:
+    """What stands above the page, as Markdown: the model, and what may be uploaded."""
+    warning = escape(sentence(finder.trust.warning(Path("-"))))
+    taken = f"Upload a video with sound, of up to {limits.megabytes} MB and {limits.seconds:g} s."
+    return f"# {TITLE}\n\nModel: `{finder.path}`\n\n{warning} {taken}"
 
 
 def table(found: Answer) -> str:
@@ -71,13 +85,10 @@ def page(finder: SoundFinder, folder: Path, limits: Limits) -> Any:
         return [said(found), *files, table(found)]
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown(f"# {TITLE}\n\nModel: `{finder.path}`. {escape(finder.trust.warning(Path('-')))}")
+        gr.Markdown(about(finder, limits), elem_classes="about")
         with gr.Row():
             with gr.Column(min_width=300):
-                video = gr.Video(
-                    label=f"A video with sound, up to {limits.megabytes} MB and {limits.seconds:g} s",
-                    sources=["upload"],
-                )
+                video = gr.Video(label="Your video", sources=["upload"])  # longer words hide under its buttons
                 with gr.Accordion("Options", open=False):
                     rate = gr.Slider(0.5, 25, 5, step=0.5, label="moments a second")
                     threshold = gr.Slider(0.05, 0.95, 0.5, step=0.05, label="threshold of the heat")

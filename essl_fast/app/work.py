@@ -12,7 +12,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data import media
 from essl_fast.localize import SoundFinder, localize
 
-HEADS = ("time, s", "score", "regions", "hottest: x1, y1, x2, y2", "why dark")
+HEADS = ("time, s", "score", "regions", "the hottest (x1, y1, x2, y2), or why there is none")
 STEP = 0.001  # of the page's smallest score
 
 
@@ -76,18 +76,19 @@ def answer(
             min_score = None  # the model's own, which is then told
         found = localize(path, finder, out, rate=rate, threshold=threshold, min_score=min_score)
     except InputError as error:
-        return Answer([one_line(error)], failed=True)
+        line = str(error).replace(str(video), Path(video).name) if video else str(error)  # not where uploads are kept
+        return Answer([one_line(line)], failed=True)
     except Exception as error:  # the page stays, whatever a file does to a decoder
         return Answer([one_line(f"{type(error).__name__}: {error}")], failed=True)
     shown = sum(moment.shown for moment in found.moments)
     rows = []
     for moment in found.moments:
-        box = ", ".join(map(str, moment.regions[0].box)) if moment.regions else ""
+        where = ", ".join(map(str, moment.regions[0].box)) if moment.regions else moment.why
         score = "" if moment.score is None else f"{moment.score:.3f}"
-        rows.append([f"{moment.time:.2f}", score, str(len(moment.regions)), box, moment.why])
-    said = [f"{shown} of {len(found.moments)} moments are shown.", *found.notes, *found.faults]
+        rows.append([f"{moment.time:.2f}", score, str(len(moment.regions)), where])
+    lines = [f"{shown} of {len(found.moments)} moments are shown.", *found.notes, *found.faults]
     overlay, sheet, listed = (out / f"{path.stem}.{kind}" for kind in ("overlay.mp4", "sheet.png", "moments.json"))
-    return Answer(said, False, overlay, sheet, listed, rows)
+    return Answer(lines, False, overlay, sheet, listed, rows)
 
 
 def _accepted(video: str | Path | None, limits: Limits) -> Path:

@@ -9,7 +9,8 @@ import pytest
 
 from essl_fast.app import Answer, Limits, answer, work
 from essl_fast.app import __main__ as door
-from essl_fast.app.page import said, table
+from essl_fast.app.page import about, said, table
+from essl_fast.app.work import HEADS
 from essl_fast.common.commands import command
 from essl_fast.localize import SoundFinder
 from tests.export.conftest import make_run
@@ -35,7 +36,9 @@ def test_a_video(finder, tmp_path):
     told = json.loads(found.moments.read_text())["moments"]
     assert [row[0] for row in found.rows] == ["0.00", "0.50", "1.00", "1.50"]
     assert [row[1] for row in found.rows] == [f"{moment['score']:.3f}" for moment in told]
+    assert all(len(row) == len(HEADS) and row[3].count(",") == 3 for row in found.rows)  # a box
     again = answer(finder, path, folder, Limits(), rate=1, min_score=0.5101)  # the model's own is 0.51
+    assert all("is below 0.510" in row[3] for row in again.rows)  # why there is none
     assert any("stay dark" in line for line in again.said)
     assert len(list(folder.iterdir())) == 1  # the results of earlier videos are gone
 
@@ -47,7 +50,7 @@ def test_a_video(finder, tmp_path):
         ("long", "v.mp4 lasts 2 s, and this page takes 1 (--max-seconds)"),
         ("large", "v.mp4 has 2 MB, and this page takes 1 (--max-mb)"),
         ("no video", "video file unreadable: v.mp4"),
-        ("no sound", "has no audio track"),
+        ("no sound", "v.mp4 has no audio track"),
     ],
 )
 def test_errors_are_one_line(finder, tmp_path, kind, words):
@@ -66,7 +69,7 @@ def test_errors_are_one_line(finder, tmp_path, kind, words):
         Limits(megabytes=1, seconds=1 + 9 * (kind != "long")),
     )
     assert found.failed and found.overlay is None and len(found.said) == 1
-    assert words in found.said[0] and "\n" not in found.said[0]
+    assert words in found.said[0] and "\n" not in found.said[0] and str(tmp_path) not in found.said[0]
 
 
 def test_whatever_happens_the_page_stays(finder, tmp_path, monkeypatch):
@@ -77,8 +80,14 @@ def test_whatever_happens_the_page_stays(finder, tmp_path, monkeypatch):
 
 
 def test_lines_are_escaped():
-    found = Answer(["<script>alert('x')</script>"], failed=True, rows=[["<script>"] * 5])
+    found = Answer(["<script>alert('x')</script>"], failed=True, rows=[["<script>"] * len(HEADS)])
     assert "<script" not in said(found) + table(found) and 'class="wrong"' in said(found)
+
+
+def test_what_stands_above(finder):
+    text = about(finder, Limits(megabytes=3, seconds=4))
+    assert str(finder.path) in text and "\n\nThis model was trained on the demo" in text
+    assert "means nothing. Upload a video with sound, of up to 3 MB and 4 s." in text
 
 
 def test_without_gradio(monkeypatch, capsys, tmp_path):
