@@ -18,7 +18,7 @@ from essl_fast.common.errors import InputError, in_shell
 from essl_fast.common.outputs import output_folder
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import warn_of_consensus
-from essl_fast.profiling import ProfiledRun, StepProfile, largest_gaps
+from essl_fast.profiling import StepProfile
 from essl_fast.runtime import distributed, provenance
 from essl_fast.runtime.compiling import keep_cache, wants_compile
 from essl_fast.runtime.devices import pick_device
@@ -328,6 +328,8 @@ def report_profile(trainer: Trainer, directory: RunDirectory, console: Console) 
     if profile.table is None:
         console.print(f"no profile: the run had no more than {profile.skip} steps", highlight=False)
         return
+    from essl_fast.profiling import ProfiledRun, largest_gaps  # with PyTorch's parts for tracing
+
     console.print(profile.table)
     profiled = ProfiledRun(
         settings=trainer.settings,
