@@ -45,8 +45,9 @@ def said(found: Answer) -> str:
 
 
 def sentence(line: str) -> str:
-    """A line of ours with a capital at its begin and a full stop at its end."""
-    return line[:1].upper() + line[1:] + ("" if not line or line.endswith(".") else ".")
+    """A line of ours with a full stop at its end and, unless it begins with the name of a file, a capital."""
+    begun = line[:1].upper() + line[1:] if line.partition(" ")[0].isalpha() else line
+    return begun + ("" if not line or line.endswith(".") else ".")
 
 
 def about(finder: SoundFinder, limits: Limits) -> str:

@@ -84,6 +84,12 @@ def test_lines_are_escaped():
     assert "<script" not in said(found) + table(found) and 'class="wrong"' in said(found)
 
 
+def test_lines_are_sentences():
+    found = Answer(["this is one", "v.mp4 has no audio track", "it ends."], failed=True)
+    assert "<p class=\"wrong\">This is one.</p>" in said(found) and ">v.mp4 has no audio track.</p>" in said(found)
+    assert ">It ends.</p>" in said(found)
+
+
 def test_what_stands_above(finder):
     text = about(finder, Limits(megabytes=3, seconds=4))
     assert str(finder.path) in text and "\n\nThis model was trained on the demo" in text
