@@ -86,7 +86,7 @@ def test_lines_are_escaped():
 
 def test_lines_are_sentences():
     found = Answer(["this is one", "v.mp4 has no audio track", "it ends."], failed=True)
-    assert "<p class=\"wrong\">This is one.</p>" in said(found) and ">v.mp4 has no audio track.</p>" in said(found)
+    assert '<p class="wrong">This is one.</p>' in said(found) and ">v.mp4 has no audio track.</p>" in said(found)
     assert ">It ends.</p>" in said(found)
 
 
