@@ -38,6 +38,7 @@ OFTEN = (  # what people change
 UNITS = {
     "model.pcm_cycles": "cycles",
     "model.out_dim": "channels",
+    "model.classes": "classes",
     "model.head_dim": "channels",
     "objective.supervised_weight": "factor",
     "objective.supervised_scale": "factor",

@@ -122,11 +122,8 @@ def class_maps(forward, boxes: Tensor, labelled: Tensor, consensus: int) -> Tens
     counted, boxes = (_covers(boxes).any(dim=2) & labelled[:, None]).flatten(), boxes.flatten(0, 1)
     count, chosen = counted.sum(), counted
     if maps.device.type == "cpu" and not torch.compiler.is_compiling() and counted.any():
-        maps, boxes, chosen = (
-            maps[counted],
-            boxes[counted],
-            counted[counted],
-        )  # a CPU computes all maps that it is given
+        # A CPU computes all maps that it is given.
+        maps, boxes, chosen = maps[counted], boxes[counted], counted[counted]
     mean = kernels.pixel_bce(maps, boxes, chosen, consensus)
     return mean * count / labelled.sum().clamp(min=1)
 

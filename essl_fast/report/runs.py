@@ -309,6 +309,8 @@ def _pairs(path: Path, notes: list[str]) -> list[dict]:
         for number, line in enumerate(lines, 1):
             if not isinstance(line.get("ciou", ""), (float, int, NoneType)):
                 raise InputError(f"{path} cannot be read: line {number} has no ciou that is a number or null")
+        if not lines:
+            raise InputError(f"{path} cannot be read: it holds no pair")
         return lines
     except FileNotFoundError:
         notes.append(f"{path} is not there: an earlier version made the run, and did not keep each pair's cIoU")

@@ -259,7 +259,10 @@ def open_data(settings: config.Config, world: World, say: Callable[[str], None],
         root = Path(settings.data.root).resolve()
         settings.data.root = str(root)  # a checkpoint may be used from any folder
         if not root.is_dir():
-            raise InputError(f"data.root: there is no folder {root}; say where the data is with --data.root DIR")
+            raise InputError(
+                f"data.root: there is no folder {root}; say where the data is with --data.root DIR, or make it with "
+                "python -m essl_fast.prepare"
+            )
     manifest = Manifest.load(root)
     if not manifest.pairs(settings.select_on):
         raise InputError(

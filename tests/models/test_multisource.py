@@ -26,7 +26,9 @@ def forward_and_boxes(seed=0):
     return forward, boxes, torch.tensor([True, True, False])
 
 
-def test_losses_by_their_definition():
+@pytest.mark.parametrize("all_maps", [False, True], ids=["cpu", "as on a GPU"])
+def test_losses_by_their_definition(monkeypatch, all_maps):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: all_maps)  # a compiler and a GPU leave none out
     forward, boxes, labelled = forward_and_boxes()
     maps, heard = 0.0, 0.0
     for view in range(VIEWS):

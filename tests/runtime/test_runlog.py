@@ -1,6 +1,7 @@
 """The log survives crashes, and JSON files are whole or not there."""
 
 import json
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -36,6 +37,6 @@ def test_json_is_whole_or_not_there(tmp_path):
 
 def test_environment_names_versions_and_source():
     found = provenance.environment(torch.device("cpu"))
-    assert found["packages"]["torch"].startswith("2.11.") and found["machine"]["cores"] >= 1
+    assert found["packages"]["torch"] == version("torch") and found["machine"]["cores"] >= 1
     assert len(found["source"]["sha256"]) == 64
     json.dumps(found, allow_nan=False)

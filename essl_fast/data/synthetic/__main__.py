@@ -11,13 +11,19 @@ if __name__ == "__main__":
     begin()
 
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from essl_fast.common import streams
 from essl_fast.common.commands import Options, command, slow_imports
+from essl_fast.common.errors import InputError
 from essl_fast.common.outputs import output_folder
 from essl_fast.common.values import a_path, number_between, whole_number
 from essl_fast.data.synthetic.settings import CODECS, OBJECTS, WorldSettings
+
+if TYPE_CHECKING:
+    from essl_fast.data.synthetic.world import World
 
 PROG = "python -m essl_fast.data.synthetic"
 
@@ -73,14 +79,26 @@ def main(argv: list[str] | None = None) -> int:
     add("--workers", type=whole_number(1, 1024), metavar="N", help="processes (default: one per CPU)")
     add("--overwrite", action="store_true", help="replace a world of other settings")
     options = vars(parser.parse_args(argv))
-    with slow_imports():
-        from essl_fast.data.synthetic.world import make_world
-
-    world = make_world(_folder(options.pop("out")), say=print, **options)
+    world = _made(options.pop("out"), options)
     made = "was already there" if world.reused else f"made in {world.seconds:.1f} s"
     videos = f"{len(world.train)} training and {len(world.test)} test videos ({world.settings.codec})"
     print(f"{world.path}: {videos}, {made}")
     return 0
+
+
+def _made(out: Path, options: dict[str, Any]) -> "World":
+    """The world. An error in what was asked for leaves no new folder."""
+    with slow_imports():
+        from essl_fast.data.synthetic.world import make_world
+
+    was_there = out.exists()
+    try:
+        return make_world(_folder(out), say=print, **options)
+    except InputError:
+        if not was_there:
+            with suppress(OSError):  # a half-made world stays, to be continued
+                out.rmdir()
+        raise
 
 
 def _folder(out: Path) -> Path:
