@@ -46,9 +46,11 @@ def class_aware(by_class: np.ndarray) -> dict:
 
     Returns:
         pairs; of their CIoU mean, success_at_half, success_at_earlier (0.3) and auc; all_found, the share of pairs in
-        which every class that sounds has a cIoU >= 0.5.
+        which every class that sounds has a cIoU >= 0.5. Nothing if no class sounds in any pair.
     """
     each = by_class[~np.isnan(by_class).all(axis=1)]
+    if not len(each):
+        return {}
     mean = np.nanmean(each, axis=1)
     summary = metrics.summarize(mean)
     return {

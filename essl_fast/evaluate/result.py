@@ -87,8 +87,8 @@ class Evaluation(NamedTuple):
             found["masks"] = masks.against_masks(self.similarity, manifest.mask[self.rows])
         if manifest.scene is not None and _share_frames(manifest.scene[rows]):
             found["interactive"] = _interactive(ciou, adaptive, manifest.scene[rows])
-        if self.by_class is not None:
-            found["class_aware"] = class_aware.class_aware(self.by_class[own])
+        if self.by_class is not None and (scores := class_aware.class_aware(self.by_class[own])):
+            found["class_aware"] = scores
         if self.objects is not None:
             found["guidance"] = guidance.guided(similarity, self.objects[own], boxes.numpy(), consensus)
         return found

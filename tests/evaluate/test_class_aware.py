@@ -80,6 +80,13 @@ def test_a_column_that_does_not_fit_is_refused(duet, tmp_path, wrong):
         Manifest.load(tmp_path / "copy")
 
 
+def test_pairs_in_which_no_class_sounds_have_no_score():
+    assert class_aware.class_aware(np.full((3, 4), np.nan)) == {}
+    some = np.array([[np.nan, np.nan], [0.25, 0.75]])
+    found = class_aware.class_aware(some)
+    assert found["pairs"] == 1 and found["mean"] == 0.5
+
+
 @pytest.mark.slow
 def test_a_run_is_scored_class_by_class(duet, tmp_path):
     count = str(len(Manifest.load(duet).classes))
