@@ -33,6 +33,7 @@ def in_examples(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
+@pytest.mark.slow
 def test_own_model(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert called("own_model.py", FOLDER=tiny[1], more=SMALL.split()) == 0

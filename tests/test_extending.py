@@ -54,11 +54,13 @@ def test_evaluate_resume_and_localize_take_it_up_again(trained, tiny):
     assert len((trained / "runs" / "mine" / "losses.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
 def test_export_knows_it_and_says_why_it_cannot_be_exported(trained):
     told = run(trained, "essl_fast.export", "runs/mine", "--to", "sspl", "--out", "files", code=2)
     assert "Patches has no place in the published SSPL code" in told
 
 
+@pytest.mark.slow
 def test_without_the_module_one_line_says_what_is_missing(trained, tmp_path):
     told = run(tmp_path, "essl_fast.evaluate", trained / "runs" / "mine", "--device", "cpu", code=2)
     assert told.count("\n") == 1 and "my_parts cannot be imported" in told

@@ -111,6 +111,7 @@ def test_pip_install_from_the_address_of_a_repository(source: Path, tmp_path: Pa
     assert len(modules(files)) == 1 and {LEFT_OUT, "essl_fast/py.typed", "essl_fast/configs/demo.yaml"} <= files
 
 
+@pytest.mark.slow
 def test_a_second_build_takes_over_nothing_that_is_gone(source: Path, tmp_path: Path) -> None:
     folder = copied(source, tmp_path)
     (folder / "essl_fast" / "common" / "gone.py").write_text("")
@@ -125,6 +126,7 @@ def names(wheel: Path) -> set[str]:
         return set(file.namelist())
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_package_says_what_is_missing(source: Path, tmp_path: Path) -> None:
     folder = copied(source, tmp_path)
     build("wheel", folder, tmp_path)
@@ -154,6 +156,7 @@ def test_sdist_to_wheel(source: Path, tmp_path: Path) -> None:
     assert not any(name.startswith(("tests", "build", "csrc")) for name in names(wheel))
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_every_file_of_the_repository(tmp_path: Path) -> None:
     """So its tests can run, and whoever packages it misses nothing."""
     folder = tmp_path / "copy"
@@ -165,6 +168,7 @@ def test_the_sdist_holds_every_file_of_the_repository(tmp_path: Path) -> None:
     assert set(sources()) - held == set()
 
 
+@pytest.mark.slow
 def test_editable(source: Path, tmp_path: Path) -> None:
     """`pip install -e .`: the sources are used where they lie, and the compiled module lies beside them."""
     folder = copied(source, tmp_path)
@@ -177,6 +181,7 @@ def test_editable(source: Path, tmp_path: Path) -> None:
     assert said.strip() == str(folder / "essl_fast")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_over", [False, True], ids=["read-only", "build folder of another user"])
 def test_a_source_folder_that_the_user_may_not_write_into(source: Path, tmp_path: Path, left_over: bool) -> None:
     """As a user who is not root: root itself may write everywhere, so it gives up that right."""

@@ -51,6 +51,7 @@ def gone(pid):
         return True
 
 
+@pytest.mark.slow
 def test_one_that_fails_or_hangs_does_not_stop_the_others(tmp_path, capsys):
     begin = time.perf_counter()
     tasks = [

@@ -11,6 +11,7 @@ from benchmarks import kernels
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("triton_on_cpu")
 def test_each_subject_is_right_and_a_wrong_kernel_is_found():
     for subject in kernels.subjects(CPU):

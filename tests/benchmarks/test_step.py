@@ -45,6 +45,7 @@ def test_methods_and_their_settings(tiny_world):
         subjects.settings_of("other", "full", tiny_world, 4)
 
 
+@pytest.mark.slow
 def test_pytorch_counts_about_what_the_design_counts(tiny_world):
     """The design leaves out VGGish (5 GFLOP a pair) and the head."""
     for method in ("sspl", "semipl"):

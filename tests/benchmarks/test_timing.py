@@ -93,6 +93,7 @@ def test_run_python_reports_how_it_ended(tmp_path):
     assert time.perf_counter() - begin < 15
 
 
+@pytest.mark.slow
 def test_cpu_seconds_are_of_work_not_of_waiting(tmp_path):
     """In a process group of its own, of two that work."""
     code = """
@@ -111,6 +112,7 @@ print(waited, group_cpu_seconds() - before)
     assert ended.code == 0 and waited < 0.1 and 0.9 < worked < 1.5
 
 
+@pytest.mark.slow
 def test_neighbours_are_noticed(tmp_path):
     """One other process that works all the time takes a core; what this group does is not a neighbour's."""
     code = """

@@ -144,6 +144,7 @@ def through_dangling_link(path: Path, write) -> bytes:
 WAYS = [through_fifo, through_socket, through_device, through_link, through_dangling_link]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.removeprefix("through_"))
 @pytest.mark.parametrize("what", WRITES)
 def test_what_is_no_regular_file_gets_the_bytes_and_stays(things, tmp_path, what, way):

@@ -82,6 +82,7 @@ def examined(check, case, **more):
     return guarded("it", check, case)
 
 
+@pytest.mark.slow
 def test_this_machine_can_train_the_demo(tiny, capsys):
     assert doctor_door.main(["--device", "cpu", "--data", str(tiny[1])]) == 0
     said = capsys.readouterr().out

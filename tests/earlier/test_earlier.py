@@ -138,6 +138,7 @@ def test_prepare_makes_the_same_folder_again(place, name):
             assert (place / "again" / column).read_bytes() == (place / name / column).read_bytes(), column
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", MORE)
 def test_a_run_goes_on_to_the_same_end(place, run, exact):
     out = run_to(place, run, *MORE[run])
@@ -151,6 +152,7 @@ def test_a_run_goes_on_to_the_same_end(place, run, exact):
         assert small.weights(checkpoints.load(out / "best.pt")) == expected["best"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_checkpoint_before(place, exact, capsys):
     """last.pt is gone: from last-1.pt, an epoch older, the run comes to what last.pt held."""
     (place / "finished" / "last.pt").unlink()

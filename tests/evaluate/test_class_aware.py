@@ -53,6 +53,7 @@ def duet(tmp_path_factory):
     return place / "prepared"
 
 
+@pytest.mark.slow
 def test_boxes_have_classes_and_stand_class_by_class(duet):
     manifest = Manifest.load(duet)
     assert manifest.header["further"] == ["box_class"] and manifest.boxes.shape[1] == 2

@@ -86,6 +86,7 @@ def sleep(place, name, data):
 BAD = [(escape, "outside"), (crash, "signal 11"), (hog, "MemoryError"), (sleep, "hang")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("does, what", BAD)
 def test_the_fuzzer_sees(tmp_path, monkeypatch, does, what):
     """A child with a target that does it."""
@@ -136,6 +137,7 @@ def test_lists_of_boxes_are_read_however_they_are_written(tmp_path_factory, valu
     assert table(tmp_path_factory.getbasetemp() / "boxes.csv", text) == value
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(value=odd, style=st.sampled_from([json.dumps, repr]))
 def test_a_cell_of_something_else_is_refused_or_a_list_of_boxes(tmp_path_factory, value, style):

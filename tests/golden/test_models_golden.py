@@ -59,6 +59,7 @@ def pcm_inputs(cfg):
     return view1, view2, audio, r
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["pcm_c0", "pcm_c2", "pcm_c4"])
 def test_pcm(case):
     data = golden(case)

@@ -143,6 +143,7 @@ def test_a_case_that_does_not_exist_is_an_error():
     assert re.search(r"no case has 'no such kernel' in its name: .*cosine\._cosine_kernel d2048 bf16", done.stderr)
 
 
+@pytest.mark.slow
 def test_another_triton_is_taken_from_its_folder(tmp_path):
     """A folder without one is an error; the folder comes before the installed one, also in the worker processes."""
     done = run("--arch", "90", "--triton", str(tmp_path))

@@ -124,11 +124,13 @@ def test_one_channel(device, layout):
         torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, layout", [(BF16, LAST), (F32, FIRST)], ids=["bf16-last", "fp32-first"])
 def test_training_shape(device, kind, layout):
     check(*inputs_of((2, 512, 14, 14), kind, layout, device=device))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [LAST, FIRST], ids=["last", "first"])
 @pytest.mark.parametrize("splits", [1, 2, 3])
 def test_any_number_of_programs_a_sample(device, monkeypatch, splits, layout):
@@ -319,6 +321,7 @@ def test_no_samples(device):
     assert audio.grad.shape == (0, 24)
 
 
+@pytest.mark.slow
 def test_opcheck(device):
     features, audio = inputs_of((2, 24, 3, 5), device=device)
     features.requires_grad_()

@@ -126,6 +126,7 @@ def test_rates_below_zero_have_no_gradient(device):
     assert not any(x.any() for x in (to_y, to_rate, to_top, to_top_rate))
 
 
+@pytest.mark.slow
 def test_schemas_and_fakes(device):
     (x, y, rate, weight, bias), (top, top_rate), gradient = inputs(2, True, device=device)
     ops, checks = torch.ops.essl_fast, ("test_schema", "test_faketensor")

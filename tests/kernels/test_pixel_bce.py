@@ -89,6 +89,7 @@ def test_half_precision_maps(device, kind):
     check(attention.to(kind), boxes, labelled, 1, 32, upstream=300.0)
 
 
+@pytest.mark.slow
 def test_the_size_of_training(device):
     """14 x 14 to 224: two samples, so that the second one's offsets count, the first one without a label."""
     attention, boxes, labelled = random_inputs(2, 14, 14, 224, device=device, seed=3)
@@ -133,6 +134,7 @@ def test_more_annotators(device, consensus, monkeypatch):
     check(attention, boxes, labelled, consensus, 24)
 
 
+@pytest.mark.slow
 def test_boxes_of_any_kind(device):
     """Inverted, outside, beyond int32, of other integer types, expanded over the batch: as box_weights sees them."""
     attention, _, labelled = random_inputs(2, 3, 3, 24, device=device)

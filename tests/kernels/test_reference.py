@@ -74,6 +74,7 @@ def test_two_views_formula():
     assert out[0].is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("h", "w"), [(14, 14), (5, 9), (1, 3)])
 def test_attention_gradcheck(h, w):
     torch.manual_seed(0)

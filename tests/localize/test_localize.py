@@ -146,6 +146,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_videos_of_all_kinds(run, tmp_path, kind):
     make = dict(KINDS[kind])

@@ -84,6 +84,7 @@ def test_a_batch_of_embeddings_has_their_shape(network):
         network(torch.zeros(2, 3, 64))
 
 
+@pytest.mark.slow
 def test_a_pool_of_embeddings_gives_the_streamed_batches(tmp_path, one_thread):
     """Streamed, resident, and resident filled after a resume, which decodes pairs in other batches."""
     manifest = Manifest.load(write_folder(tmp_path, train=7, val=2, test=0))
@@ -132,6 +133,7 @@ def test_the_setting(network):
     assert bytes_per_pair(246, made) == 246 * 246 * 3 + 1536
 
 
+@pytest.mark.slow
 def test_a_run_computes_each_embedding_once_and_goes_on_from_a_checkpoint(tiny, one_thread, monkeypatch):
     """Training, then evaluations: the network's front sees each pair of each pool once. Resumed: the same bits."""
     _, prepared = tiny

@@ -123,6 +123,7 @@ def evaluated(run: Path, data: Path, tmp_path: Path) -> dict:
     return json.loads((tmp_path / "e.json").read_text())
 
 
+@pytest.mark.slow
 def test_flickr_trains_and_evaluates(flickr, trained, tmp_path, capsys):
     result = evaluated(trained, flickr[1], tmp_path)
     assert "warning: objective" not in capsys.readouterr().out

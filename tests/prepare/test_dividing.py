@@ -53,6 +53,7 @@ def copied(halves, tmp_path):
     return Path(shutil.copytree(halves, tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_joined_parts_are_what_one_machine_makes(world, reference, copied, monkeypatch):
     read = remade(monkeypatch)
     manifest = join(world, copied)

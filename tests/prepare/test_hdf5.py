@@ -110,6 +110,7 @@ def test_with_annotations(chaotic_h5, tmp_path):
     assert manifest.boxes[manifest.rows("test")].tolist() == [[[42, 143, 85, 151]]] * 2
 
 
+@pytest.mark.slow
 def test_a_damaged_png_is_told(chaotic_h5, tmp_path):
     out = tmp_path / "out"
     assert prepared("--from-h5", chaotic_h5, "--out", out) == 0

@@ -32,6 +32,7 @@ def both_forms(folder, path, asked):
         yield manifest, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PACED)
 def test_a_clock_that_runs_fast_or_slow(tmp_path, name):
     path, sound = paced(tmp_path, PACED[name])

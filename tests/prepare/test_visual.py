@@ -144,6 +144,7 @@ def test_auto_makes_clips_of_what_the_gpu_decodes(world, tmp_path, monkeypatch, 
     assert len(clip) + count + slow["pairs"] + told.popitem()[1]["pairs"] == 21
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, then", [(H264, {}), ({}, H264)])
 def test_a_run_that_goes_on_elsewhere_does_not_change_its_mind(world, tmp_path, monkeypatch, first, then):
     monkeypatch.setattr(nvdec, "detect", lambda: (first, "no GPU"))

@@ -67,6 +67,7 @@ def epoch_of(world, prepared, batch, every, *options):
 LABELS = "--data.labelled_fraction", "0.5"  # so that batches have different numbers of labelled pairs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "more"),
     [
@@ -114,6 +115,7 @@ def test_a_compiled_step_adds_up_as_an_uncompiled_one(tiny):
         np.testing.assert_allclose(found["on"][1][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_in_the_middle_of_an_update_loses_no_gradient(tiny):
     with small():
         plain, failing = (trainer_of(tiny[1], 4, 2, "--compile", "off") for _ in range(2))
@@ -138,6 +140,7 @@ def test_a_compiler_that_fails_in_the_middle_of_an_update_loses_no_gradient(tiny
     assert all(torch.equal(value, theirs[name]) for name, value in failing.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_an_update_is_captured_as_one(tiny):
     """Eight batches of two are four updates of two batches; after the warm-up they are replays, equal to the bit."""
     found = []

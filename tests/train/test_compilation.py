@@ -156,6 +156,7 @@ def test_a_compile_that_fails_leaves_the_uncompiled_step(tiny, uncompiled, fault
     assert FAULTS[fault][1] in line and "\n" not in line and line.endswith("compile: off spares the attempt")
 
 
+@pytest.mark.slow
 def test_a_batch_of_another_size_may_be_what_fails(tiny, uncompiled):
     losses, trainer, listener = trained(tiny[1], fails_at_another_size)
     last = trainer.loader.pairs % 4

@@ -61,6 +61,7 @@ def made(tmp_path_factory):
     return cache
 
 
+@pytest.mark.slow
 def test_a_finished_world_is_used_as_it_is(made):
     before, said = bytes_of(made), []
     prepared, objects = demo_data(demo(made), said.append)
@@ -68,6 +69,7 @@ def test_a_finished_world_is_used_as_it_is(made):
     assert said == [f"demo world: {prepared}"] and (prepared / "manifest.json").is_file() and objects
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["world's version", "prepared format", "prepared setting"])
 def test_another_versions_world_stays_and_another_folder_is_made(made, tmp_path, what):
     place = demo_folder(demo(tmp_path))

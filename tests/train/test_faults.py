@@ -94,6 +94,7 @@ def test_a_run_stops_with_the_weights_that_the_bad_step_began_with(tiny, read_ev
     assert math.isfinite(fault.losses["loss"]) and fault.keys == [trainer.manifest.key(row) for row in fault.rows]
 
 
+@pytest.mark.slow
 def test_a_step_may_be_passed_over(tiny):
     trainer = trainer_of(tiny[1], "--on_nonfinite", "skip")
     spoil(trainer, 1)
@@ -128,6 +129,7 @@ def test_fp16_that_overflows_at_every_scale_stops(tiny):
     trainer.loader.close()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_kept_and_replayed(tiny, tmp_path, capsys):
     out = tmp_path / "hot"
     arguments = [*SETTINGS, "--data.root", str(tiny[1]), "--out", str(out), "--optim.lr_trunk", "1e30"]
@@ -155,6 +157,7 @@ def test_a_loss_that_is_not_finite_is_kept_and_replayed(tiny, tmp_path, capsys):
     assert report.places[0] == replaying.Place("weight", name, f"1 nan of {state['model'][name].numel()} values")
 
 
+@pytest.mark.slow
 def test_a_replay_of_what_is_finite_says_so(tiny, tmp_path, capsys):
     trainer = trainer_of(tiny[1])
     spoil(trainer, 0)
@@ -180,6 +183,7 @@ def test_pairs_that_alone_are_not_finite_are_named():
     assert replaying.nonfinite(torch.tensor([math.inf, math.nan, 0, -math.inf])) == "1 nan and 2 inf of 4 values"
 
 
+@pytest.mark.slow
 def test_a_run_that_collapses_gets_a_warning(tiny, tmp_path, capsys, monkeypatch):
     build = localizer.build
 

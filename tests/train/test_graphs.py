@@ -69,6 +69,7 @@ def same_weights(one, other):
     return all(torch.equal(value, theirs[name]) for name, value in one.model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resident", ["always", "never"])
 def test_replays_equal_plain_steps(tiny, resident):
     """Two epochs with a schedule, gradient clipping and a smaller last batch: every loss, weight and moment."""
@@ -137,6 +138,7 @@ def test_without_the_compiled_module_a_step_can_be_captured_too(tiny, monkeypatc
         torch.tensor([1.0, 2.0])
 
 
+@pytest.mark.slow
 def test_a_capture_that_fails_leaves_plain_steps_and_says_so(tiny):
     plain, captured = (trainer_of(tiny[1], c) for c in (False, True))
 

@@ -81,6 +81,7 @@ def whole(tiny, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_evaluated_and_kept_beside(whole, tiny, capsys):
     summary = json.loads((whole / "summary.json").read_text())
     assert {"test", "test_ema", "selected", "selected_ema"} <= summary.keys() and summary["epochs"] == 2
@@ -138,6 +139,7 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(whole, tiny, tmp_path, monke
     assert (mine["test"], mine["test_ema"]) == (theirs["test"], theirs["test_ema"])
 
 
+@pytest.mark.slow
 def test_a_lost_average_is_told_and_replaced(whole, tmp_path, capsys):
     mine = shutil.copytree(whole, tmp_path / "run")
     (mine / "best-ema.pt").unlink()

@@ -112,6 +112,7 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
     assert done.stdout.count("epoch   3") == 1 and checkpoints.load(out / "last.pt")["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_may_not(finished, tmp_path):
     """The command that the message of two processes names, as it stands, with a folder that a shell would split."""
     mine = shutil.copytree(finished[0], tmp_path / "a run's $HOME")

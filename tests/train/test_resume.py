@@ -16,6 +16,7 @@ from essl_fast.train.state import computes, resume
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 def test_resume_refuses_other_settings_and_other_data(finished, tmp_path):
     out, prepared = finished
     with pytest.raises(InputError, match="other settings: optim.lr_head: .* -> 0.5"):
@@ -190,6 +191,7 @@ def test_resume_needs_a_run(words):
         train_door.parse(words)
 
 
+@pytest.mark.slow
 def test_the_data_may_move(finished, tmp_path, capsys):
     out, prepared = finished
     copy = shutil.copytree(prepared, tmp_path / "elsewhere")

@@ -84,6 +84,7 @@ def mix(clips: dict[str, list[Clip]]) -> list[list]:
     ]
 
 
+@pytest.mark.slow
 def test_batches_of_both_kinds(clips, pool):
     for batch, frames in zip(mix(clips), decode(mix(clips), pool, clips=True), strict=True):
         assert frames.shape == (len(batch), SIDE, SIDE, 3)
@@ -149,6 +150,7 @@ def test_a_turned_frame_is_put_upright(clips):
     assert np.abs(torch.rot90(square, 1).numpy().astype(int) - expected(clip).astype(int)).mean() > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["cut short", "no clip", "no such frame"])
 def test_a_bad_clip_is_found_and_dropped(clips, pool, wrong):
     good = clips["h264"][3]
@@ -226,6 +228,7 @@ def test_the_loader_streams_and_keeps_clips(clips, tmp_path, kinds, resident):
                 assert np.array_equal(samples.numpy(), sound(row))
 
 
+@pytest.mark.slow
 def test_a_bad_clip_is_named_or_skipped(clips, tmp_path):
     good = clips["h264"]
     bad = Clip(good[3].data[:-200], good[3].target)

@@ -57,6 +57,7 @@ def test_a_pair_that_does_not_decode_stops_the_run(damaged, resident):
     assert loader.lost == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefetch", [1, 3])
 @pytest.mark.parametrize("resident", [False, True])
 def test_skipping_leaves_it_out_of_its_batch_and_nothing_else(folder, damaged, resident, prefetch):

@@ -45,6 +45,7 @@ def indexes(loader: Loader, epochs: int = 1) -> list[list[list[int]]]:
     return [[batch.index.tolist() for batch in loader] for _ in range(epochs)]
 
 
+@pytest.mark.slow
 def test_a_folder_is_enough(folder, manifest):
     """A path, or a text, in place of the manifest; one split by its name."""
     given = {"batch_size": 8, "side": SIDE, "threads": 1}
@@ -57,6 +58,7 @@ def test_a_folder_is_enough(folder, manifest):
         Loader(str(folder / "nowhere"), **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(
     ("world_size", "batch_size"), [(1, 1), (1, 8), (1, 50), (1, 64), (3, 2), (3, 5), (3, 8), (3, 16)]
@@ -112,6 +114,7 @@ def test_the_seed_decides(manifest):
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [0, 1, 5, 7, 12])
 @pytest.mark.parametrize("last_batch", ["keep", "drop"])
 def test_a_state_continues_exactly(manifest, stop, last_batch):
@@ -147,6 +150,7 @@ def test_a_state_at_the_end_of_an_epoch(manifest):
         assert list(loader) == [] and loader.state_dict() == after
 
 
+@pytest.mark.slow
 def test_load_state_dict_while_iterating(manifest):
     with make(manifest) as loader:
         whole = indexes(loader, 2)
@@ -201,6 +205,7 @@ def test_a_damaged_frame_is_named(folder, tmp_path):
     assert not decoding_threads()
 
 
+@pytest.mark.slow
 def test_a_sound_read_by_itself_is_as_it_was_written(folder, tmp_path, monkeypatch):
     """The first read of a pair checks it. To read sound alone, the frame is read only for this check."""
     root, asked, real = copy(folder, tmp_path), [], os.preadv
@@ -238,6 +243,7 @@ def test_a_sound_read_by_itself_is_as_it_was_written(folder, tmp_path, monkeypat
         assert asked == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_shard_lost_or_cut_while_running_is_named(folder, tmp_path):
     root = copy(folder, tmp_path)
     loader = make(Manifest.load(root), shuffle=False)
@@ -254,6 +260,7 @@ def test_a_shard_lost_or_cut_while_running_is_named(folder, tmp_path):
     assert len(list(loader)) == 7 - delivered
 
 
+@pytest.mark.slow
 def test_a_read_that_is_cut_short_goes_on(manifest, monkeypatch):
     whole, real = list(make(manifest, shuffle=False)), os.preadv
 
@@ -287,6 +294,7 @@ def test_waiting_counts_only_the_callers_time(manifest, monkeypatch):
     assert loader.waited == 7  # one tick between the two readings of the clock for each batch
 
 
+@pytest.mark.slow
 def test_close_ends_the_threads_and_the_loader_can_go_on(manifest):
     before = threading.active_count()
     loader = make(manifest, shuffle=False)

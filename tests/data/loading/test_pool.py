@@ -42,6 +42,7 @@ def reads(monkeypatch) -> Counter:
     return counter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last_batch", ["keep", "drop"])
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_resident_batches_are_the_streamed_ones(manifest, world_size, last_batch, reads):
@@ -101,6 +102,7 @@ def test_the_first_epoch_fills_and_the_next_ones_only_read(manifest, reads):
     loader.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modes", list(itertools.product([True, False], repeat=2)))
 @pytest.mark.parametrize("stop", [0, 3, 8, 11, 17])
 def test_a_run_may_stop_and_go_on_in_either_mode(manifest, stop, modes, reads):
@@ -128,6 +130,7 @@ def test_going_back_finds_what_is_there(manifest, reads):
         assert not set(reads) & {row for index, *_ in whole for row in index.tolist()}
 
 
+@pytest.mark.slow
 def test_an_evaluation_decodes_once_and_no_further(manifest, reads):
     pools = Pools("always", 1, "cpu")
     passes = []

@@ -27,6 +27,7 @@ def make(manifest: Manifest, **settings) -> Loader:
     return Loader(manifest, **(given | settings))
 
 
+@pytest.mark.slow
 def test_the_budget_is_kept(manifest):
     size = bytes_per_pair(SIDE)
     assert size == SIDE * SIDE * 3 + 96_000

@@ -121,6 +121,7 @@ def test_damage_is_told_as_pyav_tells_it(tmp_path):
     assert number_of(ours[0]) == 3 and str(ours[1]) == str(theirs[1]) and ours[1].reason == media.TRUNCATED
 
 
+@pytest.mark.slow
 def test_prepare_with_a_gpus_decoder(tmp_path, monkeypatch, capsys):
     """VP9 is NVDEC's, MJPEG is PyAV's; the folder says so, and goes on like that on a machine without a GPU."""
     for name, how in (("a.webm", VP9), ("b.mov", MJPEG), ("t.webm", VP9)):

@@ -325,6 +325,7 @@ def spectrum(sound: np.ndarray, rate: int) -> np.ndarray:
     return feature - feature.mean()
 
 
+@pytest.mark.slow
 def test_classes_can_be_told_by_ear() -> None:
     def clips(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         plans = scenes(split)[:count]
