@@ -300,5 +300,9 @@ def blend_norm_gelu(
     if not runs_chain(x):
         return reference.blend_norm_gelu(x, y, rate, weight, bias, views, eps, top, top_rate)
     x, y, top = _maps(x, y, top)
+    y = (
+        y.view_as(y) if y is not None and y is x else y
+    )  # PyTorch 2.15's compiler refuses a Function that is given one tensor twice
+    top = top.view_as(top) if top is not None and (top is x or top is y) else top
     to_top = top is not None and top.requires_grad
     return _Chain.apply(x, y, rate, weight, bias, top, top_rate, views, eps, to_top)

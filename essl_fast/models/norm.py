@@ -167,7 +167,12 @@ def update_running(done: list[Moments]) -> None:
     running = [buffer for each in done for buffer in (each.norm.running_mean, each.norm.running_var)]
     for view in range(len(done[0].means)):
         batch = [part[view] for each in done for part in (each.means, each.variances)]
-        torch._foreach_lerp_(running, batch, done[0].norm.momentum)
+        if (
+            torch.compiler.is_compiling()
+        ):  # PyTorch 2.15 makes a tensor of lerp's weight, on the CPU and then on the GPU
+            torch._foreach_add_(running, torch._foreach_sub(batch, running), alpha=done[0].norm.momentum)
+        else:
+            torch._foreach_lerp_(running, batch, done[0].norm.momentum)
     torch._foreach_add_([each.norm.num_batches_tracked for each in done], len(done[0].means))
 
 

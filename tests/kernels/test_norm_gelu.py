@@ -1,5 +1,7 @@
 """The PCM's fused chains against the reference in float64: interpreted on a CPU, compiled on a GPU."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -71,6 +73,23 @@ def test_it_is_the_chain(device, blend, top):
     found = both_ways(blend_norm_gelu, *arguments)
     assert max(error(found, exact)) < 5e-6
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in found if x.ndim == 4)
+
+
+def test_one_map_in_several_places(device):
+    """The PCM's first pass is given its map twice. Compilers refuse a Function with one tensor twice, so it has none."""
+    (x, _, rate, weight, bias), (_, top_rate), gradient = inputs(2, True, device=device)
+
+    def gradients(function, *, dtype):
+        leaf = x.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        out, _ = function(leaf, leaf, rate, weight, bias, 2, EPS, leaf, top_rate)
+        return torch.autograd.grad(out, leaf, gradient.to(dtype))
+
+    given = []
+    apply = norm_gelu._Chain.apply
+    with mock.patch.object(norm_gelu._Chain, "apply", lambda *each: given.extend(each) or apply(*each)):
+        found = gradients(blend_norm_gelu, dtype=torch.float32)
+    assert len({id(each) for each in given if isinstance(each, torch.Tensor)}) == 7
+    assert max(error(found, gradients(reference.blend_norm_gelu, dtype=torch.float64))) < 5e-6
 
 
 def test_any_layout(device):
