@@ -51,19 +51,27 @@ def make_world(root: Path, pairs: int, videos: int) -> None:
     (root / "notes/test_ssl.txt").write_text(f"{names[-1]}\n")
 
 
-def write_video(path: Path, frames: int) -> None:
-    """Coloured noise that moves slowly, a key frame a second, and a tone with noise."""
+def write_video(path: Path, frames: int, width: int = SIDE, height: int = SIDE, block: int = 1) -> None:
+    """Blocks of random colours that move slowly, a key frame a second, and a tone with noise.
+
+    Args:
+        path: of the MP4 file.
+        frames: how many, FPS a second.
+        width, height: pixels, multiples of block.
+        block: side of a block, in pixels.
+    """
     rng = np.random.default_rng(0)
-    sheet = rng.integers(0, 256, (SIDE, SIDE + 64, 3), dtype=np.uint8)
+    sheet = rng.integers(0, 256, (height // block, (width + 64) // block, 3), dtype=np.uint8)
+    sheet = sheet.repeat(block, axis=0).repeat(block, axis=1)
     with av.open(str(path), "w") as file:
         video = file.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "g": str(FPS), "bf": "0"})
-        video.width = video.height = SIDE
+        video.width, video.height = width, height
         video.pix_fmt = "yuv420p"
         track = file.add_stream("aac", rate=RATE, layout="mono", options={"aac_coder": "fast"})
         size = track.codec_context.frame_size or 1024
         for number in range(frames):
             at = number // 4 % 64
-            file.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(sheet[:, at : at + SIDE]))))
+            file.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(sheet[:, at : at + width]))))
         file.mux(video.encode(None))
         for begin in range(0, frames * RATE // FPS, size):
             wave = np.sin(np.arange(begin, begin + size) / 20, dtype=np.float32) / 4

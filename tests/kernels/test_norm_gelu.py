@@ -76,7 +76,7 @@ def test_it_is_the_chain(device, blend, top):
 
 
 def test_one_map_in_several_places(device):
-    """The PCM's first pass is given its map twice. Compilers refuse a Function with one tensor twice, so it has none."""
+    """As the PCM's first pass has it. A compiler may refuse a Function that is given one tensor twice: it is not."""
     (x, _, rate, weight, bias), (_, top_rate), gradient = inputs(2, True, device=device)
 
     def gradients(function, *, dtype):
