@@ -138,6 +138,16 @@ def test_every_flipped_bit_is_noticed(tmp_path):
     assert checkpoints.damage(path) is None and torch.equal(checkpoints.load(path)["x"], torch.arange(1000.0))
 
 
+def test_bytes_before_the_seal_are_noticed(tmp_path):
+    path = tmp_path / "a.pt"
+    checkpoints.save(path, {"epoch": 1})
+    data = path.read_bytes()
+    for more in (b"\0" * 7, b""):
+        path.write_bytes(data[:-20] + more + data[-20:])
+        said = f"it has {len(data) - 13} bytes where {len(data) - 20} were written" if more else None
+        assert checkpoints.damage(path) == said
+
+
 def test_the_newest_that_is_whole(tmp_path):
     path = tmp_path / "last.pt"
     for epoch in range(3):

@@ -24,6 +24,13 @@ def test_auc_of_known_scores():
     assert metrics.summarize(np.array([np.nan, 1.0])).success_at_half == 0.5
 
 
+def test_a_score_of_exactly_a_threshold_succeeds():
+    found = metrics.summarize(torch.tensor([0.5, 0.25, 1.0], dtype=torch.float64))
+    assert found.success_at_half == pytest.approx(2 / 3)
+    assert found.curve[[5, 10, 20]].tolist() == pytest.approx([1, 2 / 3, 1 / 3])
+    assert metrics.summarize([np.nan, 0.0]).curve[0] == 0.5
+
+
 def test_no_scores_is_an_error():
     with pytest.raises(ValueError, match="N >= 1"):
         metrics.summarize([])

@@ -124,6 +124,20 @@ def test_ties_at_any_scale_equal_the_formula(shape: tuple[int, ...], threshold: 
     np.testing.assert_array_equal(have, by_formula(maps, boxes, 3, size, threshold))
 
 
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.7])
+def test_a_quotient_that_rounds_to_the_threshold_counts(threshold: float) -> None:
+    """x / range is the threshold, although x is less than threshold * range, both as they are rounded."""
+    spans = np.random.default_rng(0).random(2000) + 0.5
+    below = np.nextafter(threshold * spans, 0)
+    spans, below = (each[below / spans >= threshold] for each in (spans, below))
+    assert len(spans) > 20
+    maps = torch.from_numpy(np.stack([0 * spans, below, spans, spans], axis=1)).view(-1, 2, 2)
+    boxes = torch.tensor([[[1, 0, 2, 1]]], dtype=torch.int32).repeat(len(maps), 1, 1)  # the pixel of `below`
+    have = torch.stack(native.localization_counts(maps, boxes, 1, 2, threshold)).numpy()
+    assert have[0].all()
+    np.testing.assert_array_equal(have, by_formula(maps, boxes, 1, 2, threshold))
+
+
 @pytest.mark.parametrize("side", [1, 7, 13, 14, 224])
 def test_a_map_without_contrast_or_meaning_infers_nothing(side: int) -> None:
     values = [0.3, 1 / 3, -0.7, 1e-30, NAN, INF, -INF]

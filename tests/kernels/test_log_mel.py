@@ -122,6 +122,15 @@ def test_one_sample_impulses(normalize: bool) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32], ids=str)
+@pytest.mark.parametrize("place", [0, 47999])
+def test_the_first_and_the_last_sample_count_in_the_normalization(place: int, dtype: torch.dtype) -> None:
+    pcm = to_int16(chirp(48000) / 8).repeat(2, 1)
+    pcm[0, place], pcm[1, place] = 32767, -32768
+    check(pcm if dtype == torch.int16 else pcm / 32768, True)
+
+
+@needs_native
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32], ids=str)
 def test_clipping_constants_and_silence(dtype: torch.dtype, normalize: bool) -> None:

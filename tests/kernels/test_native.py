@@ -1,5 +1,7 @@
 """two_views against a computation of its own in NumPy, bit for bit; its errors; its behaviour as a torch op."""
 
+import ctypes
+import mmap
 import sys
 from types import SimpleNamespace
 
@@ -78,6 +80,30 @@ def test_equals_numpy_bit_for_bit(shape: tuple[int, ...], dtype: torch.dtype) ->
     inputs = make_inputs(sum(shape), *shape)
     out = native.two_views(*inputs, size=shape[-1], dtype=dtype)
     assert same_bits(out, torch.from_numpy(expected(*inputs, shape[-1])).to(dtype))
+
+
+def fenced(size: int, at_begin: bool) -> Tensor:
+    """(size,) uint8 between two pages that must not be touched: whoever reads beside it ends the process."""
+    page, pages = mmap.PAGESIZE, -(-size // mmap.PAGESIZE)
+    memory = mmap.mmap(-1, (pages + 2) * page)
+    address = np.frombuffer(memory, np.uint8).ctypes.data
+    for fence in (address, address + (pages + 1) * page):
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(page), 0) == 0
+    return torch.frombuffer(
+        memory, dtype=torch.uint8, count=size, offset=page if at_begin else (pages + 1) * page - size
+    )
+
+
+@needs_native
+@pytest.mark.parametrize("at_begin", [True, False], ids=["at the begin", "at the end"])
+@pytest.mark.parametrize("size", [5, 6, 7, 10, 64, 220])
+def test_no_byte_beside_the_frames_is_read(size: int, at_begin: bool) -> None:
+    frames = fenced(size * size * 3, at_begin).view(1, size, size, 3)
+    frames.random_(0, 256)
+    flip, zero = torch.tensor([[False], [True]]), torch.zeros(2, 1, dtype=torch.int32)
+    inputs = frames, torch.zeros(1, dtype=torch.int64), zero, zero, flip
+    out = native.two_views(*inputs, size=size, dtype=torch.float32)
+    assert same_bits(out, torch.from_numpy(expected(*inputs, size)))
 
 
 @needs_native

@@ -21,6 +21,13 @@ def test_philox_known_answers():
     assert one(pi, (0xA4093822, 0x299F31D0)) == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
 
 
+def test_a_pixel_of_exactly_the_threshold_is_inferred():
+    maps = torch.tensor([[[0.0, 1.0], [2.0, 4.0]]])
+    boxes = torch.tensor([[[0, 1, 1, 2]]], dtype=torch.int32)  # the pixel that has half of the range
+    intersection, union = reference.localization_counts(maps, boxes, size=2)
+    assert (intersection.item(), union.item()) == (1, 2)
+
+
 def test_view_params_depend_on_the_pair_alone():
     index = torch.randperm(5000)
     top, left, flip = reference.view_params(7, 3, index, 22)

@@ -18,7 +18,7 @@ from essl_fast.models import heads
 from essl_fast.models.norm import ViewBatchNorm
 from essl_fast.runtime import distributed
 from essl_fast.train import Observer, Trainer, replaying, train_epoch
-from essl_fast.train.accumulation import Group, joined, updates_of
+from essl_fast.train.accumulation import Group, grouped, joined, updates_of
 from essl_fast.train.graphs import WARMUP, Stepper
 from essl_fast.train.state import faulty_state
 from tests.tools.ranks import run_ranks
@@ -182,6 +182,29 @@ def test_batches_are_joined():
         assert group.index.tolist() == [10 * frame for frame in frames] == group.sound.flatten().tolist()
     one = batch(pool, [1], [10])
     assert joined([one]) is one
+
+
+@pytest.mark.parametrize(("last", "sizes"), [("keep", [4, 4, 1]), ("drop", [4, 4])])
+def test_a_group_comes_out_when_the_loader_stands_behind_its_last_batch(last, sizes):
+    """A checkpoint is taken there: a batch further, and a resumed run would miss it."""
+
+    class Loader:
+        step = 0
+
+        def __len__(self):
+            return 9
+
+        def __iter__(self):
+            for self.step in range(1, 10):
+                one = torch.full((1,), self.step)
+                yield RawBatch(one[:, None, None, None], torch.zeros(1, dtype=torch.int64), one.float(), one)
+            self.step = 0  # of the next epoch
+
+    loader, stands, found = Loader(), [], []
+    for group in grouped(loader, 4, last):
+        stands.append(loader.step)
+        found.append(len(group.index))
+    assert found == sizes and stands == [4, 8, 9][: len(sizes)]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,18 @@ def test_an_evaluation_leaves_the_model_in_its_mode(tiny):
             assert all(module.training == training for module in trainer.model.modules())
 
 
+def test_an_evaluation_changes_no_running_statistic(tiny):
+    """The predictive coding module has batch norms on the way to the map."""
+    trainer = trainer_of(tiny[1], "--model.pcm", "true", "--model.pcm_cycles", "1")
+    trainer.loader.close()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.model.train()
+    trainer.evaluate("test")
+    after = trainer.model.state_dict()
+    assert any("running" in name for name in before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 def test_an_epoch_is_logged_before_last_pt_is_written(tiny, tmp_path):
     """A run that is killed between the two then logs the epoch twice. The other order would lose it."""
     trainer, order = trainer_of(tiny[1], "--epochs", "1", "--out", str(tmp_path)), []

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -148,6 +149,17 @@ def test_a_turned_frame_is_put_upright(clips):
     upright = np.abs(torch.rot90(square, clip.quarters).numpy().astype(int) - expected(clip).astype(int))
     assert upright.max() <= 2  # rows and columns are rounded in another order
     assert np.abs(torch.rot90(square, 1).numpy().astype(int) - expected(clip).astype(int)).mean() > 20
+
+
+def test_what_dali_decodes_of_a_turned_clip_is_put_upright(tmp_path, pool):
+    """On a CPU, of a codec that DALI knows there; as NVDEC it does not turn frames."""
+    options = {"codec": "mjpeg", "pix_fmt": "yuvj420p", "options": {"q": "3"}}
+    (clip,) = cut(set_matrix(make_video(tmp_path / "v.mp4", seconds=1, sound=None, **options), 0, 1, -1, 0), [8])
+    assert clip.quarters == 3
+    with warnings.catch_warnings(action="error"):  # PyAV's frame in place of DALI's would be one
+        ((frame,),) = decode([[clip]], pool, clips=True, clips_by_dali=True)
+    assert np.abs(frame.numpy().astype(int) - expected(clip).astype(int)).mean() <= 4
+    assert np.abs(frame.flip(0, 1).numpy().astype(int) - expected(clip).astype(int)).mean() > 20
 
 
 @pytest.mark.slow

@@ -57,8 +57,10 @@ def test_the_frames_are_pyavs(tmp_path, name, how):
 def test_a_turned_video_comes_out_upright(tmp_path):
     path = make_video(tmp_path / "v.mp4", seconds=1, **MJPEG)
     set_matrix(path, 0, 1, -1, 0)
-    (mine,), (other,) = (by_request(decode, path, [(7, 0)]) for decode in (hardware.decode_frames, media.decode_frames))
-    assert mine.shape == other.shape == (160, 90, 3) and np.abs(mine.astype(int) - other).mean() < 2
+    requests = [(7, 0), (3, 0)]  # DALI's frames: what a batch of one gives is never believed
+    ours, theirs = (by_request(decode, path, requests) for decode in (hardware.decode_frames, media.decode_frames))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.shape == other.shape == (160, 90, 3) and np.abs(mine.astype(int) - other).mean() < 2
 
 
 def test_what_no_clip_can_be_of_is_pyavs(tmp_path):

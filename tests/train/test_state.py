@@ -1,0 +1,100 @@
+"""What a trainer takes over from another one's state, what ranks tell each other, and when patience ends a run."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from essl_fast import config, models
+from essl_fast.runtime import distributed
+from essl_fast.runtime.distributed import World
+from essl_fast.train.ending import patience_is_spent
+from essl_fast.train.faults import Faults
+from essl_fast.train.observers import Observers
+from essl_fast.train.state import last_state, resume
+from essl_fast.train.step import data_parallel
+from tests.tools.trainers import trainer_of
+
+
+def test_a_resumed_trainer_stands_where_the_other_did(tiny):
+    one = trainer_of(tiny[1], "--optim.schedule", "cosine")
+    one.loader.close()
+    one.epoch, one.steps, one.best = 2, 7, {"epoch": 1, "score": [0.5, 0.4], "split": "val", "min_score": None}
+    torch.rand(3)
+    state = last_state(one)
+    expected = torch.rand(5)
+    other = trainer_of(tiny[1], "--optim.schedule", "cosine")
+    other.loader.close()
+    assert resume(other, state) == []
+    assert torch.equal(torch.rand(5), expected)
+    assert (other.epoch, other.steps, other.best) == (one.epoch, one.steps, one.best)
+    rates = [float(group["lr"]) for group in other.step.optimizer.param_groups]
+    other.step.rates.scale(0.5)  # reaches the optimizer: its groups do not keep the rates of its state
+    assert [float(group["lr"]) for group in other.step.optimizer.param_groups] == [rate / 2 for rate in rates]
+
+
+def test_a_pair_that_another_rank_skipped_is_skipped_here(monkeypatch):
+    """The lists of two ranks; each learns of the other's."""
+    told = []
+
+    class Heard(Observers):
+        def on_skipped(self, key, reason, epoch):
+            told.append((key, reason, epoch))
+
+    manifest = SimpleNamespace(key=lambda row: f"pair {row}")
+    faults = Faults(config.load("demo", []), manifest, World(0, 2), Heard())
+    faults.skip(3, "broken", 1)
+    monkeypatch.setattr(distributed, "gather", lambda mine, world: [mine, {5: "cut short", 3: "broken"}])
+    faults.share(2)
+    assert faults.skipped == {3: "broken", 5: "cut short"}
+    assert told == [("pair 3", "broken", 1), ("pair 5", "cut short", 2)]
+
+
+@pytest.fixture
+def group_of_one():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_ddp_takes_a_second_step_where_the_blend_of_no_cycle_has_no_gradient(group_of_one, monkeypatch):
+    monkeypatch.setattr(models, "synchronize", lambda model: None)  # its batch norms want a GPU or several ranks
+    settings = config.load("demo", ["--model.pcm", "true", "--model.pcm_cycles", "0", "--data.root", "."])
+
+    class Network(torch.nn.Module):
+        """As the localizer with a PCM of no cycle: a parameter that no loss depends on."""
+
+        def __init__(self):
+            super().__init__()
+            self.used, self.blend = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return (self.used * x).sum()
+
+    network = data_parallel(Network(), settings, compiled=False)
+    for _ in range(2):
+        network(torch.ones(2)).backward()
+    assert network.module.used.grad.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("every", "spent"), [(1, [False, False, True]), (2, [False, True, True])])
+def test_patience_counts_epochs(every, spent):
+    """The first epoch is the best; with patience 2 the run ends when an epoch two later is evaluated."""
+    found = []
+    for evaluations in (1, 2, 3):
+        history = [{"epoch": 1 + every * number, "selection": {}} for number in range(evaluations)]
+        trainer = SimpleNamespace(history=history, best={"epoch": 1}, settings=SimpleNamespace(patience=2))
+        found.append(patience_is_spent(trainer))
+    assert found == spent
+
+
+def test_the_clock_of_a_resumed_run_goes_on(tiny):
+    one, other = trainer_of(tiny[1]), trainer_of(tiny[1])
+    for trainer in (one, other):
+        trainer.loader.close()
+    one.speed.began = time.perf_counter() - 1000
+    resume(other, last_state(one))
+    assert other.speed.total_seconds() > 1000
