@@ -31,7 +31,7 @@ ROWS = [  # from the top: (what the row is called, {room: its column, of five})
     ("shared", {"evaluate": 2.5}),
     ("", {"data.synthetic": 0, "data.datasets": 1, "data.loading": 2, "checkpoints": 3, "profiling": 4}),
     ("", {"data.media": 1, "data.shards": 2, "models": 3, "runtime": 4}),
-    ("for all", {"common": 0.5, "config": 1.5, "kernels": 3.5}),
+    ("for all", {"common": 0.5, "config": 1.5, "data.remote": 2.5, "kernels": 3.5}),
 ]
 LANES = {("train", "data.synthetic"): 90, ("train", "profiling"): 910}  # x of arrows that would cross others elsewhere
 WIDTH, LEFT, BOX, HEIGHT, GAP = 1000, 12, 180, 79, 38  # pixels; GAP is between rows

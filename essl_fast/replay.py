@@ -12,12 +12,12 @@ if __name__ == "__main__":
 
 import sys
 import typing
-from pathlib import Path
 
 from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
+from essl_fast.common.urls import a_place, lacks, placed
 from essl_fast.common.values import a_path
 
 PROG = "python -m essl_fast.replay"
@@ -29,9 +29,9 @@ def parser() -> Options:
     parser.add_argument("file", type=a_path, help="nonfinite-EPOCH-STEP.pt of a run directory")
     parser.add_argument(
         "--data",
-        type=a_path,
+        type=a_place,
         metavar="DIR",
-        help="prepared folder (default: the one the run was trained on)",
+        help="prepared folder, or its URL (default: the one the run was trained on)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     kinds = typing.get_args(typing.get_type_hints(config.Config)["precision"])
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     state = checkpoints.load(options.file)
     if state.get("kind") != "nonfinite":
         raise InputError(f"{options.file} is no step to replay: give a nonfinite-EPOCH-STEP.pt of a run directory")
-    root = Path(options.data or state["data_root"])
-    if not root.is_dir():
+    root = placed(options.data or state["data_root"])
+    if lacks(root):
         raise InputError(f"there is no folder {root}, which {options.file} was trained on; give it with --data DIR")
     console = commands.console()
     commands.say_imports(console, state["config"].get("imports", []))

@@ -14,7 +14,7 @@ from tests import ROOT
 from tests.tools.imports import Code, Use, circles, module_of, room_of
 
 LOWEST = ("common", "config", "kernels")
-DATA = ("data.datasets", "data.loading", "data.media", "data.shards")
+DATA = ("data.datasets", "data.loading", "data.media", "data.remote", "data.shards")
 BELOW = (*LOWEST, "models", "runtime", *DATA, "checkpoints", "profiling")  # what all commands share
 MAY = {  # room -> rooms that it may import, from the lower line to the upper one never
     "common": (),
@@ -24,7 +24,8 @@ MAY = {  # room -> rooms that it may import, from the lower line to the upper on
     "runtime": LOWEST,
     "data": (),
     "data.media": ("common", "config", "kernels"),
-    "data.shards": ("common", "config", "data.media"),
+    "data.remote": ("common",),
+    "data.shards": ("common", "config", "data.media", "data.remote"),
     "data.datasets": ("common", "config", "data.media", "data.shards"),
     "data.loading": (*LOWEST, "data.media", "data.shards"),
     "data.synthetic": ("common", "config"),

@@ -15,6 +15,7 @@ FREE = (
     "eval_every",
     "patience",
     "data.root",
+    "data.cache",
     "data.threads",
     "data.prefetch",
     "epochs",

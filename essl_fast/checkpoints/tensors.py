@@ -58,7 +58,7 @@ def about(settings: config.Config, state: Mapping) -> dict:
     header = state.get("data") or {}
     root = "demo" if settings.data.root == "demo" else ""
     plain |= {"out": ""}
-    plain["data"] |= {"root": root}
+    plain["data"] |= {"root": root, "cache": ""}
     plain["demo"] |= {"cache": ""}
     plain["model"] |= {"vgg16_weights": "none", "vggish_weights": "none"}  # they are in the file
     return {

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from essl_fast.common import registry as registry
     from essl_fast.common import streams as streams
     from essl_fast.common import subprocesses as subprocesses
+    from essl_fast.common import urls as urls
     from essl_fast.common import values as values
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -36,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "registry": "",
         "streams": "",
         "subprocesses": "",
+        "urls": "",
         "values": "",
     },
 )

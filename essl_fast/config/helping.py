@@ -52,6 +52,7 @@ UNITS = {
     "optim.clip_norm": "norm",
     "optim.accumulate": "batches",
     "optim.ema": "decay",
+    "data.cache_gb": "10^9 bytes",
     "data.batch_size": "pairs",
     "data.threads": "threads",
     "data.prefetch": "batches",

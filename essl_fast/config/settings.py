@@ -118,8 +118,11 @@ class DataConfig:
     """Where pairs come from and how they are batched.
 
     Args:
-        root: folder that `python -m essl_fast.prepare` wrote, or demo: the synthetic world is made and prepared. A
-            recipe needs one of them.
+        root: folder that `python -m essl_fast.prepare` wrote, its URL (s3://, gs://, hf://, https://), or demo: the
+            synthetic world is made and prepared. A recipe needs one of them.
+        cache: folder for the shards of a URL, which all processes of a host share; empty means essl_fast/shards in the
+            user's cache folder.
+        cache_gb: most that it may hold, in 10^9 bytes; 0 is what it has, and 80% of what is free on its disk.
         batch_size: pairs per step, on each GPU.
         last_batch: keep the smaller last batch of an epoch, or drop it as the published code does.
         threads: decoding threads of the loader; 0 is all cores, shared by the processes on a host, at most 8.
@@ -142,6 +145,8 @@ class DataConfig:
     """
 
     root: str = ""
+    cache: str = ""
+    cache_gb: float = 0.0
     batch_size: int = 128
     last_batch: Literal["keep", "drop"] = "drop"
     threads: int = 0
@@ -251,13 +256,14 @@ class Config:
 PATHS = (
     "out",
     "data.root",
+    "data.cache",
     "demo.cache",
     "compile_cache",
     "model.vgg16_weights",
     "model.vggish_weights",
     "model.small_weights",
 )
-MAY_BE_EMPTY = ("out", "data.root", "demo.cache", "compile_cache")
+MAY_BE_EMPTY = ("out", "data.root", "data.cache", "demo.cache", "compile_cache")
 LONGEST_NAME = 200  # bytes; a date and a time are added, and names of files have at most 255
 
 
@@ -294,6 +300,7 @@ _CHECKS = {
     "optim.clip_norm": _at_least(0),
     "optim.accumulate": _at_least(1, 4096),
     "optim.ema": lambda value: None if 0 <= value < 1 else "must be from 0 to below 1",
+    "data.cache_gb": _at_least(0),
     "data.batch_size": _at_least(2, _MOST),  # batch norm needs two
     "data.threads": _at_least(0, 1024),
     "data.prefetch": _at_least(0, 1024),

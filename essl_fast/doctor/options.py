@@ -3,7 +3,7 @@
 import argparse
 
 from essl_fast.common.commands import Options
-from essl_fast.common.values import a_path
+from essl_fast.common.urls import a_place
 from essl_fast.doctor.findings import INSTALL, NOTE, OK, STOPS, Finding
 
 
@@ -27,7 +27,7 @@ def read_options(prog: str, description: str, argv: list[str]) -> tuple[argparse
 def parser(prog: str) -> Options:
     """The doctor's own options."""
     own = Options(prog=prog, add_help=False)
-    own.add_argument("--data", type=a_path, metavar="DIR", help="prepared folder, short for --data.root")
+    own.add_argument("--data", type=a_place, metavar="DIR", help="prepared folder or its URL, short for --data.root")
     own.add_argument("--json", action="store_true", help="print JSON")
     own.add_argument("--probe", action="store_true", help="measure training itself, for some seconds, on --data")
     own.add_argument("-h", "--help", action="store_true", help="show this help")

@@ -23,7 +23,7 @@ def check_data(case: Case) -> Iterator[Finding]:
         yield Finding("data", NOTE, "the synthetic demo world, which train makes; give --data DIR for prepared data")
         return
     try:
-        case.manifest = manifest = Manifest.load(settings.data.root)
+        case.manifest = manifest = Manifest.load(settings.data.root, (settings.data.cache, settings.data.cache_gb))
         quarantined = len(manifest.quarantine())
     except InputError as error:
         yield Finding("data", STOPS, str(error))
@@ -31,11 +31,11 @@ def check_data(case: Case) -> Iterator[Finding]:
     counts = {split: manifest.pairs(split) for split in ("train", "val", "test")}
     text = ", ".join(f"{count} {split}" for split, count in counts.items())
     listed = f"; verify lists {quarantined} of them" if quarantined else ""
-    yield Finding("data", OK, f"{manifest.root}: {text} pairs{listed}", "", {**counts, "quarantined": quarantined})
+    yield Finding("data", OK, f"{manifest.place}: {text} pairs{listed}", "", {**counts, "quarantined": quarantined})
     remedy = "prepare it again, with --validation above 0 for a val split"
     for split in dict.fromkeys(("train", settings.select_on, "test")):
         if not counts[split]:
-            yield Finding("data", STOPS, f"{manifest.root} has no {split} split, which training needs", remedy)
+            yield Finding("data", STOPS, f"{manifest.place} has no {split} split, which training needs", remedy)
     least, times = settings.data.batch_size * settings.optim.accumulate, settings.optim.accumulate
     if counts["train"] < least and settings.data.last_batch == "drop":
         size = f"data.batch_size {settings.data.batch_size}" + f", times optim.accumulate {times}," * (times > 1)

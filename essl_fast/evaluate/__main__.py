@@ -14,6 +14,7 @@ from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
 from essl_fast.common.outputs import output_file, to_stdout
 from essl_fast.common.registry import import_modules
+from essl_fast.common.urls import a_place
 from essl_fast.common.values import a_path
 
 PROG = "python -m essl_fast.evaluate"
@@ -65,9 +66,9 @@ def parser() -> Options:
     )
     parser.add_argument(
         "--data",
-        type=a_path,
+        type=a_place,
         metavar="DIR",
-        help="prepared folder (default: the one the run was trained on)",
+        help="prepared folder, or its URL (default: the one the run was trained on)",
     )
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="split (default: test)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

@@ -9,9 +9,10 @@ import torch
 from rich.console import Console
 
 from essl_fast import checkpoints, config, models
-from essl_fast.common import commands
+from essl_fast.common import commands, places
 from essl_fast.common.errors import InputError
 from essl_fast.common.progress import PassProgress
+from essl_fast.common.urls import is_url, lacks, placed
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate.consensus import consensus_of, warn_of_consensus
 from essl_fast.evaluate.evaluation import evaluate
@@ -32,7 +33,7 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: a run directory, whose best.pt is taken, or a checkpoint file.
-        data: prepared folder; by default the one that the run was trained on.
+        data: prepared folder, or its URL; by default the one that the run was trained on.
         split: "train", "val" or "test".
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
         precision: "auto" (bf16 on a GPU, fp32 on a CPU), "bf16", "fp16", "fp32" or "tf32".
@@ -53,14 +54,18 @@ def evaluate_checkpoint(
     state = checkpoints.load(path)
     if not data and "data_root" not in state:
         raise InputError(f"{path} does not say where its data is; say which folder to evaluate on with --data DIR")
-    root = Path(data or state["data_root"])
-    if not root.is_dir():
+    root = placed(data or state["data_root"])
+    if lacks(root):
         raise InputError(f"there is no folder {root}, which {path} was trained on; say where it is with --data DIR")
     model, settings = checkpoints.restore(state, where, weights)
-    manifest = Manifest.load(root)
+    cache = settings.data.cache, settings.data.cache_gb
+    if is_url(root) and settings.data.cache and not places.writable(Path(settings.data.cache)):
+        cache = "", 0.0  # it is a folder of the machine that trained
+    manifest = Manifest.load(root, cache)
     if not data and state["data"] != manifest.header:
         raise InputError(
-            f"{root} is no longer the data set that {path} was trained on; say which one to evaluate on with --data DIR"
+            f"{manifest.place} is no longer the data set that {path} was trained on; say which one to evaluate on with "
+            "--data DIR"
         )
     console = console or commands.console(quiet=True)
     commands.say_imports(console, settings.imports)
@@ -80,7 +85,7 @@ def evaluate_published(
     where = pick_device(device)
     model, settings = checkpoints.restore_published(Path(folder), where)
     console = console or commands.console(quiet=True)
-    manifest = Manifest.load(Path(data))
+    manifest = Manifest.load(placed(data))
     return _evaluate(str(folder), model, settings, manifest, split, where, precision, extra, console)
 
 
@@ -116,6 +121,6 @@ def _evaluate(
                 chosen = evaluate(*wanted, on_fault=skipped, foreign=True, on_batch=told)
             threshold = chosen.universal_threshold(manifest)
         else:
-            console.print(f"{manifest.root}: {why}", soft_wrap=True, markup=False, highlight=False)
+            console.print(f"{manifest.place}: {why}", soft_wrap=True, markup=False, highlight=False)
         result["extra"] = found.extra(manifest, consensus_of(settings, manifest), threshold)
     return result | {"each": found.each(manifest)}

@@ -13,5 +13,5 @@ def warn_of_consensus(settings: config.Config, manifest: Manifest, console) -> N
     """Print a warning where the settings override the data set's number."""
     asked = consensus_of(settings, manifest)
     if asked != manifest.consensus:
-        text = f"objective.consensus {asked} overrides the {manifest.consensus} of {manifest.root}"
+        text = f"objective.consensus {asked} overrides the {manifest.consensus} of {manifest.place}"
         console.print(f"warning: {text}: results are not those of its protocol", soft_wrap=True, markup=False)

@@ -113,7 +113,7 @@ def _evaluating(model: models.Localizer, dtype: torch.dtype) -> Iterator[None]:
 def _result(manifest: Manifest, split: str, found: Part, expected: int) -> Evaluation:
     """The columns as an Evaluation, after a check that every pair is there exactly once."""
     if not found.columns:
-        raise InputError(f"{manifest.root}: no pair of the {split} split decodes; run prepare again")
+        raise InputError(f"{manifest.place}: no pair of the {split} split decodes; run prepare again")
     rows, ciou = found.columns["rows"], found.columns["ciou"]
     heard = found.columns.get(_HEARD)
     others = ("rows", "ciou", _HEARD, _BY_CLASS)

@@ -50,7 +50,7 @@ def evaluation_loader(
     pairs = manifest.pairs(split)
     if not pairs:
         raise InputError(
-            f"{manifest.root}: the {split} split is empty; prepare the data with one, or choose another split"
+            f"{manifest.place}: the {split} split is empty; prepare the data with one, or choose another split"
         )
     share: dict[str, Any] = {}
     if ranks_share(manifest, split, settings, world):

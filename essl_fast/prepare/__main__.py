@@ -6,7 +6,7 @@
     python -m essl_fast.prepare --dataset NAME --import MODULE … --out DIR
     python -m essl_fast.prepare --part 2/8 …, then --join …
     python -m essl_fast.prepare --check …
-    python -m essl_fast.prepare --verify [--against VIDEOS] --out DIR
+    python -m essl_fast.prepare --verify [--against VIDEOS] --out DIR|URL
 
 A pair is one frame and the 3 s of sound around it, 16 kHz PCM16. Its frame is a JPEG picture, decoded with PyAV on the
 CPU (or on NVDEC, `--decoder`), or a clip: the packets from the key frame before it on, copied and not decoded, which
@@ -39,6 +39,7 @@ from essl_fast.common import streams
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.outputs import output_folder
 from essl_fast.common.registry import import_modules
+from essl_fast.common.urls import is_url
 from essl_fast.data.datasets import SOURCES
 from essl_fast.prepare import options as options_of
 from essl_fast.prepare.options import RUN
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
     if verifies:
         room.print_verified(manifest, found)
     if videos:
-        listed = f", listed in {manifest.root / 'against.jsonl'}" if differences else ""
+        listed = f", listed in {manifest.named('against.jsonl')}" if differences else ""
         print(f"{compared} pairs were compared with {videos}: {differences} differences{listed}")
     lost = lost_entries(manifest) if strict else 0
     apart = len(manifest.header.get("contradictions", {})) if strict else 0
@@ -98,14 +99,15 @@ def main(arguments: list[str] | None = None) -> int:
     return int(bool(lost or apart or differences or BAD & found.keys()))
 
 
-def _read(data: dict[str, Any], out: Path) -> Any:
+def _read(data: dict[str, Any], out: str | Path) -> Any:
     """The data set, once the output folder was seen to take files. A folder made for that goes where reading fails."""
     from essl_fast.common.pulse import Heartbeat
     from essl_fast.data.datasets import read_dataset
     from essl_fast.prepare import reporter
 
-    new = not Path(out).exists()
-    output_folder(out, "--out")
+    new = not is_url(out) and not Path(out).exists()
+    if not is_url(out):
+        output_folder(out, "--out")
     try:
         with Heartbeat(reporter(True).line, lambda: "reading the annotations"):
             return read_dataset(data)

@@ -82,8 +82,11 @@ def compare(manifest: shards.Manifest, videos: Path, say: Reporter, sample: int 
                     file.write(json_bytes(found._asdict()))
                     count += 1
                 step(len(pairs))
+        manifest.publish(LISTING)
     except OSError as error:
-        raise InputError(f"{manifest.root} cannot be compared ({error}): mend that, then run --verify again") from error
+        raise InputError(
+            f"{manifest.place} cannot be compared ({error}): mend that, then run --verify again"
+        ) from error
     return len(rows), count
 
 

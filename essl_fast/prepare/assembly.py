@@ -28,12 +28,19 @@ from essl_fast.prepare.journal import Journal
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.reporting import Reporter
 from essl_fast.prepare.rows import Rows
+from essl_fast.prepare.sending import Destination
 from essl_fast.prepare.supply import Made, Supply
 from essl_fast.prepare.tasks import stem_of
 
 
 def assemble(
-    dataset: Dataset, out: Path, parts: Path, settings: Mapping[str, Any], workers: int | None, say: Reporter
+    dataset: Dataset,
+    out: Path,
+    parts: Path,
+    settings: Mapping[str, Any],
+    workers: int | None,
+    say: Reporter,
+    sent: Destination | None = None,
 ) -> None:
     """Make the prepared folder of a data set, or finish it.
 
@@ -45,13 +52,14 @@ def assemble(
             the GPU decodes, or None) count here.
         workers: processes that decode. None: the parts of several machines are there, and are joined.
         say: the reporter.
+        sent: where the shards are sent, if `out` is only where they are made.
 
     Raises:
         InputError: a split has no pair left, a part cannot be made or joined, or a video gives other pairs than before.
     """
     plan, rows = Plan(dataset, settings), Rows()
     supply: Supply = Joined(plan, parts, settings) if workers is None else Made(plan, parts, workers)
-    journal = Journal(out, parts, settings, supply)
+    journal = Journal(out, parts, settings, supply, sent)
     journal.replay(plan, rows, say)
     waiting = len(list(parts.glob("*.part")))
     if len(rows) or waiting:

@@ -15,9 +15,10 @@ from essl_fast.common.files import parse_json
 from essl_fast.data import media
 from essl_fast.data.datasets import hdf5
 from essl_fast.data.media import nvdec, stills
-from essl_fast.data.shards import VERSION, Manifest
+from essl_fast.data.shards import SPLITS, VERSION, Manifest
 from essl_fast.prepare.preview import PREVIEW
 from essl_fast.prepare.reporting import Reporter
+from essl_fast.prepare.sending import Destination
 from essl_fast.prepare.slices import Slice
 from essl_fast.prepare.workers import CRASHED
 
@@ -83,32 +84,42 @@ def _lock(out: Path, folder: Path, say: Reporter, what: str = "", shared: bool =
         yield
 
 
-def open_finished(out: Path, settings: Mapping[str, Any], say: Reporter) -> Manifest | None:
+def open_finished(
+    out: Path, settings: Mapping[str, Any], say: Reporter, sent: Destination | None = None
+) -> Manifest | None:
     """The manifest of a finished folder of these settings; None if there is work to do.
+
+    sent: where the folder is, if it is at a URL.
 
     Raises:
         PreparedDifferently: the folder is of other settings.
         InputError: its manifest.json is not one of prepare.
     """
     path = out / "manifest.json"
-    if not path.exists():
+    place = str(out) if sent is None else sent.name
+    written = sent.manifest() if sent is not None else path.read_bytes() if path.exists() else None
+    if written is None:
         return None
     try:
-        header = parse_json(path.read_bytes())
+        header = parse_json(written)
         known, version = {"decoder": "pyav"} | header["settings"], header["version"]  # old folders name no decoder
     except (ValueError, TypeError, KeyError):
-        raise InputError(f"{path} is not a manifest of prepare: delete {out} or choose another --out") from None
+        raise InputError(
+            f"{place}/manifest.json is not a manifest of prepare: delete {place} or choose another --out"
+        ) from None
     if changed := changes(known | {"format": version}, json.loads(json.dumps(settings)) | {"format": VERSION}):
         how = "; ".join(changed)
-        raise PreparedDifferently(f"{out} was prepared differently ({how}): choose another --out or delete it")
+        raise PreparedDifferently(f"{place} was prepared differently ({how}): choose another --out or delete it")
     try:
-        manifest = Manifest.load(out)
+        manifest = Manifest.load(out if sent is None else sent.store.url)
+        if sent is not None and sent.lacks(manifest.entries(SPLITS)):
+            return None
     except InputError:
         return None  # a shard was deleted, for example
     lost = sum(count for reason, count in manifest.header["left_out"].items() if reason in _MENDABLE)
-    then = f"once they are mended, delete {out} (or choose another --out) and run again"
+    then = f"once they are mended, delete {place} (or choose another --out) and run again"
     again = f"; {lost} videos or pairs were left out for faults of video files (see left_out.jsonl): {then}"
-    say.line(f"{out} is complete: nothing to do{again if lost else ''}")
+    say.line(f"{place} is complete: nothing to do{again if lost else ''}")
     return manifest
 
 

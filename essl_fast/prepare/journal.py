@@ -18,6 +18,7 @@ from essl_fast.prepare.parts import drop_part
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.reporting import Reporter
 from essl_fast.prepare.rows import Rows
+from essl_fast.prepare.sending import Destination
 from essl_fast.prepare.slices import SETTINGS
 from essl_fast.prepare.supply import Supply
 
@@ -27,7 +28,9 @@ _SHARD_FILES = re.compile(r"\.?(train|val|test)-\d{5,}\.(tar|idx)(\.partial)?")
 class Journal:
     """The finished shards of the folder `out`, in `shards` by split, as entries of the manifest."""
 
-    def __init__(self, out: Path, parts: Path, settings: Mapping[str, Any], supply: Supply):
+    def __init__(
+        self, out: Path, parts: Path, settings: Mapping[str, Any], supply: Supply, sent: Destination | None = None
+    ):
         """Open the journal, empty it if it is of other settings, and remove what killed workers left.
 
         Args:
@@ -35,8 +38,9 @@ class Journal:
             parts: its folder for parts.
             settings: what the manifest will say of them.
             supply: where the parts of the videos come from.
+            sent: where the shards are sent, if the folder is made at a URL.
         """
-        self.out, self.supply, self.folder = out, supply, parts / "shards"
+        self.out, self.supply, self.sent, self.folder = out, supply, sent, parts / "shards"
         self.shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
         self.rows_noted = 0
         self._videos: list[list] = []  # finished videos that no entry has yet
@@ -50,6 +54,9 @@ class Journal:
             file.unlink()
         with atomic_file(path) as written:
             written.write(now)
+        if sent is not None:
+            sent.forget()
+            sent.noted(path)
 
     def replay(self, plan: Plan, rows: Rows, say: Reporter) -> None:
         """Take over the noted shards, up to the first one that no longer holds, into `rows`. Remove all others."""
@@ -86,8 +93,13 @@ class Journal:
         new = slice(self.rows_noted, len(rows))
         entry = {"row": self.rows_noted, "shard": shard, "videos": videos, "pairs": rows.pair[new].tolist()}
         entry |= {name: column[new].tolist() for name, column in rows.columns.items()}
-        with atomic_file(self._path(split, len(self.shards[split]))) as file:
+        path = self._path(split, len(self.shards[split]))
+        if self.sent is not None:
+            self.sent.send(shard)
+        with atomic_file(path) as file:
             file.write(sealed(entry))
+        if self.sent is not None:
+            self.sent.noted(path)
         self.shards[split].append(shard)
         for video, *_ in self._videos:
             drop_part(video, self.supply.folder(video))
@@ -95,6 +107,12 @@ class Journal:
 
     def _path(self, split: str, number: int) -> Path:
         return self.folder / f"{split}-{number:05d}.json"
+
+    def _holds(self, tar: Path, shard: dict) -> bool:
+        """Whether a noted shard is still there."""
+        if self.sent is not None:
+            return self.sent.holds(shard)
+        return tar.is_file() and tar.stat().st_size == shard["bytes"] and (self.out / shard["index"]).is_file()
 
     def _take_over(self, split: str, path: Path, plan: Plan, rows: Rows, say: Reporter) -> bool:
         """Take over one shard. False if it is not what would be made now."""
@@ -104,7 +122,7 @@ class Journal:
         except (ValueError, KeyError):
             return False
         tar = self.out / shard["file"]
-        if not (tar.is_file() and tar.stat().st_size == shard["bytes"] and (self.out / shard["index"]).is_file()):
+        if not self._holds(tar, shard):
             say.line(f"{tar} is gone or damaged: it and the shards after it are made again")
             return False
         if entry["row"] != len(rows):

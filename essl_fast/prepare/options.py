@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from essl_fast.common.commands import Options
+from essl_fast.common.urls import a_place, is_url, redacted
 from essl_fast.common.values import a_path, frame_size, number_between, whole_number
 from essl_fast.data.datasets import FRAMES, ROW_BOXES, SOURCES, SUBSETS
 from essl_fast.prepare.slices import parse_slice
@@ -70,8 +71,8 @@ def _add_dataset(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
-    text = "folder to make, to continue, or to --verify; of --check: for preview.png (default: this folder)"
-    group.add_argument("--out", help=text, **_FOLDER)
+    text = "folder or URL to make, to continue, or to --verify; of --check: for preview.png (default: this folder)"
+    group.add_argument("--out", help=text, **{**_FOLDER, "type": a_place})
     group.add_argument("--videos", help="chaotic, csv: folder of <video>.mp4 (or .mkv, .webm, .avi, .mov)", **_FOLDER)
     group.add_argument(
         "--annotations",
@@ -235,6 +236,8 @@ def parse(arguments: list[str] | None, prog: str) -> dict[str, Any]:
     if "out" not in given and not given.get("check"):
         options.error("the following arguments are required: --out")
     given.setdefault("out", Path())
+    if is_url(given["out"]) and (others := {"check", "part", "join"} & given.keys()):
+        options.error(f"--{min(others)} needs a folder of this machine, and --out is {redacted(given['out'])}")
     if making and not enough:
         options.error(f"give --videos and --annotations{'' if verifies else ', or --verify to check a finished --out'}")
     return given

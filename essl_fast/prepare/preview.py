@@ -32,6 +32,7 @@ def write_preview(manifest: Manifest) -> None:
     rows = spread(manifest.labelled)
     pictures = [(manifest.key(row), _picture(manifest, row), manifest.boxes[row].tolist()) for row in rows]
     draw_preview(manifest.root / PREVIEW, pictures)
+    manifest.publish(PREVIEW)
 
 
 def spread(labelled: np.ndarray) -> list[int]:

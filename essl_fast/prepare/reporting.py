@@ -94,7 +94,7 @@ def _print_notes(manifest: Manifest, console: Console) -> None:
         for video in list(told)[:MOST_LINES]:
             console.print(f"{video}: {what}{told[video]}", markup=False, highlight=False, soft_wrap=True)
         if len(told) > MOST_LINES:
-            where = manifest.root / "manifest.json"
+            where = manifest.named("manifest.json")
             text = f"{len(told) - MOST_LINES} more videos are under {name} in {where}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -106,7 +106,7 @@ def print_summary(manifest: Manifest) -> None:
         InputError: left_out.jsonl is damaged.
     """
     console = commands.console()
-    table = Table(title=Text(str(manifest.root)), title_justify="left")
+    table = Table(title=Text(manifest.place), title_justify="left")
     for heading in ("split", "videos", "pairs", "clips", "shards", "MB"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for split in SPLITS:
@@ -133,15 +133,16 @@ def print_summary(manifest: Manifest) -> None:
     if not counts:
         console.print("Nothing was left out.")
         return
-    listing = manifest.root / "left_out.jsonl"
+    listing = manifest.bring("left_out.jsonl")
     first: dict[str, str] = {}
     try:
         with open(listing, "rb") as file:
             for entry in map(parse_json, file):
                 first.setdefault(entry["reason"], f"{entry['key'] or entry['video']}: {entry['detail']}")
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{listing} cannot be read ({error!r}): delete {manifest.root}, prepare again") from error
-    table = Table(title=Text(f"left out (all of it: {listing})"), title_justify="left")
+        named = manifest.named("left_out.jsonl")
+        raise InputError(f"{named} cannot be read ({error!r}): delete {manifest.place}, prepare again") from error
+    table = Table(title=Text(f"left out (all of it: {manifest.named('left_out.jsonl')})"), title_justify="left")
     table.add_column("reason")
     table.add_column("times", justify="right")
     table.add_column("first", overflow="fold")
@@ -166,5 +167,5 @@ def print_part(part: str, videos: Mapping[str, Sequence], lost: int) -> None:
 def print_verified(manifest: Manifest, found: dict[str, int]) -> None:
     """Say what --verify found: reason → how often."""
     listed = ", ".join(f"{count} {reason}" for reason, count in found.items()) or "nothing"
-    where = f"; they are listed in {manifest.root / QUARANTINE}" if found else ""
+    where = f"; they are listed in {manifest.named(QUARANTINE)}" if found else ""
     print(f"{len(manifest)} pairs were decoded; wrong with them: {listed}{where}")

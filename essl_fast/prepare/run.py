@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from essl_fast.common.errors import InputError, reason
+from essl_fast.common.urls import as_url, is_url, redacted
 from essl_fast.data.datasets import GRID, Dataset, chaotic_world, digest
 from essl_fast.data.media import audio
 from essl_fast.data.media.jpeg import JPEG
-from essl_fast.data.shards import Manifest
+from essl_fast.data.shards import SPLITS, Manifest
 from essl_fast.prepare.assembly import assemble
 from essl_fast.prepare.decoders import choose_decoders
 from essl_fast.prepare.dividing import Record, make_slice
@@ -21,6 +22,7 @@ from essl_fast.prepare.folder import PARTS, open_finished, own_folder
 from essl_fast.prepare.options import DECODERS, VISUALS
 from essl_fast.prepare.preview import PREVIEW, write_preview
 from essl_fast.prepare.reporting import Reporter, reporter
+from essl_fast.prepare.sending import Destination
 from essl_fast.prepare.slices import Slice, slices_in
 
 
@@ -83,7 +85,7 @@ def prepare_dataset(
 
     Args:
         dataset: what to prepare.
-        out: the folder; it is made if it does not exist.
+        out: the folder, which is made if it does not exist, or its URL.
         visual: how frames are stored: clip, jpeg, or auto (clips if a GPU of this machine decodes the video).
         decoder: what decodes frames for `visual="jpeg"`: pyav, nvdec, or auto.
         pairs_per_shard: 1 or more.
@@ -99,25 +101,41 @@ def prepare_dataset(
         InputError: an argument is out of range, the data set cannot be stored, `out` holds something else, another run
             works on it, a split has no pair left, or parts do not fit together.
     """
-    out, say = Path(out), reporter(progress)
+    say, sent = reporter(progress), _destination(out, join)
+    place = Path(out) if sent is None else sent.folder
     workers, settings = _checked(dataset, visual, decoder, pairs_per_shard, workers)
-    if not (out / PARTS).exists() and (done := open_finished(out, settings, say)):
+    if not (place / PARTS).exists() and (done := open_finished(place, settings, say, sent)):
         return done
-    with _writing(out), own_folder(out, say):
-        if (done := open_finished(out, settings, say)) is None:
-            if (parts := slices_in(out / PARTS)) and not join:
+    with _writing(place), own_folder(place, say):
+        if (done := open_finished(place, settings, say, sent)) is None:
+            if (parts := slices_in(place / PARTS)) and not join:
                 some = ", ".join(map(str, list(parts)[:4])) + ", …" * (len(parts) > 4)
                 raise InputError(f"{out} holds parts of several machines ({some}): add --join, or choose another --out")
-            settings["decoders"] = choose_decoders(out, settings, say) if dataset.from_videos else None
-            if (out / "manifest.json").exists():
-                say.line(f"{out} is damaged: preparing it again")
-                (out / "manifest.json").unlink()
-            assemble(dataset, out, out / PARTS, settings, None if join else workers, say)
+            if sent is not None:
+                sent.begin()
+            settings["decoders"] = choose_decoders(place, settings, say) if dataset.from_videos else None
+            if (place / "manifest.json").exists():
+                say.line(f"{place} is damaged: preparing it again")
+                (place / "manifest.json").unlink()
+            assemble(dataset, place, place / PARTS, settings, None if join else workers, say, sent)
             _say_rows(dataset, say)
-            done = Manifest.load(out)
+            if sent is not None:
+                sent.finish()
+            done = Manifest.load(place if sent is None else sent.store.url)
             _try_preview(done, say)
-        shutil.rmtree(out / PARTS, ignore_errors=True)
+        if sent is not None:
+            sent.clean(done.entries(SPLITS))
+        shutil.rmtree(place / PARTS, ignore_errors=True)
         return done
+
+
+def _destination(out: str | Path, join: bool) -> Destination | None:
+    """Where shards are sent; None if `out` is a folder of this machine. InputError if nothing can be sent there."""
+    if not is_url(out):
+        return None
+    if join:
+        raise InputError(f"--join makes a folder of this machine, not {redacted(out)}: copy that there")
+    return Destination(as_url(out))
 
 
 def prepare_part(
@@ -142,6 +160,8 @@ def prepare_part(
     Raises:
         InputError: as `prepare_dataset`; or `out` holds parts of another count, or this one with other settings.
     """
+    if is_url(out):
+        raise InputError(f"--part makes its part in a folder that all machines share, not {redacted(out)}")
     out, say, part = Path(out), reporter(progress), Slice(number, count)
     workers, settings = _checked(dataset, visual, decoder, pairs_per_shard, workers)
     if not 1 <= number <= count:
@@ -170,7 +190,7 @@ def _try_preview(done: Manifest, say: Reporter) -> None:
     try:
         write_preview(done)
     except Exception as error:  # a full disk, a font, a library: the pairs are all there
-        say.line(f"{done.root / PREVIEW} could not be written ({reason(error)}); the data are complete without it")
+        say.line(f"{done.named(PREVIEW)} could not be written ({reason(error)}); the data are complete without it")
 
 
 def _checked(

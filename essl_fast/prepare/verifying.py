@@ -72,37 +72,45 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
             row = 0
             for split in shards.SPLITS:
                 for entry in manifest.header["splits"][split]["shards"]:
-                    for fault in _shard(manifest, entry, row, checks, pool, workers, step):
-                        file.write(json_bytes(fault))
-                        found[fault["reason"]] += 1
+                    with manifest.shard(entry) as tar:
+                        for fault in _shard(manifest, entry, tar, row, checks, pool, workers, step):
+                            file.write(json_bytes(fault))
+                            found[fault["reason"]] += 1
                     row += entry["pairs"]
+        manifest.publish(shards.QUARANTINE)
         if checks["known"].any():
             with atomic_file(manifest.root / shards.CLIP_CHECKS) as file:
                 np.save(file, checks)
+            manifest.publish(shards.CLIP_CHECKS)
     except OSError as error:
-        raise InputError(f"{manifest.root} cannot be verified ({error}): mend that, then run --verify again") from error
+        raise InputError(
+            f"{manifest.place} cannot be verified ({error}): mend that, then run --verify again"
+        ) from error
     return {reason: found[reason] for reason in shards.REASONS if found[reason]}
 
 
 def _shard(
     manifest: shards.Manifest,
     entry: dict,
+    tar: Path,
     first: int,
     checks: np.ndarray,
     pool: ThreadPoolExecutor,
     workers: int,
     step: Callable[[int], None],
 ) -> Iterator[dict]:
-    """The faults of a shard; its first pair is in row `first`. `checks`: as in
+    """The faults of a shard, whose file is `tar`; its first pair is in row `first`. `checks`: as in
     `_pairs`. step: called with the number of pairs just checked."""
-    tar, index = manifest.root / entry["file"], shards.read_index(manifest.root / entry["index"])
+    index = shards.read_index(manifest.root / entry["index"])
     keys = [manifest.key(first + at) for at in range(entry["pairs"])]
     if index.stems != tuple(map(shards.encode_key, keys)):
-        again = f"run `python -m essl_fast.prepare ... --out {in_shell(manifest.root)}` again"
-        raise InputError(f"{manifest.root / entry['index']} does not list the pairs of the manifest: {again}")
+        again = f"run `python -m essl_fast.prepare ... --out {in_shell(manifest.place)}` again"
+        raise InputError(f"{manifest.named(entry['index'])} does not list the pairs of the manifest: {again}")
     digest, broken = pool.submit(_sha256, tar), False
     if not keys or not tar.stat().st_size:
-        raise InputError(f"{tar} is empty: run prepare again")  # an empty file cannot be mapped to memory
+        raise InputError(
+            f"{manifest.named(entry['file'])} is empty: run prepare again"
+        )  # an empty file cannot be mapped to memory
     with open(tar, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         check = functools.partial(_pairs, manifest, data, index, first, checks)
         chunks = [range(len(keys))[at : at + _CHUNK] for at in range(0, len(keys), _CHUNK)]
@@ -114,7 +122,7 @@ def _shard(
                     yield {"row": first + place, "key": keys[place], "reason": reason, "detail": detail}
                 step(len(chunk))
     if digest.result() != entry["sha256"] and not broken:
-        what = f"{tar.name} was changed (its SHA-256 differs), outside of its frames and sounds"
+        what = f"{entry['file']} was changed (its SHA-256 differs), outside of its frames and sounds"
         yield {"row": None, "key": None, "reason": shards.CORRUPT, "detail": what}
 
 
@@ -162,16 +170,14 @@ def _pairs(
 def read_pair(manifest: shards.Manifest, row: int) -> tuple[bytes, int, int, bytes]:
     """(the stored frame, its kind, which frame of a clip, the sound) of one pair. OSError if it cannot be read."""
     at = row
-    for tar, path in manifest.shards(shards.SPLITS):
-        index = shards.read_index(path)
-        if at >= len(index.stems):
-            at -= len(index.stems)
+    for entry in manifest.entries(shards.SPLITS):
+        if at >= entry["pairs"]:
+            at -= entry["pairs"]
             continue
-        parts = []
-        with open(tar, "rb") as file:
-            for begin, size in ((index.visual_offset, index.visual_size), (index.s16_offset, index.s16_size)):
-                file.seek(int(begin[at]))
-                parts.append(file.read(int(size[at])))
+        index = shards.read_index(manifest.root / entry["index"])
+        begin, sound_at = int(index.visual_offset[at]), int(index.s16_offset[at])
+        places = (begin, begin + int(index.visual_size[at])), (sound_at, sound_at + int(index.s16_size[at]))
+        parts = manifest.parts(entry, places)
         return parts[0], int(index.visual[at]), int(manifest.target[row]), parts[1]
     raise IndexError(f"row {row} of {len(manifest)}")
 

@@ -32,6 +32,7 @@ from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
+from essl_fast.common.urls import a_place
 from essl_fast.common.values import a_path, whole_number
 from essl_fast.reproduce.rows import PARTS
 
@@ -61,7 +62,9 @@ def parser(sweeps: bool = False) -> Options:
     )
     text = "with --sweep: the recipe, a shipped one or a YAML file (default: demo, on the demo's world)"
     parser.add_argument("--config", action="append", default=[], metavar="NAME", help=text)
-    parser.add_argument("--data", type=_data, default="demo", help="folder that prepare wrote, or demo (default: demo)")
+    parser.add_argument(
+        "--data", type=_data, default="demo", help="folder that prepare wrote, its URL, or demo (default: demo)"
+    )
     parser.add_argument("--out", type=a_path, default=Path("reproduced"), help="default: reproduced")
     parser.add_argument(
         "--seeds", type=whole_number(0, 2**63 - 1), nargs="+", metavar="N", help="seeds (default: 0; of worlds: 0 1 2)"
@@ -78,7 +81,7 @@ def parser(sweeps: bool = False) -> Options:
 
 
 def _data(text: str) -> str:
-    return text if text == "demo" else str(a_path(text))
+    return text if text == "demo" else str(a_place(text))
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:

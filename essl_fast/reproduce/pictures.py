@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from essl_fast import checkpoints
+from essl_fast.common.urls import placed
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import evaluate
 from essl_fast.report import figures
@@ -116,7 +117,7 @@ def figure_samples(results: Results, seed: int) -> dict[str, list[dict]]:
             state = checkpoints.load(results.plan.folder(row, seed) / "best.pt")
             model, settings = checkpoints.restore(state, device)
             precision = pick_precision(settings.precision, device)
-            manifest = Manifest.load(Path(state["data_root"] if results.plan.data == "demo" else results.plan.data))
+            manifest = Manifest.load(placed(state["data_root"] if results.plan.data == "demo" else results.plan.data))
             shown = evaluate(model, manifest, "test", settings, device, precision, show=8 * SHOWN)
             found[row.label] = shown.samples
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from essl_fast import config, models
 from essl_fast.common.errors import InputError
+from essl_fast.common.urls import is_url, placed
 from essl_fast.data.shards import Manifest
 from essl_fast.report import paper
 from essl_fast.reproduce.rows import Row, fraction_of
@@ -151,14 +152,14 @@ class Plan:
         """InputError if the prepared folder is none, or lacks a split that the protocol needs."""
         if self.data == "demo":
             return
-        if not (Path(self.data) / "manifest.json").is_file():
+        if not is_url(self.data) and not (Path(self.data) / "manifest.json").is_file():
             raise InputError(
                 f"--data: {self.data} is not a prepared folder (it has no manifest.json); see essl_fast.prepare"
             )
-        manifest, needed = Manifest.load(Path(self.data)), {"clean": ("val", "test"), "published": ("test",)}
+        manifest, needed = Manifest.load(placed(self.data)), {"clean": ("val", "test"), "published": ("test",)}
         if missing := [split for split in needed[self.protocol] if not manifest.pairs(split)]:
             remedy = "; prepare it with --validation above 0, or use --protocol published" * (missing == ["val"])
-            raise InputError(f"--data: {self.data} has no {missing[0]} split{remedy}")
+            raise InputError(f"--data: {manifest.place} has no {missing[0]} split{remedy}")
 
     def folder(self, row: Row, seed: int) -> Path:
         """The run directory of a row and a seed."""

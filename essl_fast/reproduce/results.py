@@ -6,6 +6,7 @@ import shlex
 import statistics
 from collections.abc import Iterable
 
+from essl_fast.common.urls import redacted
 from essl_fast.reproduce.plan import REDUCED_BATCH, Plan
 from essl_fast.reproduce.rows import TABLES, Row, fraction_rows
 from essl_fast.reproduce.sweep import best_of, finding_of, heads_of
@@ -90,7 +91,7 @@ class Results:
         return {
             "protocol": self.plan.protocol,
             "reduced": self.plan.reduced,
-            "data": self.plan.data,
+            "data": redacted(self.plan.data),
             "seeds": self.plan.seeds,
             "overrides": self.plan.overrides,
             "failed": self.failed,
@@ -151,7 +152,7 @@ def protocol_line(plan: Plan) -> str:
     else:
         text = "Protocol: clean. The best epoch was chosen on a validation split"
         text += "." if plan.swept else ", the published one on the test set."
-    data = "the synthetic demo world" if plan.data == "demo" else plan.data
+    data = "the synthetic demo world" if plan.data == "demo" else redacted(plan.data)
     text += f" Data: {data}; {len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}."
     if plan.reduced:
         text += f" Reduced: small networks, few epochs, batches of 1/{REDUCED_BATCH} and learning rates to match; "

@@ -16,6 +16,7 @@ from pathlib import Path
 from essl_fast import checkpoints, config
 from essl_fast.common.commands import one_line
 from essl_fast.common.errors import InputError
+from essl_fast.common.urls import placed, redacted
 from essl_fast.data.shards import Manifest
 from essl_fast.reproduce.plan import PROG
 from essl_fast.runtime.stopping import SIGNALS, Stopped
@@ -48,8 +49,8 @@ def finished(folder: Path, arguments: list[str]) -> dict | None:
         raise InputError(f"{folder / 'summary.json'} is damaged: delete {folder} and run again") from None
     root = _check_settings(folder, found, arguments)
     # The data set may have moved, or another one may be at its place. train itself checks a run that goes on.
-    if root != "demo" and checkpoints.load(folder / "best.pt")["data"] != Manifest.load(Path(root)).header:
-        raise InputError(f"{folder} was trained on other data than {root}: give another --out, or delete it")
+    if root != "demo" and checkpoints.load(folder / "best.pt")["data"] != Manifest.load(placed(root)).header:
+        raise InputError(f"{folder} was trained on other data than {redacted(root)}: give another --out, or delete it")
     return summary
 
 

@@ -17,6 +17,7 @@ from essl_fast import config
 from essl_fast.common import streams
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError, short
+from essl_fast.common.urls import redacted
 from essl_fast.common.values import path, whole_number
 
 PROG = "python -m essl_fast.train"
@@ -64,8 +65,8 @@ def parse(argv: list[str]) -> tuple[config.Config, argparse.Namespace]:
     named = any(word == "--config" or word.startswith("--config=") for word in argv)
     if not named and default == "demo" and settings.data.root not in ("demo", ""):
         raise InputError(
-            f"data.root: to train on {settings.data.root}, name a recipe with --config (the demo's small networks are "
-            f"for the demo): {', '.join(config.shipped_names())}"
+            f"data.root: to train on {redacted(settings.data.root)}, name a recipe with --config (the demo's small "
+            f"networks are for the demo): {', '.join(config.shipped_names())}"
         )
     return settings, options
 

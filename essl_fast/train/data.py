@@ -106,7 +106,7 @@ def boxes_of(settings: config.Config, manifest: Manifest) -> Tensor:
     if settings.model.classes != len(manifest.classes):
         names = ", ".join(manifest.classes[:8]) + ", …" * (len(manifest.classes) > 8)
         raise InputError(
-            f"model.classes: {manifest.root} has {len(manifest.classes)} classes ({names}), got "
+            f"model.classes: {manifest.place} has {len(manifest.classes)} classes ({names}), got "
             f"{settings.model.classes}; give --model.classes {len(manifest.classes)}"
         )
     return torch.from_numpy(datasets.boxes_by_class(manifest)).flatten(1, 2)
@@ -127,6 +127,6 @@ def refuse_no_labels(settings: config.Config, manifest: Manifest, labelled: np.n
     method, fraction = settings.objective.method, settings.data.labelled_fraction
     if objectives.facts(method).needs_labels and not labelled[manifest.rows("train")].any():
         raise InputError(
-            f"{manifest.root}: objective.method {method} needs labelled pairs, and none has a box"
+            f"{manifest.place}: objective.method {method} needs labelled pairs, and none has a box"
             + (f" at data.labelled_fraction {fraction:g}" if fraction < 1 else "")
         )

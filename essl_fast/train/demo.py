@@ -67,5 +67,5 @@ def _made(place: Path, demo: config.DemoConfig, say: Callable[[str], None], prog
         done = (prepared / "manifest.json").exists()  # prepare then says that there is nothing to do
         # JPEG, so that the world is the same on every machine, whatever its GPU decodes.
         manifest = prepare(world.videos, world.annotations, prepared, visual="jpeg", progress=progress and not done)
-    say(f"demo world: {manifest.root}")
+    say(f"demo world: {manifest.place}")
     return prepared, json.loads(world.objects.read_text(encoding="utf-8"))

@@ -122,7 +122,7 @@ def batches_of(trainer: Trainer, fault: Fault) -> list[RawBatch]:
             loader.seek(fault.epoch, fault.step * every)
             found.append(list(itertools.islice(loader, every)))
     if [row for batches in found for raw in batches for row in raw.index.tolist()] != fault.rows:
-        raise InputError(f"{trainer.manifest.root} does not give the pairs that the step had: is it the same data?")
+        raise InputError(f"{trainer.manifest.place} does not give the pairs that the step had: is it the same data?")
     return [_of_all_ranks(batches, trainer.device) for batches in zip(*found, strict=True)]
 
 
@@ -135,14 +135,14 @@ def _of_all_ranks(batches: Sequence[RawBatch], device: torch.device) -> RawBatch
     return RawBatch(frames, torch.arange(len(index), device=device), sound, index)
 
 
-def trainer_of(state: dict, root: Path, device: torch.device, precision: str) -> Trainer:
+def trainer_of(state: dict, root: Path | str, device: torch.device, precision: str) -> Trainer:
     """A trainer with the step's settings and weights, on the prepared data in ``root``."""
     settings = checkpoints.settings_of(state)
     settings.compile, settings.data.resident = "off", "never"
     settings.precision = precision or settings.precision  # type: ignore[assignment]  # the Trainer checks it
-    manifest = Manifest.load(root)
+    manifest = Manifest.load(root, (settings.data.cache, settings.data.cache_gb))
     if state["data"] != manifest.header:
-        raise InputError(f"{root} is not the data set that the step was of; give its folder with --data")
+        raise InputError(f"{manifest.place} is not the data set that the step was of; give its folder with --data")
     trainer = Trainer(settings, manifest, device)
     trainer.loader.close()
     checkpoints.load_trained(trainer.model, state["model"])
@@ -167,12 +167,12 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def replay(state: dict, root: Path, device: torch.device, precision: str = "") -> Report:
+def replay(state: dict, root: Path | str, device: torch.device, precision: str = "") -> Report:
     """Run a step that was not finite again.
 
     Args:
         state: what :func:`essl_fast.checkpoints.load` gave for a nonfinite-EPOCH-STEP.pt.
-        root: the prepared folder that the run was trained on.
+        root: the prepared folder, or its URL, that the run was trained on.
         device: where to run the step.
         precision: a value of the setting ``precision``; "" is the run's own.
 

@@ -16,6 +16,7 @@ from essl_fast import checkpoints, config, models
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError, in_shell
 from essl_fast.common.outputs import output_folder
+from essl_fast.common.urls import is_url, lacks, redacted
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import warn_of_consensus
 from essl_fast.profiling import StepProfile
@@ -197,7 +198,7 @@ def run(
         facts = {
             "environment": environment,
             "config": config.to_dict(settings),
-            "data": str(data.manifest.root),
+            "data": data.manifest.place,
             "dataset": "demo" if settings.data.root == "demo" else data.manifest.name,
             "step": trainer.steps,
             "changed": changed,
@@ -246,28 +247,32 @@ def load_past(
 
 
 def open_data(settings: config.Config, world: World, say: Callable[[str], None], progress: bool = True) -> Data:
-    """The data set of the settings, whose `data.root` becomes absolute. InputError if it cannot be selected on.
+    """The data set of the settings, whose `data.root` becomes absolute, or loses its secrets.
+
+    InputError if it cannot be selected on.
 
     progress: show that of making the demo world.
     """
     began = time.perf_counter()
     objects = None
+    root: str | Path
     if settings.data.root == "demo":
         with distributed.leader_first(world):
             root, objects = demo_data(settings.demo, say, progress)
     else:
-        root = Path(settings.data.root).resolve()
-        settings.data.root = str(root)  # a checkpoint may be used from any folder
-        if not root.is_dir():
+        root = settings.data.root if is_url(settings.data.root) else Path(settings.data.root).resolve()
+        settings.data.root = redacted(root)  # a checkpoint may be used from any folder
+        if lacks(root):
             raise InputError(
                 f"data.root: there is no folder {root}; say where the data is with --data.root DIR, or make it with "
                 "python -m essl_fast.prepare"
             )
-    manifest = Manifest.load(root)
+    with distributed.leader_first(world) if is_url(root) else contextlib.nullcontext():  # one copies what describes it
+        manifest = Manifest.load(root, (settings.data.cache, settings.data.cache_gb))
     if not manifest.pairs(settings.select_on):
         raise InputError(
-            f"select_on: {root} has no {settings.select_on} split; prepare it with --validation above 0 (where no "
-            "training pair has boxes, with --val-list), or use --select_on test"
+            f"select_on: {manifest.place} has no {settings.select_on} split; prepare it with --validation above 0 "
+            "(where no training pair has boxes, with --val-list), or use --select_on test"
         )
     return Data(manifest, objects, time.perf_counter() - began)
 

@@ -22,7 +22,7 @@ def _header(trainer: Trainer) -> dict:
     keep = [*models.unpublished_parts(trainer.settings.model), "head."]
     return {
         "config": config.to_dict(trainer.settings),
-        "data_root": str(trainer.manifest.root),
+        "data_root": trainer.manifest.place,
         "data": trainer.manifest.header,
         "model": checkpoints.trained_state(trainer.model, keep=keep),
     }
@@ -108,7 +108,7 @@ def check_resume(trainer: Trainer, state: dict, out: str | Path) -> list[str]:
         raise InputError("the checkpoint was made with other settings: " + "; ".join(hard) + ". Resume without them.")
     if state["data"] != trainer.manifest.header:
         raise InputError(
-            f"{trainer.manifest.root} is not the data set that the checkpoint was trained on; give its folder with "
+            f"{trainer.manifest.place} is not the data set that the checkpoint was trained on; give its folder with "
             f"--data.root DIR (it was {state.get('data_root', 'another')})"
         )
     check_ranks(state, trainer.world.size, out)

@@ -189,7 +189,7 @@ FILES = [  # what a file holds, what the message says
     ("1: 2\n", "there is no setting 1"),
     ("~: 2\n", "there is no setting ~"),
     (".: 2\n", "there is no setting ."),
-    ("data.: 2\n", "there is no setting data.; did you mean data.root?"),
+    ("data.: 2\n", "there is no setting data.; did you mean data.root or data.cache?"),
     ("data.threads.x: 2\n", "did you mean data.threads?"),
     ("name: !!binary aGVsbG8=\n", "could not determine a constructor"),
     ("loggers: !!set {a, b}\n", "could not determine a constructor"),

@@ -83,7 +83,7 @@ class Loader:
     ):
         """
         Args:
-            manifest: of a prepared folder, or the folder.
+            manifest: of a prepared folder, or the folder, or its URL.
             splits: names of one or more splits, or one name.
             pools: may keep what was decoded; then each pair is decoded once.
             sound: what batches carry of the sound, called on the device; with a pool, once for each pair.
@@ -97,11 +97,11 @@ class Loader:
         self.settings = given = LoaderSettings(splits=splits, **settings)
         manifest = manifest if isinstance(manifest, Manifest) else Manifest.load(manifest)
         if not sum(manifest.pairs(split) for split in given.splits):
-            raise InputError(f"{manifest.root} has no pair in {' and '.join(given.splits)}: see its left_out.jsonl")
-        self._shards = shards = Shards(manifest, given.splits, given.exclude)
+            raise InputError(f"{manifest.place} has no pair in {' and '.join(given.splits)}: see its left_out.jsonl")
+        self._shards = shards = Shards(manifest, given.splits, given.exclude, given.rank / given.world_size)
         self.pairs, self.excluded = len(shards), shards.excluded
         if not self.pairs:
-            raise InputError(f"{manifest.root}: every pair in {' and '.join(given.splits)} is quarantined")
+            raise InputError(f"{manifest.place}: every pair in {' and '.join(given.splits)} is quarantined")
         self._sound = float_samples if sound is raw_samples and shards.sound.kind == "f" else sound
         self._order = given.order(self.pairs)
         self._steps = self._order.steps

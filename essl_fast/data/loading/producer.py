@@ -96,11 +96,13 @@ class Producer:
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, name="essl_fast-loader", daemon=True)
         _running.add(self)
+        shards.go_on()
         self.thread.start()
 
     def stop(self) -> None:
         """End the thread and free the pipeline."""
         self.stopped.set()
+        self.shards.pause()  # it may wait for one that is far away
         if threading.current_thread() is not self.thread:  # a garbage collection in that thread may call this
             self.thread.join()
 

@@ -13,19 +13,26 @@ manifest is complete. The same pairs give the same bytes, whatever the time, the
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from essl_fast.common.errors import InputError, in_shell
 from essl_fast.common.files import parse_json
+from essl_fast.common.urls import as_url, is_url
 from essl_fast.config import SIZE
 from essl_fast.data.shards.columns import COLUMNS, FURTHER, read_column, split_column
 from essl_fast.data.shards.tars import PNG, SOUNDS, SPLITS
+
+if TYPE_CHECKING:
+    from essl_fast.data.remote import Folder
 
 FORMAT = "essl_fast"
 VERSION = 2
@@ -42,8 +49,10 @@ BAD = frozenset({CORRUPT, TRUNCATED, NO_AUDIO})
 class Manifest:
     """A prepared folder of N pairs. The columns are memory-mapped and read-only. A pair's row is its `index` elsewhere.
 
+    One class, since all else asks it alone where the folder's files are.
+
     Attributes:
-        root: the folder.
+        root: the folder; of one that is elsewhere, the folder of the cache that describes it.
         header: the content of manifest.json.
         keys: (N,) bytes, unique.
         split: (N,) uint8, index into train, val, test; ascending.
@@ -60,6 +69,7 @@ class Manifest:
         negative: (N,) bool, the sound has no source in the frame; None where the data set says nothing of it.
         scene: (N,) int32, equal for pairs that show the same frame; None where the data set says nothing of it.
         box_class: (N, K) int32, the class of each box, -1 for padding; None where every box is of its pair's class.
+        source: where the shards come from; None: they are in `root`.
     """
 
     root: Path
@@ -79,11 +89,39 @@ class Manifest:
     negative: np.ndarray | None = field(default=None, repr=False)
     scene: np.ndarray | None = field(default=None, repr=False)
     box_class: np.ndarray | None = field(default=None, repr=False)
+    source: Folder | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, out: str | Path) -> Manifest:
-        """Open a folder that `prepare` wrote. InputError if a file is missing, outdated or does not fit the others."""
-        root = Path(out)
+    def load(cls, out: str | Path, cache: tuple[str, float] = ("", 0.0)) -> Manifest:
+        """Open a folder that `prepare` wrote.
+
+        Args:
+            out: the folder, or its URL.
+            cache: where the shards of a URL go, the settings `data.cache` and `data.cache_gb`.
+
+        Raises:
+            InputError: a file is missing, outdated or does not fit the others.
+        """
+        return cls._elsewhere(as_url(out), *cache) if is_url(out) else cls._read(Path(out))
+
+    @classmethod
+    def _elsewhere(cls, url: str, cache: str, gigabytes: float) -> Manifest:
+        from essl_fast.data.remote import open_folder
+
+        source = open_folder(url, cache, gigabytes)
+        for last in (False, True):
+            try:
+                source.bring(_files(source.manifest), optional=[QUARANTINE, CLIP_CHECKS])
+                return replace(cls._read(source.local, complete=False), source=source)
+            except InputError as error:
+                source.drop()  # a file may have come damaged: once more
+                if last:
+                    raise InputError(str(error).replace(str(source.local), source.name)) from error
+        raise AssertionError  # the second time returns or raises
+
+    @classmethod
+    def _read(cls, root: Path, complete: bool = True) -> Manifest:
+        """complete: whether the shards are there, too."""
         path = root / "manifest.json"
         again = f"run `python -m essl_fast.prepare ... --out {in_shell(root)}` again"
         try:
@@ -101,17 +139,54 @@ class Manifest:
             raise InputError(f"{path} lacks an entry or has one of another kind ({error!r}): {again}") from error
         columns = {name: read_column(root / "pairs" / f"{name}.npy", count, again) for name in [*COLUMNS, *further]}
         _check_columns(root, columns, counts, len(classes), again)
-        for file, index, size in shards:
+        for file, index, size in shards if complete else ():
             found = (root / file).stat().st_size if (root / file).is_file() else None
             if found != size:
                 wrong = "is missing" if found is None else f"has {found} bytes instead of {size}"
                 raise InputError(f"shard {root / file} {wrong}: {again}")
             if not (root / index).is_file():
                 raise InputError(f"index file {root / index} is missing: {again}")
-        return cls(root, header, columns.pop("key"), **columns, classes=classes)
+        keys = columns.pop("key")
+        return cls(root, header, keys, **columns, classes=classes)  # type: ignore[arg-type]  # these are all columns
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def place(self) -> str:
+        """Where the folder is, for people and for checkpoints: its path, or its URL without secrets."""
+        return str(self.root) if self.source is None else self.source.name
+
+    def named(self, file: str) -> str:
+        """The path or the URL of a file of the folder, for messages."""
+        return str(self.root / file) if self.source is None else self.source.named(file)
+
+    def bring(self, file: str) -> Path:
+        """A small file of the folder, on this machine. It may not exist."""
+        if self.source is not None:
+            self.source.bring({}, optional=[file])
+        return self.root / file
+
+    def publish(self, file: str) -> None:
+        """Put a file that was written into `root` where the folder is."""
+        if self.source is not None:
+            self.source.publish(file)
+
+    def parts(self, entry: dict, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Some bytes of a shard, from one place to before another. OSError if they cannot be read."""
+        if self.source is not None:
+            return [self.source.store.read(entry["file"], *place) for place in places]
+        with open(self.root / entry["file"], "rb") as file:
+            return [os.pread(file.fileno(), end - begin, begin) for begin, end in places]
+
+    @contextlib.contextmanager
+    def shard(self, entry: dict) -> Iterator[Path]:
+        """The tar file of a shard, on this machine while the context lasts. entry: of the header."""
+        if self.source is None:
+            yield self.root / entry["file"]
+            return
+        with self.source.shard(entry) as path:
+            yield path
 
     @property
     def name(self) -> str:
@@ -132,7 +207,7 @@ class Manifest:
         try:
             return self.keys[row].decode()
         except UnicodeDecodeError as error:
-            path = self.root / "pairs" / "key.npy"
+            path = self.named("pairs/key.npy")
             raise InputError(f"{path} has a key in row {row} that is no UTF-8 ({error}): run prepare again") from error
 
     def pairs(self, split: str) -> int:
@@ -146,22 +221,24 @@ class Manifest:
         return np.arange(first, first + count, dtype=np.int64)
 
     def shards(self, splits: str | Sequence[str]) -> list[tuple[Path, Path]]:
-        """[(tar, idx), ...] of the splits, in the order of their rows."""
+        """[(tar, idx), ...] of the splits, in the order of their rows. Of a folder elsewhere, no tar is there."""
+        return [(self.root / shard["file"], self.root / shard["index"]) for shard in self.entries(splits)]
+
+    def entries(self, splits: str | Sequence[str]) -> list[dict]:
+        """What the header says of the shards of the splits, in the order of their rows."""
         names = (splits,) if isinstance(splits, str) else splits
-        entries = [shard for name in names for shard in self._entry(name)["shards"]]
-        return [(self.root / shard["file"], self.root / shard["index"]) for shard in entries]
+        return [shard for name in names for shard in self._entry(name)["shards"]]
 
     def verify(self) -> None:
         """Read every shard and compare its SHA-256. InputError names the first that differs."""
-        for name in SPLITS:
-            for shard in self._entry(name)["shards"]:
-                with open(self.root / shard["file"], "rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != shard["sha256"]:
-                    raise InputError(
-                        f"shard {self.root / shard['file']} was changed or damaged (its SHA-256 differs): "
-                        f"run `python -m essl_fast.prepare ... --out {in_shell(self.root)}` again"
-                    )
+        for shard in self.entries(SPLITS):
+            with self.shard(shard) as path, open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != shard["sha256"]:
+                raise InputError(
+                    f"shard {self.named(shard['file'])} was changed or damaged (its SHA-256 differs): "
+                    f"run `python -m essl_fast.prepare ... --out {in_shell(self.place)}` again"
+                )
 
     def quarantine(self) -> dict[int, str]:
         """Row → the worst of its reasons (from REASONS), for the pairs that `prepare --verify` listed.
@@ -170,7 +247,7 @@ class Manifest:
         """
         path = self.root / QUARANTINE
         listed: dict[int, str] = {}
-        again = f"run `python -m essl_fast.prepare --verify --out {in_shell(self.root)}` again"
+        again = f"run `python -m essl_fast.prepare --verify --out {in_shell(self.place)}` again"
         try:
             for line in path.read_bytes().split(b"\n"):
                 if not line:
@@ -180,7 +257,9 @@ class Manifest:
                 if row is None:  # a fault of a shard, not of a pair
                     continue
                 if type(row) is not int or not 0 <= row < len(self) or self.key(row) != entry["key"]:
-                    raise InputError(f"{path} is not of these pairs (row {row}, {entry['key']!r}): {again}")
+                    raise InputError(
+                        f"{self.named(QUARANTINE)} is not of these pairs (row {row}, {entry['key']!r}): {again}"
+                    )
                 if row not in listed or REASONS.index(reason) < REASONS.index(listed[row]):
                     listed[row] = REASONS[REASONS.index(reason)]
         except FileNotFoundError:
@@ -188,7 +267,7 @@ class Manifest:
         except (OSError, ValueError, TypeError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{path} cannot be used ({error}): {again}") from error
+            raise InputError(f"{self.named(QUARANTINE)} cannot be used ({error}): {again}") from error
         return listed
 
     def clip_checks(self) -> np.ndarray | None:
@@ -206,6 +285,21 @@ class Manifest:
         if split not in SPLITS:
             raise InputError(f"there is no split {split!r}: choose from {', '.join(SPLITS)}")
         return self.header["splits"][split]
+
+
+def _files(manifest: bytes) -> dict[str, str]:
+    """The columns and index files of a folder, with their SHA-256, or "" where an older version wrote the manifest.
+
+    There are none if it is no manifest: `_read` then says so.
+    """
+    try:
+        header = parse_json(manifest)
+        _, shards = _check_header(header)
+        names = [f"pairs/{name}.npy" for name in (*COLUMNS, *_further(header))]
+        sums = header.get("files", {})
+        return {name: str(sums.get(name, "")) for name in [*names, *(index for _, index, _ in shards)]}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _check_header(header: dict) -> tuple[list[int], list[tuple[str, str, int]]]:

@@ -12,10 +12,12 @@ import errno
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,6 +25,9 @@ from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.shards.checks import ClipChecks
 from essl_fast.data.shards.manifest import BAD, Manifest
 from essl_fast.data.shards.tars import CLIP, SAMPLES, encode_key, pair_crc, read_index
+
+if TYPE_CHECKING:
+    from essl_fast.data.remote import Ahead
 
 Quarantined = Literal["none", "bad", "all"]
 ALTERED = "its bytes are not those that prepare wrote (CRC-32)"
@@ -69,18 +74,21 @@ class _Places:
 class Shards:
     """The pairs of some splits, which are named by their position, 0 to len(self) - 1.
 
+    One class, because places, open files and what was seen of each pair change together while threads read.
+
     Attributes:
         rows: (n,) int64, the pairs' rows in the manifest, ascending.
-        paths: the tar files.
+        paths: the tar files; of a folder elsewhere, their URLs without secrets.
         sound: NumPy type of a sample, int16 or float32.
         excluded: number of pairs that were left out.
         checks: what the frames of clips look like, as far as that is known.
         fingerprint: names exactly these pairs and their bytes, by the SHA-256 of each shard.
     """
 
-    def __init__(self, manifest: Manifest, splits: Sequence[str], exclude: Quarantined = "none"):
+    def __init__(self, manifest: Manifest, splits: Sequence[str], exclude: Quarantined = "none", share: float = 0.0):
         """
         Args:
+            share: of a folder elsewhere, where in its shards to begin to fetch, from 0 to 1.
             exclude: of the pairs that `prepare --verify` listed, leave out none, those that cannot be used ("bad"), or
                 all.
 
@@ -89,9 +97,20 @@ class Shards:
         """
         self.manifest, self.sound = manifest, manifest.sound
         self.rows = np.concatenate([manifest.rows(split) for split in splits])
-        self.paths = [tar for tar, _ in manifest.shards(splits)]
-        self._places, sound_sizes = self._find(splits)
-        self._check(splits, sound_sizes)
+        self.paths: list[Path] | list[str] = [tar for tar, _ in manifest.shards(splits)]
+        self._ahead: Ahead | None = None
+        if manifest.source is not None:
+            self.paths = [manifest.named(entry["file"]) for entry in manifest.entries(splits)]
+        try:
+            self._places, sound_sizes = self._find(splits)
+            self._check(splits, sound_sizes)
+        except InputError as error:
+            if manifest.source is None:
+                raise
+            manifest.source.drop()  # a file may have come damaged; the next one who opens the folder gets another
+            raise InputError(str(error).replace(str(manifest.root), manifest.place)) from error
+        if manifest.source is not None:
+            self._fetch(manifest, splits, share)
         self.fingerprint, self.excluded = self._fingerprint(splits), 0
         if exclude != "none":
             self._exclude(exclude)
@@ -101,6 +120,25 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def _fetch(self, manifest: Manifest, splits: Sequence[str], share: float) -> None:
+        """Let the shards come when the first pair is read."""
+        from essl_fast.data.remote import Ahead
+
+        assert manifest.source is not None
+        entries = manifest.entries(splits)
+        self._ahead = ahead = Ahead(manifest.source, entries, int(share * len(entries)))
+        weakref.finalize(self, ahead.close)
+
+    def pause(self) -> None:
+        """End all waiting for shards that are elsewhere: `read` then raises. Until `go_on` none comes."""
+        if self._ahead is not None:
+            self._ahead.pause()
+
+    def go_on(self) -> None:
+        """After `pause`."""
+        if self._ahead is not None:
+            self._ahead.go_on()
 
     @property
     def jpegs(self) -> bool:
@@ -118,7 +156,7 @@ class Shards:
 
     def remedy(self) -> str:
         """What a user can do about a pair that does not decode."""
-        verify = f"`python -m essl_fast.prepare --verify --out {in_shell(self.manifest.root)}`"
+        verify = f"`python -m essl_fast.prepare --verify --out {in_shell(self.manifest.place)}`"
         return (
             f"run {verify} and leave out what it lists with --data.exclude_quarantined bad, or go on without such "
             "pairs with --data.on_error skip, or run prepare again"
@@ -138,6 +176,8 @@ class Shards:
             InputError: a shard is missing or too short by now, or cannot be read.
         """
         places = self._places
+        if self._ahead is not None:
+            self._ahead.want(places.shard[positions])
         ends = np.cumsum(places.size[positions])
         files = np.split(np.empty(ends[-1] if len(ends) else 0, np.uint8), ends[:-1])[: len(positions)]
         by_shard = np.argsort(places.shard[positions], kind="stable")  # so that a part opens few files
@@ -171,6 +211,7 @@ class Shards:
         Raises:
             InputError: as in `read`; or, without `skip`, a pair is not as it was written.
         """
+        self.go_on()  # a loader that has ended may be asked, too
         pcm, wanted = np.empty((len(positions), SAMPLES), self.sound), positions.copy()
         left = np.arange(len(positions))
         for _ in range(len(self)):
@@ -187,37 +228,47 @@ class Shards:
         self, part: np.ndarray, positions: np.ndarray, files: list[np.ndarray] | None, pcm: np.ndarray
     ) -> None:
         """Read the pairs positions[part] into files[part], where files are given, and into pcm[part]."""
-        places = self._places
+        places, ahead = self._places, self._ahead
         opened, file = -1, -1
         try:
             for i in part:
                 position = positions[i]
-                shard, offset, size = places.shard[position], places.offset[position], places.size[position]
+                shard, size = places.shard[position], places.size[position]
                 if shard != opened:
-                    if file >= 0:
+                    if file >= 0 and ahead is None:
                         os.close(file)
                     opened, file = shard, -1
-                    file = os.open(self.paths[shard], os.O_RDONLY)
+                    file = os.open(self.paths[shard], os.O_RDONLY) if ahead is None else ahead.descriptor(shard)
                 frame = None if files is None else files[i]
                 if frame is None and not self._as_written[position]:  # the CRC-32 is of frame and sound together
                     frame = np.empty(size, np.uint8)
-                if frame is None:
-                    buffers, offset = [pcm[i]], places.sound_offset[position]
-                else:
-                    between = bytearray(int(places.sound_offset[position] - offset - size))
-                    buffers = [frame, between, pcm[i]]
-                if missing := _read_fully(file, buffers, int(offset)):
-                    raise InputError(f"{self.name(position)}: the shard ends {missing} bytes early: run prepare again")
-                if not self._as_written[position]:
-                    assert frame is not None  # it was read for this
-                    self._as_written[position] = pair_crc(frame, pcm[i]) == places.crc[position]
+                self._read_pair(file, position, frame, pcm[i])
+                if ahead is not None and not self._as_written[position]:
+                    if (mended := ahead.mended(int(shard), file)) is not None:
+                        file = mended
+                        self._read_pair(file, position, frame, pcm[i])
         except OSError as error:
             # Only a shard that is gone has to be made again. A disk or a network that failed may work again later.
             then = "run prepare again" if error.errno == errno.ENOENT else "mend that, then go on with --resume"
             raise InputError(f"{self.name(position)} cannot be read ({error.strerror}): {then}") from error
         finally:
-            if file >= 0:
+            if file >= 0 and ahead is None:
                 os.close(file)
+
+    def _read_pair(self, file: int, position: np.int64, frame: np.ndarray | None, sound: np.ndarray) -> None:
+        """Read a pair out of its open shard. frame: None for its sound alone, of a pair that was seen to be whole."""
+        places = self._places
+        offset, size, sound_offset = places.offset[position], places.size[position], places.sound_offset[position]
+        buffers: list[Any]
+        if frame is None:
+            buffers, offset = [sound], sound_offset
+        else:
+            buffers = [frame, bytearray(int(sound_offset - offset - size)), sound]
+        if missing := _read_fully(file, buffers, int(offset)):
+            raise InputError(f"{self.name(int(position))}: the shard ends {missing} bytes early: run prepare again")
+        if not self._as_written[position]:
+            assert frame is not None  # it was read for this
+            self._as_written[position] = pair_crc(frame.data, sound.data) == places.crc[position]
 
     def _find(self, splits: Sequence[str]) -> tuple[_Places, np.ndarray]:
         """The places of all pairs from the index files, and the bytes (n,) of their sound."""
@@ -226,7 +277,7 @@ class Shards:
         stems = [stem for index in indexes for stem in index.stems]
         if stems != [encode_key(manifest.key(row)) for row in self.rows]:
             raise InputError(
-                f"the index files in {manifest.root} do not list the pairs of its manifest: run prepare again"
+                f"the index files in {manifest.place} do not list the pairs of its manifest: run prepare again"
             )
         names = ("visual", "visual_offset", "visual_size", "s16_offset", "s16_size")
         kind, offset, size, sound_offset, sound_size = (

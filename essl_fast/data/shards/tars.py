@@ -70,7 +70,7 @@ def decode_key(stem: str) -> str:
     return unquote(stem, errors="strict")
 
 
-def pair_crc(visual: bytes, sound: bytes) -> int:
+def pair_crc(visual: bytes | memoryview, sound: bytes | memoryview) -> int:
     """CRC-32 of the stored bytes of a pair: its frame, then its sound."""
     return zlib.crc32(sound, zlib.crc32(visual))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -68,9 +69,20 @@ def write_manifest(
         "settings": dict(settings),
         **({"further": further} if (further := sorted(arrays.keys() & FURTHER.keys())) else {}),
         **(more or {}),
+        "files": _sums(out, arrays, splits),
     }
     with atomic_file(out / "manifest.json") as file:
         file.write(json_bytes(header, indent=1))
+
+
+def _sums(out: Path, columns: Iterable[str], splits: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The SHA-256 of the columns and the index files, by which one who copies the folder sees that they came whole."""
+    names = [f"pairs/{name}.npy" for name in columns]
+    found = {}
+    for name in [*names, *(shard["index"] for split in splits.values() for shard in split["shards"])]:
+        with open(out / name, "rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _as_arrays(columns: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -1,0 +1,156 @@
+"""A prepared folder that is elsewhere: what describes it is copied into the cache, its shards come when they are read.
+
+What describes it lies in a folder of the cache that is named by the URL and by the SHA-256 of the manifest: if the data
+set is prepared anew under the same URL, it gets another one. A process that reads the data set keeps that folder there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from essl_fast.common.errors import InputError
+from essl_fast.common.files import atomic_file
+from essl_fast.data.remote.cache import COPIES, Cache, refuse_or_warn
+from essl_fast.data.remote.store import Store
+
+MANIFEST = "manifest.json"
+_AT_ONCE = 16  # small files that are asked for at the same time
+
+
+class Folder:
+    """A prepared folder by its URL.
+
+    Attributes:
+        store: where it is.
+        cache: where its shards go.
+        local: the folder in the cache that describes it.
+        name: the URL without secrets.
+    """
+
+    def __init__(self, url: str, cache: Cache | None = None):
+        """Read the manifest, as the text that it is. InputError if it cannot be read."""
+        self.store, self.cache = Store(url), cache or Cache()
+        self.name = self.store.name
+        try:
+            self.manifest = self.store.read(MANIFEST)
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.store.name_of(MANIFEST)} is not there, so {self.name} is not a complete prepared folder: check "
+                "the name, or prepare it with `python -m essl_fast.prepare ... --out URL`"
+            ) from None
+        named = hashlib.sha256(self.name.encode()).hexdigest()[:16]
+        self._key = f"{named}-{hashlib.sha256(self.manifest).hexdigest()[:16]}"
+        self.local, held = self.cache.folder_of(self._key)
+        weakref.finalize(self, os.close, held)
+
+    def bring(self, sums: Mapping[str, str], optional: Sequence[str] = ()) -> None:
+        """Copy the manifest and files into `local`: those of `sums` unless they are there, `optional` always.
+
+        sums: name → SHA-256, or "" if nobody knows it.
+
+        Raises:
+            InputError: one of `sums` does not exist or has another SHA-256, or a file cannot be read or written.
+        """
+        with self._alone():
+            (self.local / "pairs").mkdir(exist_ok=True)
+            lacking = [name for name in sums if not (self.local / name).is_file()]
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                found = pool.map(lambda name: self._read(name, sums.get(name, "")), [*lacking, *optional])
+                for name, data in zip([*lacking, *optional], found, strict=True):
+                    self._keep(name, data, optional=name in optional)
+            if not (self.local / MANIFEST).is_file():
+                self._keep(MANIFEST, self.manifest)
+
+    def drop(self) -> None:
+        """Remove the copies: they do not fit together, so one came damaged. Who opens the folder again gets others."""
+        (self.local / MANIFEST).unlink(missing_ok=True)
+        for path in [*self.local.glob("pairs/*.npy"), *self.local.glob("*.idx"), *self.local.glob("*.npy")]:
+            path.unlink(missing_ok=True)
+
+    def publish(self, name: str) -> None:
+        """Send a file of `local` to the store. If that takes none, the file stays here, and counts here."""
+        own = self.local / f".own-{name}"
+        try:
+            if not self.store.takes_files:
+                raise InputError(f"{self.name} takes no files")
+            self.store.upload(name, str(self.local / name))
+            own.unlink(missing_ok=True)
+        except (InputError, FileNotFoundError):
+            own.touch()
+
+    def named(self, name: str) -> str:
+        """Where a file is, for people."""
+        own = (self.local / f".own-{name.replace('/', '-')}").exists()
+        return str(self.local / name) if own else self.store.name_of(name)
+
+    @contextlib.contextmanager
+    def shard(self, entry: dict) -> Iterator[Path]:
+        """A shard's file in the cache, which stays there while the context lasts. entry: of the manifest."""
+        held = self.cache.fetch(self.store, entry)
+        assert held is not None  # it waits
+        try:
+            yield Path(f"/dev/fd/{held}")
+        finally:
+            os.close(held)
+
+    def _read(self, name: str, wanted: str) -> bytes | None:
+        """A file; None if it does not exist. wanted: its SHA-256, if that is known."""
+        for copy in range(1, COPIES + 1):
+            try:
+                data = self.store.read(name)
+            except FileNotFoundError:
+                return None
+            if not wanted or hashlib.sha256(data).hexdigest() == wanted:
+                return data
+            refuse_or_warn(self.store, name, copy)
+        raise AssertionError  # the last copy returns or raises
+
+    def _keep(self, name: str, data: bytes | None, optional: bool = False) -> None:
+        path = self.local / name
+        if data is None and not optional:
+            raise InputError(
+                f"{self.store.name_of(name)} is missing, though the manifest names it: prepare {self.name} again"
+            )
+        if data is None:
+            if not (self.local / f".own-{name}").exists():
+                path.unlink(missing_ok=True)
+            return
+        try:
+            if optional and path.is_file() and path.read_bytes() == data:
+                return
+            with atomic_file(path) as file:
+                file.write(data)
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}): free some of its disk, or name another folder "
+                "with --data.cache"
+            ) from error
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process of the host copies, the others wait."""
+        file = os.open(self.local / ".fetching", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # of a file system without locks: each then copies for itself
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(file)
+
+
+def open_folder(url: str, cache: str = "", gigabytes: float = 0.0) -> Folder:
+    """The prepared folder at a URL. InputError if it cannot be read.
+
+    Args:
+        url: the folder's.
+        cache: folder for its shards; "" is the user's cache folder.
+        gigabytes: most that the cache may hold, in 10^9 bytes; 0 is what it has, and 80% of what is free on its disk.
+    """
+    return Folder(url, Cache(Path(cache) if cache else None, int(gigabytes * 1e9)))

@@ -1,0 +1,229 @@
+"""One folder of an object store or a web server, through fsspec: files are read and written whole or in parts.
+
+What fails for a moment (a connection that is cut, 503, a timeout) is tried again, a few times, and a line says so. What
+will not change by itself (no such file, no right to it, a package that is missing) is an InputError at once.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from essl_fast.common.errors import InputError, Notice, reason
+from essl_fast.common.urls import as_url, hide, is_redacted, join, redacted
+
+ATTEMPTS = 6  # the waits between them make 15.5 s
+FIRST_WAIT = 0.5  # seconds; each further wait is twice as long
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "hf": "huggingface_hub",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "oci": "ocifs",
+    "oss": "ossfs",
+}  # of each kind of URL, besides fsspec
+_FOR_A_MOMENT = (408, 425, 429)  # HTTP codes below 500 that may change by themselves
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """Nobody waits for the file any more."""
+
+
+class Store:
+    """A folder by its URL.
+
+    Attributes:
+        url: of the folder, with its secrets.
+        name: the same without them, for messages.
+    """
+
+    def __init__(self, url: str):
+        """InputError if the URL has lost its secrets, or a package for its kind is missing."""
+        self.url, self.name = as_url(url), redacted(url)
+        if is_redacted(url):
+            raise InputError(
+                f"{self.name} was written down without its user, password or query; give it whole, with --data.root "
+                "(train) or --data (other commands)"
+            )
+        self._system = _file_system(self.url, self.name)
+
+    @property
+    def takes_files(self) -> bool:
+        """Whether files can be written there at all: a web server only gives them."""
+        return not self.url.lower().startswith(("http:", "https:"))
+
+    def name_of(self, file: str) -> str:
+        """The URL of a file of the folder, without secrets."""
+        return join(self.name, file)
+
+    def read(self, file: str, begin: int = 0, end: int | None = None, stop: threading.Event | None = None) -> bytes:
+        """The bytes of a file, or those from `begin` to before `end`.
+
+        A server that sends the whole file where a part was asked for is put up with.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            InputError: it cannot be read.
+            Stopped: `stop` was set.
+        """
+
+        def once() -> bytes:
+            if end is None:
+                return self._system.cat_file(self._path(file))
+            data = self._system.cat_file(self._path(file), start=begin, end=end)
+            if len(data) > end - begin:
+                data = data[begin:end]
+            if len(data) != end - begin:
+                raise ConnectionError(f"{len(data):,} bytes came of {end - begin:,}")
+            return data
+
+        return self._patiently(file, once, stop)
+
+    def write(self, file: str, data: bytes) -> None:
+        """Write a small file; what was there is replaced."""
+        self._patiently(file, lambda: self._system.pipe_file(self._path(file), data))
+
+    def upload(self, file: str, path: str) -> None:
+        """Write a local file; what was there is replaced."""
+        self._patiently(file, lambda: self._system.put_file(path, self._path(file)))
+
+    def size(self, file: str) -> int | None:
+        """The bytes of a file; None if there is no such file."""
+
+        def once() -> int:
+            self._system.invalidate_cache()
+            return int(self._system.info(self._path(file))["size"])
+
+        try:
+            return self._patiently(file, once)
+        except FileNotFoundError:
+            return None
+
+    def sizes(self) -> dict[str, int]:
+        """Name → bytes of what lies in the folder; {} if it does not exist."""
+
+        def once() -> dict[str, int]:
+            self._system.invalidate_cache()
+            found = self._system.ls(self._path(""), detail=True)
+            return {each["name"].rstrip("/").rpartition("/")[2]: int(each.get("size") or 0) for each in found}
+
+        try:
+            return self._patiently("", once)
+        except FileNotFoundError:
+            return {}
+
+    def names(self, folder: str = "") -> list[str]:
+        """The names of what lies in the folder, or in one of its folders; [] if that does not exist."""
+
+        def once() -> list[str]:
+            self._system.invalidate_cache()
+            found = self._system.ls(self._path(folder), detail=False)
+            return [entry.rstrip("/").rpartition("/")[2] for entry in found]
+
+        try:
+            return self._patiently(folder, once)
+        except FileNotFoundError:
+            return []
+
+    def remove(self, file: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            self._patiently(file, lambda: self._system.rm_file(self._path(file)))
+        except FileNotFoundError:
+            return
+
+    def _path(self, file: str) -> str:
+        return self._system._strip_protocol(join(self.url, file) if file else self.url)
+
+    def _patiently(self, file: str, once: Callable[[], T], stop: threading.Event | None = None) -> T:
+        name, wait = self.name_of(file), FIRST_WAIT
+        for attempt in range(1, ATTEMPTS + 1):
+            if stop is not None and stop.is_set():
+                raise Stopped
+            try:
+                return once()
+            except Exception as error:  # each library has its own types, for the same things
+                why = hide(reason(error), self.url)
+                if isinstance(error, FileNotFoundError) or _status(error) == 404:
+                    raise FileNotFoundError(2, "there is no such file", name) from None
+                if _is_final(error):
+                    raise InputError(
+                        f"{name}: no access ({why}); check the name, and the credentials of this machine (for s3 those "
+                        "of AWS, for gs `gcloud auth application-default login`, for hf `hf auth login`)"
+                    ) from None
+                if attempt == ATTEMPTS:
+                    raise InputError(f"{name} cannot be reached, after {ATTEMPTS} attempts ({why})") from None
+                pause = wait * random.uniform(0.75, 1.25)  # so that many processes do not come back together
+                told = f"{name}: {why}: attempt {attempt} of {ATTEMPTS}, the next in {pause:.1f} s"
+                warnings.warn(told, Notice, stacklevel=3)
+                if (stop or threading.Event()).wait(pause):
+                    raise Stopped from None
+                wait *= 2
+        raise AssertionError  # the last attempt returns or raises
+
+
+def _status(error: BaseException) -> int:
+    """The HTTP code of an error; 0 if it has none."""
+    response = getattr(error, "response", None)
+    found = getattr(error, "status", None) or getattr(response, "status_code", None)
+    if found is None and isinstance(response, dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return found if isinstance(found, int) else 0
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether an error stays, however often one tries."""
+    if isinstance(error, (PermissionError, NotImplementedError)) or "Credentials" in type(error).__name__:
+        return True
+    return 400 <= _status(error) < 500 and _status(error) not in _FOR_A_MOMENT
+
+
+def _file_system(url: str, name: str) -> Any:
+    """fsspec's view of the store. InputError if it knows no such kind of URL, or a package is missing."""
+    kind = url.partition("://")[0].lower()
+    package = _PACKAGES.get(kind)
+    try:
+        import fsspec
+
+        if kind == "hf":
+            import huggingface_hub  # noqa: F401  # fsspec learns of it when it is there
+    except ImportError as error:
+        raise _missing(name, "fsspec" if error.name == "fsspec" else "huggingface_hub") from error
+    try:
+        system, _ = fsspec.core.url_to_fs(url, **_options(kind))
+    except ImportError as error:
+        raise _missing(name, package or f"that it needs ({reason(error)})") from error
+    except ValueError as error:
+        raise InputError(f"{name}: fsspec cannot open such a place ({hide(reason(error), url)})") from error
+    if hasattr(system, "retries"):
+        system.retries = 1  # attempts are ours to count, and to tell
+    return system
+
+
+def _missing(name: str, package: str) -> InputError:
+    return InputError(
+        f"{name}: the package {package} is missing: pip install {package} (or pip install '.[remote]' in the source "
+        "folder)"
+    )
+
+
+def _options(kind: str) -> dict[str, Any]:
+    """How a store of this kind is opened: a connection that is silent for a minute ends, and nothing is tried twice."""
+    if kind in ("http", "https"):
+        import aiohttp
+
+        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)}}
+    if kind in ("s3", "s3a"):
+        return {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 15, "read_timeout": 60}}
+    return {}

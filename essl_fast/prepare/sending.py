@@ -1,0 +1,116 @@
+"""Sends what prepare makes to a URL. Here lies only what is being made: one shard, and the parts of the next videos.
+
+    URL/<shard>.tar, .idx            as soon as the shard is full
+    URL/.parts/shards/<shard>.json   then its entry of the journal: another machine can go on, too
+    URL/pairs/, left_out.jsonl       at the end
+    URL/manifest.json                last; one that is there is removed before the first shard comes
+
+So whoever reads there finds the whole data set, or none. What a killed run has sent is not sent again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+from essl_fast.common.errors import InputError
+from essl_fast.data.remote import Cache, Store
+
+MANIFEST, JOURNAL = "manifest.json", ".parts/shards"
+_BEGUN = ".parts/begun"
+_SHARD_FILES = re.compile(r"(train|val|test)-\d{5,}\.(tar|idx)")
+
+
+class Destination:
+    """A prepared folder that is made at a URL.
+
+    Attributes:
+        store: where it is.
+        name: its URL without secrets.
+        folder: where it is made, in the user's cache folder.
+    """
+
+    def __init__(self, url: str):
+        """InputError if nothing can be written there at all, or a package for it is missing."""
+        self.store = Store(url)
+        self.name = self.store.name
+        if not self.store.takes_files:
+            raise InputError(
+                f"--out: {self.name} is on a web server, which takes no files: make the data in a folder, and "
+                "copy it there"
+            )
+        self.folder = Cache().path / "made" / hashlib.sha256(self.name.encode()).hexdigest()[:16]
+
+    def manifest(self) -> bytes | None:
+        """The manifest that is there; None without one."""
+        try:
+            return self.store.read(MANIFEST)
+        except FileNotFoundError:
+            return None
+
+    def lacks(self, shards: list[dict]) -> bool:
+        """Whether a shard is missing there, or has another size. shards: entries of the manifest."""
+        sizes = self.store.sizes()
+        return any(sizes.get(shard["file"]) != shard["bytes"] or shard["index"] not in sizes for shard in shards)
+
+    def begin(self) -> None:
+        """Remove the manifest that is there, and take over the journal of a run on another machine."""
+        self.store.write(_BEGUN, b"")  # what cannot be written shows before hours of work
+        self.store.remove(MANIFEST)
+        here = self.folder / JOURNAL
+        if any(here.glob("*.json")):
+            return
+        here.mkdir(parents=True, exist_ok=True)
+        for name in self.store.names(JOURNAL):
+            index = f"{name.removesuffix('.json')}.idx"
+            found = [(here / name, f"{JOURNAL}/{name}")]
+            if _SHARD_FILES.fullmatch(index):
+                found.append((self.folder / index, index))
+            for path, file in found:
+                with contextlib.suppress(FileNotFoundError):  # then the shard is made again
+                    data = self.store.read(file)
+                    path.write_bytes(data)  # a journal that is cut short does not count
+
+    def holds(self, shard: dict) -> bool:
+        """Whether a shard that was noted is there still."""
+        return self.store.size(shard["file"]) == shard["bytes"] and (self.folder / shard["index"]).is_file()
+
+    def send(self, shard: dict) -> None:
+        """Send a finished shard. InputError if it does not arrive whole."""
+        for file in (shard["file"], shard["index"]):
+            path = self.folder / file
+            self.store.upload(file, str(path))
+            if (size := self.store.size(file)) != path.stat().st_size:
+                raise InputError(
+                    f"{self.store.name_of(file)} has {size} bytes, not the {path.stat().st_size} that were sent: run "
+                    "the same command again"
+                )
+
+    def noted(self, path: Path) -> None:
+        """Send a file of the journal; the shard that it notes is no longer needed here."""
+        self.store.upload(f"{JOURNAL}/{path.name}", str(path))
+        (self.folder / f"{path.stem}.tar").unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Remove the journal that is there: it is of other settings."""
+        for name in self.store.names(JOURNAL):
+            self.store.remove(f"{JOURNAL}/{name}")
+
+    def finish(self) -> None:
+        """Send what describes the folder, the manifest last."""
+        for path in [*sorted((self.folder / "pairs").glob("*.npy")), self.folder / "left_out.jsonl"]:
+            self.store.upload(str(path.relative_to(self.folder)), str(path))
+        self.store.upload(MANIFEST, str(self.folder / MANIFEST))
+
+    def clean(self, shards: list[dict]) -> None:
+        """Remove what a finished folder does not need, here and there. shards: entries of the manifest."""
+        kept = {shard[kind] for shard in shards for kind in ("file", "index")}
+        self.forget()
+        self.store.remove(_BEGUN)
+        for name in self.store.names():
+            if _SHARD_FILES.fullmatch(name) and name not in kept:
+                self.store.remove(name)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,61 @@
+"""URLs: which places are some, how their files are named, and what of them is written down."""
+
+from pathlib import Path
+
+import pytest
+
+from essl_fast.common import urls
+
+
+@pytest.mark.parametrize(
+    "given, url",
+    [
+        ("s3://bucket/a/", "s3://bucket/a"),
+        (Path("s3://bucket/a"), "s3://bucket/a"),
+        ("hf://datasets/org/name@main/a", "hf://datasets/org/name@main/a"),
+        ("https://host/a/?sig=x/y", "https://host/a?sig=x/y"),
+        ("file:///tmp/a", "file:///tmp/a"),
+        ("prepared", None),
+        ("/data/s3:/x", None),
+        (Path("/data/s3:/x"), None),
+        ("demo", None),
+        ("", None),
+        ("s3:/bucket", None),
+    ],
+)
+def test_what_is_a_url(given, url):
+    assert urls.is_url(given) == (url is not None)
+    assert urls.placed(given) == (Path(given) if url is None else url)
+    assert urls.redacted(given) == (str(given) if url is None else url if "?" not in url else "https://host/a?***")
+
+
+def test_a_folder_with_such_a_name_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s3:/here").mkdir(parents=True)
+    assert not urls.is_url(Path("s3:/here")) and urls.is_url(Path("s3:/there"))
+
+
+@pytest.mark.parametrize(
+    "url, kept",
+    [
+        ("https://anna:open@host/a", "https://***@host/a"),
+        ("https://token@host/a", "https://***@host/a"),
+        ("abfs://container@account.host/a", "abfs://container@account.host/a"),
+        ("sftp://anna:open@host/a", "sftp://***@host/a"),
+        ("https://host/a?sig=secret", "https://host/a?***"),
+        ("s3://bucket/a", "s3://bucket/a"),
+    ],
+)
+def test_redacted(url, kept):
+    assert urls.redacted(url) == kept and urls.is_redacted(kept) == (url != kept) and not urls.is_redacted(url)
+
+
+def test_a_query_stays_at_the_end():
+    assert urls.join("https://host/a?sig=1", "pairs/key.npy") == "https://host/a/pairs/key.npy?sig=1"
+    assert urls.join("s3://bucket/a", "b") == "s3://bucket/a/b"
+
+
+def test_other_libraries_texts_lose_secrets_too():
+    text = "403, url='https://cdn.host/x?Signature=abc', for https://anna:open@host/a?sig=se%2Fcret: open se/cret"
+    hidden = urls.hide(text, "https://anna:open@host/a?sig=se%2Fcret")
+    assert hidden == "403, url='https://cdn.host/x?***', for https://***@host/a?*** *** ***"

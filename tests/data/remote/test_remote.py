@@ -1,0 +1,341 @@
+"""Prepared data on a web server that has faults: what arrives, what is told, and what the cache keeps."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("aiohttp")  # of the extra `remote`
+
+from essl_fast.common.errors import InputError, Notice
+from essl_fast.data.remote import Cache, Store, ahead, cache, store
+from essl_fast.data.shards import QUARANTINE, SAMPLES, Manifest, Shards
+from essl_fast.prepare import verify
+from tests import ROOT
+from tests.data.shards.test_shards import write_folder
+from tests.tools.web import BUSY, CUT, DENIED, GONE, SLOW, STUCK, WRONG, Web
+
+SHARDS = ["train-00000.tar", "train-00001.tar", "train-00002.tar"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    web = Web(folder)
+    yield web
+    web.close()
+
+
+@pytest.fixture
+def web(served, monkeypatch):
+    """The server without faults; whoever waits to try again waits for a moment only."""
+    served.reset()
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(cache, "PART", 1 << 20)  # so that a shard of 2 MB has parts
+    return served
+
+
+def read(manifest: Manifest, splits=("train",)) -> tuple[list[bytes], bytes]:
+    """(frames, sounds) of all pairs."""
+    shards = Shards(manifest, splits)
+    pcm = np.empty((len(shards), SAMPLES), "<i2")
+    with ThreadPoolExecutor(2) as pool:
+        pictures = shards.read(np.arange(len(shards)), pcm, pool, 2)
+    assert not any(picture.altered for picture in pictures)
+    return [picture.file.tobytes() for picture in pictures], pcm.tobytes()
+
+
+def told(url: str, place: Path, gigabytes: float = 0.0) -> tuple[list[str], object]:
+    """(what was told, the pairs or the InputError's text) of reading a folder."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            found: object = read(Manifest.load(url, (str(place), gigabytes)))
+        except InputError as error:
+            found = str(error)
+    return [str(each.message) for each in said if issubclass(each.category, Notice)], found
+
+
+def test_the_same_pairs_come_and_each_shard_once(web, folder, tmp_path):
+    place = (str(tmp_path), 0.0)
+    assert read(Manifest.load(web.url, place)) == read(Manifest.load(folder))
+    asked = dict(web.asked)
+    manifest = Manifest.load(f"{web.url}/", place)
+    assert read(manifest) == read(Manifest.load(folder)) and manifest.place == web.url
+    new = {name for name in web.asked if web.asked[name] != asked.get(name)}
+    assert new == {"manifest.json", QUARANTINE, "clip_checks.npy"}
+    assert [asked[name] for name in SHARDS] == [2, 2, 1]  # parts
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_a_server_without_ranges_serves(web, folder, tmp_path):
+    web.ranges = False
+    assert told(web.url, tmp_path) == ([], read(Manifest.load(folder)))
+
+
+@pytest.mark.parametrize("fault", [SLOW, BUSY, CUT, WRONG])
+def test_a_fault_that_passes_is_told_and_the_pairs_are_right(fault, web, folder, tmp_path):
+    web.fault = lambda name, count: fault if count == 1 and name == SHARDS[1] else None
+    said, found = told(web.url, tmp_path)
+    assert found == read(Manifest.load(folder))
+    if fault == SLOW:
+        assert not said
+    else:
+        (line,) = said
+        assert f"{web.url}/{SHARDS[1]}" in line
+        assert ("(SHA-256): fetched again, 2 of 3" if fault == WRONG else "attempt 1 of 6, the next in 0.0 s") in line
+
+
+@pytest.mark.parametrize("fault", [BUSY, CUT])
+@pytest.mark.parametrize("name", ["manifest.json", "pairs/crc.npy", "train-00001.idx"])
+def test_a_fault_of_what_describes_the_folder_passes_too(fault, name, web, folder, tmp_path):
+    web.fault = lambda asked, count: fault if count <= 2 and asked == name else None
+    said, found = told(web.url, tmp_path)
+    assert (
+        found == read(Manifest.load(folder)) and len(said) == 2 and all(f"{web.url}/{name}: " in line for line in said)
+    )
+
+
+@pytest.mark.parametrize("name", ["pairs/class_id.npy", "val-00000.idx"])
+def test_a_damaged_description_is_fetched_again(name, web, folder, tmp_path):
+    web.fault = lambda asked, count: WRONG if count == 1 and asked == name else None
+    with pytest.warns(
+        Notice, match=f"{web.url}/{name} came with other bytes than its manifest says .SHA-256.: fetched"
+    ):
+        found = Manifest.load(web.url, (str(tmp_path), 0.0))
+    assert found.class_id.tolist() == Manifest.load(folder).class_id.tolist()
+    assert read(found, ["val"]) == read(Manifest.load(folder), ["val"])
+
+
+@pytest.mark.parametrize(
+    "fault, says",
+    [
+        (BUSY, "cannot be reached, after 6 attempts ("),
+        (CUT, "cannot be reached, after 6 attempts ("),
+        (WRONG, "is not what the manifest of {url} says: its SHA-256 differs, 3 times. Upload it again"),
+        (GONE, "is gone, though the manifest of {url} lists it: put it back, or prepare again"),
+        (DENIED, ": no access ("),
+    ],
+)
+def test_a_fault_that_stays_ends_with_the_url(fault, says, web, tmp_path):
+    web.fault = lambda name, count: fault if name == SHARDS[2] else None
+    said, found = told(web.url, tmp_path)
+    assert str(found).startswith(f"{web.url}/{SHARDS[2]}") and says.format(url=web.url) in str(found)
+    assert len(said) == {BUSY: 5, CUT: 5, WRONG: 2, GONE: 0, DENIED: 0}[fault]
+    until = time.monotonic() + 5
+    while list(tmp_path.glob(".*.partial")):  # the threads that fetched others end, too
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    web.fault = lambda name, count: None
+    assert isinstance(told(web.url, tmp_path)[1], tuple)
+
+
+def test_a_folder_without_a_manifest_is_named(web, tmp_path):
+    assert told(f"{web.url}/nowhere", tmp_path)[1] == (
+        f"{web.url}/nowhere/manifest.json is not there, so {web.url}/nowhere is not a complete prepared folder: check "
+        "the name, or prepare it with `python -m essl_fast.prepare ... --out URL`"
+    )
+
+
+def test_a_cache_that_is_too_small_says_so_before_anything_comes(web, tmp_path):
+    said, found = told(web.url, tmp_path, 0.004)
+    size = sum(entry["bytes"] for entry in Manifest.load(web.url, (str(tmp_path), 0.0)).entries("train"))
+    assert found == (
+        f"the shards of {web.url} that are read together take {size / 1e6:.2f} MB, and the cache {tmp_path} may "
+        "hold 4.00 MB: give more with --data.cache_gb, or a folder on a larger disk with --data.cache"
+    )
+    assert not said and SHARDS[0] not in web.asked
+
+
+def test_a_full_disk_is_named(web, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    _, found = told(web.url, tmp_path)
+    assert f"has no room: the disk of the cache {tmp_path} is full" in str(found) and "--data.cache" in str(found)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_room_is_made_of_what_nobody_uses_the_oldest_first(web, tmp_path):
+    entries = Manifest.load(web.url, (str(tmp_path), 0.0)).entries(["train", "val", "test"])
+    first, second, third, val, test = entries
+    kept = Cache(tmp_path, sum(entry["bytes"] for entry in entries[:3]) + (1 << 18))
+    source = Store(web.url)
+    held = kept.fetch(source, first)
+    os.close(kept.fetch(source, second))
+    os.close(kept.fetch(source, third))
+    (tmp_path / ".left.tar.partial").write_bytes(b"of a process that was killed")
+    os.utime(tmp_path / f"{second['sha256']}.tar", (1, 1))
+    os.utime(tmp_path / f"{first['sha256']}.tar", (0, 0))  # the oldest, but it is in use
+    os.close(kept.fetch(source, val))
+    assert not (tmp_path / ".left.tar.partial").exists()
+    left = {path.stem for path in tmp_path.glob("*.tar")}
+    assert left == {first["sha256"], third["sha256"], val["sha256"]}
+    assert len(os.pread(held, 1 << 24, 0)) == first["bytes"]
+    small = Cache(tmp_path, first["bytes"] + test["bytes"] + (1 << 18))
+    also = small.fetch(source, test)
+    with pytest.raises(
+        InputError, match=f"{SHARDS[1]} has no room: the cache .* may hold .*, since it is in use; give more"
+    ):
+        small.fetch(source, second)
+    os.close(held)
+    os.close(also)
+    os.close(small.fetch(source, second))
+
+
+def test_a_killed_process_leaves_nothing_locked(web, folder, tmp_path):
+    """It is killed while it fetches; the lock goes with it, and the next one makes the shard whole."""
+    entry = Manifest.load(web.url, (str(tmp_path), 0.0)).entries("train")[0]
+    code = (
+        "import sys, time; from pathlib import Path; from essl_fast.data.remote.cache import Cache\n"
+        "class Slow:\n"
+        "    name = name_of = lambda *_: 'slow'\n"
+        "    def read(self, *_): print('reads', flush=True); time.sleep(60)\n"
+        f"Cache(Path({str(tmp_path)!r})).fetch(Slow(), {entry!r})"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "reads\n"
+    assert Cache(tmp_path).fetch(Store(web.url), entry, waits=False) is None  # the other one is at it
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert (tmp_path / f".{entry['sha256']}.tar.partial").exists()
+    assert told(web.url, tmp_path) == ([], read(Manifest.load(folder)))
+
+
+def test_processes_share_the_work(web, folder, tmp_path):
+    """Two readers with caches of their own objects, as two processes have; each part is asked for once."""
+    web.delay = 0.02
+    place = (str(tmp_path), 0.0)
+    Manifest.load(web.url, place)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: read(Manifest.load(web.url, place)), range(2)))
+    assert found[0] == found[1] == read(Manifest.load(folder))
+    assert [web.asked[name] for name in SHARDS] == [2, 2, 1]
+
+
+def test_a_file_that_is_damaged_in_the_cache_is_fetched_again(web, folder, tmp_path):
+    assert not told(web.url, tmp_path)[0]
+    (damaged,) = [path for path in tmp_path.glob("*.tar") if path.name.startswith(_sha(folder, 1))]
+    with open(damaged, "r+b") as file:
+        file.seek(1 << 20)
+        file.write(bytes(1 << 18))
+    said, found = told(web.url, tmp_path)
+    assert found == read(Manifest.load(folder))
+    assert said == [f"{SHARDS[1]} in the cache was damaged: it is fetched again"]
+
+
+def _sha(folder: Path, number: int) -> str:
+    return Manifest.load(folder).entries("train")[number]["sha256"]
+
+
+def test_a_loader_that_is_closed_does_not_wait(web, tmp_path):
+    from essl_fast.data.loading import Loader
+
+    web.fault = lambda name, count: STUCK if name == SHARDS[1] else None
+    manifest = Manifest.load(web.url, (str(tmp_path), 0.0))
+    loader = Loader(manifest, "train", batch_size=8, side=32, shuffle=False, threads=1)
+    first = next(iter(loader))
+    while SHARDS[1] not in web.asked:
+        time.sleep(0.01)
+    begin = time.perf_counter()
+    loader.close()
+    assert time.perf_counter() - begin < 1
+    web.reset()
+    loader.seek(0)
+    assert (next(iter(loader)).frames == first.frames).all() and len(list(loader)) == len(loader) - 1
+    loader.close()
+
+
+def test_batches_are_those_of_the_folder(web, folder, tmp_path):
+    from essl_fast.data.loading import Loader
+
+    for splits in ("train", ["val", "test"]):
+        same = {"batch_size": 4, "side": 32, "shuffle": True, "threads": 2, "seed": 3}
+        with (
+            Loader(folder, splits, **same) as near,
+            Loader(Manifest.load(web.url, (str(tmp_path), 0.0)), splits, **same) as far,
+        ):
+            for ours, other in zip(far, near, strict=True):
+                assert all(bool((a == b).all()) for a, b in zip(ours, other, strict=True))
+            assert far.state_dict() == near.state_dict()
+
+
+def test_secrets_stay_with_who_gave_them(web, tmp_path):
+    url = web.url.replace("http://", "http://anna:op%20en@") + "?X-Amz-Signature=abcdef0123&sig=s%2Bx9y8"
+    manifest = Manifest.load(url, (str(tmp_path), 0.0))
+    assert manifest.place == web.url.replace("http://", "http://***@") + "?***"
+    web.fault = lambda name, count: BUSY if name == SHARDS[0] else None
+    said, found = told(url, tmp_path)
+    for text in [*said, str(found), *map(str, tmp_path.rglob("*"))]:
+        for secret in ("anna", "op%20en", "op en", "abcdef0123", "s%2Bx9y8", "s+x9y8"):
+            assert secret not in text
+    assert manifest.named(SHARDS[0]) in str(found) and len(said) == 5
+    with pytest.raises(InputError, match="was written down without its user, password or query; give it whole, with"):
+        Manifest.load(manifest.place, (str(tmp_path), 0.0))
+
+
+def test_verify_keeps_its_list_beside_the_cache_of_a_server_that_takes_none(web, tmp_path):
+    place = (str(tmp_path), 0.0)
+    manifest = Manifest.load(web.url, place)
+    assert verify(manifest, workers=1) == {}
+    assert manifest.named(QUARANTINE) == str(manifest.root / QUARANTINE)
+    (manifest.root / QUARANTINE).write_text(
+        '{"row": 2, "key": "vid\\u00e9o.2 a_000002", "reason": "black", "detail": ""}\n'
+    )
+    assert Manifest.load(web.url, place).quarantine() == {2: "black"}
+
+
+@pytest.mark.parametrize(
+    "url, package",
+    [("s3://a/b", "s3fs"), ("gs://a/b", "gcsfs"), ("hf://datasets/a/b", "huggingface_hub"), ("s3://a/b", "fsspec")],
+)
+def test_a_missing_package_is_one_line(url, package, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, package, None)
+    if package != "fsspec":
+        import fsspec
+
+        assert fsspec
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.partition(":")[0], raising=False)
+    with pytest.raises(InputError, match=f"^{url}: the package {package} is missing: pip install {package} .or"):
+        Manifest.load(url, (str(tmp_path), 0.0))
+
+
+def test_an_unknown_kind_of_url_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="^nope://a/b: fsspec cannot open such a place"):
+        Manifest.load("nope://a/b", (str(tmp_path), 0.0))
+
+
+def test_a_folder_of_this_machine_needs_nothing_of_this(folder):
+    """Neither fsspec nor the code for what is elsewhere is imported."""
+    code = (
+        "import sys; from essl_fast.data.shards import Manifest, Shards\n"
+        f"Shards(Manifest.load({str(folder)!r}), ['train'])\n"
+        "assert not [n for n in sys.modules if n.split('.')[0] in ('fsspec', 'aiohttp') or 'data.remote' in n]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_as_many_files_may_be_open_as_there_are_shards():
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (400, before[1]))
+        ahead._allow_open_files(300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 812
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

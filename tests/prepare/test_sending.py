@@ -1,0 +1,157 @@
+"""`prepare --out URL`: the bytes of a folder, a manifest that comes last, and runs that go on."""
+
+import hashlib
+
+import pytest
+
+from essl_fast.common.errors import InputError, Notice
+from essl_fast.data.remote import Cache, Store, store
+from essl_fast.data.shards import Manifest
+from essl_fast.prepare import PreparedDifferently
+from essl_fast.prepare import __main__ as door
+from essl_fast.prepare.sending import Destination
+from tests.tools.buckets import bucket  # noqa: F401  # a fixture
+from tests.tools.prepare import arguments, hashes, run
+
+pytest.importorskip("s3fs")  # of the extra `remote`
+pytest.importorskip("moto.server")
+
+
+@pytest.fixture
+def out(bucket, request, tmp_path, monkeypatch):  # noqa: F811
+    """A URL of its own, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
+    return f"{bucket}/{request.node.name.replace('[', '-').strip(']')}"
+
+
+def sent_to(url: str) -> dict[str, str]:
+    """Name → SHA-256 of every object below a URL."""
+    system, root = Store(url)._system, url.removeprefix("s3://")
+    system.invalidate_cache()
+    return {
+        path.removeprefix(f"{root}/"): hashlib.sha256(system.cat_file(path)).hexdigest() for path in system.find(root)
+    }
+
+
+def uploads(monkeypatch, at: int = 0, error: BaseException | None = None) -> list[str]:
+    """The files that are sent from now on; the upload number `at` fails with `error`."""
+    said, real = [], Store.upload
+
+    def upload(self, file, path):
+        said.append(file)
+        if len(said) == at and error is not None:
+            raise error
+        real(self, file, path)
+
+    monkeypatch.setattr(Store, "upload", upload)
+    return said
+
+
+def test_the_bytes_are_those_of_a_folder(out, world, reference, capsys, tmp_path):
+    assert door.main(arguments(world, out, "--workers", "1")) == 0
+    told = capsys.readouterr()
+    assert out in told.out
+    assert sent_to(out) == hashes(reference)
+    assert not list((tmp_path / "cache").rglob("made/*"))
+    assert door.main(arguments(world, out, "--workers", "1")) == 0
+    assert f"{out} is complete: nothing to do" in capsys.readouterr().err
+    with pytest.raises(
+        PreparedDifferently, match=f"^{out} was prepared differently .pairs_per_shard was 5, is 6.: choose"
+    ):
+        run(world, out, pairs_per_shard=6)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_that_ended_goes_on(elsewhere, out, world, reference, monkeypatch, tmp_path):
+    """It ends while the third shard is sent. Until the end there is no manifest."""
+    Store(out).write("train-00007.tar", b"of another data set, whose manifest is gone")
+    with monkeypatch.context() as patch:
+        said = uploads(patch, 8, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(world, out)
+    assert said[-1].endswith(".tar") and "manifest.json" not in sent_to(out)
+    with pytest.raises(InputError, match="manifest.json is not there"):
+        Manifest.load(out)
+    if elsewhere:  # as if another machine went on
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    with monkeypatch.context() as patch:
+        again = uploads(patch)
+        run(world, out)
+    assert not {name for name in said[:-1] if name.endswith(".tar")} & set(again)
+    assert again[-2:] == ["manifest.json", "preview.png"]
+    assert sent_to(out) == hashes(reference)
+
+
+def test_this_machine_holds_one_shard_at_a_time(out, world, monkeypatch):
+    held, real = [], Destination.send
+
+    def send(self, shard):
+        held.append(len(list(self.folder.glob("*.tar"))))
+        real(self, shard)
+
+    monkeypatch.setattr(Destination, "send", send)
+    manifest = run(world, out)
+    assert held == [1] * len(manifest.entries(["train", "val", "test"]))
+
+
+def test_a_shard_that_is_gone_is_made_again(out, world, reference, monkeypatch):
+    """Meanwhile there is no manifest, which would be of other bytes."""
+    run(world, out)
+    Store(out).remove("val-00000.tar")
+    real = Destination.send
+
+    def send(self, shard):
+        assert self.manifest() is None
+        real(self, shard)
+
+    monkeypatch.setattr(Destination, "send", send)
+    run(world, out)
+    assert sent_to(out) == hashes(reference)
+
+
+def test_a_store_that_fails_for_a_moment_is_told(out, world, reference, monkeypatch):
+    system = Store(out)._system  # which every Store of this kind shares
+    real, count = system.put_file, iter(range(1000))
+
+    def put(*given, **named):
+        if next(count) in (2, 5):
+            raise ConnectionError("the store is busy")
+        return real(*given, **named)
+
+    monkeypatch.setattr(system, "put_file", put)
+    with pytest.warns(Notice, match=f"^{out}/.* the store is busy: attempt 1 of 6"):
+        run(world, out)
+    assert sent_to(out) == hashes(reference)
+
+
+def test_a_store_that_stays_away_ends_with_the_url(out, world, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError("denied")
+
+    monkeypatch.setattr(Store(out)._system, "pipe_file", refuse)
+    with pytest.raises(InputError, match=f"^{out}/.parts/begun: no access .PermissionError: denied.; check the name"):
+        run(world, out)
+
+
+def test_what_arrives_short_is_not_noted(out, world, monkeypatch):
+    monkeypatch.setattr(Store, "size", lambda self, file: 7)
+    with pytest.raises(
+        InputError, match=f"^{out}/train-00000.tar has 7 bytes, not the .* that were sent: run the same"
+    ):
+        run(world, out)
+    assert not [name for name in sent_to(out) if name.endswith(".json")] or "manifest.json" not in sent_to(out)
+
+
+@pytest.mark.parametrize("option", [["--check"], ["--part", "1/2"], ["--join"]])
+def test_what_needs_a_folder_says_so(option, world, capsys):
+    with pytest.raises(SystemExit):
+        door.main(arguments(world, "s3://anna:open@bucket/a", *option))
+    told = capsys.readouterr().err
+    assert f"{option[0]} needs a folder of this machine, and --out is s3://***@bucket/a" in told
+
+
+def test_a_web_server_takes_no_files(world):
+    with pytest.raises(InputError, match="^--out: https://host/a is on a web server, which takes no files: make"):
+        run(world, "https://host/a")
+    assert not list(Cache().path.glob("made/*"))
