@@ -16,7 +16,7 @@ from essl_fast.common.errors import InputError, Notice
 from essl_fast.data.remote.folder import Folder
 from essl_fast.data.remote.store import Stopped
 
-THREADS = 4  # shards on their way at the same time
+THREADS = 8  # shards on their way at the same time
 
 
 _all: weakref.WeakSet[Ahead] = weakref.WeakSet()  # of this process
