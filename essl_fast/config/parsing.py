@@ -74,7 +74,9 @@ def load(name: str = "demo", overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: there is no such file, or a setting is unknown or impossible.
     """
-    arguments = [o if o.startswith("-") or "=" not in o else f"--{o}" for o in overrides]
+    names = [word.partition("=")[0] for word in overrides]  # a URL may have a = in its query
+    alone = [name.startswith("-") or name == word or "://" in name for name, word in zip(names, overrides, strict=True)]
+    arguments = [word if as_it_is else f"--{word}" for word, as_it_is in zip(overrides, alone, strict=True)]
     return parse(["--config", name, *arguments], prog="essl_fast.config.settings")[0]
 
 

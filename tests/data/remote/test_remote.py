@@ -288,6 +288,23 @@ def test_secrets_stay_with_who_gave_them(web, tmp_path):
         Manifest.load(manifest.place, (str(tmp_path), 0.0))
 
 
+def test_a_run_keeps_the_url_without_its_secrets(web, tmp_path):
+    """What checkpoints, config.yaml and the log get, is what the settings and the manifest say after it was opened."""
+    from essl_fast import config
+    from essl_fast.runtime.distributed import ALONE
+    from essl_fast.train import run
+
+    url, said = web.url.replace("http://", "http://anna:opensesame@") + "?sig=abcdef0123", []
+    settings = config.load("demo", ["--data.root", url, "--data.cache", str(tmp_path), "--data.cache_gb", "1"])
+    data = run.open_data(settings, ALONE, said.append)
+    kept = web.url.replace("http://", "http://***@") + "?***"
+    assert settings.data.root == data.manifest.place == kept
+    text = f"{config.to_dict(settings)} {data.manifest!r} {said}"
+    assert kept in text and "opensesame" not in text and "abcdef" not in text
+    with pytest.raises(InputError, match="was written down without its user, password or query"):
+        run.open_data(settings, ALONE, said.append)  # as --resume does
+
+
 def test_verify_keeps_its_list_beside_the_cache_of_a_server_that_takes_none(web, tmp_path):
     place = (str(tmp_path), 0.0)
     manifest = Manifest.load(web.url, place)
