@@ -40,6 +40,7 @@ MINUTES = (1, 2, 3, 4, 5)
 SIZE = (640, 352)
 BATCH = 128
 CLASSES = 20
+SOUND = 96_000  # bytes of a pair's sound; its frame takes less
 UNITS = {"gb": "GB", "seconds": "s"}
 
 
@@ -135,7 +136,7 @@ def measure(work: Path, shape: Shape, visual: str, workers: int) -> dict[str, fl
     places = ["--videos", str(work / "videos"), "--annotations", str(work / "notes"), "--out", str(out)]
 
     def halfway() -> bool:
-        return len(list(out.glob(".parts/*.json"))) >= shape.videos // 2
+        return held(out) > annotated * SOUND / 2
 
     code, first, before = watched([*prepare, *places, *how], out, halfway)
     if code != -signal.SIGKILL:
