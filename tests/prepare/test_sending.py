@@ -48,6 +48,7 @@ def uploads(monkeypatch, at: int = 0, error: BaseException | None = None) -> lis
     return said
 
 
+@pytest.mark.slow
 def test_the_bytes_are_those_of_a_folder(out, world, reference, capsys, tmp_path):
     assert door.main(arguments(world, out, "--workers", "1")) == 0
     told = capsys.readouterr()
@@ -62,6 +63,7 @@ def test_the_bytes_are_those_of_a_folder(out, world, reference, capsys, tmp_path
         run(world, out, pairs_per_shard=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_run_that_ended_goes_on(elsewhere, out, world, reference, monkeypatch, tmp_path):
     """It ends while the third shard is sent. Until the end there is no manifest."""
@@ -95,6 +97,7 @@ def test_this_machine_holds_one_shard_at_a_time(out, world, monkeypatch):
     assert held == [1] * len(manifest.entries(["train", "val", "test"]))
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_gone_is_made_again(out, world, reference, monkeypatch):
     """Meanwhile there is no manifest, which would be of other bytes."""
     run(world, out)

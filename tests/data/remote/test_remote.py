@@ -242,6 +242,7 @@ def _sha(folder: Path, number: int) -> str:
     return Manifest.load(folder).entries("train")[number]["sha256"]
 
 
+@pytest.mark.slow
 def test_a_loader_that_is_closed_does_not_wait(web, tmp_path):
     from essl_fast.data.loading import Loader
 
