@@ -99,6 +99,8 @@ class OptimConfig:
             recipe).
         ema: decay of the exponential moving average of the weights, such as 0.999, which is evaluated beside the
             weights and kept as best-ema.pt; 0 keeps none (the recipe).
+        exchange: the numbers in which several processes add up their gradients: own (the weights'), or bf16, half the
+            bytes, for which each process rounds its gradients to 8 bits.
     """
 
     lr_sound: float = 5e-4
@@ -111,6 +113,7 @@ class OptimConfig:
     clip_norm: float = 0.0
     accumulate: int = 1
     ema: float = 0.0
+    exchange: Literal["own", "bf16"] = "own"
 
 
 @dataclass

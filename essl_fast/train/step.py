@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from essl_fast import config, kernels, models
+from essl_fast.common.errors import InputError
 from essl_fast.data.loading import RawBatch
 from essl_fast.models import objectives
 from essl_fast.runtime import distributed, stages
@@ -248,9 +249,17 @@ def data_parallel(model: models.Localizer, settings: config.Config, compiled: bo
     models.synchronize(model)
     for part in model.children() if compiled else ():
         compile_training(part)
-    return DistributedDataParallel(
+    network = DistributedDataParallel(
         model,
         broadcast_buffers=False,
         gradient_as_bucket_view=True,
         find_unused_parameters=settings.model.pcm and not settings.model.pcm_cycles,  # then its blend has no gradient
     )
+    if settings.optim.exchange == "bf16":
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        try:
+            network.register_comm_hook(None, bf16_compress_hook)
+        except TypeError as error:
+            raise InputError(f"optim.exchange: bf16, but this PyTorch has none ({error}); use own") from error
+    return network

@@ -18,6 +18,7 @@ from essl_fast.runtime import distributed
 from essl_fast.train import Trainer
 from essl_fast.train import __main__ as train_door
 from essl_fast.train.state import check_resume
+from essl_fast.train.step import data_parallel
 from tests.tools.ranks import run_ranks
 
 
@@ -73,10 +74,49 @@ def steps_with_pcm(world, prepared, batch):
     return [three_steps(world, prepared, batch, *options, cycles)[:2] for cycles in "01"]
 
 
+def gradients(rank):
+    """A layer with random weights, and the gradients of its parameters by a rank's own batch."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(40, 30)
+    batch = torch.randn(5, 40, generator=torch.Generator().manual_seed(rank))
+    return layer, batch, torch.autograd.grad(layer(batch).square().sum(), list(layer.parameters()))
+
+
+def exchanged(world, kind):
+    """The gradients of all ranks' batches, as DDP has left them."""
+    layer, batch, _ = gradients(world.rank)
+    network = data_parallel(layer, config.load("demo", ["--optim.exchange", kind]), compiled=False)
+    network(batch).square().sum().backward()
+    return [each.grad.numpy().copy() for each in layer.parameters()]
+
+
+def as_ranks(world, prepared):
+    return {"pcm": steps_with_pcm(world, prepared, 4), **{kind: exchanged(world, kind) for kind in ("own", "bf16")}}
+
+
+@pytest.fixture(scope="module")
+def two(tiny):
+    return run_ranks(2, as_ranks, tiny[1])
+
+
 @pytest.mark.slow
-def test_two_ranks_with_pcm_equal_one(tiny):
+def test_gradients_may_be_exchanged_in_half_the_bytes(two):
+    """Each rank's are rounded to bfloat16 and halved, and their sum is rounded: by at most 2^-8 each time."""
+    exact = [(one.double() + other.double()) / 2 for one, other in zip(gradients(0)[2], gradients(1)[2], strict=True)]
+    sizes = [(one.abs() + other.abs()) / 2 for one, other in zip(gradients(0)[2], gradients(1)[2], strict=True)]
+    for theirs in two:
+        for own, rounded, want, size in zip(theirs["own"], theirs["bf16"], exact, sizes, strict=True):
+            np.testing.assert_allclose(own, want, rtol=1e-5, atol=1e-5)
+            apart = np.abs(rounded - want.numpy()) / size.numpy()
+            assert 1e-4 < apart.max() < 2.1 * 2**-8
+    for kind in ("own", "bf16"):  # the ranks agree to the bit
+        assert all(np.array_equal(*both) for both in zip(*(theirs[kind] for theirs in two), strict=True))
+
+
+@pytest.mark.slow
+def test_two_ranks_with_pcm_equal_one(tiny, two):
     alone = steps_with_pcm(distributed.ALONE, tiny[1], 8)
-    for theirs in run_ranks(2, steps_with_pcm, tiny[1], 4):
+    for theirs in (each["pcm"] for each in two):
         for (losses, state), (their_losses, their_state) in zip(alone, theirs, strict=True):
             np.testing.assert_allclose(their_losses, losses, rtol=1e-6)
             for name, value in state.items():
