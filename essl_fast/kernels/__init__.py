@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from essl_fast.kernels.convolution import batches as batches
     from essl_fast.kernels.convolution import conv_relu as conv_relu
     from essl_fast.kernels.convolution import conv_relu_fuses as conv_relu_fuses
+    from essl_fast.kernels.convolution import conv_relu_pool as conv_relu_pool
+    from essl_fast.kernels.convolution import for_images as for_images
     from essl_fast.kernels.ops import audio_guided_attention as audio_guided_attention
     from essl_fast.kernels.ops import blend_norm_gelu as blend_norm_gelu
     from essl_fast.kernels.ops import centre_view as centre_view
@@ -47,9 +49,11 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "centre_view": "ops",
         "conv_relu": "convolution",
         "conv_relu_fuses": "convolution",
+        "conv_relu_pool": "convolution",
         "cosine": "",
         "doubled_convolution": "upsampling",
         "doubling_taps": "upsampling",
+        "for_images": "convolution",
         "fp8": "",
         "localization_counts": "ops",
         "log_mel": "ops",

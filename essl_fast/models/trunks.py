@@ -1,5 +1,6 @@
 """Visual trunks: images (B, 3, H, W) to feature maps (B, C, H/16, W/16)."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -65,8 +66,7 @@ class VGG16Trunk(nn.Module):
         layers = [layer for layer in self.features if isinstance(layer, nn.Conv2d)]
         own = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
         device = own[0].device
-        may = not self.fp8 and not torch.are_deterministic_algorithms_enabled()
-        fused = [may and kernels.conv_relu_fuses(device, dtype, w.shape[1], w.shape[0]) for w in own[::2]]
+        fused = [self._may_fuse(dtype, w) and kernels.conv_relu_fuses(device, dtype, *w.shape[1::-1]) for w in own[::2]]
         ready = self._ready
         tensors, scales = [_cast(p, dtype) for p in own], []
         for at in range(2, len(own), 2) if self.fp8 else ():
@@ -77,6 +77,11 @@ class VGG16Trunk(nn.Module):
             return
         for mine, given in zip([*ready.tensors, *ready.scales], [*tensors, *scales], strict=True):
             mine.copy_(given)  # in place, because a CUDA graph may hold the address
+
+    def _may_fuse(self, dtype: torch.dtype, weight: Tensor) -> bool:
+        """Not in 8 bits; with deterministic algorithms only our own kernel, for cuDNN promises no order of its sums."""
+        own = kernels.for_images(dtype, weight.shape[1], weight.shape[0])
+        return not self.fp8 and (own or not torch.are_deterministic_algorithms_enabled())
 
     def forward(self, images: Tensor, views: int = 1) -> Tensor:
         largest = VGG16_WIDTHS[0] * images.shape[2] * images.shape[3]  # elements of an image's first map
@@ -90,11 +95,10 @@ class VGG16Trunk(nn.Module):
         if ready.scales:
             return self._in_8_bits(images, ready)
         tensors, fused = iter(ready.tensors), iter(ready.fused)
-        for entry in VGG16_WIDTHS[:-1]:
-            if entry == "pool":
-                images = F.max_pool2d(images, 2)
-            else:
-                images = kernels.conv_relu(images, next(tensors), next(tensors), next(fused))
+        for entry, following in pairwise(VGG16_WIDTHS):
+            if entry != "pool":
+                layer = kernels.conv_relu_pool if following == "pool" else kernels.conv_relu
+                images = layer(images, next(tensors), next(tensors), next(fused))
         return F.conv2d(images, next(tensors), next(tensors), padding=1)
 
     def _in_8_bits(self, images: Tensor, ready: Prepared) -> Tensor:

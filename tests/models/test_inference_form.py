@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from essl_fast import kernels, models
-from essl_fast.kernels import fp8
+from essl_fast.kernels import convolution, fp8
 from essl_fast.models.norm import ViewBatchNorm, untracked
 
 
@@ -63,6 +63,54 @@ def test_conv_relu_is_for_inference():
     with pytest.raises(RuntimeError, match="no gradient"):
         kernels.conv_relu(x, weight.requires_grad_(), bias, False)
     assert not kernels.conv_relu_fuses(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize("side", [8, 7], ids=["even", "odd"])
+def test_the_pool_may_come_before_bias_and_relu(side):
+    """The same bits, if the bias is added to what was stored, as it is where no engine has bias and ReLU."""
+    shapes = (2, 5, side, 6), (16, 5, 3, 3), (16,)
+    exact = [torch.randint(-9, 9, shape).double() for shape in shapes]
+    exact[2] -= 150  # so that some places are 0
+    expected = torch.nn.functional.max_pool2d(kernels.reference.conv_relu(*exact), 2)
+    assert 0.05 < (expected == 0).double().mean() < 0.95
+    assert torch.equal(convolution.pooled_first(*exact), expected)
+    assert torch.equal(kernels.conv_relu_pool(*exact, False), expected)
+
+    half = [torch.randn(shape).bfloat16() for shape in shapes]  # rounding keeps the order, too
+    sums = torch.nn.functional.conv2d(*half[:2], padding=1) + half[2][:, None, None]
+    assert torch.equal(convolution.pooled_first(*half), torch.nn.functional.max_pool2d(sums.relu(), 2))
+    half[0][0, 0, 2, 2] = float("nan")  # it is not lost on the way
+    assert convolution.pooled_first(*half)[0].isnan().any() and not convolution.pooled_first(*half)[1].isnan().any()
+
+
+def test_deterministic_algorithms_keep_the_own_kernel_only(monkeypatch):
+    """It has one order of sums. cuDNN's engines have not promised one."""
+    monkeypatch.setattr(kernels, "conv_relu_fuses", lambda *given: True)
+    trunk = models.VGG16Trunk()
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        for wanted, fused in ((False, [True] * 13), (True, [True] + [False] * 12)):
+            torch.use_deterministic_algorithms(wanted)
+            trunk._ready = None
+            trunk.prepare(torch.bfloat16)
+            assert trunk._ready.fused == fused
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def test_the_trunk_takes_each_layer_before_a_pool_with_its_pool(trunk, monkeypatch):
+    images, widths = torch.randn(1, 3, 32, 32), []
+    trunk._ready = None
+    plain = run(trunk, images, torch.float32)
+    trunk.prepare(torch.float32)
+
+    def pooled_first(x, weight, bias, fused):
+        widths.append(len(weight))
+        return convolution.pooled_first(x, weight, bias)
+
+    monkeypatch.setattr(kernels, "conv_relu_pool", pooled_first)
+    torch.testing.assert_close(run(trunk, images, torch.float32), plain, rtol=1e-4, atol=1e-4)
+    assert widths == [64, 128, 256, 512]
 
 
 @pytest.mark.gpu
