@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from essl_fast.kernels.ops import two_views as two_views
     from essl_fast.kernels.ops import view_boxes as view_boxes
     from essl_fast.kernels.ops import view_params as view_params
+    from essl_fast.kernels.pooling import halved as halved
     from essl_fast.kernels.reference import Attention as Attention
     from essl_fast.kernels.reference import box_weights as box_weights
     from essl_fast.kernels.upsampling import doubled_convolution as doubled_convolution
@@ -55,6 +56,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "doubling_taps": "upsampling",
         "for_images": "convolution",
         "fp8": "",
+        "halved": "pooling",
         "localization_counts": "ops",
         "log_mel": "ops",
         "native": "",

@@ -39,9 +39,9 @@ class Tiling(NamedTuple):
         return {"SPAN": self.span, "CHUNKS": self.chunks, "ROWS": rows, "WIDTH": WIDTH, "num_warps": 4, **tuning.FUSED}
 
 
-def rows_of_norm(u: Tensor, top: Tensor | None) -> int:
+def rows_of_norm(u: Tensor, *others: Tensor | None) -> int:
     """Rows of a tile of the second launch: fewer where 32 bits a value and a second map would spill registers."""
-    return FEWER if top is not None and u.dtype == torch.float32 else ROWS
+    return FEWER if u.dtype == torch.float32 and any(x is not None for x in others) else ROWS
 
 
 def _like(x: Tensor) -> Tensor:
@@ -97,12 +97,16 @@ def _norm(
     bias: Tensor,
     top: Tensor | None,
     top_rate: Tensor | None,
+    less: Tensor | None,
     views: int,
     eps: float,
-) -> tuple[Tensor, Tensor]:
-    u, top = _maps(u, top)
+    stores: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    u, top, less = _maps(u, top, less)
     tiling, channels = Tiling.of(u, views), u.shape[1]
-    out, moments = _like(u), _table(u, 2, views, channels)
+    out = _like(u) if stores else u.new_empty(0)
+    apart = u.new_empty(0) if less is None else _like(u)
+    moments = _table(u, 2, views, channels)
     with torch.cuda.device_of(u):
         norm_gelu_kernels.norm_kernel[tiling.grid(views, channels)](
             u,
@@ -111,25 +115,31 @@ def _norm(
             bias,
             top,
             top_rate,
+            less,
             out,
+            apart,
             moments,
             tiling.rows,
             channels,
             eps,
             TOP=top is not None,
-            **tiling.blocks(rows_of_norm(u, top)),
+            LESS=less is not None,
+            STORE=stores,
+            **tiling.blocks(rows_of_norm(u, top, less)),
         )
-    return out, moments
+    return out, apart, moments
 
 
 @_norm.register_fake
-def _(u, partial, weight, bias, top, top_rate, views, eps):
-    return _like(u), _table(u, 2, views, u.shape[1])
+def _(u, partial, weight, bias, top, top_rate, less, views, eps, stores):
+    out = _like(u) if stores else u.new_empty(0)
+    return out, u.new_empty(0) if less is None else _like(u), _table(u, 2, views, u.shape[1])
 
 
 @torch.library.custom_op("essl_fast::norm_gelu_sums", mutates_args=())
 def _sums(
     gradient: Tensor,
+    again: Tensor | None,
     u: Tensor,
     moments: Tensor,
     weight: Tensor,
@@ -140,13 +150,14 @@ def _sums(
     top_rate: Tensor | None,
     eps: float,
 ) -> Tensor:
-    gradient, u, x, y, top = _maps(gradient, u, x, y, top)
+    gradient, again, u, x, y, top = _maps(gradient, again, u, x, y, top)
     views, channels = moments.shape[1:]
     tiling = Tiling.of(u, views)
     sums = _table(u, views, tiling.chunks, SUMS, channels)
     with torch.cuda.device_of(u):
         norm_gelu_kernels.sums_kernel[tiling.grid(views, channels)](
             gradient,
+            again,
             u,
             moments,
             weight,
@@ -159,6 +170,7 @@ def _sums(
             tiling.rows,
             channels,
             eps,
+            TWICE=again is not None,
             MIX=x is not None,
             TOP=top is not None,
             **tiling.blocks(FEWER),
@@ -167,7 +179,7 @@ def _sums(
 
 
 @_sums.register_fake
-def _(gradient, u, moments, weight, bias, x, y, top, top_rate, eps):
+def _(gradient, again, u, moments, weight, bias, x, y, top, top_rate, eps):
     views, channels = moments.shape[1:]
     return _table(u, views, Tiling.of(u, views).chunks, SUMS, channels)
 
@@ -175,6 +187,7 @@ def _(gradient, u, moments, weight, bias, x, y, top, top_rate, eps):
 @torch.library.custom_op("essl_fast::norm_gelu_gradients", mutates_args=())
 def _gradients(
     gradient: Tensor,
+    again: Tensor | None,
     u: Tensor,
     moments: Tensor,
     weight: Tensor,
@@ -186,7 +199,7 @@ def _gradients(
     eps: float,
     to_top: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    gradient, u, top = _maps(gradient, u, top)
+    gradient, again, u, top = _maps(gradient, again, u, top)
     views, channels = moments.shape[1:]
     tiling = Tiling.of(u, views)
     to_x = _like(u)
@@ -196,6 +209,7 @@ def _gradients(
     with torch.cuda.device_of(u):
         norm_gelu_kernels.gradient_kernel[tiling.grid(views, channels)](
             gradient,
+            again,
             u,
             moments,
             weight,
@@ -211,6 +225,7 @@ def _gradients(
             tiling.rows,
             channels,
             eps,
+            TWICE=again is not None,
             MIX=rate is not None,
             TOP=top is not None,
             TO_TOP=to_top,
@@ -221,43 +236,48 @@ def _gradients(
 
 
 @_gradients.register_fake
-def _(gradient, u, moments, weight, bias, sums, rate, top, top_rate, eps, to_top):
+def _(gradient, again, u, moments, weight, bias, sums, rate, top, top_rate, eps, to_top):
     to_y = u.new_empty(0) if rate is None else _like(u)
     return _like(u), to_y, _like(u) if to_top else u.new_empty(0), _table(u, 4, u.shape[1])
 
 
 class _Chain(torch.autograd.Function):
-    """(out, moments) of a chain."""
+    """(out, or out - less; out again, if it is read twice; moments) of a chain."""
 
     @staticmethod
-    def forward(ctx, x, y, rate, weight, bias, top, top_rate, views, eps, to_top):
+    def forward(ctx, x, y, rate, weight, bias, top, top_rate, less, views, eps, to_top, twice):
         u, partial = _blend(x, y, rate, views)
         u = x if y is None else u
-        out, moments = _norm(u, partial, weight, bias, top, top_rate, views, eps)
+        out, apart, moments = _norm(
+            u, partial, weight, bias, top, top_rate, less, views, eps, stores=twice or less is None
+        )
         ctx.mark_non_differentiable(moments)
         mixes, tops = rate is not None, top is not None
-        ctx.about = y is not None, mixes, tops, eps, to_top
+        ctx.about = y is not None, mixes, tops, less is not None, eps, to_top
         kept = [u, moments, weight, bias, *((x, y, rate) if mixes else ()), *((top, top_rate) if tops else ())]
         ctx.save_for_backward(*kept)
-        return out, moments
+        readers = [out, out.view_as(out)] if less is None else [apart, out]
+        return *readers[: 1 + twice], moments
 
     @staticmethod
-    def backward(ctx, gradient, _):
+    def backward(ctx, gradient, *others):
         if torch.is_grad_enabled():  # create_graph=True, but autograd takes what was saved for a constant
             raise RuntimeError("blend_norm_gelu has no second derivative; essl_fast.kernels.reference has one")
-        blends, mixes, tops, eps, to_top = ctx.about
+        blends, mixes, tops, lessened, eps, to_top = ctx.about
+        again = others[0] if len(others) == 2 else None  # the last one is the moments'
         u, moments, weight, bias, *more = ctx.saved_tensors
         x, y, rate = more[:3] if mixes else (None, None, None)
         top, top_rate = more[-2:] if tops else (None, None)
-        sums = _sums(gradient, u, moments, weight, bias, x, y, top, top_rate, eps)
+        sums = _sums(gradient, again, u, moments, weight, bias, x, y, top, top_rate, eps)
         to_x, to_y, at_top, to_channels = _gradients(
-            gradient, u, moments, weight, bias, sums, rate, top, top_rate, eps, to_top
+            gradient, again, u, moments, weight, bias, sums, rate, top, top_rate, eps, to_top
         )
         to_weight, to_bias, to_rate, to_top_rate = to_channels.unbind()
         to_y = to_y if mixes else to_x if blends else None  # the gradients of a sum are the same
         return (
             *(to_x, to_y, to_rate if mixes else None, to_weight, to_bias),
-            *(at_top if to_top else None, to_top_rate if tops else None, None, None, None),
+            *(at_top if to_top else None, to_top_rate if tops else None, -gradient if lessened else None),
+            *(None, None, None, None),
         )
 
 
@@ -279,7 +299,9 @@ def blend_norm_gelu(
     eps: float,
     top: Tensor | None = None,
     top_rate: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    less: Tensor | None = None,
+    twice: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """gelu(batch norm of x, x + y or (1 - r) x + r y), with statistics of each view; then mixed with ``top`` if given.
 
     Two launches on a GPU and two for the backward; plain PyTorch (reference.py) on a CPU and in float64.
@@ -292,17 +314,21 @@ def blend_norm_gelu(
         views: V.
         eps: of the batch norm.
         top, top_rate: of x's shape and dtype, and (C,): out is then gelu((1 - t) out + t top), t = relu(top_rate).
+        less: of x's shape and dtype: what the first reader gets is out less it.
+        twice: there is a second reader. The kernels add the gradients of both.
 
     Returns:
-        The result, of x's shape and dtype, channels_last on a GPU; and (2, V, C) float32 without gradient: means and
-        variances (divided by the count) of what was normalised.
+        For each reader a map of x's shape and dtype, channels_last on a GPU (without ``twice`` the second one is the
+        first); and (2, V, C) float32 without gradient: means and variances (divided by the count) of what was
+        normalised.
     """
     if not runs_chain(x):
-        return reference.blend_norm_gelu(x, y, rate, weight, bias, views, eps, top, top_rate)
-    x, y, top = _maps(x, y, top)
-    y = (
-        y.view_as(y) if y is not None and y is x else y
-    )  # PyTorch 2.15's compiler refuses a Function that is given one tensor twice
+        return reference.blend_norm_gelu(x, y, rate, weight, bias, views, eps, top, top_rate, less, twice)
+    x, y, top, less = _maps(x, y, top, less)
+    # PyTorch 2.15's compiler refuses a Function that is given one tensor twice.
+    y = y.view_as(y) if y is not None and y is x else y
     top = top.view_as(top) if top is not None and (top is x or top is y) else top
+    less = less.view_as(less) if less is not None and (less is x or less is y or less is top) else less
     to_top = top is not None and top.requires_grad
-    return _Chain.apply(x, y, rate, weight, bias, top, top_rate, views, eps, to_top)
+    first, *second, moments = _Chain.apply(x, y, rate, weight, bias, top, top_rate, less, views, eps, to_top, twice)
+    return first, second[0] if twice else first, moments

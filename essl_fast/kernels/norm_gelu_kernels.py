@@ -10,12 +10,17 @@ Four launches, two forward and two backward; each reads its maps once:
 
     blend_kernel      x, y -> u        and, of its rows, mean and sum of squares around it
     norm_kernel       u, top -> out    every program first puts the rows' moments together (Chan et al., 1979)
+                      and, where the level above is corrected by the error of out: out - less
     sums_kernel       gradient, u, top, and x and y if they were mixed -> sums over its rows
     gradient_kernel   gradient, u, top -> gradients of x and y; every program first adds the sums
 
 Nothing but u is kept for the backward pass: n, o and the derivatives are computed again from u. So a chain moves 5 maps
 forward and 5 backward, 7 of them at the top level with the visual map, where 14 x 14 maps of 256 samples and 512
 channels in bfloat16 have 51 MB each. There are no atomics: sums have one order.
+
+A representation has two readers, the prediction below it and its own correction, so two gradients come back. The two
+backward launches read both and add them in float32: 4 reads, where a sum of its own costs 2 reads, a write and 2 reads
+of what it wrote, a launch, and a rounding.
 
 **Backward.** With d the gradient of n, h = (u - mean) / sqrt(variance + eps), and means over the view's rows,
 
@@ -128,12 +133,16 @@ def norm_kernel(
     bias,  # (C,)
     top,  # (V rows, C), if TOP
     top_rate,  # (C,), if TOP
-    out,  # out (V rows, C)
+    less,  # (V rows, C), if LESS
+    out,  # out (V rows, C), if STORE
+    apart,  # out (V rows, C), if LESS: out - less
     moments,  # out (2, V, C) float32: means, variances
     rows,
     C,
     eps,
     TOP: tl.constexpr,
+    LESS: tl.constexpr,
+    STORE: tl.constexpr,
     SPAN: tl.constexpr,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -154,13 +163,16 @@ def norm_kernel(
         tl.store(moments + (views + view) * C + column[None, :], variance, mask=there[None, :])
     scale = _channel(weight, column, there) / tl.sqrt(variance + eps)
     b, t = _channel(bias, column, there), 0.0
-    if TOP:
-        t = _rate(top_rate, column, there)
     origin = (view.to(tl.int64) * rows + begin) * C  # of the program; from there 32 bits are enough
     u += origin
-    out += origin
     if TOP:
+        t = _rate(top_rate, column, there)
         top += origin
+    if LESS:
+        less += origin
+        apart += origin
+    if STORE:
+        out += origin
     for start in range(0, SPAN, ROWS):
         row = start + tl.arange(0, ROWS)
         mask = ((row < SPAN) & (begin + row < rows))[:, None] & there[None, :]
@@ -169,15 +181,21 @@ def norm_kernel(
         o, _ = _gelu((value - mean) * scale + b)
         if TOP:
             o, _ = _gelu((1.0 - t) * o + t * tl.load(top + at, mask=mask, other=0.0).to(tl.float32))
-        tl.store(out + at, o.to(out.dtype.element_ty), mask=mask)
+        if LESS:
+            error = o - tl.load(less + at, mask=mask, other=0.0).to(tl.float32)
+            tl.store(apart + at, error.to(apart.dtype.element_ty), mask=mask)
+        if STORE:
+            tl.store(out + at, o.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _through(gradient, u, top, at, mask, mean, inverse, w, b, t, TOP: tl.constexpr):
+def _through(gradient, again, u, top, at, mask, mean, inverse, w, b, t, TWICE: tl.constexpr, TOP: tl.constexpr):
     """At some places: the gradient of n, h, the gradient of the top mix, and top minus o (both 0 without a top)."""
     h = (tl.load(u + at, mask=mask, other=0.0).to(tl.float32) - mean) * inverse
     o, slope = _gelu(h * w + b)
     d = tl.load(gradient + at, mask=mask, other=0.0).to(tl.float32)
+    if TWICE:
+        d += tl.load(again + at, mask=mask, other=0.0).to(tl.float32)
     mixed, apart = 0.0 * d, 0.0 * d
     if TOP:
         above = tl.load(top + at, mask=mask, other=0.0).to(tl.float32)
@@ -190,6 +208,7 @@ def _through(gradient, u, top, at, mask, mean, inverse, w, b, t, TOP: tl.constex
 @triton.jit
 def sums_kernel(
     gradient,  # (V rows, C) of out
+    again,  # (V rows, C) of out for its second reader, if TWICE
     u,  # (V rows, C)
     moments,  # (2, V, C) float32
     weight,  # (C,)
@@ -202,6 +221,7 @@ def sums_kernel(
     rows,
     C,
     eps,
+    TWICE: tl.constexpr,
     MIX: tl.constexpr,
     TOP: tl.constexpr,
     SPAN: tl.constexpr,
@@ -223,6 +243,8 @@ def sums_kernel(
     origin = (view.to(tl.int64) * rows + begin) * C  # of the program; from there 32 bits are enough
     gradient += origin
     u += origin
+    if TWICE:
+        again += origin
     if MIX:
         x += origin
         y += origin
@@ -232,7 +254,7 @@ def sums_kernel(
         row = start + tl.arange(0, ROWS)
         mask = ((row < SPAN) & (begin + row < rows))[:, None] & there[None, :]
         at = row[:, None] * C + column[None, :]
-        d, h, mixed, apart = _through(gradient, u, top, at, mask, mean, inverse, w, b, t, TOP)
+        d, h, mixed, apart = _through(gradient, again, u, top, at, mask, mean, inverse, w, b, t, TWICE, TOP)
         sum_d += d
         sum_dh += d * h
         if MIX:
@@ -265,6 +287,7 @@ def _sum_of(sums, number: tl.constexpr, view, column, there, C, CHUNKS: tl.const
 @triton.jit
 def gradient_kernel(
     gradient,  # (V rows, C) of out
+    again,  # (V rows, C) of out for its second reader, if TWICE
     u,  # (V rows, C)
     moments,  # (2, V, C) float32
     weight,  # (C,)
@@ -280,6 +303,7 @@ def gradient_kernel(
     rows,
     C,
     eps,
+    TWICE: tl.constexpr,
     MIX: tl.constexpr,
     TOP: tl.constexpr,
     TO_TOP: tl.constexpr,  # top has a gradient
@@ -326,6 +350,8 @@ def gradient_kernel(
     origin = (view.to(tl.int64) * rows + begin) * C  # of the program; from there 32 bits are enough
     gradient += origin
     u += origin
+    if TWICE:
+        again += origin
     to_x += origin
     if MIX:
         to_y += origin
@@ -337,7 +363,7 @@ def gradient_kernel(
         row = start + tl.arange(0, ROWS)
         mask = ((row < SPAN) & (begin + row < rows))[:, None] & there[None, :]
         at = row[:, None] * C + column[None, :]
-        d, h, mixed, _ = _through(gradient, u, top, at, mask, mean, inverse, w, b, t, TOP)
+        d, h, mixed, _ = _through(gradient, again, u, top, at, mask, mean, inverse, w, b, t, TWICE, TOP)
         du = w * inverse * (d - mean_d - h * mean_dh)
         if MIX:
             tl.store(to_x + at, ((1.0 - r) * du).to(to_x.dtype.element_ty), mask=mask)
@@ -353,7 +379,8 @@ def gradient_kernel(
 
 def _case(kernel, name: str, kind: str, maps: str, tables: str, constexprs: dict, absent: str = "") -> AotCase:
     """A case for 256 maps of 512 channels, 14 x 14; ``absent`` are arguments that are None."""
-    fewer = kernel in (sums_kernel, gradient_kernel) or (kernel is norm_kernel and constexprs["TOP"] and kind == "fp32")
+    wide = kernel is norm_kernel and kind == "fp32" and (constexprs["TOP"] or constexprs["LESS"])
+    fewer = kernel in (sums_kernel, gradient_kernel) or wide
     sizes = {"SPAN": 800, "CHUNKS": 32, "ROWS": FEWER if fewer else ROWS, "WIDTH": WIDTH}
     signature = {each: f"*{kind}" for each in maps.split()} | dict.fromkeys(tables.split(), "*fp32")
     writes = not (kernel is sums_kernel or constexprs.get("BLEND") == NONE)  # a map
@@ -370,35 +397,54 @@ def _case(kernel, name: str, kind: str, maps: str, tables: str, constexprs: dict
     )
 
 
-def aot_cases() -> list[AotCase]:
-    """What a cycle launches: the mix below, the sum, the sum with the next cycle's mix, and the first pass."""
-    found = []
-    back, down = "moments weight bias sums", "gradient u"
-    for kind in ("bf16", "fp16", "fp32"):
-        found += [
-            _case(blend_kernel, "none", kind, "x u", "partial", {"BLEND": NONE}, "y rate"),
-            _case(blend_kernel, "sum", kind, "x y u", "partial", {"BLEND": RESIDUAL}, "rate"),
-            _case(blend_kernel, "mix", kind, "x y u", "rate partial", {"BLEND": MIX}),
-        ]
-        tables = "partial weight bias moments"
-        found += [
-            _case(norm_kernel, "norm", kind, "u out", tables, {"TOP": False}, "top top_rate"),
-            _case(norm_kernel, "norm, top", kind, "u top out", f"{tables} top_rate", {"TOP": True}),
-            _case(sums_kernel, "sum", kind, down, back, {"MIX": False, "TOP": False}, "x y top top_rate"),
-            _case(sums_kernel, "mix", kind, f"{down} x y", back, {"MIX": True, "TOP": False}, "top top_rate"),
-            _case(sums_kernel, "top", kind, f"{down} top", f"{back} top_rate", {"MIX": False, "TOP": True}, "x y"),
-        ]
-        back_maps, back_tables = f"{down} to_x to_y to_top", f"{back} to_channels"
-        for name, mix, top, to_top in (("sum", 0, 0, 0), ("mix", 1, 0, 0), ("top", 0, 1, 0), ("trained top", 0, 1, 1)):
-            found.append(
-                _case(
-                    gradient_kernel,
-                    name,
-                    kind,
-                    back_maps + (" top" if top else ""),
-                    back_tables + (" rate" if mix else "") + (" top_rate" if top else ""),
-                    {"MIX": bool(mix), "TOP": bool(top), "TO_TOP": bool(to_top), "VIEWS": 2},
-                    ("" if mix else "rate ") + ("" if top else "top top_rate"),
-                )
-            )
+def _forward_cases(kind: str) -> list[AotCase]:
+    tables, stores = "partial weight bias moments", {"STORE": True}
+    return [
+        _case(blend_kernel, "none", kind, "x u", "partial", {"BLEND": NONE}, "y rate"),
+        _case(blend_kernel, "sum", kind, "x y u", "partial", {"BLEND": RESIDUAL}, "rate"),
+        _case(blend_kernel, "mix", kind, "x y u", "rate partial", {"BLEND": MIX}),
+        _case(
+            norm_kernel,
+            "less",
+            kind,
+            "u out apart less",
+            tables,
+            {"TOP": False, "LESS": True, **stores},
+            "top top_rate",
+        ),
+        _case(
+            norm_kernel,
+            "top",
+            kind,
+            "u top out apart",
+            f"{tables} top_rate",
+            {"TOP": True, "LESS": False, **stores},
+            "less",
+        ),
+    ]
+
+
+def _backward_cases(kind: str) -> list[AotCase]:
+    tables, one = "moments weight bias sums", {"TWICE": False, "MIX": False, "TOP": False}
+    found = [_case(sums_kernel, "sum, one reader", kind, "gradient u", tables, one, "again x y top top_rate")]
+    for name, mix, top, to_top in (("sum", 0, 0, 0), ("mix", 1, 0, 0), ("top", 0, 1, 0), ("trained top", 0, 1, 1)):
+        maps = "gradient again u" + (" top" if top else "")
+        rates = (" rate" if mix else "") + (" top_rate" if top else "")
+        absent = ("" if mix else "rate ") + ("" if top else "top top_rate")
+        readers = {"TWICE": True, "MIX": bool(mix), "TOP": bool(top)}
+        if name in ("mix", "top"):
+            own = f"{maps} x y" if mix else maps
+            given = f"{tables} top_rate" if top else tables
+            found.append(_case(sums_kernel, name, kind, own, given, readers, "top top_rate" if mix else "x y"))
+        ends = {"TO_TOP": bool(to_top), "VIEWS": 2}
+        maps, given = f"{maps} to_x to_y to_top", f"{tables} to_channels{rates}"
+        found.append(_case(gradient_kernel, name, kind, maps, given, readers | ends, absent))
     return found
+
+
+def aot_cases() -> list[AotCase]:
+    """What a cycle launches: the mix below, the sum, the sum with the next cycle's mix, and the first pass.
+
+    Where one case does all that another does and more, the other is left out.
+    """
+    return [case for kind in ("bf16", "fp16", "fp32") for case in _forward_cases(kind) + _backward_cases(kind)]

@@ -288,7 +288,9 @@ def blend_norm_gelu(
     eps: float,
     top: Tensor | None = None,
     top_rate: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    less: Tensor | None = None,
+    twice: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """What norm_gelu.py computes, with its arguments: the PCM's chain of blend, batch norm, GELU and mix."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     if y is not None:
@@ -302,7 +304,9 @@ def blend_norm_gelu(
         t = F.relu(top_rate).to(wide)[:, None, None]
         out = F.gelu((1 - t) * out + t * top)
     moments = torch.stack([mean.detach().flatten(1), variance.detach().flatten(1)])
-    return out.to(x.dtype), moments
+    out = out.to(x.dtype)
+    first = out if less is None else out - less
+    return first, out if twice else first, moments
 
 
 def conv_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -35,6 +35,16 @@ def _stored(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+class _Map(NamedTuple):
+    """A representation for its two readers; on the fused path its chain adds their gradients.
+
+    The first one of a corrected representation but the highest reads its error: what the level above is corrected by.
+    """
+
+    one: Tensor
+    other: Tensor
+
+
 class _Pass(NamedTuple):
     """What is the same for all chains of a forward pass."""
 
@@ -94,7 +104,7 @@ class PCM(nn.Module):
 
     def _predict_below(self, level: int, r: Tensor) -> Tensor:
         """Level 1 or 2's prediction of the representation under it; 7 -> 3 drops a row and a column."""
-        return F.max_pool2d(self.predict[level](r), 2)
+        return kernels.halved(self.predict[level](r))
 
     def _chain(
         self,
@@ -106,29 +116,32 @@ class PCM(nn.Module):
         blend: Tensor | None = None,
         gain: Tensor | None = None,
         top: Tensor | None = None,
-    ) -> Tensor:
+        less: Tensor | None = None,
+        twice: bool = True,
+    ) -> _Map:
         """gelu(norm(u)), with u = x, its mix with y by a blend rate, or x + gain y; then mixed with ``top`` if given.
 
-        On the fused path y carries its gain already (see :meth:`_corrections`).
+        On the fused path y carries its gain already (see :meth:`_corrections`). The first reader gets the result less
+        ``less``, if given; without ``twice`` it is the only one.
         """
         if now.fused:
             rates = None if blend is None else blend.flatten(), None if top is None else self.blend[2].flatten()
-            y = None if y is None else y.to(x.dtype).expand_as(x)
-            out, moments = kernels.blend_norm_gelu(
-                x, y, rates[0], norm.weight, norm.bias, now.views, norm.eps, top, rates[1]
+            y, less = (None if each is None else each.to(x.dtype).expand_as(x) for each in (y, less))
+            first, second, moments = kernels.blend_norm_gelu(
+                x, y, rates[0], norm.weight, norm.bias, now.views, norm.eps, top, rates[1], less, twice
             )
             norm.note(moments, x.numel() // (x.shape[1] * now.views), now.later)
-            return out
+            return _Map(first, second)
         if y is not None and blend is not None:
             mix = F.relu(blend)
             x = _stored((1 - mix) * x + mix * y)
         elif y is not None and gain is not None:
             x = _stored(x + F.relu(gain) * y)
         out = _stored(F.gelu(norm(x, now.views, now.later)))
-        if top is None:
-            return out
-        mix = F.relu(self.blend[2])
-        return _stored(F.gelu((1 - mix) * out + mix * top))
+        if top is not None:
+            mix = F.relu(self.blend[2])
+            out = _stored(F.gelu((1 - mix) * out + mix * top))
+        return _Map(out if less is None else out - less, out)
 
     def _corrections(self, fused: bool) -> list[Tensor]:
         """The weights of the three corrections; on the fused path times their gains.
@@ -146,22 +159,25 @@ class PCM(nn.Module):
         return F.conv_transpose2d((audio - predicted)[:, :, None, None], weight)
 
     def _bottom_up(
-        self, r: list[Tensor], predicted: list[Tensor], audio: Tensor, norms, now: _Pass, top: Tensor | None
-    ) -> list[Tensor]:
+        self, r: list[_Map], predicted: list[Tensor], audio: Tensor, norms, now: _Pass, top: Tensor | None
+    ) -> list[_Map]:
         """Correct each level by the error of the one below it; level 0 by the audio's.
 
-        With ``top``, the visual map, the highest level comes mixed with it, as the next cycle begins.
+        With ``top``, the visual map, the highest level comes mixed with it, as the next cycle begins. Without it there
+        is no next cycle, which would be the second reader of each level.
         """
-        out: list[Tensor] = []
+        out: list[_Map] = []
         for level, weight in enumerate(now.corrections):
             if level == 0:
-                step = self._audio_error(r[0], audio, weight)
+                step = self._audio_error(r[0].one, audio, weight)
             elif level == 1:
-                step = F.conv_transpose2d(out[0] - predicted[0], weight, stride=2)
+                step = F.conv_transpose2d(out[0].one, weight, stride=2)
             else:
-                step = kernels.doubled_convolution(out[1] - predicted[1], weight, self.taps)
-            above = top if level == LEVELS - 1 else None
-            out.append(self._chain(norms[level], now, r[level], step, gain=self.gain[level], top=above))
+                step = kernels.doubled_convolution(out[1].one, weight, self.taps)
+            highest = level == LEVELS - 1
+            mix, less = (top, None) if highest else (None, predicted[level])
+            more = {"gain": self.gain[level], "top": mix, "less": less, "twice": top is not None}
+            out.append(self._chain(norms[level], now, r[level].other, step, **more))
         return out
 
     def forward(self, visual: Tensor, audio: Tensor, views: int = 1) -> Tensor:
@@ -172,39 +188,38 @@ class PCM(nn.Module):
         fused = self.training and not self.correct_norm[0].synced and kernels.runs_chain(visual)
         later: list[Moments] = []
         now = _Pass(views, later, fused, self._corrections(fused))
-        predicted = [visual]
+        r = [_Map(visual, visual)]
         for level in (2, 1):
-            below = self._predict_below(level, predicted[0])
+            below = self._predict_below(level, r[0].one)
             norm = cast(ViewBatchNorm, self.predict_norm[level - 1])
-            predicted.insert(0, self._chain(norm, now, below))
+            r.insert(0, self._chain(norm, now, below))
         top = visual if self.cycles else None
-        r = self._bottom_up(predicted, predicted, audio, self.correct_norm, now, top)
+        r = self._bottom_up(r, [each.one for each in r], audio, self.correct_norm, now, top)
 
         again = self.checkpoint and torch.is_grad_enabled()
         for cycle in range(self.cycles):
-            r = (
-                self._checkpointed(cycle, visual, audio, now, r)
-                if again
-                else self._cycle(cycle, visual, audio, now, *r)
-            )
+            work = self._checkpointed if again else self._cycle
+            flat = work(cycle, visual, audio, now, *(x for each in r for x in each))
+            r = [_Map(*flat[at : at + 2]) for at in range(0, 2 * LEVELS, 2)]
         update_running(later)
-        return self.correct[3](r[2])
+        return self.correct[3](r[2].one)
 
     def _cycle(self, cycle: int, visual: Tensor, audio: Tensor, now: _Pass, *r: Tensor) -> list[Tensor]:
-        """The representations, lowest first, after one more pass down and up.
+        """The representations, lowest first and each for two readers, after one more pass down and up.
 
-        The highest one, r[2], is mixed with the visual map before a cycle, and after the last one it is not.
+        The highest one is mixed with the visual map before a cycle, and after the last one it is not.
         """
-        levels, predicted = list(r), [visual] * (LEVELS - 1)
+        levels = [_Map(*r[at : at + 2]) for at in range(0, 2 * LEVELS, 2)]
+        predicted = [visual] * (LEVELS - 1)
         for level in (1, 0):
-            predicted[level] = self._predict_below(level + 1, levels[level + 1])
+            predicted[level] = self._predict_below(level + 1, levels[level + 1].one)
             norm = cast(ViewBatchNorm, self.cycle_predict_norm[cycle * (LEVELS - 1) + level])
-            levels[level] = self._chain(norm, now, levels[level], predicted[level], blend=self.blend[level])
+            levels[level] = self._chain(norm, now, levels[level].other, predicted[level], blend=self.blend[level])
         norms = self.cycle_correct_norm[cycle * LEVELS : (cycle + 1) * LEVELS]
         top = visual if cycle + 1 < self.cycles else None
-        return self._bottom_up(levels, predicted, audio, norms, now, top)
+        return [x for each in self._bottom_up(levels, predicted, audio, norms, now, top) for x in each]
 
-    def _checkpointed(self, cycle: int, visual: Tensor, audio: Tensor, now: _Pass, r: list[Tensor]) -> list[Tensor]:
+    def _checkpointed(self, cycle: int, visual: Tensor, audio: Tensor, now: _Pass, *r: Tensor) -> list[Tensor]:
         """:meth:`_cycle`, keeping only its inputs: the backward pass computes it again.
 
         Running statistics are updated once. Under the compiler that needs no care: their update is not recomputed.

@@ -44,7 +44,7 @@ def test_the_taps_are_no_part_of_a_checkpoint():
 
 
 def test_autocast_keeps_maps_in_its_dtype(monkeypatch):
-    """Every representation that goes from one cycle to the next has 16 bits; without autocast nothing is cast."""
+    """Every representation that goes from one cycle to the next, to two readers, has 16 bits; without autocast none."""
     kinds, cycle = [], PCM._cycle
 
     def watched(self, number, visual, audio, views, *r, **more):
@@ -53,10 +53,10 @@ def test_autocast_keeps_maps_in_its_dtype(monkeypatch):
 
     monkeypatch.setattr(PCM, "_cycle", watched)
     run(network(), torch.bfloat16)
-    assert kinds == [torch.bfloat16] * 6
+    assert kinds == [torch.bfloat16] * 12
     kinds.clear()
     run(network())
-    assert kinds == [torch.float32] * 6
+    assert kinds == [torch.float32] * 12
 
 
 def test_stored_maps_cost_no_more_than_twice_the_error(monkeypatch):

@@ -85,15 +85,17 @@ def launch_all(size: int, dtype: torch.dtype, layout: torch.memory_format) -> No
 
 
 def launch_chains(maps: Tensor) -> None:
-    """The chains of the PCM's cycles: the sum with the next cycle's mix, the mix below, the first prediction."""
+    """The chains of the PCM's cycles: sum with the next cycle's mix, mix below, first prediction, error of a sum."""
     rate, eps = _gpu(maps.shape[1]), 1e-5
-    for y, blend, top in ((maps, None, maps), (maps, rate, None), (None, None, None)):
+    chains = ((maps, None, maps, None), (maps, rate, None, None), (None, None, None, None), (maps, None, None, maps))
+    for y, blend, top, less in chains:
         u, partial = _body(norm_gelu._blend)(maps, y, blend, 2)
         u, top_rate = maps if y is None else u, None if top is None else rate
-        _, moments = _body(norm_gelu._norm)(u, partial, rate, rate, top, top_rate, 2, eps)
+        again = None if y is None else maps
+        _, _, moments = _body(norm_gelu._norm)(u, partial, rate, rate, top, top_rate, less, 2, eps, less is None)
         mixed = (None, None) if blend is None else (maps, y)
-        sums = _body(norm_gelu._sums)(maps, u, moments, rate, rate, *mixed, top, top_rate, eps)
-        given = (maps, u, moments, rate, rate, sums, blend, top, top_rate, eps)
+        sums = _body(norm_gelu._sums)(maps, again, u, moments, rate, rate, *mixed, top, top_rate, eps)
+        given = (maps, again, u, moments, rate, rate, sums, blend, top, top_rate, eps)
         _body(norm_gelu._gradients)(*given, False)
 
 
