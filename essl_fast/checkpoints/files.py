@@ -26,18 +26,39 @@ UNSEALED = "it was cut short"  # the answer of damage() for a file that does not
 
 
 class _Summing:
-    """A file to write to that also counts the bytes and their CRC-32."""
+    """A file to write to that also counts the bytes and their CRC-32, and keeps an error of writing."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.length, self.crc = file, 0, 0
+        self.error: OSError | None = None
 
     def write(self, data) -> int:
         self.crc = zlib.crc32(data, self.crc)
         self.length += memoryview(data).nbytes
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
+
+
+def dump(state: dict, file: BinaryIO) -> tuple[int, int]:
+    """Write what ``torch.save`` makes of a dict into an open file: (how many bytes, their CRC-32).
+
+    Raises:
+        OSError: the file cannot be written. PyTorch raises an error of its own that does not say why.
+    """
+    summing = _Summing(file)
+    try:
+        torch.save(state, summing)  # type: ignore[arg-type]  # it only writes
+    except Exception:
+        if summing.error is not None:
+            raise summing.error from None
+        raise
+    return summing.length, summing.crc
 
 
 def numbered(path: Path, number: int) -> Path:
@@ -56,9 +77,8 @@ def save(path: Path, state: dict, keep: int = 1) -> None:
     """
     path = Path(path)
     with atomic_file(path, sync=False) as file:
-        summing = _Summing(file)
-        torch.save({"format": FORMAT, "version": VERSION, **state}, summing)  # type: ignore[arg-type]  # it only writes
-        file.write(_SEAL.pack(_MAGIC, summing.length, summing.crc))
+        length, crc = dump({"format": FORMAT, "version": VERSION, **state}, file)
+        file.write(_SEAL.pack(_MAGIC, length, crc))
         file.flush()
         os.fsync(file.fileno())
         if keep > 1 and path.exists():

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from essl_fast.checkpoints.files import dump
 from essl_fast.checkpoints.model_state import unwrapped
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import atomic_file, refuse_packed
@@ -187,7 +188,7 @@ def write_files(folder: Path, parts: dict[str, dict]) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         for part, path in paths.items():
             with atomic_file(path) as file:
-                torch.save(parts[part], file)
+                dump(parts[part], file)
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written ({error.strerror or error}); give another folder with --out"

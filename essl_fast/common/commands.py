@@ -45,6 +45,11 @@ NO_MORE = (
     "the system allows no more threads or processes: raise its limit (ulimit -u, a container's number of pids), or use "
     "fewer (--data.threads of train, --workers of prepare)"
 )
+_REMEDIES = {  # by error number
+    errno.EMFILE: "raise the limit with ulimit -n",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "get the right to it, or give another place"),
+}
 _runs_a_program = False  # begin was called: the signals of this process are the command's
 
 
@@ -139,14 +144,14 @@ def _exit_code(main: Callable[[], int], prog: str) -> int:
         if error.errno == errno.EAGAIN and error.filename is None:  # of fork
             return _end(prog, f"error: {NO_MORE}", 2)
         what = error.filename or "a file or standard output"
-        more = "; raise the limit with ulimit -n" if error.errno == errno.EMFILE else ""
-        return _end(prog, f"error: cannot write or read {what}: {error.strerror or error}{more}", 2)
+        remedy = _REMEDIES.get(error.errno or 0, "mend that, then run it again")
+        return _end(prog, f"error: cannot write or read {what}: {error.strerror or error}; {remedy}", 2)
     except RuntimeError as error:
         if "can't start new thread" not in str(error):
             raise
         return _end(prog, f"error: {NO_MORE}", 2)
     except MemoryError as error:
-        return _end(prog, f"error: the memory of this machine is not enough{error and f' ({error})'}", 2)
+        return _end(prog, f"error: the memory of this machine is not enough{str(error) and f' ({error})'}", 2)
     except FloatingPointError as error:  # training diverged: the input itself is not wrong
         return _end(prog, f"stopped: {error}", 1)
     except KeyboardInterrupt as error:  # or train's Stopped, which has the exit code of its signal

@@ -30,7 +30,8 @@ def make_part(task: Task, folder: Path) -> dict:
     Returns:
         The index: {"fingerprint", "bytes", "boot", "members": {key: [offset, bytes of the frame, of the sound, visual,
         target, quarters, CRC-32]}, "left_out": [[key or "", reason, detail], ...], "pictures": [[reason, detail,
-        pairs], ...], "notes": [[kind, text], ...]}. A key of "" means the whole video with all its pairs; "pictures"
+        pairs], ...], "notes": [[kind, text], ...]}; where memory was short also "again": the next run makes it again.
+        A key of "" means the whole video with all its pairs; "pictures"
         says why frames are JPEG although clips were asked for; `notes` says what notes are.
 
     Raises:
@@ -41,7 +42,7 @@ def make_part(task: Task, folder: Path) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     data, index = folder / f"{task.stem()}.part", folder / f"{task.stem()}.json"
     members: dict[str, list[int]] = {}
-    losses = Losses()
+    losses, again = Losses(), {}
     with atomic_file(data, str(os.getpid()), sync=not _boot()) as file:
         offset = 0
         try:
@@ -53,6 +54,7 @@ def make_part(task: Task, folder: Path) -> dict:
         except Exception as error:
             if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
                 raise  # the part cannot be written; the video is not the reason
+            again = {"again": True} if isinstance(error, MemoryError) else {}  # it may not be the file's fault
             reason, detail = _fault_of_file(error, task)
             left = len(task.requests) - len(members) - len(losses.left_out)
             losses.left_out.append(("", reason, f"{detail} ({left} pair{'s' * (left != 1)})"))
@@ -64,6 +66,7 @@ def make_part(task: Task, folder: Path) -> dict:
         "left_out": sorted(losses.left_out),
         "pictures": [[reason, *rest] for reason, rest in losses.jpeg_instead.items()],
         "notes": losses.notes,
+        **again,
     }
     with atomic_file(index, str(os.getpid()), sync=not _boot()) as file:
         file.write(sealed(part))
@@ -79,7 +82,8 @@ def _fault_of_file(error: Exception, task: Task) -> tuple[str, str]:
     if isinstance(error, media.MediaError):
         return error.reason, error.detail
     name = Path(task.path).name
-    message = getattr(error, "strerror", None) or str(error).replace(task.path, name)
+    short = "the memory was not enough" if isinstance(error, MemoryError) else None
+    message = short or getattr(error, "strerror", None) or str(error).replace(task.path, name)
     reason, where = media.UNREADABLE, ""
     if isinstance(error, _OWN_FAULTS):
         frame = traceback.extract_tb(error.__traceback__)[-1]

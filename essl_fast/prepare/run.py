@@ -81,7 +81,7 @@ def prepare_dataset(
 ) -> Manifest:
     """Prepare the folder `out`, continue an interrupted run, or open a finished folder of the same settings.
 
-    The bytes in `out` depend on the files and settings alone, not on `workers` or on how many machines made the parts.
+    It returns the manifest. The bytes in `out` depend on the files and settings alone, not on `workers` or machines.
 
     Args:
         dataset: what to prepare.
@@ -92,9 +92,6 @@ def prepare_dataset(
         workers: processes, 1 or more. None: one for each core that this process may use, at most 8.
         progress: report on stderr.
         join: make the shards of the parts that `prepare_part` has made in `out`; no video is read.
-
-    Returns:
-        The manifest of the finished folder.
 
     Raises:
         PreparedDifferently: an InputError; the folder was made with other settings or from other annotations.
@@ -107,7 +104,9 @@ def prepare_dataset(
     if not (place / PARTS).exists() and (done := open_finished(place, settings, say, sent)):
         return done
     with _writing(place), own_folder(place, say):
+        drawn = sent is not None or (place / PREVIEW).exists()
         if (done := open_finished(place, settings, say, sent)) is None:
+            drawn = False  # that of --check shows no pair of the shards
             if (parts := slices_in(place / PARTS)) and not join:
                 some = ", ".join(map(str, list(parts)[:4])) + ", …" * (len(parts) > 4)
                 raise InputError(f"{out} holds parts of several machines ({some}): add --join, or choose another --out")
@@ -122,6 +121,7 @@ def prepare_dataset(
             if sent is not None:
                 sent.finish()
             done = Manifest.load(place if sent is None else sent.store.url)
+        if not drawn:  # also where a run ended between the manifest and the preview
             _try_preview(done, say)
         if sent is not None:
             sent.clean(done.entries(SPLITS))

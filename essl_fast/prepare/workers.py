@@ -124,7 +124,8 @@ def _hand_out(video: str, task: Task | dict, folder: Path, submit: Callable[[Tas
         fingerprint = task.fingerprint()
     except media.MediaError as error:
         return _Waiting(video, pairs, task.lost(error.reason, error.detail))
-    done = finished_part(task, folder, fingerprint) is not None
+    part = finished_part(task, folder, fingerprint)
+    done = part is not None and "again" not in part
     return _Waiting(video, pairs, None if done else submit(task), task, fingerprint)
 
 
@@ -235,15 +236,19 @@ def serve(folder: Path, parent: int) -> None:
     for line in sys.stdin.buffer:
         fields = json.loads(line)
         fields |= {"requests": tuple(map(tuple, fields["requests"])), "rows": tuple(fields["rows"])}
-        try:
-            make_part(Task(**fields), folder)
-            answer: dict[str, Any] = {}
-        except media.MediaError as error:
-            answer = {"lost": [error.reason, error.detail]}
-        except OSError as error:
-            answer = {"cannot_write": str(error)}
-        replies.write(json.dumps(answer).encode() + b"\n")
+        replies.write(json.dumps(_answer(Task(**fields), folder)).encode() + b"\n")
         replies.flush()
+
+
+def _answer(task: Task, folder: Path) -> dict[str, Any]:
+    """Make a part. {} if it is there now, else why it cannot be."""
+    try:
+        make_part(task, folder)
+        return {}
+    except media.MediaError as error:
+        return {"lost": [error.reason, error.detail]}
+    except OSError as error:
+        return {"cannot_write": str(error)}
 
 
 if __name__ == "__main__":

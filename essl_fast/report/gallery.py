@@ -7,6 +7,8 @@ gallery.npz         the pairs with the best, the middle and the worst scores: fr
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from essl_fast.report.sounds import encode_sound
 GROUPS = ("best", "median", "worst")
 QUALITY = 85  # of the JPEG: about 10 KB per frame of 224 x 224
 PAIRS, GALLERY = "test_pairs.jsonl", "gallery.npz"
+WITHOUT = "the page lacks what it holds; mend that, and run report again"
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,13 @@ def save(path: Path, pictures: list[Picture]) -> None:
 
 
 def load(path: Path) -> list[Picture]:
-    """The pictures that :func:`save` wrote. InputError if the file is damaged, or another kind of file."""
+    """The pictures that :func:`save` wrote. InputError if the file cannot be read, is damaged, or of another kind."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): {WITHOUT}") from error
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             held = {name: file[name] for name in file.files}
         jpegs = np.split(held["jpeg"], held["jpeg_end"][:-1])
         sounds = [np.empty(0, np.uint8)] * len(jpegs)
@@ -117,7 +124,7 @@ def load(path: Path) -> list[Picture]:
             Picture(str(group), str(key), str(name), float(ciou), jpeg.tobytes(), similarity, boxes, sound.tobytes())
             for group, key, name, ciou, similarity, boxes, jpeg, sound in zip(*columns, jpegs, sounds, strict=True)
         ]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} is not what train wrote ({error}): delete it, the report does without") from error
 
 

@@ -298,7 +298,7 @@ def _json(path: Path, notes: list[str]) -> dict:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        notes.append(f"{path} cannot be read ({error})")
+        notes.append(f"{path} cannot be read ({error}): {gallery.WITHOUT}")
         return {}
 
 
@@ -317,5 +317,5 @@ def _pairs(path: Path, notes: list[str]) -> list[dict]:
     except InputError as error:
         notes.append(str(error))
     except OSError as error:
-        notes.append(f"{path} cannot be read ({error})")
+        notes.append(f"{path} cannot be read ({error}): {gallery.WITHOUT}")
     return []

@@ -1,9 +1,10 @@
 """Writing the page of runs to a file."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, Notice
 from essl_fast.common.files import atomic_file
 from essl_fast.common.outputs import output_file
 from essl_fast.report.page import page
@@ -11,7 +12,7 @@ from essl_fast.report.runs import found_in, read_all
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> tuple[Path, int]:
-    """Write the page of some run directories.
+    """Write the page of some run directories. What of them cannot be read is a warning, and a note on the page.
 
     Args:
         folders: run directories; of a folder that is none, all runs below it are shown.
@@ -26,7 +27,10 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     places = [Path(folder) for folder in folders]
     out = Path(out) if out else (places[0] if len(places) == 1 else Path()) / "report.html"
     out = output_file(out, "--out")
-    data = page(read_all(found_in(folders))).encode(errors="backslashreplace")
+    runs = read_all(found_in(folders))
+    for note in (note for run in runs for note in run.notes):
+        warnings.warn(note, Notice, stacklevel=2)
+    data = page(runs).encode(errors="backslashreplace")
     try:
         with atomic_file(out) as file:
             file.write(data)

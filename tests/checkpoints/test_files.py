@@ -1,14 +1,16 @@
 """Checkpoints: atomic, refused when damaged or foreign; the published code's state dicts."""
 
+import errno
 import os
 
 import pytest
 import torch
 
 from essl_fast import checkpoints, config, models
-from essl_fast.checkpoints import files
+from essl_fast.checkpoints import files, sspl
 from essl_fast.common.errors import InputError
 from tests.golden.store import golden
+from tests.nth.disk import Disk, Failure
 
 
 def small_model(seed=0, **overrides):
@@ -35,6 +37,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         checkpoints.save(path, {"epoch": 2, "bad": lambda: None})
     assert checkpoints.load(path)["epoch"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file_is_told_as_such(tmp_path):
+    """PyTorch's own error of a write that fails says nothing of the disk."""
+    path = tmp_path / "a.pt"
+    checkpoints.save(path, {"epoch": 1})
+    for nth in range(1, 4):
+        with Disk(tmp_path, Failure("write", nth, errno.ENOSPC, stays=True)).mounted() as disk:
+            with pytest.raises(OSError, match="No space left") as raised:
+                checkpoints.save(path, {"epoch": 2, "weights": torch.zeros(5000)})
+        assert disk.failed and raised.value.filename == str(path)
+        assert checkpoints.load(path)["epoch"] == 1
+    with Disk(tmp_path, Failure("write", 2)).mounted():
+        with pytest.raises(InputError, match="published cannot be written .Input/output error"):
+            sspl.write_files(tmp_path / "published", {"frame": {"weights": torch.zeros(5000)}})
 
 
 def test_wrong_files_are_refused(tmp_path):

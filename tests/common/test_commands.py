@@ -71,7 +71,16 @@ def test_errors_have_one_form(name, tmp_path, monkeypatch, capsys):
     [
         (InputError("wrong"), 2, "python -m x: error: wrong"),
         (models.WeightsError("no file"), 2, "python -m x: error: no file"),
-        (OSError(28, "No space left", "f.pt"), 2, "python -m x: error: cannot write or read f.pt: No space left"),
+        (
+            OSError(28, "No space left", "f.pt"),
+            2,
+            "python -m x: error: cannot write or read f.pt: No space left; free some space, then run it again",
+        ),
+        (
+            OSError(5, "Input/output error", "f.pt"),
+            2,
+            "python -m x: error: cannot write or read f.pt: Input/output error; mend that, then run it again",
+        ),
         (
             OSError(24, "Too many open files", "f.pt"),
             2,

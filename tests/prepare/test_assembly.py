@@ -209,6 +209,14 @@ def test_a_shard_that_is_lost_is_made_again(world, reference, tmp_path, monkeypa
     assert hashes(out) == hashes(reference)
 
 
+def test_a_run_that_ended_before_its_preview_draws_it_when_it_is_called_again(world, reference, tmp_path):
+    out = shutil.copytree(reference, tmp_path / "out")
+    (out / "preview.png").unlink()
+    (out / ".parts").mkdir()  # which goes last
+    run(world, out)
+    assert hashes(out) == hashes(reference)
+
+
 def test_shards_of_other_settings_do_not_stay(world, tmp_path, monkeypatch):
     with interrupted(monkeypatch, finishing, "write_manifest"):
         run(world, tmp_path / "out", pairs_per_shard=2)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, Notice
 from essl_fast.data.media.audio import decode_sound
 from essl_fast.report import __main__ as report_door
 from essl_fast.report import gallery, write_report
@@ -223,9 +223,14 @@ def test_what_is_missing_is_said(tmp_path):
     (folder / "taken").write_text("")
     with pytest.raises(InputError, match="--out: .* cannot be written"):
         report_door.main([str(folder), "--out", str(folder / "taken" / "page.html")])
-    (folder / "gallery.npz").write_bytes(b"damaged")
+    whole = (folder / "gallery.npz").read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:20], b"damaged"):
+        (folder / "gallery.npz").write_bytes(damaged)
+        with pytest.warns(Notice, match="gallery.npz is not what train wrote"):
+            report_door.main([str(folder), "--out", str(tmp_path / "page.html")])
     (folder / "test_pairs.jsonl").unlink()
-    words = "".join(page_of(folder, out=tmp_path / "page.html")[1].words)
+    with pytest.warns(Notice):
+        words = "".join(page_of(folder, out=tmp_path / "page.html")[1].words)
     assert "gallery.npz is not what train wrote" in words and "test_pairs.jsonl is not there" in words
     (folder / "log.jsonl").write_text("{}}\n")
     with pytest.raises(InputError, match="log.jsonl cannot be read"):

@@ -75,4 +75,7 @@ def read_column(path: Path, count: int, again: str) -> np.ndarray:
     if not fits or shape != wanted or size - begin != math.prod(shape) * dtype.itemsize:
         what = f"{dtype} {shape} in {size - begin} bytes"
         raise InputError(f"{path} has {what} where {count} pairs should be: {again}")
-    return np.memmap(path, dtype, "r", begin, shape) if size > begin else np.empty(shape, dtype)
+    try:
+        return np.memmap(path, dtype, "r", begin, shape) if size > begin else np.empty(shape, dtype)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}): {again}") from error
