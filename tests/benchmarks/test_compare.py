@@ -1,0 +1,107 @@
+"""Two versions in turn: a ratio with its range, exit code 1 beyond the noise, and no ratio where results differ."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+
+from benchmarks import compare
+from essl_fast.common.errors import InputError
+from tests import ROOT
+
+PROGRAM = f"""
+import sys, time
+sys.path.append({str(ROOT)!r})
+import numpy as np
+import thing
+from benchmarks.compared import serve
+
+def run():
+    time.sleep(thing.SECONDS)
+    return {{"x": np.array(thing.VALUE), "name": "n"}}
+
+serve(run, {{"compiled": False}})
+"""
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """Versions slow, quick and wrong of a program; the folder holds quick."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+
+    def git(*words):
+        person = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *person, *words], cwd=folder, check=True, capture_output=True)
+
+    git("init", "--quiet")
+    for name, seconds, value in (("slow", 0.03, 1.0), ("wrong", 0.01, 1.1), ("quick", 0.01, 1.0)):
+        (folder / "thing.py").write_text(f"SECONDS, VALUE = {seconds}, {value}\n")
+        git("add", "thing.py")
+        git("commit", "--quiet", "-m", name)
+        git("tag", name)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    monkeypatch.setattr(compare, "ROOT", folder)
+    monkeypatch.setattr(compare, "PROGRAM", tmp_path / "program.py")
+    return folder
+
+
+OPTIONS = ["--benchmark", "views", "--rounds", "6", "--seconds", "0.01"]
+
+
+def test_a_version_that_is_slower_beyond_the_noise_is_an_error(repository, tmp_path, capsys):
+    (repository / "thing.py").write_text("SECONDS, VALUE = 0.03, 1.0\n")  # not committed
+    assert compare.main(["quick", *OPTIONS, "--fail-at", "1.5", "--json", str(tmp_path / "x.json")]) == 1
+    assert "views is slower than quick by more than 1.5, beyond the noise" in capsys.readouterr().out
+    ratio = json.loads((tmp_path / "x.json").read_text())["ratios"]["views"]
+    assert 1.5 < ratio["low"] <= ratio["median"] <= ratio["high"] and len(ratio["each"]) == 6
+    assert compare.main(["slow", *OPTIONS, "--fail-at", "1.5"]) == 0
+    worktrees = subprocess.run(["git", "worktree", "list"], cwd=repository, capture_output=True, text=True).stdout
+    assert len(worktrees.splitlines()) == 1  # its own
+
+
+def test_where_results_differ_there_is_no_ratio(repository, capsys):
+    assert compare.main(["wrong", *OPTIONS, "--fail-at", "0.01"]) == 0
+    said = capsys.readouterr().out
+    assert "views: no ratio: x is apart by 0.1, allowed 1.1e-05" in said and "views is slower" not in said
+    assert compare.main(["wrong", *OPTIONS, "--apart", "0.2"]) == 0
+    assert "no ratio" not in capsys.readouterr().out
+
+
+def test_a_version_that_does_not_run_is_named(repository, capsys):
+    (repository / "thing.py").write_text("raise ImportError('gone')\n")
+    assert compare.main(["quick", *OPTIONS]) == 0
+    assert "views: no ratio: here: it does not run there: ImportError: gone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rev", ["v99", "--all", ""])
+def test_a_version_that_is_unknown_is_one_line(repository, rev):
+    with pytest.raises(InputError, match="there is no version .* in this clone"):
+        compare.main(["--rounds", "6", "--", rev])
+
+
+def test_the_range_holds_the_median_with_95_percent():
+    """By the binomial distribution: of 6 ratios all, of 12 those from the third on."""
+    for count, outside in ((6, 0), (8, 0), (9, 1), (12, 2), (20, 5)):
+        ratio = compare.Ratio.of(range(1, count + 1), [1] * count)
+        assert (ratio.low, ratio.high) == (1 + outside, count - outside)
+    with pytest.raises(SystemExit):
+        compare.parse(["x", "--rounds", "5"])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ({"b": np.zeros(2)}, "one gives a, the other b"),
+        ({"a": np.zeros(3)}, "is not float64"),
+        ({"a": np.array([0.0, 1.1])}, "a is apart by 0.1"),
+        ({"a": np.array([0.0, np.nan])}, "a is apart"),
+    ],
+)
+def test_what_counts_as_different(theirs, said):
+    compare.same({"a": np.array([0, 1.0])}, {"a": np.array([1e-6, 1.0])}, 1e-5)
+    with pytest.raises(compare.Difference, match=said):
+        compare.same({"a": np.array([0, 1.0])}, theirs, 1e-5)
+    with pytest.raises(compare.Difference, match="n is another"):
+        compare.same({"n": np.array("x")}, {"n": np.array("y")}, 1e-5)
