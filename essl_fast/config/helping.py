@@ -54,6 +54,7 @@ UNITS = {
     "optim.ema": "decay",
     "data.cache_gb": "10^9 bytes",
     "data.batch_size": "pairs",
+    "data.global_batch": "pairs",
     "data.threads": "threads",
     "data.prefetch": "batches",
     "data.resident_budget_gb": "10^9 bytes",

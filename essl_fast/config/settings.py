@@ -126,7 +126,10 @@ class DataConfig:
         cache: folder for the shards of a URL, which all processes of a host share; empty means essl_fast/shards in the
             user's cache folder.
         cache_gb: most that it may hold, in 10^9 bytes; 0 is what it has, and 80% of what is free on its disk.
-        batch_size: pairs per step, on each GPU.
+        batch_size: pairs per step, on each GPU; with global_batch, the most that a GPU takes at once.
+        global_batch: pairs per step over all GPUs, whatever their number, which may then change when a run goes on:
+            each takes its part, of at most batch_size pairs. With optim.accumulate it is that many batches. 0 means
+            that batch_size alone decides.
         last_batch: keep the smaller last batch of an epoch, or drop it as the published code does.
         threads: decoding threads of the loader; 0 is all cores, shared by the processes on a host, at most 8.
         prefetch: batches decoded ahead; 0 is as many as hold 256 pairs, from 2 to 4.
@@ -151,6 +154,7 @@ class DataConfig:
     cache: str = ""
     cache_gb: float = 0.0
     batch_size: int = 128
+    global_batch: int = 0
     last_batch: Literal["keep", "drop"] = "drop"
     threads: int = 0
     prefetch: int = 0
@@ -305,6 +309,7 @@ _CHECKS = {
     "optim.ema": lambda value: None if 0 <= value < 1 else "must be from 0 to below 1",
     "data.cache_gb": _at_least(0),
     "data.batch_size": _at_least(2, _MOST),  # batch norm needs two
+    "data.global_batch": lambda value: None if value == 0 or 2 <= value <= _MOST else "must be 0, or at least 2",
     "data.threads": _at_least(0, 1024),
     "data.prefetch": _at_least(0, 1024),
     "data.resident_budget_gb": _at_least(0),
@@ -347,6 +352,9 @@ def faults(config: Config) -> Iterator[tuple[str, str]]:
     for name, fault in _CHECKS.items():
         if message := fault(value_of(config, name)):
             yield name, f"{message}, got {value_of(config, name)}"
+    pairs, parts = config.data.global_batch, config.optim.accumulate
+    if pairs % parts or 0 < pairs < 2 * parts:
+        yield "data.global_batch", f"must be optim.accumulate ({parts}) batches of one size, 2 or more, got {pairs}"
     if config.patience and not config.eval_every:
         yield "patience", "needs evaluations to wait for: set eval_every above 0, got 0"
     if not _is_device(config.device):

@@ -49,5 +49,7 @@ def read_settings(prog: str, arguments: list[str]) -> tuple[object, list[Finding
     if settings.data.root not in ("", "demo") and not any(word.split("=")[0] == "--config" for word in arguments):
         what = "no recipe was named: the demo's small networks are examined, and train asks for a recipe on this data"
         return settings, [Finding("settings", NOTE, what, f"give --config NAME: {', '.join(config.shipped_names())}")]
-    method = f"{settings.objective.method} of {settings.epochs} epochs, batches of {settings.data.batch_size}"
+    size = settings.data.global_batch or settings.data.batch_size
+    method = f"{settings.objective.method} of {settings.epochs} epochs, batches of {size}"
+    method += " over all processes" * bool(settings.data.global_batch)
     return settings, [Finding("settings", OK, f"{settings.name}: {method}")]

@@ -10,6 +10,7 @@ from essl_fast.doctor.findings import NOTE, OK, SLOWER, STOPS, Case, Finding
 
 def check_data(case: Case) -> Iterator[Finding]:
     """The prepared data: its splits, what verify has listed, and whether a batch can be filled."""
+    from essl_fast import config
     from essl_fast.common.errors import InputError
     from essl_fast.data.shards import Manifest
 
@@ -36,9 +37,10 @@ def check_data(case: Case) -> Iterator[Finding]:
     for split in dict.fromkeys(("train", settings.select_on, "test")):
         if not counts[split]:
             yield Finding("data", STOPS, f"{manifest.place} has no {split} split, which training needs", remedy)
-    least, times = settings.data.batch_size * settings.optim.accumulate, settings.optim.accumulate
+    least, times = config.update_pairs(settings, 1), settings.optim.accumulate
     if counts["train"] < least and settings.data.last_batch == "drop":
         size = f"data.batch_size {settings.data.batch_size}" + f", times optim.accumulate {times}," * (times > 1)
+        size = f"data.global_batch {least}" if settings.data.global_batch else size
         what = f"{size} is more than the {counts['train']} training pairs"
         yield Finding("data", STOPS, what, "choose a smaller one, or --data.last_batch keep")
 

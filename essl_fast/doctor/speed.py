@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from essl_fast.doctor.findings import NOTE, OK, Case, Finding
 from essl_fast.doctor.prepared_data import keeps_embeddings
@@ -21,6 +22,7 @@ def check_speed(case: Case) -> Iterator[Finding]:
     """An upper bound of the training speed, and with --probe the measured speed."""
     if case.device is None:
         return
+    from essl_fast import config
     from essl_fast.profiling import measure_ceilings, step_flop
 
     settings = case.settings
@@ -44,9 +46,19 @@ def check_speed(case: Case) -> Iterator[Finding]:
         return
     rate, steps, seconds, waiting = probe(case)
     values = {"pairs_per_second": rate, "steps": steps, "seconds": seconds, "waiting": waiting, "share": rate / most}
-    what = f"{rate:.3g} pairs/s, {100 * rate / most:.0f}% of that: {steps} steps of {settings.data.batch_size} pairs"
+    size = config.own_batch(as_alone(settings))
+    what = f"{rate:.3g} pairs/s, {100 * rate / most:.0f}% of that: {steps} steps of {size} pairs"
     what += f" in {seconds:.1f} s, {100 * waiting:.0f}% of them waiting for data, which a first epoch still decodes"
     yield Finding("probe", OK, what, "", values)
+
+
+def as_alone(settings: Any) -> Any:
+    """The settings as one process can train them: where its part of a global batch is too large, without that."""
+    from essl_fast import config
+
+    if config.own_batch(settings) <= settings.data.batch_size:
+        return settings
+    return replace(settings, data=replace(settings.data, global_batch=0))
 
 
 class Probe(NamedTuple):
@@ -61,9 +73,11 @@ class Probe(NamedTuple):
 def probe(case: Case) -> Probe:
     """Train for some seconds. RuntimeError if the settings' whole run is too short to time."""
     torch = importlib.import_module("torch")
+    from essl_fast import config
     from essl_fast.train import Trainer
 
-    trainer = Trainer(case.settings, case.manifest, case.device)
+    settings = as_alone(case.settings)
+    trainer = Trainer(settings, case.manifest, case.device)
     marks: list[tuple[float, float]] = []  # after each step: the time, and the seconds of waiting so far
     with trainer.loader:
         for _ in _train(trainer):
@@ -78,7 +92,7 @@ def probe(case: Case) -> Probe:
         raise RuntimeError(f"the whole run has {trainer.steps} steps, too few to time after {WARM} that warm up")
     seconds, waited = marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]
     steps = len(marks) - 1
-    pairs = case.settings.data.batch_size * case.settings.optim.accumulate  # of a step
+    pairs = config.update_pairs(settings, 1)
     return Probe(steps * pairs / seconds, steps, seconds, waited / seconds)
 
 

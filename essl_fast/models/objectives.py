@@ -192,7 +192,7 @@ def _supervised(config) -> Objective:
     return objective
 
 
-@register_objective("lss", head="lss")
+@register_objective("lss", head="lss", compares_pairs=True)
 def _lss(config) -> Objective:
     def objective(forward, boxes, labelled, shares=WHOLE):
         return {"loss": triplet(forward) * shares.unsupervised}
@@ -200,7 +200,7 @@ def _lss(config) -> Objective:
     return objective
 
 
-@register_objective("lss_semi", head="lss", uses_boxes=True)
+@register_objective("lss_semi", head="lss", compares_pairs=True, uses_boxes=True)
 def _lss_semi(config) -> Objective:
     consensus = _consensus(config)
 

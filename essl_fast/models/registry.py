@@ -61,6 +61,7 @@ class ObjectiveFacts:
 
     head: str = "simsiam"
     compares_views: bool = False
+    compares_pairs: bool = False
     trains_head: bool = True
     needs_labels: bool = False
     uses_boxes: bool = False
@@ -142,6 +143,7 @@ def register_objective(
     *,
     head: str = "simsiam",
     compares_views: bool = False,
+    compares_pairs: bool = False,
     trains_head: bool = True,
     needs_labels: bool = False,
     uses_boxes: bool = False,
@@ -157,6 +159,7 @@ def register_objective(
         name: the value of the setting ``objective.method``.
         head: the ``model.head`` whose output it compares.
         compares_views: it compares the projections of two views, which may collapse: their spread is watched.
+        compares_pairs: the loss of a pair depends on the other pairs of its batch.
         trains_head: the head gets gradients; otherwise its parameters are left out of training.
         needs_labels: the loss is 0 without labelled pairs: training refuses data without any.
         uses_boxes: the loss depends on the boxes.
@@ -168,6 +171,7 @@ def register_objective(
         name,
         head=head,
         compares_views=compares_views,
+        compares_pairs=compares_pairs,
         trains_head=trains_head,
         needs_labels=needs_labels,
         uses_boxes=uses_boxes,

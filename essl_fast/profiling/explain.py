@@ -25,6 +25,7 @@ class ProfiledRun:
         compiled: the step went through torch.compile.
         threads: decoding threads of the loader.
         streams: pairs are decoded again in every epoch, because no pool keeps them.
+        ranks: processes that train together.
     """
 
     settings: config.Config
@@ -34,6 +35,7 @@ class ProfiledRun:
     compiled: bool
     threads: int
     streams: bool
+    ranks: int = 1
 
 
 def largest_gaps(run: ProfiledRun, profile: StepProfile, out: Path) -> list[str]:
@@ -49,14 +51,15 @@ def largest_gaps(run: ProfiledRun, profile: StepProfile, out: Path) -> list[str]
     settings = run.settings
     ceilings = measure_ceilings(run.device, run.dtype)
     flop = step_flop(settings, models.keeps_embeddings(settings))
-    pairs = settings.data.batch_size * settings.optim.accumulate  # of a step
+    batch = config.own_batch(settings, run.ranks)
+    pairs = batch * settings.optim.accumulate  # of a step
     floors = stage_floors(flop, pairs, run.trained, ceilings, run.dtype.itemsize)
     setting = gaps.Setting(
         gpu=run.device.type == "cuda",
         compiled=run.compiled,
         captured="step" in profile.stages,
         precision=str(run.dtype).removeprefix("torch."),
-        batch=settings.data.batch_size,
+        batch=batch,
         threads=run.threads,
         cores=len(os.sched_getaffinity(0)),
         streams=run.streams,

@@ -65,7 +65,7 @@ def summary_line(run: Run) -> str:
         config.get("objective", {}).get("method", "?"),
         f"{model.get('trunk', '?')} and {model.get('audio', '?')}" + (" with PCM" if model.get("pcm") else ""),
         f"data {config.get('data', {}).get('root', '?')}",
-        f"batch {config.get('data', {}).get('batch_size', '?')}",
+        f"batch {config.get('data', {}).get('global_batch') or config.get('data', {}).get('batch_size', '?')}",
         machine.get("gpu") or machine.get("cpu") or run.environment.get("device", "?"),
     ]
     return " · ".join(str(part) for part in parts)

@@ -196,3 +196,22 @@ def total(values: torch.Tensor, world: World) -> torch.Tensor:
         values = values.clone()
         dist.all_reduce(values)
     return values
+
+
+def stacked(values: torch.Tensor, most: int, world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of all ranks, which may have different numbers of them, on every rank; without waiting, or a gradient.
+
+    Args:
+        values: (V, B, D) of this rank.
+        most: no rank has more than these rows B.
+        world: the ranks.
+
+    Returns:
+        (V, ranks * most, D) float32, padded with zeros, and (ranks * most,) float32: 1 for each row that is none.
+    """
+    marked = torch.nn.functional.pad(values.detach().float(), (0, 1), value=1.0)
+    mine = torch.nn.functional.pad(marked, (0, 0, 0, most - values.shape[1])).contiguous()
+    parts = mine.new_empty(world.size * len(mine), *mine.shape[1:])
+    dist.all_gather_into_tensor(parts, mine)
+    every = parts.unflatten(0, (world.size, -1)).transpose(0, 1).flatten(1, 2)
+    return every[..., :-1], every[0, :, -1]

@@ -8,11 +8,12 @@ RANK_BELOW, RANKED_FROM = 1.5, 8  # projection_rank, and the smallest batch in w
 SPREAD = ("projection_std", "projection_rank")  # what projection_spread measures
 
 
-def projection_spread(z: Tensor) -> dict[str, Tensor]:
+def projection_spread(z: Tensor, counts: Tensor | None = None) -> dict[str, Tensor]:
     """How far apart the projections of a batch's pairs are.
 
     Args:
         z: (V, B, D) projections, the output of the projector's last batch norm, which is not affine.
+        counts: (B,) 1 for each pair that counts, 0 for rows of zeros; None: all count.
 
     Returns:
         Two 0-d float32 tensors without gradient.
@@ -26,13 +27,19 @@ def projection_spread(z: Tensor) -> dict[str, Tensor]:
         the (B, B) matrix of products of the centred projections. The value is 1 if they lie on one line, and B - 1 if
         they differ equally in all directions.
     """
-    centred = z.detach().float()
-    centred = centred - centred.mean(dim=1, keepdim=True)
+    wide = z.detach().float()
+    if counts is None:
+        centred = wide - wide.mean(dim=1, keepdim=True)
+        variance = centred.square().mean(dim=1)
+    else:
+        pairs = counts.sum()
+        centred = (wide - wide.sum(dim=1, keepdim=True) / pairs) * counts[:, None]
+        variance = centred.square().sum(dim=1) / pairs
     with torch.autocast(z.device.type, enabled=False):
         gram = centred @ centred.mT
     total, square = gram.diagonal(dim1=1, dim2=2).sum(dim=1), gram.square().sum(dim=(1, 2))
     return {
-        "projection_std": centred.square().mean(dim=1).sqrt().mean(),
+        "projection_std": variance.sqrt().mean(),
         "projection_rank": (total.square() / square.clamp(min=torch.finfo(torch.float32).tiny)).mean(),
     }
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from essl_fast import config, models
 from essl_fast.common.errors import InputError
@@ -63,6 +63,8 @@ class TrainingData:
         on_fault: Callable[[int, str], None],
     ) -> None:
         data = settings.data
+        refuse_large_parts(settings, world)
+        refuse_own_statistics(settings, model, world)
         self.splits = training_splits(settings, manifest)
         exchanges = world.size > 1 and "never" not in (data.resident, data.resident_shared)
         exchange = Exchange(world.rank, world.size, device) if exchanges else None
@@ -70,7 +72,8 @@ class TrainingData:
         self.loader = Loader(
             manifest,
             self.splits,
-            batch_size=data.batch_size,
+            batch_size=config.own_batch(settings, world.size),
+            global_batch=config.shared_batch(settings),
             side=config.STORED_SIDE,
             device=device,
             shuffle=True,
@@ -114,12 +117,45 @@ def boxes_of(settings: config.Config, manifest: Manifest) -> Tensor:
 
 def refuse_batch_of_one(settings: config.Config, pairs: int, world: World) -> None:
     """InputError if the last batch of an epoch is one pair: batch norm needs two."""
-    data = settings.data
-    if data.last_batch == "keep" and world.size == 1 and pairs % data.batch_size == 1:
+    size, name = config.own_batch(settings), "global_batch" if settings.data.global_batch else "batch_size"
+    if settings.data.last_batch == "keep" and world.size == 1 and pairs % size == 1:
         raise InputError(
-            f"data.batch_size: {pairs} training pairs leave a last batch of one pair, and batch norm needs two; "
+            f"data.{name}: {pairs} training pairs leave a last batch of one pair, and batch norm needs two; "
             f"choose another size, or --data.last_batch drop"
         )
+
+
+def refuse_large_parts(settings: config.Config, world: World) -> None:
+    """InputError if a process's part of a global batch is more pairs than it takes at once."""
+    own, most, whole = config.own_batch(settings, world.size), settings.data.batch_size, settings.data.global_batch
+    if not whole or own <= most:
+        return
+    fitting = [n for n in range(2, whole // 2 + 1) if whole % n == 0 and whole // n <= most * world.size]
+    raise InputError(
+        f"data.global_batch: a batch of {config.shared_batch(settings)} pairs is {own} on each of {world.size} "
+        f"process{'es' * (world.size > 1)}, and data.batch_size allows {most}: take more processes, or give "
+        f"--data.batch_size {own} if memory holds that many"
+        + (f"; a run that begins may take --optim.accumulate {fitting[0]}" if fitting else "")
+    )
+
+
+def refuse_own_statistics(settings: config.Config, model: models.Localizer, world: World) -> None:
+    """InputError if several processes share a global batch, and a loss or a norm takes its own process's part alone."""
+    if world.size == 1 or not settings.data.global_batch:
+        return
+    method, remedy = settings.objective.method, "train it in one process, or without data.global_batch"
+    if objectives.facts(method).compares_pairs:
+        raise InputError(
+            f"data.global_batch: objective.method {method} compares a pair with others of its process's part, which "
+            f"depends on the number of processes; {remedy}"
+        )
+    synced = models.norm.ViewBatchNorm, nn.SyncBatchNorm
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and not isinstance(module, synced):
+            raise InputError(
+                f"data.global_batch: {name} ({type(module).__name__}) takes the statistics of one process's part; use "
+                f"essl_fast.models.norm.ViewBatchNorm, or {remedy}"
+            )
 
 
 def refuse_no_labels(settings: config.Config, manifest: Manifest, labelled: np.ndarray) -> None:

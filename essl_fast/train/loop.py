@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable
 from typing import NoReturn
 
+from essl_fast import config
 from essl_fast.runtime.stopping import Stopped, Stopping
 from essl_fast.train.collapse import collapse_warning
 from essl_fast.train.ending import ended_early, has_ended, why_early
@@ -54,7 +55,7 @@ def train(trainer: Trainer, directory: RunDirectory, stopping: Stopping) -> None
             signum = stopping.agreed(trainer.world)
             if last or signum or due(settings.checkpoint_epochs, trainer.epoch):
                 directory.save_last(last_state(trainer))
-            if warning := collapse_warning(trainer.history, settings.data.batch_size):
+            if warning := collapse_warning(trainer.history, config.own_batch(settings)):
                 observers.on_warning(trainer.epoch, warning)
             if signum:
                 stop(trainer, directory, signum)

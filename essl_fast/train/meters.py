@@ -21,6 +21,7 @@ class StepLosses(NamedTuple):
     losses: dict[str, float]  # means over the ranks
     finite: bool
     later: int  # steps that were launched after it and before the host read it
+    pairs: int  # of all ranks
 
 
 class LossMeter:
@@ -32,7 +33,7 @@ class LossMeter:
         every: steps between two readings.
         unread: losses that are still on the device.
         sums: sums of the losses that were read, each multiplied by its number of pairs.
-        counted: pairs in the sums. Steps that were not finite are left out.
+        counted: pairs of all ranks in the sums. Steps that were not finite are left out.
     """
 
     def __init__(self, world: World, every: int) -> None:
@@ -56,22 +57,30 @@ class LossMeter:
         if not unread:
             return []
         table = torch.stack([torch.stack(list(losses.values())) for _, losses, _ in unread])
-        means = (distributed.total(table, self._world) / self._world.size).tolist()
+        counts = torch.tensor([len(index) for index, _, _ in unread]).to(table)
+        totals = distributed.total(torch.cat([table, counts[:, None]], 1), self._world)
+        means, pairs = (totals[:, :-1] / self._world.size).tolist(), totals[:, -1].tolist()
         found = []
         for number, ((index, losses, step), values) in enumerate(zip(unread, means, strict=True), 1):
             named = dict(zip(losses, values, strict=True))
             finite = not named.pop("non_finite") and abs(named["loss"]) < float("inf")
-            found.append(StepLosses(index, step, named, finite, len(unread) - number))
+            found.append(StepLosses(index, step, named, finite, len(unread) - number, int(pairs[number - 1])))
         return found
 
     def count(self, step: StepLosses) -> None:
         """Add a step to the epoch's sums."""
-        self.counted += len(step.index)
+        self.counted += step.pairs
         for name, value in step.losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * len(step.index)
+            self.sums[name] = self.sums.get(name, 0.0) + value * step.pairs
+
+    def resume(self, sums: dict[str, float], counted: int | list[int]) -> None:
+        """Go on with a checkpoint's sums. In older ones rank 0's pairs weighted them, and each rank counted its own."""
+        whole = counted if isinstance(counted, int) else sum(counted)
+        weight = 1.0 if isinstance(counted, int) else whole / max(1, counted[0])
+        self.sums, self.counted = {name: value * weight for name, value in sums.items()}, whole
 
     def means(self) -> dict[str, float]:
-        """The epoch's losses so far, means over this rank's pairs."""
+        """The epoch's losses so far, means over the pairs of all ranks."""
         return {name: total / max(1, self.counted) for name, total in self.sums.items()}
 
     def reset(self) -> None:

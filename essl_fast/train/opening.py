@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from essl_fast import config
 from essl_fast.kernels import native
 from essl_fast.train.ending import ended_early
 from essl_fast.train.optimizer import learning_rate_factor
@@ -21,12 +22,13 @@ def opening_lines(
         changed: settings that differ from the checkpoint's.
         passed: checkpoints that were passed over, with the reasons.
     """
-    settings, world = trainer.settings, trainer.world
+    settings, world, shared = trainer.settings, trainer.world, config.shared_batch(trainer.settings)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
     yield (
         f"{settings.name}: {settings.objective.method}, {trainer.loader.pairs} training pairs, {trained:.1f} M trained "
         f"parameters, {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}"
         + (f", {world.size} processes" if world.size > 1 else "")
+        + (f", which share batches of {shared} pairs" if shared and world.size > 1 else "")
         + f"; run directory {directory.path}"
     )
     yield from (f"differs from the checkpoint: {line}" for line in changed)

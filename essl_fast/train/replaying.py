@@ -109,7 +109,8 @@ def batches_of(trainer: Trainer, fault: Fault) -> list[RawBatch]:
         with Loader(
             trainer.manifest,
             trainer.data.splits,
-            batch_size=settings.data.batch_size,
+            batch_size=config.own_batch(settings, fault.ranks),
+            global_batch=config.shared_batch(settings),
             side=config.STORED_SIDE,
             device=trainer.device,
             shuffle=True,
@@ -140,6 +141,7 @@ def trainer_of(state: dict, root: Path | str, device: torch.device, precision: s
     settings = checkpoints.settings_of(state)
     settings.compile, settings.data.resident = "off", "never"
     settings.precision = precision or settings.precision  # type: ignore[assignment]  # the Trainer checks it
+    settings.data.batch_size = max(settings.data.batch_size, config.own_batch(settings))  # of all ranks at once
     manifest = Manifest.load(root, (settings.data.cache, settings.data.cache_gb))
     if state["data"] != manifest.header:
         raise InputError(f"{manifest.place} is not the data set that the step was of; give its folder with --data")

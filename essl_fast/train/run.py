@@ -183,7 +183,7 @@ def run(
             stack.enter_context(each.heartbeat())
         if settings.deterministic:
             be_deterministic()
-        past = load_past(checkpoint, directory, world, stack, observers.on_message)
+        past = load_past(settings, checkpoint, directory, world, stack, observers.on_message)
         data = open_data(settings, world, observers.on_message, progress=not console.quiet)
         warn_of_consensus(settings, data.manifest, console)
         if wants_compile(settings.compile, device) or device.type == "cuda":  # Triton compiles its kernels in any case
@@ -225,6 +225,7 @@ def be_deterministic() -> None:
 
 
 def load_past(
+    settings: config.Config,
     checkpoint: Path | None,
     directory: RunDirectory,
     world: World,
@@ -233,7 +234,7 @@ def load_past(
 ) -> Past:
     """Own the directory of a run that is resumed, until ``stack`` ends, and load its newest whole checkpoint.
 
-    InputError if that was made by another number of processes.
+    InputError if that was made by another number of processes, and the settings do not allow it.
     """
     if checkpoint is None:
         return Past(None, None, [])
@@ -242,7 +243,7 @@ def load_past(
             stack.enter_context(owned(directory.path, say))
     past = Past(*checkpoints.newest(checkpoint))
     if past.state and "seen" in past.state:  # best.pt has none, and is refused later
-        check_ranks(past.state, world.size, directory.path)
+        check_ranks(past.state, settings, world.size, directory.path)
     return past
 
 
@@ -347,6 +348,7 @@ def report_profile(trainer: Trainer, directory: RunDirectory, console: Console) 
         compiled=trainer.step.compiled,
         threads=trainer.loader.threads,
         streams=trainer.loader.streams,
+        ranks=trainer.world.size,
     )
     for line in largest_gaps(profiled, profile, directory.profile / "stages.json"):
         trainer.observers.on_message(line)

@@ -7,6 +7,7 @@ import torch
 from essl_fast import checkpoints, config, models
 from essl_fast.common.errors import InputError, in_shell
 from essl_fast.runtime import distributed
+from essl_fast.runtime.distributed import World
 from essl_fast.train.optimizer import optimizer_state
 from essl_fast.train.trainer import Trainer
 
@@ -65,7 +66,7 @@ def last_state(trainer: Trainer) -> dict:
         "sums": dict(losses.sums),
         "seen": distributed.gather(speed.seen, world),
         "history": trainer.history,
-        "counted": distributed.gather(losses.counted, world),
+        "counted": losses.counted,
         "not_finite": trainer.faults.not_finite,
         "untrained": trainer.untrained,
         "best": trainer.best,
@@ -104,28 +105,45 @@ def check_resume(trainer: Trainer, state: dict, out: str | Path) -> list[str]:
             "first, with its --device and --precision"
         )
     changed = config.difference(before, now)
-    if hard := checkpoints.forbidden(config.difference(computes(before, was_on), computes(now, is_on))):
+    meant, means = computes(before, was_on), computes(now, is_on)
+    if trainer.settings.data.global_batch:
+        meant, means = shares_out(meant, len(state["seen"])), shares_out(means, trainer.world.size)
+    if hard := checkpoints.forbidden(config.difference(meant, means)):
         raise InputError("the checkpoint was made with other settings: " + "; ".join(hard) + ". Resume without them.")
     if state["data"] != trainer.manifest.header:
         raise InputError(
             f"{trainer.manifest.place} is not the data set that the checkpoint was trained on; give its folder with "
             f"--data.root DIR (it was {state.get('data_root', 'another')})"
         )
-    check_ranks(state, trainer.world.size, out)
+    check_ranks(state, trainer.settings, trainer.world.size, out)
     return changed
 
 
-def check_ranks(state: dict, ranks: int, out: str | Path) -> None:
-    """InputError if a checkpoint was made by another number of processes; it names the command that goes on.
+def shares_out(settings: dict, ranks: int) -> dict:
+    """Settings (as :func:`computes` gives them) as what some processes together compute: one global batch."""
+    data = settings["data"]
+    pairs = data["global_batch"] or data["batch_size"] * settings["optim"]["accumulate"] * ranks
+    return settings | {"data": data | {"batch_size": 0, "global_batch": pairs}}
 
-    It needs no trainer: what else would not fit this number of processes is then not told first.
+
+def check_ranks(state: dict, settings: config.Config, ranks: int, out: str | Path) -> None:
+    """InputError if a checkpoint was made by another number of processes, and the order of the pairs depends on it.
+
+    The message names the command that goes on. It needs no trainer: what else would not fit this number of processes
+    is then not told first.
     """
-    if (before := len(state["seen"])) != ranks:
-        were = f"{before} process{'es' * (before > 1)}"
-        raise InputError(
-            f"the checkpoint was made by {were}, this run has {ranks}, and the order of the pairs depends on their "
-            f"number; go on with: {command(before)} --resume {in_shell(out)}"
-        )
+    if (before := len(state["seen"])) == ranks or settings.data.global_batch:
+        return
+    then = config.from_dict(state["config"])
+    then.data.global_batch = config.update_pairs(then, before)
+    options = f"--data.global_batch {then.data.global_batch}"
+    if (own := config.own_batch(then, ranks)) > settings.data.batch_size:
+        options += f" --data.batch_size {own}"
+    raise InputError(
+        f"the checkpoint was made by {before} process{'es' * (before > 1)}, this run has {ranks}, and the order of the "
+        f"pairs depends on their number, unless they share a global batch: add {options}, or go on with: "
+        f"{command(before)} --resume {in_shell(out)}"
+    )
 
 
 def command(ranks: int) -> str:
@@ -147,7 +165,7 @@ def resume(trainer: Trainer, state: dict, out: str | Path = "DIR") -> list[str]:
     """
     changed = check_resume(trainer, state, out)
     checkpoints.load_trained(trainer.model, state["model"])
-    step, losses, speed, rank = trainer.step, trainer.losses, trainer.speed, trainer.world.rank
+    step, losses, speed = trainer.step, trainer.losses, trainer.speed
     step.optimizer.load_state_dict(state["optimizer"])
     step.rates.attach(step.optimizer)
     step.scaler.load_state_dict(state["scaler"])
@@ -160,11 +178,20 @@ def resume(trainer: Trainer, state: dict, out: str | Path = "DIR") -> list[str]:
         trainer.best_average = state["best_average"]
     trainer.untrained = state.get("untrained")
     trainer.faults.not_finite = list(state.get("not_finite", []))
-    losses.sums = dict(state["sums"])
-    losses.counted = state.get("counted", state["seen"])[rank]  # version 1 counted all
-    speed.pairs, speed.seen = state["pairs"], state["seen"][rank]
+    losses.resume(dict(state["sums"]), state.get("counted", state["seen"]))  # version 1 counted all
+    speed.pairs, speed.seen = state["pairs"], of_rank(state["seen"], trainer.world)
     speed.seconds = {**speed.seconds, **state["seconds"]}
     speed.epoch_seconds = {**speed.epoch_seconds, **state["epoch_seconds"]}
-    speed.untimed = dict(state.get("untimed", speed.untimed))  # an earlier version timed all
+    were = len(state["seen"])
+    untimed = dict(state.get("untimed", speed.untimed))  # an earlier version timed all
+    speed.untimed = {name: count * were // trainer.world.size for name, count in untimed.items()}
     speed.elapsed = state["elapsed"]
     return changed
+
+
+def of_rank(counts: list[int], world: World) -> int:
+    """A rank's part of what the ranks have counted; where their number has changed, the sum is shared out anew."""
+    if len(counts) == world.size:
+        return counts[world.rank]
+    whole, rest = divmod(sum(counts), world.size)
+    return whole + (world.rank < rest)

@@ -82,6 +82,8 @@ class TrainStep:
         self.guard = Guard(model, device, latch=settings.on_nonfinite == "stop")
         self.average = AveragedWeights(model, settings.optim.ema) if settings.optim.ema else None
         self._sizes: tuple[int, ...] = ()  # pairs of each batch of the update
+        self._full = config.own_batch(settings, world.size)  # pairs of a whole batch on this rank
+        self._kind = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32  # of shares
         compiled = wants_compile(settings.compile, device)
         self.compilation = Compilation(
             compiled, settings.compile == "on", self._uncompiled, model=model, device=device, world=world
@@ -97,7 +99,7 @@ class TrainStep:
         self.stepper = Stepper(
             self._body,
             self.optimizer,
-            settings.data.batch_size * settings.optim.accumulate,
+            self._full * settings.optim.accumulate,
             CudaCapture(device) if wants_capture(settings, device, dtype, world.size) else None,
             held=held,
             compiled=lambda: self.compiled,
@@ -134,7 +136,7 @@ class TrainStep:
             margin = config.STORED_SIDE - config.SIZE
             windows = kernels.view_params(self.settings.seed, epoch, raw.index, margin)
         self._sizes = sizes_of(raw)  # the same in every step that is captured
-        with timed_engines(set(self._sizes) == {self.settings.data.batch_size}):
+        with timed_engines(set(self._sizes) == {self._full}):
             losses = self.stepper(Inputs(raw.frames, raw.rows, raw.sound, raw.index, *windows))
         if self.average is not None:
             self.average.update(step, self.guard.gate)
@@ -153,7 +155,7 @@ class TrainStep:
         self.guard.begin()
         parts, found = parts_of(batch, self._sizes), []
         labelled = self.labels.labelled[batch.index].split(self._sizes)
-        for number, (part, share) in enumerate(zip(parts, self._shares(labelled), strict=True)):
+        for number, (part, share) in enumerate(zip(parts, shares_of(labelled, self.world, self._kind), strict=True)):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last or self.world.size == 1 else self._parallel.no_sync():
                 found.append(self._part(part, labelled[number], share, first=number == 0))
@@ -206,20 +208,14 @@ class TrainStep:
             forward = self._network(views, sound)
             losses = self.objective(forward, boxes, labelled, shares)
             if self._facts.compares_views:
-                losses |= projection_spread(forward.z)
+                losses |= projection_spread(*self._projections(forward.z))
             return losses
 
-    def _shares(self, labelled: Sequence[Tensor]) -> list[objectives.Shares]:
-        """The weights of this rank's batches among the update's batches on all ranks.
-
-        labelled: (B,) bool of each batch.
-        """
-        if self.world.size == 1 and len(labelled) == 1:
-            return [objectives.WHOLE]
-        counts = [torch.stack([torch.ones_like(each, dtype=torch.float32).sum(), each.sum()]) for each in labelled]
-        mine = counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
-        totals = distributed.total(mine, self.world)
-        return [objectives.Shares.of(each, totals, self.world.size) for each in counts]
+    def _projections(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The projections (V, B, D) whose spread is measured, and which of them count (B,): of a global batch, all."""
+        if self.world.size == 1 or not self.settings.data.global_batch:
+            return z, None
+        return distributed.stacked(z, self._full, self.world)
 
     def _update(self, loss: Tensor) -> None:
         """Clip the gradients if asked, then update the weights, unless the loss or a gradient is not finite."""
@@ -237,6 +233,22 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.guard.settle()
+
+
+def shares_of(labelled: Sequence[Tensor], world: World, dtype: torch.dtype) -> list[objectives.Shares]:
+    """The weights of this rank's batches among the update's batches on all ranks.
+
+    Args:
+        labelled: (B,) bool of each batch.
+        world: the ranks.
+        dtype: of the weights.
+    """
+    if world.size == 1 and len(labelled) == 1:
+        return [objectives.WHOLE]
+    counts = [torch.stack([torch.ones_like(each, dtype=dtype).sum(), each.sum()]) for each in labelled]
+    mine = counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
+    totals = distributed.total(mine, world)
+    return [objectives.Shares.of(each, totals, world.size) for each in counts]
 
 
 def data_parallel(model: models.Localizer, settings: config.Config, compiled: bool) -> DistributedDataParallel:

@@ -9,31 +9,43 @@ import torch
 import torch.multiprocessing as mp
 
 
-def _enter(rank, size, port, function, arguments, results):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _enter(rank, sizes, ports, function, arguments, results):
+    """A process: it is in each group that is larger than its rank, one after another."""
     torch.set_num_threads(1)
     from essl_fast.runtime import distributed
 
     try:
-        world = distributed.world_of()
-        with distributed.joined(world, torch.device("cpu"), minutes=2):
-            results.put((rank, None, function(world, *arguments)))
+        found = []
+        for size, port in zip(sizes, ports, strict=True):
+            if rank >= size:
+                continue
+            names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+            world = distributed.world_of()
+            with distributed.joined(world, torch.device("cpu"), minutes=2):
+                found.append(function(world, *arguments))
+        results.put((rank, None, found))
     except BaseException:
         results.put((rank, traceback.format_exc(), None))
         sys.exit(1)
 
 
-def run_ranks(size, function, *arguments):
-    """[function(world, *arguments) of rank 0, 1, ...]; the function and what it returns are picklable."""
-    with socket.socket() as probe:
+def run_worlds(sizes, function, *arguments):
+    """For each size, one after another: [function(world, *arguments) of rank 0, 1, ...] in a group of so many ranks.
+
+    The processes are started once, since that takes seconds. The function and what it returns are picklable.
+    """
+    probes = [socket.socket() for _ in sizes]
+    for probe in probes:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     jobs = [
-        context.Process(target=_enter, args=(rank, size, port, function, arguments, results)) for rank in range(size)
+        context.Process(target=_enter, args=(rank, sizes, ports, function, arguments, results))
+        for rank in range(max(sizes))
     ]
     for job in jobs:
         job.start()
@@ -41,7 +53,12 @@ def run_ranks(size, function, *arguments):
     for _ in jobs:
         rank, error, value = results.get()
         assert error is None, f"rank {rank}:\n{error}"
-        found[rank] = value
+        found[rank] = iter(value)
     for job in jobs:
         job.join()
-    return [found[rank] for rank in range(size)]
+    return [[next(found[rank]) for rank in range(size)] for size in sizes]
+
+
+def run_ranks(size, function, *arguments):
+    """[function(world, *arguments) of rank 0, 1, ...]; the function and what it returns are picklable."""
+    return run_worlds([size], function, *arguments)[0]

@@ -30,6 +30,17 @@ def test_how_far_projections_are_apart():
     assert along["projection_std"] > 0.9 and along["projection_rank"] < 0.2 * healthy["projection_rank"]
 
 
+def test_how_far_the_projections_of_several_ranks_are_apart():
+    """Rows that do not count are zeros, wherever they stand."""
+    torch.manual_seed(0)
+    z, counts = torch.randn(2, 9, 64) + 1, torch.tensor([1.0, 1, 0, 1, 1, 1, 0, 1, 0])
+    expected = collapse.projection_spread(z[:, counts.bool()])
+    found = collapse.projection_spread(z * counts[:, None], counts)
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(
+        {name: value.item() for name, value in expected.items()}, rel=1e-5
+    )
+
+
 def test_the_warning_of_a_collapse():
     entries = [{"projection_std": value, "projection_rank": 9.0} for value in (0.9, 0.05, 0.04, 0.8, 0.02)]
     said = [collapse.collapse_warning(entries[: count + 1], 16) is not None for count in range(5)]

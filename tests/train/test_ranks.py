@@ -144,6 +144,10 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
 
     with pytest.raises(InputError) as refused:  # with another number of processes: the command it names works
         train_door.main(["--resume", str(out), "--epochs", "3"])
+    assert "add --data.global_batch 4 --data.batch_size 4, or" in str(refused.value)  # and what it names works
+    mine = shutil.copytree(out, tmp_path / "alone")
+    assert train_door.main(f"--resume {mine} --epochs 3 --data.global_batch 4 --data.batch_size 4".split()) == 0
+    assert checkpoints.load(mine / "last.pt")["epoch"] == 3
     named = str(refused.value).partition("go on with: ")[2]
     assert named.startswith("torchrun --standalone --nproc-per-node=2 ")
     words = [os.path.join(os.path.dirname(sys.executable), "torchrun"), *shlex.split(named)[1:], "--epochs", "3"]

@@ -4,7 +4,9 @@ An epoch is one permutation of *all* pairs, and each rank takes every `world_siz
 
 * Streaming and pools give the same batches, since neither chooses the order.
 * A checkpoint needs only (epoch, step) to continue exactly.
-* A full step over all ranks holds the same pairs, however many ranks share them.
+* A full step over all ranks holds the same pairs, however many ranks share them. With a `global_batch` each step does,
+  also where the number of ranks does not divide it: step s is a cut of the permutation, and a rank takes of it what is
+  its own.
 
 Pairs are named here by their position, 0 to `pairs` - 1, among the pairs that the loader uses.
 """
@@ -37,6 +39,7 @@ class Order:
             batches only.
         rank: this rank, from 0.
         world_size: number of ranks.
+        global_batch: pairs of a step over all ranks, whatever their number; 0: `batch_size` of each.
     """
 
     pairs: int
@@ -46,6 +49,7 @@ class Order:
     last_batch: LastBatch = "keep"
     rank: int = 0
     world_size: int = 1
+    global_batch: int = 0
 
     @property
     def steps(self) -> int:
@@ -54,6 +58,8 @@ class Order:
         Raises:
             InputError: some rank would have a step without any pair.
         """
+        if self.global_batch:
+            return self._global_steps()
         if self.last_batch == "drop":
             steps = self.pairs // (self.batch_size * self.world_size)
             if steps == 0:
@@ -71,6 +77,29 @@ class Order:
                 + (" or a larger --data.batch_size" if least else "")
             )
         return steps
+
+    def _global_steps(self) -> int:
+        """`steps` of a global batch: the same for any number of ranks."""
+        whole, rest = divmod(self.pairs, self.global_batch)
+        if self.global_batch < self.world_size:
+            raise InputError(
+                f"{self.world_size} ranks cannot share batches of {self.global_batch} pairs (data.global_batch, over "
+                "optim.accumulate): use fewer ranks (--nproc-per-node)"
+            )
+        if self.last_batch == "drop":
+            if not whole:
+                raise InputError(
+                    f"{self.pairs} pairs do not fill one batch of {self.global_batch} over all ranks: choose a smaller "
+                    "--data.global_batch, or --data.last_batch keep"
+                )
+            return whole
+        if 0 < rest < self.world_size:
+            raise InputError(
+                f"{self.pairs} pairs leave a last batch of {rest}, which {self.world_size} ranks cannot share: use "
+                f"{rest} rank{'s' * (rest > 1)} at most, or begin anew with --data.last_batch drop or another "
+                "--data.global_batch"
+            )
+        return whole + (rest > 0)
 
     def permutation(self, epoch: int) -> np.ndarray:
         """All ranks' positions in the order of `epoch`: (pairs,) int64.
@@ -94,21 +123,27 @@ class Order:
         """This rank's batches of `epoch`: `steps` arrays (b,) int64 with 1 <= b <= batch_size.
 
         With "keep", a rank may have one pair less than the others, and would then run out one step before them. It
-        makes an earlier batch smaller, so that one pair is left for the last step.
+        makes an earlier batch smaller, so that one pair is left for the last step. With a global batch, the rank has
+        those of the step's places in the permutation that are its own: the ranks' batches differ by one pair at most.
         """
-        return self._cut(self.of_rank(epoch), self.steps)
+        return self._cut(self.of_rank(epoch), self.steps, self.rank)
 
     def all_batches(self, epoch: int) -> list[list[np.ndarray]]:
         """`batches` of every rank: [step][rank]."""
         steps, order = self.steps, self.permutation(epoch)
-        ranks = (self._cut(order[rank :: self.world_size], steps) for rank in range(self.world_size))
+        ranks = (self._cut(order[rank :: self.world_size], steps, rank) for rank in range(self.world_size))
         return [list(step) for step in zip(*ranks, strict=True)]
 
     def batches_from(self, epoch: int, step: int, epochs: int | None = None) -> Iterator[np.ndarray]:
         """`batches` from `step` of `epoch` on, over all later epochs, see `over_epochs`."""
         return over_epochs(self.batches, epoch, step, epochs)
 
-    def _cut(self, order: np.ndarray, steps: int) -> list[np.ndarray]:
+    def _cut(self, order: np.ndarray, steps: int, rank: int) -> list[np.ndarray]:
+        """The positions of a rank in an epoch, cut into its batches."""
+        if self.global_batch:
+            ends = [min((step + 1) * self.global_batch, self.pairs) for step in range(steps)]
+            ends = [-(-(end - rank) // self.world_size) for end in ends]  # of the places before it, those of the rank
+            return np.split(order[: ends[-1]], ends[:-1])
         if self.last_batch == "drop":
             order = order[: steps * self.batch_size]
         ends = [min((step + 1) * self.batch_size, len(order) - (steps - 1 - step)) for step in range(steps)]

@@ -31,6 +31,7 @@ class LoaderSettings:
         seed: of the permutations, at least 0.
         rank: this process among those that share the pairs, from 0.
         world_size: number of these processes.
+        global_batch: pairs in a step over all ranks, whatever their number; 0: batch_size on each.
         last_batch: "keep" gives each pair exactly once in an epoch over all ranks, "drop" gives full batches only.
         threads: CPU threads that read and decode; None: `pick_threads`.
         prefetch: batches that are ready ahead; as many again are being decoded. None: `pick_prefetch`.
@@ -55,6 +56,7 @@ class LoaderSettings:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    global_batch: int = 0
     last_batch: LastBatch = "keep"
     threads: int = None  # type: ignore[assignment]  # None is completed
     prefetch: int = None  # type: ignore[assignment]  # None is completed
@@ -77,6 +79,7 @@ class LoaderSettings:
             ("seed", 0),
             ("rank", 0),
             ("world_size", self.rank + 1),
+            ("global_batch", 0),
             ("max_errors", 0),
         ]:
             if getattr(self, name) < at_least:
@@ -88,6 +91,11 @@ class LoaderSettings:
         ]:
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {' or '.join(choices)}, not {getattr(self, name)!r}")
+        if self.global_batch > self.batch_size * self.world_size:
+            raise InputError(
+                f"a global_batch of {self.global_batch} is more than batch_size {self.batch_size} on each of "
+                f"{self.world_size} ranks"
+            )
         if not self.splits or len(set(self.splits)) != len(self.splits):
             raise InputError(f"splits are one or more different names, not {self.splits}")
         device = torch.device(self.device)
@@ -101,7 +109,14 @@ class LoaderSettings:
     def order(self, pairs: int) -> Order:
         """The order of `pairs` pairs under these settings."""
         return Order(
-            pairs, self.batch_size, self.seed, self.shuffle, self.last_batch, rank=self.rank, world_size=self.world_size
+            pairs,
+            self.batch_size,
+            self.seed,
+            self.shuffle,
+            self.last_batch,
+            rank=self.rank,
+            world_size=self.world_size,
+            global_batch=self.global_batch,
         )
 
 

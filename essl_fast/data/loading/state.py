@@ -12,14 +12,17 @@ STATE_VERSION = 1
 
 
 def identity(settings: LoaderSettings, shards: Shards) -> dict[str, Any]:
-    """Everything that the batches of all epochs depend on, as plain values."""
+    """Everything that the batches of all epochs depend on, as plain values.
+
+    Those of all ranks together: with a global batch neither their number nor a rank's batch size is part of it.
+    """
+    own = {"batch_size": settings.batch_size, "world_size": settings.world_size}
     return {
         "data": shards.fingerprint,
         "splits": list(settings.splits),
         "pairs": len(shards),
         "side": settings.side,
-        "batch_size": settings.batch_size,
-        "world_size": settings.world_size,
+        **({"global_batch": settings.global_batch} if settings.global_batch else own),
         "seed": settings.seed,
         "shuffle": settings.shuffle,
         "last_batch": settings.last_batch,
@@ -39,9 +42,20 @@ def position_in(state: dict[str, Any], identity: dict[str, Any]) -> tuple[int, i
     """
     if state.get("version") != STATE_VERSION:
         raise InputError(f"the loader's state has version {state.get('version')}, this code reads {STATE_VERSION}")
+    before = state["settings"]
+    if "global_batch" in identity and "batch_size" in before:
+        before = before | {"global_batch": _global_batch(before)}
     for name, ours in identity.items():
-        theirs = state["settings"].get(name)
+        theirs = before.get(name)
         if theirs != ours:
             what = "the prepared data" if name == "data" else f"{name} (was {theirs!r}, is {ours!r})"
             raise InputError(f"cannot continue exactly, since this changed: {what}. Use what it was, or start anew")
     return state["epoch"], state["step"]
+
+
+def _global_batch(before: dict[str, Any]) -> int | None:
+    """The global batch of a loader that had none, if its steps are those of one; None if its last steps differ."""
+    whole = before["batch_size"] * before["world_size"]
+    rest = before["pairs"] % whole
+    same = before["last_batch"] == "drop" or not 0 < rest < before["world_size"]
+    return whole if same else None

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from essl_fast.common.errors import InputError
 from essl_fast.data.loading import Order
 from essl_fast.data.loading.order import only_new
 
@@ -27,6 +28,51 @@ def test_a_full_step_holds_the_same_pairs_on_any_number_of_ranks():
     three = [Order(50, 4, seed=4, last_batch="drop", rank=rank, world_size=3).batches(1) for rank in range(3)]
     for step, batch in enumerate(one):
         assert set(batch) == {row for rank in three for row in rank[step]}
+
+
+def test_a_global_batch_is_shared_out_over_any_number_of_ranks():
+    """The pairs of each step are those of one rank, in parts that differ by one pair at most."""
+    for last_batch, size, n in itertools.product(("keep", "drop"), (5, 7, 8), (19, 31, 40)):
+        settings = {"seed": 4, "last_batch": last_batch, "global_batch": size}
+        alone = Order(n, size, **settings)
+        whole = alone.batches(2)
+        assert [len(batch) for batch in whole[:-1]] == [size] * (alone.steps - 1)
+        np.testing.assert_array_equal(np.concatenate(whole), alone.permutation(2)[: sum(map(len, whole))])
+        for ranks in range(2, 6):
+            if last_batch == "keep" and 0 < n % size < ranks:
+                continue
+            every = Order(n, -(-size // ranks), **settings, world_size=ranks).all_batches(2)
+            for rank in range(ranks):
+                mine = Order(n, -(-size // ranks), **settings, world_size=ranks, rank=rank)
+                assert mine.steps == alone.steps == len(every)
+                np.testing.assert_array_equal(np.concatenate(mine.batches(2)), np.concatenate([s[rank] for s in every]))
+            for step, batch in zip(every, whole, strict=True):
+                assert sorted(np.concatenate(step)) == sorted(batch)
+                sizes = [len(part) for part in step]
+                assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        (Order(19, 1, global_batch=3, world_size=4), "4 ranks cannot share batches of 3 pairs .data.global_batch"),
+        (
+            Order(19, 9, global_batch=20, last_batch="drop", world_size=3),
+            "19 pairs do not fill one batch of 20 over all",
+        ),
+        (
+            Order(19, 2, global_batch=8, world_size=4),
+            "leave a last batch of 3, which 4 ranks cannot share: use 3 ranks at",
+        ),
+        (
+            Order(17, 4, global_batch=8, world_size=2),
+            "a last batch of 1, .*: use 1 rank at most, .*--data.last_batch drop",
+        ),
+    ],
+)
+def test_a_global_batch_that_cannot_be_shared(order, message):
+    with pytest.raises(InputError, match=message):
+        _ = order.steps
 
 
 def test_the_order_never_changes():

@@ -32,6 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"seed": -1}, "seed is at least 0"),
         ({"rank": 2, "world_size": 2}, "world_size is at least 3"),
         ({"max_errors": -0.1}, "max_errors is at least 0"),
+        ({"global_batch": -1}, "global_batch is at least 0"),
+        ({"global_batch": 17, "world_size": 2}, "a global_batch of 17 is more than batch_size 8 on each of 2 ranks"),
         ({"last_batch": "pad"}, "last_batch is keep or drop"),
         ({"on_error": "retry"}, "on_error is stop or skip, not 'retry'"),
         ({"exclude": "some"}, "exclude is none or bad or all"),
@@ -112,3 +114,25 @@ def test_a_folder_stands_for_its_manifest(folder, kind):
         assert np.concatenate([batch.index for batch in loader]).tolist() == list(range(50, 55))
     with pytest.raises(InputError, match="nowhere"):
         Loader(kind(folder / "nowhere"), "val", **GIVEN)
+
+
+def test_a_loader_goes_on_where_another_number_of_ranks_was(folder):
+    """With a global batch; also where the state is of loaders without one whose steps held the same pairs."""
+
+    def loader(**settings):
+        return Loader(Manifest.load(folder), "train", **{**GIVEN, "threads": 1, **settings})
+
+    shared = {"global_batch": 10, "batch_size": 10}
+    alone, three, two = loader(**shared), loader(**shared, world_size=3), loader(batch_size=5, world_size=2)
+    for before in (alone, three, two):
+        before.seek(1, 2)
+        for after in (loader(**shared), loader(**shared, world_size=2, rank=1)):
+            after.load_state_dict(before.state_dict())
+            assert (after.epoch, after.step) == (1, 2)
+    with pytest.raises(InputError, match=r"this changed: global_batch \(was 10, is 6\)"):
+        loader(global_batch=6).load_state_dict(two.state_dict())
+    with pytest.raises(InputError, match=r"this changed: batch_size \(was None, is 5\)"):
+        two.load_state_dict(alone.state_dict())
+    other = loader(batch_size=7, world_size=7)  # 50 pairs: a rank would have no pair in the last step, and kept one
+    with pytest.raises(InputError, match=r"this changed: global_batch \(was None, is 49\)"):
+        loader(global_batch=49, batch_size=49).load_state_dict(other.state_dict())

@@ -1,0 +1,276 @@
+"""data.global_batch: the same run on any number of processes, also where that number changes on the way."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from essl_fast import checkpoints, config, models
+from essl_fast.common.errors import InputError
+from essl_fast.data.loading import Order
+from essl_fast.data.shards import Manifest
+from essl_fast.runtime.distributed import World
+from essl_fast.train import Trainer, collapse, replaying
+from essl_fast.train.data import refuse_large_parts, refuse_own_statistics
+from essl_fast.train.events import Fault
+from essl_fast.train.meters import LossMeter
+from essl_fast.train.state import check_resume, last_state, of_rank, resume
+from tests.tools.ranks import run_worlds
+
+CPU = torch.device("cpu")
+STEPS, MIDDLE = 5, 3
+SIZES = (1, 4, 3, 2)
+RANKS = {"pcm": SIZES, "accumulated": (1, 3)}  # each number of ranks goes on from the one before it
+WORDS = {  # 19 pairs; batches of 5, 5, 5, 4; and of 4, 4 | 4, 4, the last three pairs are dropped
+    "pcm": "--data.global_batch 5 --data.last_batch keep --data.resident never --model.pcm true --model.pcm_cycles 1",
+    "accumulated": "--data.global_batch 8 --data.last_batch drop --optim.accumulate 2 --data.resident_shared always "
+    "--data.labelled_fraction 0.5 --optim.ema 0.9 --optim.clip_norm 0.5 --optim.schedule cosine",
+}
+
+
+def trainer_of(prepared, world, words):
+    """In float64, with a narrow head."""
+    settings = config.load(
+        "demo", f"--data.root {prepared} --data.threads 1 --epochs 4 --model.head_dim 32 {words}".split()
+    )
+    build = models.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", lambda settings: build(settings).double())
+        trainer = Trainer(settings, Manifest.load(prepared), CPU, world)
+    trainer.model.register_forward_pre_hook(lambda _, inputs: tuple(each.double() for each in inputs))
+    for group in trainer.step.optimizer.param_groups:
+        group["eps"] = 1e-3  # with AdamW's 1e-8 a gradient of 1e-8 would be divided by itself, and its rounding grow
+    return trainer
+
+
+def train_to_step(trainer, last, keep=None):
+    """What a run computes up to a step; ``keep``: where to write its checkpoint of the middle."""
+    rows, losses, rates = [], [], []
+    with trainer.loader:
+        while trainer.steps < last:
+            for raw in itertools.islice(trainer.batches(), last - trainer.steps):
+                trainer.losses.every = 1
+                trainer.take_step(raw)
+                rows.append(raw.index.tolist())
+                rates.append(trainer.step.rates.now()["head"])
+                if trainer.steps == MIDDLE and keep:
+                    state = last_state(trainer)
+                    if trainer.world.leads:
+                        checkpoints.save(keep, state)
+            if trainer.steps < last:
+                losses.append(trainer.end_epoch())
+        state = last_state(trainer)
+    tensors = state["model"] | {f"ema.{name}": value for name, value in state.get("ema", {}).items()}
+    weights = {name: value.numpy().copy() for name, value in tensors.items()}
+    entries = [
+        {key: entry[key] for key in ("losses", "pairs", "projection_std", "projection_rank")} for entry in losses
+    ]
+    return rows, weights, entries, state["sums"], rates
+
+
+def whole_and_resumed(world, prepared, folder):
+    """For each case: a run from its beginning, and one that goes on from the checkpoint of other ranks."""
+    found = {}
+    for name, sizes in RANKS.items():
+        if world.size not in sizes:
+            continue
+        trainer = trainer_of(prepared, world, WORDS[name])
+        found[name] = [train_to_step(trainer, STEPS, Path(folder) / f"{name}-{world.size}.pt")]
+        if world.size > 1:
+            others = sizes[sizes.index(world.size) - 1]
+            resume(trainer, checkpoints.load(Path(folder) / f"{name}-{others}.pt"))
+            found[name].append(train_to_step(trainer, STEPS))
+    return found
+
+
+@pytest.mark.slow
+def test_any_number_of_ranks_is_the_same_run(tiny, tmp_path):
+    """Weights, running statistics, averages, losses and learning rates after five steps, in float64."""
+    worlds = dict(zip(SIZES, run_worlds(SIZES, whole_and_resumed, tiny[1], str(tmp_path)), strict=True))
+    for name, sizes in RANKS.items():
+        alone = worlds[1][0][name][0]
+        for size in sizes[1:]:
+            for run in range(2):
+                compare(f"{name}, {size} ranks", [rank[name][run] for rank in worlds[size]], alone, MIDDLE * run)
+
+
+def compare(what, ranks, alone, begin):
+    """What ranks have computed from step ``begin`` on is what one process has computed."""
+    rows, weights, entries, sums, rates = alone
+    for step, together in enumerate(zip(*(rank[0] for rank in ranks), strict=True), begin):
+        assert sorted(itertools.chain(*together)) == sorted(rows[step]), (what, step)
+        assert max(map(len, together)) - min(map(len, together)) <= 2  # two batches: one pair for each
+    for _, their_weights, their_entries, their_sums, their_rates in ranks:
+        assert their_weights.keys() == weights.keys() and their_rates == rates[begin:]
+        for name, value in weights.items():
+            np.testing.assert_allclose(their_weights[name], value, rtol=1e-12, atol=1e-12, err_msg=f"{what} {name}")
+        for mine, theirs in zip(their_entries, entries[-len(their_entries) :], strict=True):
+            assert mine["pairs"] == theirs["pairs"]
+            for part, value in theirs["losses"].items():
+                assert mine["losses"][part] == pytest.approx(value, abs=1e-9), (what, part)
+            for part in collapse.SPREAD:
+                assert mine[part] == pytest.approx(theirs[part], rel=1e-4), (what, part)
+        for part, value in sums.items():
+            assert their_sums[part] == pytest.approx(value, rel=1e-4), (what, part)
+
+
+def settings_of(prepared, words):
+    return config.load("demo", f"--data.root {prepared} --data.threads 1 --data.last_batch drop {words}".split())
+
+
+@pytest.fixture(scope="module")
+def alone(tiny):
+    """A trainer of one process with a global batch, which tests may give another world or other settings."""
+    trainer = Trainer(settings_of(tiny[1], "--data.global_batch 8 --data.batch_size 8"), Manifest.load(tiny[1]), CPU)
+    trainer.loader.close()
+    return trainer
+
+
+def resumed(trainer, monkeypatch, was, now, ranks=(1, 1)):
+    """What check_resume says of two settings; ``ranks``: of the checkpoint and of the run."""
+    state = last_state(trainer) | {"seen": [0] * ranks[0]}
+    for group in (was, now):
+        settings = config.from_dict(config.to_dict(trainer.settings))
+        for name, value in group.items():
+            part, _, last = name.rpartition(".")
+            setattr(getattr(settings, part), last, value)
+        if group is was:
+            state["config"] = config.to_dict(settings)
+    monkeypatch.setattr(trainer, "settings", settings)
+    monkeypatch.setattr(trainer, "world", World(0, ranks[1]))
+    return check_resume(trainer, state, "runs/a")
+
+
+SHARED, OWN = {"data.global_batch": 8, "data.batch_size": 8}, {"data.global_batch": 0, "data.batch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "ranks"),
+    [
+        (SHARED, SHARED, (3, 2)),
+        (SHARED, SHARED | {"data.batch_size": 4}, (1, 3)),
+        (OWN, SHARED, (2, 1)),
+        (OWN, SHARED, (2, 5)),
+        (OWN | {"data.batch_size": 2, "optim.accumulate": 2}, SHARED | {"optim.accumulate": 2}, (2, 3)),
+        (OWN, OWN, (2, 2)),
+    ],
+)
+def test_a_run_that_shares_its_batches_goes_on_with_other_ranks(alone, monkeypatch, was, now, ranks):
+    changed = resumed(alone, monkeypatch, was, now, ranks)
+    assert [line.split(":")[0] for line in changed] == [name for name in sorted(was) if was[name] != now[name]]
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "ranks", "message"),
+    [
+        (
+            OWN,
+            OWN,
+            (2, 4),
+            "add --data.global_batch 8, or go on with: torchrun .*=2 -m essl_fast.train --resume runs/a$",
+        ),
+        (OWN, OWN, (2, 1), "unless they share a global batch: add --data.global_batch 8 --data.batch_size 8, or"),
+        (OWN, SHARED, (3, 1), "other settings: data.global_batch: 12 -> 8"),
+        (SHARED, OWN, (1, 2), "other settings: data.batch_size: 8 -> 4; data.global_batch: 8 -> 0"),
+        (SHARED, SHARED | {"optim.accumulate": 2}, (1, 1), "other settings: optim.accumulate: 1 -> 2"),
+    ],
+)
+def test_other_batches_are_refused(alone, monkeypatch, was, now, ranks, message):
+    with pytest.raises(InputError, match=message):
+        resumed(alone, monkeypatch, was, now, ranks)
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "message"),
+    [
+        (
+            "--data.global_batch 512",
+            1,
+            "512 pairs is 512 on each of 1 process, .* allows 16: .* --optim.accumulate 32$",
+        ),
+        (
+            "--data.global_batch 7 --data.batch_size 2",
+            3,
+            "7 pairs is 3 on each .* --data.batch_size 3 if .* that many$",
+        ),
+        (
+            "--data.global_batch 64 --data.batch_size 8 --optim.accumulate 2",
+            2,
+            "32 pairs is 16 on .*--optim.accumulate 4$",
+        ),
+    ],
+)
+def test_a_part_that_is_too_large_is_told(words, ranks, message):
+    with pytest.raises(InputError, match=f"^data.global_batch: a batch of {message}"):
+        refuse_large_parts(settings_of("somewhere", words), World(0, ranks))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--data.global_batch 1", "data.global_batch: must be 0, or at least 2, got 1"),
+        (
+            "--data.global_batch 10 --optim.accumulate 4",
+            "data.global_batch: must be optim.accumulate .4. batches of one size",
+        ),
+        (
+            "--data.global_batch 4 --optim.accumulate 4",
+            "data.global_batch: must be optim.accumulate .4. batches .* 2 or more, got 4",
+        ),
+    ],
+)
+def test_impossible_sizes(words, message):
+    with pytest.raises(InputError, match=message):
+        settings_of("somewhere", words)
+
+
+def test_what_takes_its_own_part_alone_is_refused(alone):
+    """A loss that compares the pairs of a batch, and a norm that knows nothing of other processes."""
+    settings = settings_of("somewhere", "--data.global_batch 8 --objective.method lss --model.head lss")
+    refuse_own_statistics(settings, alone.model, World(0, 1))
+    with pytest.raises(InputError, match="data.global_batch: objective.method lss compares a pair with others"):
+        refuse_own_statistics(settings, alone.model, World(0, 2))
+    refuse_own_statistics(alone.settings, alone.model, World(0, 2))
+    alone.model.own = torch.nn.BatchNorm2d(3)
+    try:
+        with pytest.raises(
+            InputError, match=r"data.global_batch: own \(BatchNorm2d\) takes .* use essl_fast.*ViewBatchNorm"
+        ):
+            refuse_own_statistics(alone.settings, alone.model, World(0, 2))
+        alone.model.own.eval()
+        refuse_own_statistics(alone.settings, alone.model, World(0, 2))
+    finally:
+        del alone.model.own
+
+
+def test_what_ranks_have_counted_is_shared_out_anew():
+    assert [of_rank([5, 4], World(rank, 2)) for rank in range(2)] == [5, 4]
+    for ranks in (1, 3, 4):
+        parts = [of_rank([5, 4], World(rank, ranks)) for rank in range(ranks)]
+        assert sum(parts) == 9 and max(parts) - min(parts) <= 1
+    meter = LossMeter(World(), 1)
+    meter.resume({"loss": 6.0}, 4)
+    assert meter.means() == {"loss": 1.5} and meter.counted == 4
+    meter.resume({"loss": 6.0}, [4, 2])  # rank 0's pairs weighted the sums
+    assert meter.means() == {"loss": 1.5} and meter.counted == 6
+
+
+def test_a_step_of_several_ranks_is_replayed_as_one(alone):
+    """Two batches of four on three ranks: their pairs, also where one process takes fewer at once."""
+    settings = settings_of(alone.settings.data.root, "--data.global_batch 8 --optim.accumulate 2 --data.batch_size 2")
+    state = {"config": config.to_dict(settings), "data": alone.manifest.header, "model": {}}
+    order = [
+        Order(alone.loader.pairs, 2, last_batch="drop", rank=rank, world_size=3, global_batch=4) for rank in range(3)
+    ]
+    rows = [alone.loader.rows[each.batches(1)[step]].tolist() for each in order for step in (2, 3)]
+    fault = Fault(1, 1, list(itertools.chain(*rows)), [], {"loss": 0.0}, 0, 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "load_trained", lambda model, weights: None)
+        trainer = replaying.trainer_of(state, alone.manifest.root, CPU, "")
+    batches = replaying.batches_of(trainer, fault)
+    whole = Order(alone.loader.pairs, 4, last_batch="drop", global_batch=4).batches(1)[2:]
+    assert [sorted(raw.index.tolist()) for raw in batches] == [
+        sorted(alone.loader.rows[batch].tolist()) for batch in whole
+    ]
