@@ -108,6 +108,10 @@ class Cache:
             InputError: it cannot be had: it is gone, is not what the manifest says, or has no room.
             Stopped: `stop` was set.
         """
+        with self.usable():
+            return self._fetched(store, entry, stop, waits)
+
+    def _fetched(self, store: Store, entry: dict, stop: threading.Event | None, waits: bool) -> int | None:
         sha, size, partial = entry["sha256"], entry["bytes"], self.path / f".{entry['sha256']}.tar.partial"
         while True:
             if (held := self.held(sha, size)) is not None:
@@ -129,9 +133,27 @@ class Cache:
                 _lock(mine, fcntl.LOCK_SH)
                 return mine
             except BaseException:
-                partial.unlink(missing_ok=True)
-                os.close(mine)
+                try:
+                    partial.unlink(missing_ok=True)
+                finally:
+                    os.close(mine)  # and with it the lock, for which this process would else wait for ever
                 raise
+
+    def unusable(self, error: OSError) -> InputError:
+        """What an error of the system at the cache's own files is for people: what is elsewhere has no fault."""
+        where = self.folder or places.any_folder() / "shards"
+        return InputError(
+            f"the cache {where} cannot be used ({error.strerror or error}): free some of its disk, mend it, or name "
+            "another folder with --data.cache"
+        )
+
+    @contextlib.contextmanager
+    def usable(self) -> Iterator[None]:
+        """An OSError of the block is the cache's: InputError."""
+        try:
+            yield
+        except OSError as error:
+            raise self.unusable(error) from error
 
     def drop(self, sha: str) -> None:
         """Remove a shard whose file was damaged here. Who has it open keeps it."""
@@ -188,7 +210,7 @@ class Cache:
                     except OSError as error:
                         os.ftruncate(file, 0)
                         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                            raise InputError(f"the cache {self.path} cannot be written ({error.strerror})") from error
+                            raise self.unusable(error) from error
                         why = f"the disk of the cache {self.path} is full"
                 else:
                     why = f"the cache {self.path} may hold {_gb(bound)}"

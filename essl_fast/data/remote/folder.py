@@ -47,7 +47,8 @@ class Folder:
             ) from None
         named = hashlib.sha256(self.name.encode()).hexdigest()[:16]
         self._key = f"{named}-{hashlib.sha256(self.manifest).hexdigest()[:16]}"
-        self.local, held = self.cache.folder_of(self._key)
+        with self.cache.usable():
+            self.local, held = self.cache.folder_of(self._key)
         weakref.finalize(self, os.close, held)
 
     def bring(self, sums: Mapping[str, str], optional: Sequence[str] = ()) -> None:
@@ -58,7 +59,7 @@ class Folder:
         Raises:
             InputError: one of `sums` does not exist or has another SHA-256, or a file cannot be read or written.
         """
-        with self._alone():
+        with self.cache.usable(), self._alone():
             (self.local / "pairs").mkdir(exist_ok=True)
             lacking = [name for name in sums if not (self.local / name).is_file()]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -70,9 +71,16 @@ class Folder:
 
     def drop(self) -> None:
         """Remove the copies: they do not fit together, so one came damaged. Who opens the folder again gets others."""
-        (self.local / MANIFEST).unlink(missing_ok=True)
-        for path in [*self.local.glob("pairs/*.npy"), *self.local.glob("*.idx"), *self.local.glob("*.npy")]:
-            path.unlink(missing_ok=True)
+        with self.cache.usable():
+            (self.local / MANIFEST).unlink(missing_ok=True)
+            for path in [*self.local.glob("pairs/*.npy"), *self.local.glob("*.idx"), *self.local.glob("*.npy")]:
+                path.unlink(missing_ok=True)
+
+    def told(self, error: InputError) -> InputError:
+        """An error of reading the copies, for people: files by their URL, unless the cache's disk failed."""
+        if isinstance(cause := error.__cause__, OSError) and not isinstance(cause, FileNotFoundError):
+            return self.cache.unusable(cause)
+        return InputError(str(error).replace(str(self.local), self.name))
 
     def publish(self, name: str) -> None:
         """Send a file of `local` to the store. If that takes none, the file stays here, and counts here."""
@@ -122,16 +130,10 @@ class Folder:
             if not (self.local / f".own-{name}").exists():
                 path.unlink(missing_ok=True)
             return
-        try:
-            if optional and path.is_file() and path.read_bytes() == data:
-                return
-            with atomic_file(path) as file:
-                file.write(data)
-        except OSError as error:
-            raise InputError(
-                f"{path} cannot be written ({error.strerror}): free some of its disk, or name another folder "
-                "with --data.cache"
-            ) from error
+        if optional and path.is_file() and path.read_bytes() == data:
+            return
+        with atomic_file(path) as file:
+            file.write(data)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

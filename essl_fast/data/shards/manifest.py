@@ -116,7 +116,7 @@ class Manifest:
             except InputError as error:
                 source.drop()  # a file may have come damaged: once more
                 if last:
-                    raise InputError(str(error).replace(str(source.local), source.name)) from error
+                    raise source.told(error) from error
         raise AssertionError  # the second time returns or raises
 
     @classmethod

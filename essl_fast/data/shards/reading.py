@@ -108,7 +108,7 @@ class Shards:
             if manifest.source is None:
                 raise
             manifest.source.drop()  # a file may have come damaged; the next one who opens the folder gets another
-            raise InputError(str(error).replace(str(manifest.root), manifest.place)) from error
+            raise manifest.source.told(error) from error
         if manifest.source is not None:
             self._fetch(manifest, splits, share)
         self.fingerprint, self.excluded = self._fingerprint(splits), 0
@@ -249,6 +249,8 @@ class Shards:
                         self._read_pair(file, position, frame, pcm[i])
         except OSError as error:
             # Only a shard that is gone has to be made again. A disk or a network that failed may work again later.
+            if (source := self.manifest.source) is not None:
+                raise source.cache.unusable(error) from error
             then = "run prepare again" if error.errno == errno.ENOENT else "mend that, then go on with --resume"
             raise InputError(f"{self.name(position)} cannot be read ({error.strerror}): {then}") from error
         finally:

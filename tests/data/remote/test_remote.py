@@ -169,6 +169,37 @@ def test_a_full_disk_is_named(web, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*.tar"))
 
 
+def failing(function, at, error=errno.EIO):
+    """`function`, which fails for paths that `at` says."""
+
+    def wrapped(path, *more, **named):
+        if at(str(path)):
+            raise OSError(error, os.strerror(error))
+        return function(path, *more, **named)
+
+    return wrapped
+
+
+def test_a_disk_that_fails_is_the_caches_fault_and_not_the_urls(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "open", failing(os.open, lambda path: path.endswith(".tar.partial")))
+    _, found = told(web.url, tmp_path)
+    assert str(found).startswith(f"the cache {tmp_path} cannot be used (Input/output error)")
+    assert "--data.cache" in str(found) and web.url not in str(found)
+
+
+def test_a_lock_ends_also_where_what_is_half_there_cannot_be_removed(web, tmp_path, monkeypatch):
+    store_, entry = Store(web.url), Manifest.load(web.url, (str(tmp_path), 0.0)).entries("train")[0]
+    own = Cache(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", failing(os.replace, lambda path: path.endswith(".partial")))
+        patch.setattr(Path, "unlink", failing(Path.unlink, lambda path: path.endswith(".partial")))
+        with pytest.raises(InputError, match="cannot be used"):
+            own.fetch(store_, entry)
+    held = own.fetch(store_, entry, waits=False)  # None if the failed attempt still held its lock
+    assert held is not None
+    os.close(held)
+
+
 def test_room_is_made_of_what_nobody_uses_the_oldest_first(web, tmp_path):
     entries = Manifest.load(web.url, (str(tmp_path), 0.0)).entries(["train", "val", "test"])
     first, second, third, val, test = entries
