@@ -14,7 +14,9 @@ PARTS = ("selftest", "eager", "launchers", "compiled")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.phantom", description=__doc__.splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="every method, precision, chip and size: 14 minutes of a core")
+    parser.add_argument(
+        "--all", action="store_true", help="every method, precision, chip and size: 14 minutes of a core"
+    )
     parser.add_argument("--update", action="store_true", help="write the compiled steps' numbers into budgets.json")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     parser.add_argument("--case", default="", help="of the compiled steps, the one of this name, or all that hold it")

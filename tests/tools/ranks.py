@@ -1,6 +1,7 @@
 """Runs a function in several processes that form a gloo group, and gives back what each returned."""
 
 import os
+import pickle
 import socket
 import sys
 import traceback
@@ -24,7 +25,7 @@ def _enter(rank, sizes, ports, function, arguments, results):
             world = distributed.world_of()
             with distributed.joined(world, torch.device("cpu"), minutes=2):
                 found.append(function(world, *arguments))
-        results.put((rank, None, found))
+        results.put((rank, None, pickle.dumps(found)))  # whole: a tensor's shared memory ends with its process
     except BaseException:
         results.put((rank, traceback.format_exc(), None))
         sys.exit(1)
@@ -53,7 +54,7 @@ def run_worlds(sizes, function, *arguments):
     for _ in jobs:
         rank, error, value = results.get()
         assert error is None, f"rank {rank}:\n{error}"
-        found[rank] = iter(value)
+        found[rank] = iter(pickle.loads(value))
     for job in jobs:
         job.join()
     return [[next(found[rank]) for rank in range(size)] for size in sizes]

@@ -214,7 +214,7 @@ class Cache:
                         why = f"the disk of the cache {self.path} is full"
                 else:
                     why = f"the cache {self.path} may hold {_gb(bound)}"
-                if self._remove_oldest():
+                if _remove_oldest(self.path):
                     continue
             raise InputError(
                 f"{name} has no room: {why}, {_gb(used)} are there, and nothing more can be removed, since it is in "
@@ -234,17 +234,6 @@ class Cache:
         """Bytes on the disk."""
         return sum(_size(entry) for entry in os.scandir(self.path))
 
-    def _remove_oldest(self) -> bool:
-        """Remove what a killed process left, or what was used the longest ago. False: all is in use."""
-        shards = [path for path in self.path.iterdir() if path.suffix in (".tar", ".partial")]
-        folders = list((self.path / "folders").iterdir())
-        found = []
-        for path in [*shards, *folders]:
-            lock = path / _FOLDER if path.is_dir() else path
-            with contextlib.suppress(OSError):  # gone by now
-                found.append((path.suffix != ".partial", lock.stat().st_mtime, path, lock))
-        return any(_remove(path, lock) for _, _, path, lock in sorted(found))
-
 
 def refuse_or_warn(store: Store, file: str, copy: int) -> None:
     """Say that a file came with other bytes than its manifest says. InputError if this was the last copy, from 1."""
@@ -257,6 +246,18 @@ def refuse_or_warn(store: Store, file: str, copy: int) -> None:
         f"{name} is not what the manifest of {store.name} says: its SHA-256 differs, {COPIES} times. Upload it again, "
         "or prepare again"
     )
+
+
+def _remove_oldest(cache: Path) -> bool:
+    """Remove what a killed process left, or what was used the longest ago. False: all is in use."""
+    shards = [path for path in cache.iterdir() if path.suffix in (".tar", ".partial")]
+    folders = list((cache / "folders").iterdir())
+    found = []
+    for path in [*shards, *folders]:
+        lock = path / _FOLDER if path.is_dir() else path
+        with contextlib.suppress(OSError):  # gone by now
+            found.append((path.suffix != ".partial", lock.stat().st_mtime, path, lock))
+    return any(_remove(path, lock) for _, _, path, lock in sorted(found))
 
 
 def _remove(path: Path, lock: Path) -> bool:
