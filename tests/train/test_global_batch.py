@@ -1,6 +1,13 @@
 """data.global_batch: the same run on any number of processes, also where that number changes on the way."""
 
+import contextlib
 import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +19,13 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.loading import Order
 from essl_fast.data.shards import Manifest
 from essl_fast.runtime.distributed import World
+from essl_fast.runtime.runlog import read_log
 from essl_fast.train import Trainer, collapse, replaying
 from essl_fast.train.data import refuse_large_parts, refuse_own_statistics
 from essl_fast.train.events import Fault
 from essl_fast.train.meters import LossMeter
 from essl_fast.train.state import check_resume, last_state, of_rank, resume
+from tests import ROOT
 from tests.tools.ranks import run_worlds
 
 CPU = torch.device("cpu")
@@ -274,3 +283,56 @@ def test_a_step_of_several_ranks_is_replayed_as_one(alone):
     assert [sorted(raw.index.tolist()) for raw in batches] == [
         sorted(alone.loader.rows[batch].tolist()) for batch in whole
     ]
+
+
+def machine(port, words):
+    """One of the machines of an elastic group: a torchrun of its own with one process."""
+    torchrun = "-m torch.distributed.run --nnodes=1:2 --nproc-per-node=1 --max-restarts=3 --rdzv-id=run"
+    torchrun += f" --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port}"
+    torchrun += " --rdzv-conf=last_call_timeout=20,keep_alive_interval=1,keep_alive_max_attempt=3"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *f"{torchrun} -m essl_fast.train {words}".split()]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+
+
+@pytest.mark.nightly
+def test_a_group_that_loses_a_machine_goes_on(tiny, tmp_path):
+    """torchrun --nnodes=1:2: the second machine is killed after an epoch, and the first one trains on alone."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    out = tmp_path / "run"
+    words = f"--config demo --data.root {tiny[1]} --data.global_batch 5 --data.batch_size 5 --model.head_dim 32"
+    words += f" --out {out} --epochs 12 --overlays 0 --baselines false --device cpu --eval_every 4 --checkpoint_steps 1"
+    first = machine(port, words)
+    bound = time.monotonic() + 120
+    while True:  # the machine that keeps the list of machines is the one that stays
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        assert time.monotonic() < bound
+        time.sleep(0.2)
+    second = machine(port, words)
+    try:
+        end = time.monotonic() + 300
+        while not (out / "log.jsonl").exists() or len(read_log(out / "log.jsonl")) < 3:
+            assert time.monotonic() < end and first.poll() is None and second.poll() is None
+            time.sleep(0.5)
+        workers = Path(f"/proc/{second.pid}/task/{second.pid}/children").read_text().split()
+        assert workers
+        for each in [second.pid, *map(int, workers)]:
+            os.kill(each, signal.SIGKILL)
+        said, _ = first.communicate(timeout=300)
+    finally:
+        for each in (first, second):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(each.pid, signal.SIGKILL)
+    assert first.returncode == 0, said[-3000:]
+    events = read_log(out / "log.jsonl")
+    (again,) = [event for event in events if event["event"] == "resume"]
+    epochs = [event["epoch"] for event in events if event["event"] == "epoch"]
+    assert again["step"] > 4 and sorted(set(epochs)) == list(range(1, 13))  # four steps an epoch
+    assert "2 processes, which share batches of 5 pairs" in said
+    assert {event["pairs"] for event in events if event["event"] == "epoch"} == {19}
