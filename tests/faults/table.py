@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.faults import matrix
+from tests.tools import pages
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -12,11 +13,7 @@ BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 def page_with_table(page: str) -> str:
     """The page's text with the matrix as it is now."""
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{PAGE} lacks the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{matrix.markdown()}\n{END}{after}"
+    return pages.between(page, BEGIN, matrix.markdown(), END, PAGE)
 
 
 def main() -> int:

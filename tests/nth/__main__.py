@@ -1,6 +1,6 @@
 """Lets every n-th operation on the disk fail, stage by stage, and counts what came of it.
 
-    python -m tests.nth                  all of it, some minutes
+    python -m tests.nth                  all of it, a minute and a half
     python -m tests.nth --stage report   one stage
     python -m tests.nth --write          writes the table of docs/faults.md
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.nth import stages, trials
 from tests.nth.disk import KINDS, VARIANTS
+from tests.tools import pages
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 BEGIN, END = "<!-- nth: begin -->", "<!-- nth: end -->"
@@ -48,11 +49,7 @@ def markdown(rows: list[Row]) -> str:
 
 def page_with_table(page: str, table: str) -> str:
     """The page's text with this table."""
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{PAGE} lacks the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    return pages.between(page, BEGIN, table, END, PAGE)
 
 
 def main() -> int:
