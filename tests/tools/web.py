@@ -24,12 +24,14 @@ class Web:
         fault: fault(name, number of the request for it, from 1) → one of the faults above, or None.
         asked: name → how many requests there were.
         ranges: whether parts are given; without, everything is.
+        stuck: seconds that a STUCK answer takes, unless `freed` is set.
+        freed: ends the wait of STUCK answers.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.asked = folder, {}
         self.fault: Callable[[str, int], str | None] = lambda name, count: None
-        self.ranges, self.delay = True, 0.0
+        self.ranges, self.delay, self.stuck, self.freed = True, 0.0, 2.0, threading.Event()
         web, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
@@ -52,8 +54,9 @@ class Web:
 
     def reset(self) -> None:
         """No faults, nothing asked."""
-        self.fault, self.ranges, self.delay = (lambda name, count: None), True, 0.0
+        self.fault, self.ranges, self.delay, self.stuck = (lambda name, count: None), True, 0.0, 2.0
         self.asked.clear()
+        self.freed.clear()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -64,7 +67,9 @@ class Web:
         with lock:
             self.asked[name] = count = self.asked.get(name, 0) + 1
         fault, path = self.fault(name, count), self.folder / name
-        time.sleep(self.delay + {SLOW: 0.3, STUCK: 2.0}.get(fault or "", 0.0))
+        time.sleep(self.delay + (0.3 if fault == SLOW else 0.0))
+        if fault == STUCK:
+            self.freed.wait(self.stuck)
         if fault in (BUSY, GONE, DENIED) or not path.is_file():
             to.send_response({BUSY: 503, DENIED: 403}.get(fault or GONE, 404))
             to.send_header("Content-Length", "0")

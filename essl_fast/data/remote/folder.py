@@ -10,12 +10,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, Notice
 from essl_fast.common.files import atomic_file
 from essl_fast.data.remote.cache import COPIES, Cache, refuse_or_warn
 from essl_fast.data.remote.store import Store
@@ -90,8 +91,10 @@ class Folder:
                 raise InputError(f"{self.name} takes no files")
             self.store.upload(name, str(self.local / name))
             own.unlink(missing_ok=True)
-        except (InputError, FileNotFoundError):
+        except (InputError, FileNotFoundError) as error:
             own.touch()
+            told = f"{name} stays in {self.local}, and counts on this machine alone: {error}"
+            warnings.warn(told, Notice, stacklevel=2)
 
     def named(self, name: str) -> str:
         """Where a file is, for people."""

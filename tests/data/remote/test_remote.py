@@ -277,7 +277,7 @@ def _sha(folder: Path, number: int) -> str:
 def test_a_loader_that_is_closed_does_not_wait(web, tmp_path):
     from essl_fast.data.loading import Loader
 
-    web.fault = lambda name, count: STUCK if name == SHARDS[1] else None
+    web.fault, web.stuck = (lambda name, count: STUCK if name == SHARDS[1] else None), 60.0
     manifest = Manifest.load(web.url, (str(tmp_path), 0.0))
     loader = Loader(manifest, "train", batch_size=8, side=32, shuffle=False, threads=1)
     first = next(iter(loader))
@@ -285,7 +285,8 @@ def test_a_loader_that_is_closed_does_not_wait(web, tmp_path):
         time.sleep(0.01)
     begin = time.perf_counter()
     loader.close()
-    assert time.perf_counter() - begin < 1
+    web.freed.set()
+    assert time.perf_counter() - begin < web.stuck / 2
     web.reset()
     loader.seek(0)
     assert (next(iter(loader)).frames == first.frames).all() and len(list(loader)) == len(loader) - 1
@@ -340,7 +341,8 @@ def test_a_run_keeps_the_url_without_its_secrets(web, tmp_path):
 def test_verify_keeps_its_list_beside_the_cache_of_a_server_that_takes_none(web, tmp_path):
     place = (str(tmp_path), 0.0)
     manifest = Manifest.load(web.url, place)
-    assert verify(manifest, workers=1) == {}
+    with pytest.warns(Notice, match=f"{QUARANTINE} stays in .* and counts on this machine alone: .* takes no files"):
+        assert verify(manifest, workers=1) == {}
     assert manifest.named(QUARANTINE) == str(manifest.root / QUARANTINE)
     (manifest.root / QUARANTINE).write_text(
         '{"row": 2, "key": "vid\\u00e9o.2 a_000002", "reason": "black", "detail": ""}\n'
