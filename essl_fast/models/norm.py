@@ -167,9 +167,7 @@ def update_running(done: list[Moments]) -> None:
     running = [buffer for each in done for buffer in (each.norm.running_mean, each.norm.running_var)]
     for view in range(len(done[0].means)):
         batch = [part[view] for each in done for part in (each.means, each.variances)]
-        if (
-            torch.compiler.is_compiling()
-        ):  # PyTorch 2.15 makes a tensor of lerp's weight, on the CPU and then on the GPU
+        if torch.compiler.is_compiling():  # PyTorch 2.15 makes a tensor of lerp's weight, which it copies to the GPU
             torch._foreach_add_(running, torch._foreach_sub(batch, running), alpha=done[0].norm.momentum)
         else:
             torch._foreach_lerp_(running, batch, done[0].norm.momentum)
