@@ -10,6 +10,7 @@ import pytest
 from essl_fast.common.files import PACKAGE
 from tests.common.test_commands import COMMANDS
 from tests.tools.media import clicks, make_video, row, write_annotations
+from tests.tools.processes import measured
 
 pytestmark = pytest.mark.slow  # a process for each command
 
@@ -46,7 +47,7 @@ WORK = {  # command -> its arguments; exit codes that are right; a file that it 
 def run(place, name, *arguments) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", f"essl_fast.{name}".rstrip("."), *arguments],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PACKAGE.parent)},  # where it is not installed
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PACKAGE.parent), **measured()},  # where it is not installed
         cwd=place,
         stdin=subprocess.DEVNULL,
         capture_output=True,

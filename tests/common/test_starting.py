@@ -9,6 +9,7 @@ import pytest
 import essl_fast
 from essl_fast.common.files import PACKAGE
 from tests.common.test_commands import COMMANDS
+from tests.tools.processes import measured
 
 HEAVY = ("torch", "nvidia.dali", "av", "triton", "matplotlib")
 SCRIPT = """
@@ -28,7 +29,7 @@ TIME = "import resource\ndef time_of():\n    return resource.getrusage(resource.
 def started(name: str, *arguments: str) -> tuple[str, str, int, list[str], float]:
     """A command in a process of its own: its output, errors, exit code, heavy modules, seconds of CPU time."""
     text = f"{TIME}\nNAME, ARGUMENTS, HEAVY = {name!r}, {arguments!r}, {HEAVY!r}\n{SCRIPT}"
-    environment = {"PYTHONPATH": str(PACKAGE.parent)}  # and nothing else: no HOME, no PATH, no locale
+    environment = {"PYTHONPATH": str(PACKAGE.parent), **measured()}  # and nothing else: no HOME, no PATH, no locale
     command = [sys.executable, "-c", text]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
     said, _, last = done.stdout.rpartition("ended with ")
