@@ -140,6 +140,63 @@ def test_a_file_system_without_locks_takes_files(tmp_path, monkeypatch, number):
     assert (tmp_path / "x").read_bytes() == DATA and [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_another_error_of_the_lock_is_told(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(outputs.fcntl, "flock", fails)
+    open_before = os.listdir("/dev/fd")
+    with pytest.raises(OSError, match="Input/output error"):
+        write(tmp_path / "x")
+    assert not (tmp_path / "x").exists() and os.listdir("/dev/fd") == open_before
+
+
+def test_one_who_ends_between_our_two_calls_has_not_locked_us_out(tmp_path, monkeypatch):
+    """The partial file is put in its place just before it is looked at: it is made once more."""
+    real, looked = os.stat, []
+
+    def gone(path, **more):
+        if str(path).endswith(".partial") and not looked:
+            looked.append(path)
+            os.unlink(path)
+        return real(path, **more)
+
+    monkeypatch.setattr(outputs.os, "stat", gone)
+    write(tmp_path / "x")
+    assert looked and (tmp_path / "x").read_bytes() == DATA and [one.name for one in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_that_a_container_mounts_is_written_in_place(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"before")
+    number = (tmp_path / "x").stat().st_ino
+
+    def mounted(*_):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(outputs.os, "replace", mounted)
+    write(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == DATA and (tmp_path / "x").stat().st_ino == number
+    assert [one.name for one in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_place_that_refuses_the_file_is_told(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    (tmp_path / "x").write_bytes(b"before")
+    monkeypatch.setattr(outputs.os, "replace", refuses)
+    with pytest.raises(PermissionError):
+        write(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"before"
+
+
+def test_a_file_without_the_right_to_write_is_told_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"before")
+    monkeypatch.setattr(outputs.os, "access", lambda path, mode: path != tmp_path / "x")
+    with pytest.raises(InputError, match=r"^--json: .*/x cannot be written \(permission denied\)"):
+        outputs.output_file(tmp_path / "x", "--json")
+
+
 def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
     for length in (240, 250, 255):
         write(tmp_path / ("x" * length))

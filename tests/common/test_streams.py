@@ -168,3 +168,24 @@ def test_the_console_prints_text_as_it_is(text, monkeypatch):
     console.print(text, soft_wrap=True)
     console.print(table)
     assert out.getvalue().count(text) == 3
+
+
+def test_a_stream_that_cannot_be_told_what_to_do_with_a_character():
+    """Such as a notebook's: it has an encoding, and raises at what that lacks."""
+    raw = io.BytesIO()
+    kept = streams.KeptStream(io.TextIOWrapper(raw, "ascii", "strict"), "standard output")
+    assert kept.write("5 × 音 – ok\n") == len("5 × 音 – ok\n") and not kept.lost
+    kept.writelines(["a\n", "b\n"])
+    kept.flush()
+    assert raw.getvalue() == b"5 x \\u97f3 - ok\na\nb\n"
+
+
+def test_a_stream_that_was_closed_is_no_terminal_and_is_flushed_once():
+    closed, other = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    kept = streams.KeptStream(closed, "standard output", other)
+    closed.close()
+    assert not kept.isatty() and not kept.lost
+    kept.flush()
+    kept.flush()
+    assert kept.lost and other.getvalue().count("standard output cannot be written") == 1
+    assert kept.write("abc") == 3

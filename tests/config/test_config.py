@@ -44,6 +44,7 @@ def test_overrides_win():
         (["--device", "gpu"], "device: must be"),
         (["--device", "cudafoo"], "device: must be"),
         (["--epochs", "0"], "epochs: must be at least 1"),
+        (["--out", "a\udcff"], "out: must be a path in UTF-8"),
     ],
 )
 def test_a_wrong_setting_is_named(arguments, named):
@@ -83,6 +84,29 @@ def test_a_folder_for_data_and_a_file_without_settings_are_explained(tmp_path):
     (tmp_path / "empty.yaml").touch()
     with pytest.raises(InputError, match="the file has no settings in it"):
         config.parse(["--config", str(tmp_path / "empty.yaml")], "train")
+
+
+def test_a_run_directory_is_no_config(tmp_path):
+    (tmp_path / "config.yaml").write_text("epochs: 3\n")
+    with pytest.raises(InputError, match=f"is a run directory; give {tmp_path}/config.yaml, or --resume {tmp_path}$"):
+        config.load(str(tmp_path))
+    for name in ("x" * 5000, "a\0b"):  # no path at all
+        with pytest.raises(InputError, match="is neither a file nor one of the shipped configs"):
+            config.load(name)
+
+
+def test_a_package_without_its_configs_is_told(monkeypatch, tmp_path):
+    from essl_fast.config import parsing
+
+    monkeypatch.setattr(parsing, "PACKAGE", tmp_path / "essl_fast")
+    with pytest.raises(InputError, match="the shipped configs are not beside .*; install essl_fast again"):
+        config.load("demo")
+
+
+def test_settings_that_were_made_by_hand_are_checked():
+    settings = config.Config(device="gpu")
+    with pytest.raises(InputError, match="^device: must be auto, cpu, cuda or cuda:N, got 'gpu'$"):
+        config.check(settings)
 
 
 def test_a_wrong_option_is_one_line(capsys):

@@ -187,6 +187,7 @@ FILES = [  # what a file holds, what the message says
     ("data: &d {threads: *d}\n", "&d contains itself"),
     ("#" * 2**21, "at most 1,048,576 are read"),
     ("1: 2\n", "there is no setting 1"),
+    ("loggers: {a: b}\n", "loggers: must be "),
     ("~: 2\n", "there is no setting ~"),
     (".: 2\n", "there is no setting ."),
     ("data.: 2\n", "there is no setting data.; did you mean data.root or data.cache?"),

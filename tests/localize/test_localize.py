@@ -14,7 +14,7 @@ from essl_fast import checkpoints
 from essl_fast.common import outputs
 from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
-from essl_fast.data.media import decode_frames, probe
+from essl_fast.data.media import MediaError, decode_frames, probe
 from essl_fast.data.media.audio import decode_sound
 from essl_fast.data.media.footage import Video
 from essl_fast.data.media.writing import VideoWriter
@@ -209,6 +209,32 @@ def test_a_truncated_video_gives_what_is_there(run, tmp_path, capsys):
     assert result["faults"][0] in capsys.readouterr().out and not (tmp_path / "v.overlay.mp4").exists()
 
 
+def test_frames_that_cannot_be_decoded_are_told_and_left_out(run, tmp_path, capsys, monkeypatch):
+    """Of 8 faults the command shows a few; the file has them all."""
+    path = make_video(tmp_path / "v.mp4", seconds=4, sound=noise(4))
+    real, some = Video.some, Video.all
+
+    def broken(self, places):
+        for place, picture in real(self, places):
+            yield place, MediaError("frame damaged", f"frame {place + 1}") if place < 24 else picture
+
+    monkeypatch.setattr(Video, "some", broken)
+    monkeypatch.setattr(Video, "all", lambda self: (each for each in some(self) if each[0] >= 24))
+    assert call(path, "--checkpoint", run, "--out", tmp_path, "--rate", 4) == 0
+    said = capsys.readouterr().out
+    result = json.loads((tmp_path / "v.moments.json").read_text())
+    lost = [moment for moment in result["moments"] if moment["frame"] <= 24]
+    assert len(lost) == 10 and all("frame damaged" in moment["why"] and not moment["regions"] for moment in lost)
+    assert len(result["faults"]) == 11 and result["faults"][0] == "the frame at 0.00 s: frame damaged: frame 1"
+    assert result["faults"][10] == "24 frames cannot be decoded: the overlay leaves them out"
+    assert "the frame at 0.00 s" in said and " more faults are in " in said
+    assert len(shown(tmp_path / "v.overlay.mp4")) == 16
+
+    monkeypatch.setattr(Video, "some", lambda self, places: ((p, MediaError("damaged", "all of it")) for p in places))
+    assert call(path, "--checkpoint", run, "--out", tmp_path / "none") == 2
+    assert "damaged: all of it" in capsys.readouterr().err
+
+
 def wrong(kind: str, place, run) -> tuple[list, str]:
     """An impossible command line, and a part of the one line that it gives."""
     video, checkpoint_ = place / "v.mp4", run
@@ -276,6 +302,15 @@ def test_wrong_inputs_give_one_line(run, tmp_path, capsys, kind):
     assert call(*argv) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"{localize_door.PROG}: error: ") and message in said and said.count("\n") == 1
+
+
+def test_a_picture_needs_a_sound_and_a_pictures_name(run, tmp_path, capsys):
+    Image.new("RGB", (64, 48)).save(tmp_path / "p.png")
+    video, more = make_video(tmp_path / "v.mp4", seconds=0.5), ("--checkpoint", run, "--out", tmp_path / "out")
+    assert call(tmp_path / "p.png", *more) == 2
+    assert "p.png is a picture: give the sound that goes with it, --sound FILE" in capsys.readouterr().err
+    assert call("--image", video, "--sound", video, *more) == 2
+    assert f"--image: {video} has no picture's ending; give a JPEG or PNG file" in capsys.readouterr().err
 
 
 def test_a_folder_that_may_not_be_written(run, tmp_path, capsys, monkeypatch):

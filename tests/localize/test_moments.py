@@ -136,3 +136,17 @@ def test_the_finder_refuses_other_shapes(run):
         finder.similarity(np.zeros((1, 10, 10, 3), np.uint8), np.zeros((1, 48_000), np.int16))
     with pytest.raises(ValueError, match="pcm: expected"):
         finder.similarity(stored_frame(np.zeros((9, 9, 3), np.uint8))[None], np.zeros((1, 48_000), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("value", "why"), [(np.nan, "the network's map is not finite"), (0.25, "the map is the same everywhere")]
+)
+def test_a_map_that_shows_no_place(run, tmp_path, monkeypatch, value, why):
+    path = make_video(tmp_path / "v.mp4", seconds=4, sound=noise(4))
+    finder = SoundFinder.open(run, "cpu")
+    same = lambda self, frames, pcm: np.full((len(frames), 7, 7), value, np.float32)  # noqa: E731
+    monkeypatch.setattr(SoundFinder, "similarity", same)
+    found = find_moments(finder, Video(probe(path)), path, rate=1)
+    heard = [moment for moment in found.moments if moment.sound]
+    assert heard and all(moment.why == why and not moment.shown for moment in heard)
+    assert found.scale is None and found.heat(heard[0]) is None

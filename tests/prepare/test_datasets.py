@@ -305,6 +305,7 @@ def test_what_is_missing_is_left_out(flickr, tmp_path):
         ({"--subset": "10k"}, "--subset does not go with --dataset flickr"),
         ({"--train-list": None, "--test-list": None}, "flickr needs --train-list or --test-list"),
         ({"--data": None}, "--dataset flickr needs --data"),
+        ({"--validation": "1"}, "--validation is 1.0: give a share"),
     ],
 )
 def test_errors_say_what_is_missing(flickr, tmp_path, capsys, change, told):
@@ -343,6 +344,7 @@ def test_a_list_of_names(tmp_path):
         ("a\\b\n", "is no name"),
         ('a\n"b\nc\nd\n', "unexpected end"),
         ("x" * 2_000_000, "list.txt"),
+        (f"a\n{'b' * 241}\n", "line 2: 'bbbb"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=told.replace(".", r"\.")):

@@ -164,6 +164,26 @@ def test_vggss_and_flickr(tmp_path, capsys):
     with Loader(manifest, "test", batch_size=2, side=32, shuffle=False, pools=Pools("always")) as loader:
         assert all(batch.sound.dtype == torch.float32 for batch in loader)
 
+    capsys.readouterr()
+    again = ["--dataset", "vggss", "--from-h5", tmp_path, "--out", tmp_path / "w"]
+    (vgg / "vggss_test_other.csv").write_text("a\nb\n")
+    assert prepared(*again) == 2
+    assert "vggss_test_4692.csv and vggss_test_other.csv: name one with --test-list" in capsys.readouterr().err
+    for name in ("vggss_test_4692.csv", "vggss_test_other.csv"):
+        (vgg / name).rename(tmp_path / name)
+    assert prepared(*again) == 2
+    assert "vggss_test_4692.csv is not there: it names the test rows" in capsys.readouterr().err
+    for kind in ("frames", "audios"):
+        files = vgg / "144k_unlabeled"
+        (files / f"h5py_train_{kind}_144k_1.h5").rename(files / f"h5py_train_{kind}_144k_3.h5")
+    assert prepared(*again) == 2
+    assert "h5py_train_frames_144k_3.h5 is there, and one with a lower number is not" in capsys.readouterr().err
+    (files / "h5py_train_frames_144k_last.h5").touch()
+    assert prepared(*again) == 2
+    assert "144k_last.h5 is not numbered as the published files are" in capsys.readouterr().err
+    assert prepared("--dataset", "vggss", "--from-h5", tmp_path / "none", "--out", tmp_path / "w") == 2
+    assert "none is not a folder: --from-h5 must name the one that holds" in capsys.readouterr().err
+
     (tmp_path / "VGG-Sound" / "10k_unlabeled").mkdir()
     capsys.readouterr()
     assert prepared("--dataset", "vggss", "--from-h5", tmp_path, "--out", tmp_path / "w") == 2
@@ -228,6 +248,8 @@ def test_errors_of_h5(chaotic_h5, tmp_path, capsys):
 
     assert "--frame does not go with --dataset chaotic with --from-h5" in error_of("--frame", "all")
     assert "--val-list does not go with --from-h5" in error_of("--val-list", root / "x")
+    assert "--row-boxes does not go with --dataset chaotic with --from-h5" in error_of("--row-boxes", "all")
+    assert "--validation is 1.0: give a share" in error_of("--validation", "1")
     (base / "labeled" / "Annotations" / "ChaoticWorld_test.json").unlink()
     assert "ChaoticWorld_test.json is not there" in error_of()
     names = base / "all_unlabeled" / "ChaoticWorld_train.csv"
@@ -256,6 +278,9 @@ def test_errors_of_h5(chaotic_h5, tmp_path, capsys):
     with h5py.File(frames, "w") as file:
         file["train_frames"] = np.zeros((4, 0, 256, 3), np.float32)
     assert "float32 (4, 0, 256, 3) instead of float32 (N, height, width, 3)" in error_of()
+    with h5py.File(frames, "w") as file:
+        file.create_dataset("train_frames", (4, 4096, 4096, 3), np.float32, chunks=(4, 4096, 4096, 3))
+    assert "train_frames is stored in chunks of (4, 4096, 4096, 3): rewrite it with smaller ones" in error_of()
     with h5py.File(frames, "w") as file:
         file["pictures"] = np.zeros(3)
     assert "holds pictures instead of train_frames or test_frames" in error_of()

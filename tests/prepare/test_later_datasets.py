@@ -1,6 +1,7 @@
 """IS3, AVSBench and the extended test sets, in the layouts as published: prepared, and scored by what they add."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from PIL import Image
 
 from essl_fast import config, models
 from essl_fast.common.commands import command
+from essl_fast.common.errors import InputError
+from essl_fast.data.datasets.further import read_mask
 from essl_fast.data.shards import Manifest
 from essl_fast.evaluate import evaluate, masks
 from essl_fast.prepare.__main__ import PROG, main
@@ -165,6 +168,20 @@ def test_extended(tmp_path, capsys):
 
 # ---------------------------------------------------------------- what is wrong is said
 
+SILENT = "vggss_test_plus_silent.csv"
+
+
+def change(file, old, new):
+    """Put one text in place of another, once."""
+
+    def harm(root):
+        text = (root / file).read_text()
+        assert old in text
+        (root / file).write_text(text.replace(old, new, 1))
+
+    return harm
+
+
 WRONG = [  # what is done to a good folder, the arguments' maker, what the line says
     (lambda root: (root / "IS3_annotation.json").unlink(), "is3", "no annotations: looked for"),
     (lambda root: (root / "IS3_annotation.json").write_text("{}"), "is3", "holds no list of entries such as"),
@@ -181,6 +198,43 @@ WRONG = [  # what is done to a good folder, the arguments' maker, what the line 
         "extended",
         "has no line with the label non-sounding",
     ),
+    (change("IS3_annotation.json", "]", ""), "is3", "is no JSON file"),
+    (
+        change("IS3_annotation.json", ", 110]", "]"),
+        "is3",
+        "entry 1: gt_box '[10, 20, 90]' is no box of four",
+    ),
+    (change("IS3_annotation.json", "cat_bus_7_bus", "cat_bus_7_cat"), "is3", "entry 2: 'cat_bus_7_cat' is there twice"),
+    (
+        change("IS3_annotation.json", "owl_sea_8_owl.wav", "owl"),
+        "is3",
+        "audio 'elsewhere/owl' is no file's name",
+    ),
+    (
+        lambda root: root.rename(root.with_name("away")),
+        "is3",
+        "must name the folder with images/",
+    ),
+    (
+        lambda root: root.rename(root.with_name("away")),
+        "s4",
+        "must name the folder with s4_data/",
+    ),
+    (
+        change("s4_meta_data.csv", "a,dog", "a/b,dog"),
+        "s4",
+        "'a/b' is no folder's name; write it as",
+    ),
+    (change("s4_meta_data.csv", "b,dog,val", "b,dog,dev"), "s4", "'dev' is no split; write one of train, val, test"),
+    (change("s4_meta_data.csv", "b,dog", "a,dog"), "s4", "'a' is there twice; keep one of the lines"),
+    (
+        lambda root: (root / "s4_meta_data.csv").write_text("name,category,split\n"),
+        "s4",
+        "names no video",
+    ),
+    (change(SILENT, "n1,n1", "../n1,n1"), "extended", "'../n1' is no file's name; write a name without a folder"),
+    (change(SILENT, "n1,n1", f"{'n' * 200},{'m' * 200}"), "extended", "is longer than 240 bytes; shorten the names"),
+    (change(SILENT, "t1,n2", "n1,n1"), "extended", "'n1+n1' is there twice; keep one of the lines"),
 ]
 
 
@@ -197,3 +251,70 @@ def test_one_line_names_what_is_missing(tmp_path, capsys, harm, kind, message):
     assert prepared(*arguments, "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err.strip()
     assert message in said and len(said.splitlines()) == 1
+
+
+def harmed(kind, root, harm):
+    """The arguments that prepare a data set, of which something is not as published."""
+    arguments = ["--dataset", "is3", "--data", make_is3(root)] if kind == "is3" else make_extended(root)
+    if kind == "s4":
+        arguments = ["--dataset", "avsbench-s4", "--data", make_s4(root)]
+    harm(root)
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("kind", "harm", "left", "told"),
+    [
+        ("s4", lambda root: (root / "s4_data/gt_masks/test/dog/c/c_2.png").unlink(), 14, "no mask"),
+        ("s4", lambda root: (root / "s4_data/visual_frames/test/dog/c/c_2.png").unlink(), 14, "no "),
+        ("is3", change("IS3_annotation.json", "[0, 0, 60, 60]", "[9, 9, 9, 20]"), 3, ""),  # its mask has one
+        (
+            "extended",
+            lambda root: (root / "extend_audio/n2.wav").unlink(),
+            3,
+            "t1+n2: no sound n2 in frames/",
+        ),
+    ],
+)
+def test_what_a_pair_lacks_is_told(tmp_path, kind, harm, left, told):
+    assert prepared(*harmed(kind, tmp_path / "data", harm), "--out", tmp_path / "out") == 0
+    assert len(Manifest.load(tmp_path / "out")) == left
+    said = left_out(tmp_path / "out") if told else []
+    assert [told in one["detail"] for one in said] == [True] * bool(told)
+
+
+def test_without_masks_a_box_of_nothing_is_left_out(tmp_path):
+    root = make_is3(tmp_path / "IS3")
+    shutil.rmtree(root / "gt_segmentation")
+    change("IS3_annotation.json", "[0, 0, 60, 60]", "[9, 9, 9, 20]")(root)
+    assert prepared("--dataset", "is3", "--data", root, "--out", tmp_path / "out") == 0
+    manifest = Manifest.load(tmp_path / "out")
+    assert len(manifest) == 2 and manifest.mask is None
+    (said,) = left_out(tmp_path / "out")
+    assert said["detail"].endswith("box [9, 9, 9, 20] covers no pixel")
+
+
+def test_a_mask_of_a_picture_size_is_refused(tmp_path):
+    Image.new("1", (8193, 8192)).save(tmp_path / "mask.png")
+    with pytest.raises(InputError, match="mask.png has 8193x8192 pixels: is it a mask"):
+        read_mask(tmp_path / "mask.png")
+    with pytest.raises(InputError, match="none.png is not there: it should be the mask"):
+        read_mask(tmp_path / "none.png")
+
+
+def test_a_negative_that_is_a_test_pair_too(tmp_path, capsys):
+    arguments = make_extended(tmp_path / "v")
+    with open(tmp_path / "v" / "vggss_test.csv", "a") as file:
+        file.write("\nn1+n1\n")
+    assert prepared(*arguments, "--out", tmp_path / "out") == 2
+    assert "'n1+n1' is a negative and in another list; keep it in one" in capsys.readouterr().err
+
+
+def test_flickr_extended(tmp_path):
+    root = tools.make_flickr(tmp_path / "f", ["1"], ["2"], {"2": [[20, 20, 120, 120], [30, 30, 130, 130]]})
+    tools.make_pairs(root / "extend_frames", root / "extend_audio", ["n1"])
+    (root / "silent.csv").write_text("image,audio,label\nn1,n1,non-sounding\n")
+    lists = ["--test-list", root / "flickr_test.csv", "--negatives", root / "silent.csv"]
+    assert prepared("--dataset", "flickr-extended", "--data", root, *lists, "--out", tmp_path / "out") == 0
+    manifest = Manifest.load(tmp_path / "out")
+    assert [manifest.key(row) for row in np.flatnonzero(manifest.negative)] == ["n1+n1_000001"] and len(manifest) == 2

@@ -2,6 +2,8 @@
 
 import json
 from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,3 +42,29 @@ def test_environment_names_versions_and_source():
     assert found["packages"]["torch"] == version("torch") and found["machine"]["cores"] >= 1
     assert len(found["source"]["sha256"]) == 64
     json.dumps(found, allow_nan=False)
+
+
+def test_what_a_machine_does_not_tell_is_left_open(monkeypatch):
+    """No git, no /proc/cpuinfo, a package without its metadata: the run goes on, and the log says what is known."""
+    about = SimpleNamespace(name="H200", total_memory=141 * 2**30)
+    monkeypatch.setattr(provenance.torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(provenance, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr(provenance.platform, "processor", lambda: "a processor")
+
+    def gone(*_, **__):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(provenance.subprocess, "run", gone)
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda p, **more: gone() if str(p) == "/proc/cpuinfo" else read(p, **more))
+    found = provenance.environment(torch.device("cuda"))
+    assert found["packages"]["no-such-package"] is None and found["packages"]["torch"]
+    assert found["machine"]["cpu"] == "a processor"
+    assert found["machine"]["gpu"] == "H200" and found["machine"]["gpu_memory_gib"] == 141
+    assert found["source"]["commit"] is None and len(found["source"]["sha256"]) == 64
+
+
+def test_a_cpu_that_has_no_name(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor: 0\n")
+    monkeypatch.setattr(provenance.platform, "processor", lambda: "a processor")
+    assert provenance._cpu_name() == "a processor"

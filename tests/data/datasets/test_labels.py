@@ -9,7 +9,7 @@ import torch
 
 from essl_fast import config
 from essl_fast.common.errors import InputError
-from essl_fast.data.datasets.labels import labelled
+from essl_fast.data.datasets.labels import boxes_by_class, labelled
 from essl_fast.data.shards import Manifest
 from essl_fast.train import Trainer
 
@@ -96,3 +96,26 @@ def test_training_goes_without_them(tiny):
         Trainer(settings, manifest, torch.device("cpu"))
     with pytest.raises(InputError, match="data.labelled_fraction: must be from 0 to 1"):
         config.load("demo", [*arguments, "1.1"])
+
+
+class Boxes(SimpleNamespace):
+    """The columns of three pairs: two boxes, one and none, of three classes."""
+
+    def __len__(self):
+        return 3
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_boxes_by_class(known):
+    one, two, three = [1, 1, 5, 5], [2, 2, 6, 6], [3, 3, 7, 7]
+    boxes = np.array([[one, two], [three, [0] * 4], [[0] * 4, [4, 4, 4, 9]]], np.int32)
+    of = np.array([[2, 0], [1, -1], [-1, -1]]) if known else None
+    manifest = Boxes(boxes=boxes, class_id=np.array([2, 1, 0]), classes=("a", "b", "c"), box_class=of)
+    found = boxes_by_class(manifest)
+    assert found.shape == (3, 3, 1 if known else 2, 4) and found.dtype == np.int32
+    expected = {(0, 2, 0): one, (0, 0, 0): two, (1, 1, 0): three}
+    if not known:  # both boxes of the first pair are of its class
+        expected = {(0, 2, 0): one, (0, 2, 1): two, (1, 1, 0): three}
+    filled = {tuple(map(int, place)): found[tuple(place)].tolist() for place in np.argwhere(found.any(axis=-1))}
+    assert filled == expected
+    assert boxes_by_class(manifest, np.array([1])).tolist() == found[1:2, :, :1].tolist()

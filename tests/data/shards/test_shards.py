@@ -239,6 +239,13 @@ def test_writer_refuses(tmp_path, change, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_writer_of_no_split_and_of_no_pairs(tmp_path):
+    with pytest.raises(ValueError, match="split is one of .*, not 'dev'"):
+        shards.ShardWriter(tmp_path, "dev")
+    with pytest.raises(InputError, match="pairs_per_shard is at least 1, not 0"):
+        shards.ShardWriter(tmp_path, "train", 0)
+
+
 def test_an_interrupted_write_leaves_no_manifest(tmp_path):
     write_folder(tmp_path)
     with pytest.raises(KeyboardInterrupt), shards.ShardWriter(tmp_path, "train", 1) as writer:
@@ -278,6 +285,8 @@ def test_write_manifest_refuses_what_does_not_fit(tmp_path):
         ({"time": [0.0]}, "time has shape"),
         ({"target": [[0, 0]]}, "target has shape"),
         ({"classes": ["b", "a"]}, "not sorted"),
+        ({"depth": [0, 0]}, "the columns are .*depth.* instead of"),
+        ({"splits": {name: entries[name] for name in ("train", "val")}}, r"splits are \['train', 'val'\] instead of"),
         ({"splits": entries | {"train": entries["train"] | {"shards": []}}}, "do not hold its 2 pairs"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -387,7 +396,21 @@ def test_quarantine_gives_the_worst_reason_of_each_pair(folder, tmp_path):
             quarantine(root, entry)
 
 
-@pytest.mark.parametrize("kind", ["link", "absolute", "parent", "duplicate", "missing", "two pictures", "not tar"])
+KINDS = [
+    "link",
+    "absolute",
+    "parent",
+    "duplicate",
+    "missing",
+    "two pictures",
+    "not tar",
+    "list",
+    "short sound",
+    "names",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_iterate_refuses(tmp_path, kind):
     path = tmp_path / "bad.tar"
     members = [("a.jpg", b"x"), ("a.s16", b"x"), ("a.json", b"{}"), ("a.row", struct.pack("<q", 0))]
@@ -399,10 +422,14 @@ def test_iterate_refuses(tmp_path, kind):
         members[1:1] = [("a.mp4", b"x"), ("a.fid", bytes(8))]
     if kind == "missing":
         del members[1]
+    if kind == "list":
+        members[1:3] = [("a.s16", bytes(96_000)), ("a.json", b"[]")]
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
+            if kind == "names":  # a name of the next member, twice
+                info.type = tarfile.GNUTYPE_LONGNAME
             if kind == "link" and name == "a.s16":
                 info.type, info.linkname, info.size = tarfile.SYMTYPE, "/etc/hostname", 0
             tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
@@ -426,4 +453,13 @@ def test_iterate_refuses(tmp_path, kind):
 def test_read_index_refuses(tmp_path, text):
     (tmp_path / "bad.idx").write_text(text)
     with pytest.raises(InputError, match="bad.idx cannot be used"):
+        shards.read_index(tmp_path / "bad.idx")
+
+
+def test_an_index_is_read_up_to_a_size(tmp_path, monkeypatch):
+    from essl_fast.data.shards import tars
+
+    (tmp_path / "bad.idx").write_text(f"v1.2 1\n{LINE}\n")
+    monkeypatch.setattr(tars, "_LARGEST_INDEX", 10)
+    with pytest.raises(InputError, match="bad.idx cannot be used .*it has more than 10 bytes"):
         shards.read_index(tmp_path / "bad.idx")
