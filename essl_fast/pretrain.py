@@ -62,13 +62,27 @@ def main(argv: list[str] | None = None) -> int:
     path = Path(output_file(options.out, "--out")) if options.out else kept_file(options.seed)
     with slow_imports():
         import torch  # noqa: F401  # the longest import
-    made = options.overwrite or intact(path) is None
-    facts = pretrain(path, options.seed, print) if made else intact(path)
-    assert facts is not None
+    there = None if options.overwrite else kept_facts(path, options.seed, named=bool(options.out))
+    made = there is None
+    facts = there or pretrain(path, options.seed, print)
     seen, heard = (100 * facts[f"{what}_accuracy"] for what in ("picture", "sound"))
     how = f"made in {facts['seconds']:.0f} s" if made else "was already there"
     print(f"{path}: recognises {seen:.1f}% of new pictures and {heard:.1f}% of new sounds; {how}")
     return 0
+
+
+def kept_facts(path: Path, seed: int, named: bool) -> dict | None:
+    """What FILE.json says of the weights that are there; None if they are to be made.
+
+    named: by the user. InputError if that file is another one's, or has other weights.
+    """
+    facts = intact(path)
+    if not named or (facts is None and not path.is_file()) or (facts is not None and facts["seed"] == seed):
+        return facts
+    holds = (
+        "is not a file of this command, or is damaged" if facts is None else f"has the weights of seed {facts['seed']}"
+    )
+    raise InputError(f"--out: {path} {holds}: give --overwrite to replace it, or another file")
 
 
 def kept_file(seed: int = 0) -> Path:

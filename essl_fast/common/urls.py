@@ -28,12 +28,13 @@ def is_url(given: str | Path) -> bool:
 
 
 def as_url(given: str | Path) -> str:
-    """The URL of a place that is one, without slashes at its end."""
+    """The URL of a place that is one: its kind in small letters, without slashes at its end."""
     text = str(given)
     if isinstance(given, Path) and (found := _LOST_SLASH.fullmatch(text)):
         text = f"{found[1]}://{found[2]}"
     whole, mark, query = text.partition("?")
-    return whole.rstrip("/") + mark + query
+    kind, colon, rest = whole.partition("://")
+    return (kind.lower() + colon + rest.rstrip("/") if colon else whole.rstrip("/")) + mark + query
 
 
 def placed(given: str | Path) -> str | Path:
@@ -48,6 +49,8 @@ def lacks(given: str | Path) -> bool:
 
 def a_place(text: str) -> str | Path:
     """A type for an option: a folder or a URL."""
+    if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]+:/{2,}", text):
+        raise argparse.ArgumentTypeError(f"{text} names no bucket, host or folder")
     try:
         return as_url(path(text)) if is_url(text) else a_path(text)
     except ValueError as error:

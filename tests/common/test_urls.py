@@ -1,5 +1,6 @@
 """URLs: which places are some, how their files are named, and what of them is written down."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from essl_fast.common import urls
         ("hf://datasets/org/name@main/a", "hf://datasets/org/name@main/a"),
         ("https://host/a/?sig=x/y", "https://host/a?sig=x/y"),
         ("file:///tmp/a", "file:///tmp/a"),
+        ("S3://Bucket/A", "s3://Bucket/A"),
         ("prepared", None),
         ("/data/s3:/x", None),
         (Path("/data/s3:/x"), None),
@@ -27,6 +29,12 @@ def test_what_is_a_url(given, url):
     assert urls.is_url(given) == (url is not None)
     assert urls.placed(given) == (Path(given) if url is None else url)
     assert urls.redacted(given) == (str(given) if url is None else url if "?" not in url else "https://host/a?***")
+
+
+@pytest.mark.parametrize("given", ["s3://", "https:///"])
+def test_a_url_without_a_place_is_refused(given):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"{given} names no bucket, host or folder"):
+        urls.a_place(given)
 
 
 def test_a_folder_with_such_a_name_is_a_folder(tmp_path, monkeypatch):

@@ -137,6 +137,25 @@ def test_a_store_that_stays_away_ends_with_the_url(out, world, monkeypatch):
         run(world, out)
 
 
+def test_a_bucket_that_does_not_exist_is_named(out, world):  # `out` opens the store
+    url = "s3://no-such-bucket/a"
+    with pytest.raises(InputError, match=f"^{url}/.parts/begun cannot be written: its bucket or folder does not exist"):
+        run(world, url)
+
+
+def test_a_url_of_a_folder_of_this_machine(world, reference, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run(world, f"file://{tmp_path}/new/a folder")
+    assert hashes(tmp_path / "new" / "a folder") == hashes(reference)
+
+
+def test_a_cache_that_cannot_be_written_has_a_remedy_that_prepare_knows(world, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="^the cache .* cannot be made .* or the variable XDG_CACHE_HOME"):
+        run(world, "s3://bucket/a")
+
+
 def test_what_arrives_short_is_not_noted(out, world, monkeypatch):
     monkeypatch.setattr(Store, "size", lambda self, file: 7)
     with pytest.raises(

@@ -53,6 +53,25 @@ def test_a_file_that_is_whole_is_found_and_another_is_refused(made, tmp_path):
         pretrain.small_weights(str(damaged), print)
 
 
+def test_the_command_keeps_a_file_of_another_seed_or_kind(made, tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(
+        pretrain, "pretrain", lambda path, seed, say: calls.append((path, seed)) or pretrain.intact(made)
+    )
+    assert pretrain.main(["--out", str(made)]) == 0 and "was already there" in capsys.readouterr().out
+    mine = tmp_path / "mine.pt"
+    mine.write_text("mine")
+    for words, holds in (
+        ((str(made), "--seed", "3"), "has the weights of seed 0"),
+        ((str(mine),), "is not a file of this command"),
+    ):
+        with pytest.raises(InputError, match=f"^--out: {words[0]} {holds}.*: give --overwrite"):
+            pretrain.main(["--out", *words])
+        assert not calls
+        assert pretrain.main(["--out", *words, "--overwrite"]) == 0
+        assert calls.pop()[0].name == words[0].rpartition("/")[2]
+
+
 def test_auto_makes_them_once_and_again_if_they_are_damaged(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []

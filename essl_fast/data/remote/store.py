@@ -91,12 +91,13 @@ class Store:
         return self._patiently(file, once, stop)
 
     def write(self, file: str, data: bytes) -> None:
-        """Write a small file; what was there is replaced."""
-        self._patiently(file, lambda: self._system.pipe_file(self._path(file), data))
+        """Write a small file; what was there is replaced. InputError if that fails."""
+        self._send(file, lambda: self._system.pipe_file(self._path(file), data))
 
     def upload(self, file: str, path: str) -> None:
-        """Write a local file; what was there is replaced."""
-        self._patiently(file, lambda: self._system.put_file(path, self._path(file)))
+        """Write a local file; what was there is replaced. InputError if that fails; OSError if it cannot be read."""
+        open(path, "rb").close()  # what is missing later is missing there
+        self._send(file, lambda: self._system.put_file(path, self._path(file)))
 
     def size(self, file: str) -> int | None:
         """The bytes of a file; None if there is no such file."""
@@ -142,6 +143,15 @@ class Store:
             self._patiently(file, lambda: self._system.rm_file(self._path(file)))
         except FileNotFoundError:
             return
+
+    def _send(self, file: str, once: Callable[[], object]) -> None:
+        try:
+            self._patiently(file, once)
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.name_of(file)} cannot be written: its bucket or folder does not exist; make it first, or check "
+                "the name"
+            ) from None
 
     def _path(self, file: str) -> str:
         return self._system._strip_protocol(join(self.url, file) if file else self.url)
@@ -226,4 +236,6 @@ def _options(kind: str) -> dict[str, Any]:
         return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)}}
     if kind in ("s3", "s3a"):
         return {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 15, "read_timeout": 60}}
+    if kind in ("file", "local"):
+        return {"auto_mkdir": True}
     return {}
