@@ -185,7 +185,8 @@ def named(path: Path, partial: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.filename is None or str(error.filename) == str(partial):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2  # of a rename; None would be printed
         raise
 
 

@@ -10,6 +10,7 @@ from essl_fast.common import commands
 from essl_fast.common.errors import InputError, reason
 from essl_fast.common.outputs import output_folder
 from essl_fast.common.pulse import Heartbeat
+from essl_fast.common.urls import as_url, is_url
 from essl_fast.reproduce.plan import Plan
 from essl_fast.reproduce.published import read_published
 from essl_fast.reproduce.rows import PARTS, Row, rows_of
@@ -42,7 +43,7 @@ def reproduce(
 
     Args:
         parts: names of `rows.PARTS`, or "all"; none with a sweep.
-        data: a folder that prepare wrote, or "demo".
+        data: a folder that prepare wrote, its URL, or "demo".
         out: for the runs and the results.
         seeds: each row is trained once with each.
         protocol: "clean" selects the best epoch on the validation split, "published" on the test split.
@@ -60,7 +61,8 @@ def reproduce(
     parts = list(PARTS) if parts == "all" else [parts] if isinstance(parts, str) else list(parts)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise InputError(f"--seeds: each once, and from 0, got {list(seeds)}")
-    data = "demo" if data == "demo" else str(Path(data).resolve())
+    if data != "demo":
+        data = as_url(data) if is_url(data) else str(Path(data).resolve())
     known = read_published(Path(published)) if published else {}
     swept = _swept(list(sweep), list(configs), data)
     parts = [SWEEP] if swept else parts
@@ -69,7 +71,9 @@ def reproduce(
     plan.check_data()
     plan.check(swept or rows_of(parts).values())
     from essl_fast.reproduce.runs import stopped_by_sigterm  # imports PyTorch, so only after the options are checked
+    from essl_fast.runtime.devices import pick_device
 
+    pick_device(device)  # else each run would find out by itself that there is no such GPU
     output_folder(plan.out, "--out")
     with stopped_by_sigterm():
         return run_plan(plan, parts, console or commands.console(quiet=True))

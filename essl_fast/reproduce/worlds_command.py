@@ -49,7 +49,9 @@ def reproduce_worlds(
     grid = Grid(Path(out), list(seeds), list(worlds), list(overrides), device)
     grid.check()
     from essl_fast.reproduce import runs  # imports PyTorch, so only after the options are checked
+    from essl_fast.runtime.devices import pick_device
 
+    pick_device(device)  # else each run would find out by itself that there is no such GPU
     output_folder(grid.out, "--out")
     console = console or commands.console(quiet=True)
     every = grid.runs()

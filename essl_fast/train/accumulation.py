@@ -35,17 +35,20 @@ class Group(NamedTuple):
     sizes: tuple[int, ...]  # their sum is B
 
 
-def updates_of(batches: int, every: int, last_batch: str) -> int:
+def updates_of(batches: int, every: int, last_batch: str, shared: bool = False) -> int:
     """How many updates an epoch of so many batches has.
+
+    shared: an update has `data.global_batch` pairs, however many batches these are.
 
     Raises:
         InputError: the batches do not fill one update, and what is not full is dropped.
     """
     updates = batches // every if last_batch == "drop" else -(-batches // every)
     if not updates:
+        smaller = "--data.global_batch" if shared else "--optim.accumulate or --data.batch_size"
         raise InputError(
             f"optim.accumulate: an epoch has {batches} batches, which do not fill one update of {every}: choose a "
-            "smaller --optim.accumulate or --data.batch_size, or --data.last_batch keep"
+            f"smaller {smaller}, or --data.last_batch keep"
         )
     return updates
 

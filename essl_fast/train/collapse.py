@@ -65,5 +65,5 @@ def collapse_warning(history: list[dict], batch: int) -> str | None:
         return None
     return (
         f"the projections have collapsed, {found[-1]}: pairs look alike to L_U, which then teaches little. Lower "
-        "optim.lr_head and optim.lr_sound, use a larger data.batch_size, or start anew with another seed"
+        "optim.lr_head and optim.lr_sound, use larger batches, or start anew with another seed"
     )

@@ -248,7 +248,7 @@ def load_past(
 
 
 def open_data(settings: config.Config, world: World, say: Callable[[str], None], progress: bool = True) -> Data:
-    """The data set of the settings, whose `data.root` becomes absolute, or loses its secrets.
+    """The data set of the settings, whose `data.root` and `data.cache` become absolute, or lose their secrets.
 
     InputError if it cannot be selected on.
 
@@ -263,6 +263,7 @@ def open_data(settings: config.Config, world: World, say: Callable[[str], None],
     else:
         root = settings.data.root if is_url(settings.data.root) else Path(settings.data.root).resolve()
         settings.data.root = redacted(root)  # a checkpoint may be used from any folder
+        settings.data.cache = settings.data.cache and str(Path(settings.data.cache).absolute())
         if lacks(root):
             raise InputError(
                 f"data.root: there is no folder {root}; say where the data is with --data.root DIR, or make it with "

@@ -81,7 +81,8 @@ class Trainer:
         self.model, self.loaded = build_model(settings, device, self.dtype, world, self.observers.on_message)
         self.faults = Faults(settings, manifest, world, self.observers)
         self.data = TrainingData(settings, manifest, self.model, self.dtype, device, world, self._skip)
-        self.steps_per_epoch = updates_of(len(self.loader), settings.optim.accumulate, settings.data.last_batch)
+        shared = bool(settings.data.global_batch)
+        self.steps_per_epoch = updates_of(len(self.loader), settings.optim.accumulate, settings.data.last_batch, shared)
         self.step = TrainStep(
             settings,
             self.model,

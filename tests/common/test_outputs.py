@@ -101,6 +101,7 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path, write, name):
     with pytest.raises(OSError) as error:
         write(tmp_path / name)
     assert error.value.filename == str(tmp_path / name)
+    assert str(error.value).endswith(repr(str(tmp_path / name)))  # and no other one
 
 
 @pytest.mark.parametrize("names", [("x", "x"), ("x", "link"), ("link", "link")])

@@ -128,6 +128,9 @@ WRONG = [
     (["table1", "--workers", "2"], "--workers goes with worlds"),
     (["worlds", "--demo.objects", "two"], "demo.objects"),
     (["worlds", "--data.labelled_fraction", "0.3"], "data.labelled_fraction"),
+    (["worlds", "--device", "cuda:99"], "device: cuda:99 was asked for, but"),
+    (["table1", "--device", "cuda:99"], "device: cuda:99 was asked for, but"),
+    (["table1", "--data", "file:///no where/x"], "^file:///no where/x/manifest.json is not there"),
 ]
 
 

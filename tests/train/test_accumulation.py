@@ -215,6 +215,11 @@ def test_how_many_updates_an_epoch_has(batches, every, last, updates):
     assert updates_of(batches, every, last) == updates
 
 
+def test_an_update_of_a_global_batch_has_another_remedy():
+    with pytest.raises(InputError, match="which do not fill one update of 2: choose a smaller --data.global_batch, or"):
+        updates_of(1, 2, "drop", shared=True)
+
+
 def test_an_epoch_that_fills_no_update_is_told(tiny):
     with pytest.raises(InputError, match="optim.accumulate: an epoch has 4 batches, which do not fill one update of 5"):
         trainer_of(tiny[1], 4, 5, "--data.last_batch", "drop").loader.close()

@@ -192,8 +192,8 @@ class Loader:
         if len(positions) < min(self.settings.least, len(step.batch)):
             raise InputError(
                 f"batch {self._step + 1} of epoch {self._epoch + 1} lost {len(step.batch) - len(positions)} of its "
-                f"{len(step.batch)} pairs, and training needs {self.settings.least}: choose a larger data.batch_size, "
-                "or " + self._shards.remedy()
+                f"{len(step.batch)} pairs, and training needs {self.settings.least}: "
+                f"{self.settings.larger_batches}, or {self._shards.remedy()}"
             )
         if contents is None or not len(positions):
             return None

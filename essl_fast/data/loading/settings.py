@@ -103,6 +103,14 @@ class LoaderSettings:
             device = torch.device("cuda", torch.cuda.current_device())
         self._set("device", device)
 
+    @property
+    def larger_batches(self) -> str:
+        """What gives a rank more pairs in a step, for people."""
+        if not self.global_batch:
+            return "choose a larger data.batch_size"
+        fewer = "use fewer ranks (--nproc-per-node) or " if self.world_size > 1 else "choose "
+        return f"{fewer}a larger data.global_batch"
+
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)  # frozen, but for the values that are completed here
 

@@ -108,6 +108,22 @@ def test_settings_are_complete_and_make_the_order():
     assert settings.order(50) == Order(50, 8, seed=5, shuffle=True, rank=1, world_size=2)
 
 
+def test_what_gives_a_rank_more_pairs_depends_on_who_decides_their_number():
+    made = {
+        more: LoaderSettings(splits=("train",), **GIVEN, **dict(more)).larger_batches
+        for more in (
+            (),
+            (("global_batch", 8),),
+            (("global_batch", 8), ("world_size", 3)),
+        )
+    }
+    assert list(made.values()) == [
+        "choose a larger data.batch_size",
+        "choose a larger data.global_batch",
+        "use fewer ranks (--nproc-per-node) or a larger data.global_batch",
+    ]
+
+
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_folder_stands_for_its_manifest(folder, kind):
     with Loader(kind(folder), "val", **GIVEN | {"shuffle": False}) as loader:

@@ -321,17 +321,19 @@ def test_secrets_stay_with_who_gave_them(web, tmp_path):
         Manifest.load(manifest.place, (str(tmp_path), 0.0))
 
 
-def test_a_run_keeps_the_url_without_its_secrets(web, tmp_path):
+def test_a_run_keeps_the_url_without_its_secrets(web, tmp_path, monkeypatch):
     """What checkpoints, config.yaml and the log get, is what the settings and the manifest say after it was opened."""
     from essl_fast import config
     from essl_fast.runtime.distributed import ALONE
     from essl_fast.train import run
 
     url, said = web.url.replace("http://", "http://anna:opensesame@") + "?sig=abcdef0123", []
-    settings = config.load("demo", ["--data.root", url, "--data.cache", str(tmp_path), "--data.cache_gb", "1"])
+    monkeypatch.chdir(tmp_path.parent)
+    settings = config.load("demo", ["--data.root", url, "--data.cache", tmp_path.name, "--data.cache_gb", "1"])
     data = run.open_data(settings, ALONE, said.append)
     kept = web.url.replace("http://", "http://***@") + "?***"
     assert settings.data.root == data.manifest.place == kept
+    assert settings.data.cache == str(tmp_path)  # a checkpoint may be used from any folder
     text = f"{config.to_dict(settings)} {data.manifest!r} {said}"
     assert kept in text and "opensesame" not in text and "abcdef" not in text
     with pytest.raises(InputError, match="was written down without its user, password or query"):
