@@ -56,10 +56,10 @@ class Cache:
             (path / "folders").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"the cache {path} cannot be made ({error.strerror}): name another folder with {self._option}"
+                f"the cache {path} cannot be made ({error.strerror}): name another folder with {_option(self)}"
             ) from error
         if not os.access(path, os.W_OK | os.X_OK):
-            raise InputError(f"the cache {path} cannot be written: name another folder with {self._option}")
+            raise InputError(f"the cache {path} cannot be written: name another folder with {_option(self)}")
         return path
 
     @property
@@ -72,7 +72,7 @@ class Cache:
         if size > (bound := self.bound):
             raise InputError(
                 f"the shards of {name} that are read together take {_gb(size)}, and the cache {self.path} may hold "
-                f"{_gb(bound)}: {self._more}or a folder on a larger disk with {self._option}"
+                f"{_gb(bound)}: {_more(self)}or a folder on a larger disk with {_option(self)}"
             )
 
     def held(self, sha: str, size: int) -> int | None:
@@ -144,7 +144,7 @@ class Cache:
         where = self.folder or places.any_folder() / "shards"
         return InputError(
             f"the cache {where} cannot be used ({error.strerror or error}): free some of its disk, mend it, or name "
-            f"another folder with {self._option}"
+            f"another folder with {_option(self)}"
         )
 
     @contextlib.contextmanager
@@ -174,16 +174,6 @@ class Cache:
                     os.utime(folder / _FOLDER)
                 return folder, held
             os.close(held)
-
-    @property
-    def _option(self) -> str:
-        """What names another folder, for people: some commands, such as prepare, have no settings."""
-        return "--data.cache" if self.folder else "--data.cache (train), or the variable XDG_CACHE_HOME (every command)"
-
-    @property
-    def _more(self) -> str:
-        """What makes the cache larger, for people."""
-        return f"give more with --data.cache_gb{'' if self.limit else ' (train)'}, "
 
     def _shard(self, sha: str) -> Path:
         return self.path / f"{sha}.tar"
@@ -228,7 +218,7 @@ class Cache:
                     continue
             raise InputError(
                 f"{name} has no room: {why}, {_gb(used)} are there, and nothing more can be removed, since it is in "
-                f"use; {self._more}free some of the disk, or name another folder with {self._option}"
+                f"use; {_more(self)}free some of the disk, or name another folder with {_option(self)}"
             )
 
     @contextlib.contextmanager
@@ -243,6 +233,16 @@ class Cache:
     def _used(self) -> int:
         """Bytes on the disk."""
         return sum(_size(entry) for entry in os.scandir(self.path))
+
+
+def _option(cache: Cache) -> str:
+    """What names another folder, for people: some commands, such as prepare, have no settings."""
+    return "--data.cache" if cache.folder else "--data.cache (train), or the variable XDG_CACHE_HOME (every command)"
+
+
+def _more(cache: Cache) -> str:
+    """What makes the cache larger, for people."""
+    return f"give more with --data.cache_gb{'' if cache.limit else ' (train)'}, "
 
 
 def refuse_or_warn(store: Store, file: str, copy: int) -> None:
