@@ -102,6 +102,86 @@ def test_engines_are_counted(tmp_path, play, engines):
     assert done.stdout.split()[-1:] == [str(engines)], done.stderr
 
 
+class Driver:
+    """A driver's library in which some functions fail."""
+
+    def __init__(self, *fails: str, engines: int = 5):
+        self.fails, self.engines, self.released = fails, engines, 0
+
+    def __getattr__(self, name: str):
+        if name == "cuvidGetDecoderCaps" and "no such function" in self.fails:
+            raise AttributeError(name)
+        return lambda *given: self.called(name, *given)
+
+    def called(self, name: str, *given):
+        if name in self.fails:
+            return 1
+        if name == "cuDeviceGetCount":
+            given[0]._obj.value = 1
+        if name == "cuDeviceGetName":
+            given[0].value = b"NVIDIA H200"
+        if name == "cuvidGetDecoderCaps":
+            given[0]._obj.supported, given[0]._obj.engines = 1, self.engines
+        self.released += name == "cuDevicePrimaryCtxRelease_v2"
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("fails", "engines", "released"),
+    [
+        ((), 5, 1),
+        (("cuDevicePrimaryCtxRetain",), 7, 0),  # by its name
+        (("cuCtxPushCurrent_v2",), 7, 1),
+        (("no such function",), 7, 1),
+        (("cuvidGetDecoderCaps",), 7, 1),
+        (("cuDeviceGetName", "cuvidGetDecoderCaps"), 2, 1),
+        (("cuDeviceGet",), 2, 0),
+        (("no library",), 2, 0),
+    ],
+)
+def test_engines_of_a_driver_that_fails(monkeypatch, fails, engines, released):
+    """A context that was taken is given back."""
+    made = Driver(*fails)
+
+    def library(name):
+        if "no library" in fails:
+            raise OSError(f"{name}: cannot open shared object file")
+        return made
+
+    monkeypatch.setattr(nvdec.ctypes, "CDLL", library)
+    nvdec.engines.cache_clear()
+    try:
+        assert nvdec.engines(0) == engines and made.released == released
+    finally:
+        nvdec.engines.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("fails", "why"),
+    [
+        ((), ""),
+        (("cuDeviceGet",), "GPU 0 cannot be opened"),
+        (("cuDevicePrimaryCtxRetain",), "GPU 0 cannot be used"),
+        (("cuCtxSetCurrent",), "GPU 0 cannot be used"),
+        (("cuvidGetDecoderCaps",), "its GPU has no video decoder"),
+        (("cuDeviceGetCount",), "there is no NVIDIA GPU that this process may use"),
+    ],
+)
+def test_why_a_driver_decodes_nothing(monkeypatch, fails, why):
+    monkeypatch.setattr(nvdec.ctypes, "CDLL", lambda name: Driver(*fails))
+    decoders, said = nvdec._ask_driver()
+    assert said == why and bool(decoders) == (not why)
+
+
+def test_a_question_that_nobody_answers(monkeypatch):
+    def late(*_, **__):
+        raise subprocess.TimeoutExpired("python", 60)
+
+    monkeypatch.setattr(nvdec.subprocess, "run", late)
+    decoders, why = nvdec.detect()
+    assert decoders == {} and why.startswith("asking for NVDEC failed (") and "timed out after 60 seconds" in why
+
+
 @pytest.mark.parametrize(
     "name, engines",
     [("NVIDIA H100 80GB HBM3", 7), ("NVIDIA GH200 480GB", 7), ("NVIDIA L40S", 3), ("NVIDIA L4", 4), ("", 2)],

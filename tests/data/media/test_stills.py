@@ -130,3 +130,36 @@ def test_the_middle_of_a_video(tmp_path):
     assert number_of(frame) == 36
     assert np.abs(stills.middle_sound(path, alone=False) - sound[32_000:80_000]).max() <= 2**-15
     assert audio.SAMPLES == 48_000
+
+
+def test_a_picture_that_is_too_large_or_gone_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    for read in (stills.picture_file, stills.check_picture):
+        with pytest.raises(media.MediaError, match="a.png is gone"):
+            read(path)
+    picture().save(path)
+    assert stills.check_picture(path) is None
+    monkeypatch.setattr(stills, "MOST_PIXELS", 64 * 48 - 1)
+    for read in (stills.picture_file, stills.check_picture):
+        with pytest.raises(media.MediaError, match="a.png: 64 x 48 pixels are too many"):
+            read(path)
+    monkeypatch.setattr(stills, "_LARGEST", 100)
+    with pytest.raises(media.MediaError, match="a.png: 0 MB; pictures may have 67"):
+        stills.picture_file(path)
+    path.write_text("no picture")
+    with pytest.raises(media.MediaError, match="a.png: no kind of picture that is known"):
+        stills.check_picture(path)
+    Image.new("1", (30_000, 30_000)).save(path)  # a bomb for Pillow
+    with pytest.raises(media.MediaError, match="a.png: .*decompression bomb"):
+        stills.check_picture(path)
+
+
+def test_a_jpeg_whose_size_the_loader_cannot_read_is_stored_anew(tmp_path, monkeypatch):
+    picture().save(tmp_path / "a.jpg", quality=95)
+
+    def other(_):
+        raise ValueError("a marker that is not known")
+
+    monkeypatch.setattr(stills, "jpeg_size", other)
+    data = stills.picture_file(tmp_path / "a.jpg")
+    assert data != (tmp_path / "a.jpg").read_bytes() and near(shown(data), picture())
