@@ -49,11 +49,6 @@ class Run:
         return bool(self.summary)
 
     @property
-    def name(self) -> str:
-        """The name in the settings, or the folder's."""
-        return str(self.config.get("name") or self.folder.name)
-
-    @property
     def rate(self) -> float | None:
         """Training pairs per second, over the whole run or the epochs so far; None before the first epoch's end."""
         if self.finished:

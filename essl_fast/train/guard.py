@@ -85,7 +85,3 @@ class Guard:
             torch.cat([b.reshape(-1) for b in buffers], out=chosen)
             torch.where(closed, before, chosen, out=chosen)
             torch._foreach_copy_(buffers, views)
-
-    def reset(self) -> None:
-        """Let updates through again."""
-        self.gate.zero_()

@@ -8,7 +8,8 @@ import pytest
 
 from essl_fast.common.errors import InputError
 from essl_fast.report import __main__ as report_door
-from essl_fast.report import paper
+from essl_fast.report import gallery, paper, runs
+from essl_fast.report.formatting import number
 from essl_fast.report.results_section import comparison
 from essl_fast.report.runs import found_in, read, read_all
 from tests.report.test_report import make_run
@@ -167,6 +168,42 @@ def test_what_is_no_regular_file_is_not_read(run, name, kind):
         path.symlink_to(name)
     assert report_door.main([str(run), "--out", str(run / "page.html")]) == 0
     assert (run / "page.html").stat().st_size > 1000
+
+
+def test_a_score_that_is_no_number_is_a_note(run):
+    lines = (run / "test_pairs.jsonl").read_text().splitlines()
+    wrong = json.loads(lines[1]) | {"ciou": "high"}
+    (run / "test_pairs.jsonl").write_text("\n".join([lines[0], json.dumps(wrong), *lines[2:]]))
+    (note,) = [note for note in read(run).notes if "test_pairs.jsonl" in note]
+    assert "line 2 has no ciou that is a number or null" in note
+
+
+def test_what_the_disk_does_not_give_is_named(run, monkeypatch):
+    def fails(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(runs.runlog, "read_log", fails)
+    with pytest.raises(
+        InputError, match=r"log.jsonl cannot be read \(Input/output error\); restore it, or leave this run"
+    ):
+        read(run)
+    with pytest.raises(InputError, match="none.npz cannot be read .No such file or directory"):
+        gallery.load(run / "none.npz")
+    with pytest.raises(ValueError, match="a gallery needs a picture"):
+        gallery.save(run / "none.npz", [])
+
+
+def test_epochs_without_a_value_have_no_point_and_numbers_are_short(run):
+    found = read(run)
+    found.epochs = [{"epoch": 1, "a": {"b": 3}}, {"epoch": 2}, {"epoch": 3, "a": None}, {"epoch": 4, "a": {"b": 0.5}}]
+    assert runs.points(found, "a", "b") == [(1.0, 3.0), (4.0, 0.5)]
+    assert [number(value) for value in (0, 0.00123, 12345.6, 1.5e6, 0.00012)] == [
+        "0",
+        "0.00123",
+        "1.235e+04",
+        "1.5e+06",
+        "0.00012",
+    ]
 
 
 def test_runs_are_found_below_a_folder(tmp_path, capsys):
