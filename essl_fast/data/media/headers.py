@@ -241,5 +241,5 @@ def _vp9(frame: Bits) -> StreamHeader:
         frame.bits(1)
     space = frame.bits(3)
     full = bool(frame.bits(1)) if space != 7 else True
-    frame.bits(3 if space != 7 and profile & 1 else 0)
+    frame.bits((3 if space != 7 else 1) if profile & 1 else 0)
     return StreamHeader(frame.bits(16) + 1, frame.bits(16) + 1, full, _VP9_MATRICES[space], False, not profile & 1)
