@@ -14,6 +14,7 @@ from typing import Any
 
 from essl_fast.common.files import atomic_file, sealed, unsealed
 from essl_fast.data.shards import SPLITS
+from essl_fast.prepare.folder import changes
 from essl_fast.prepare.parts import drop_part
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.reporting import Reporter
@@ -23,6 +24,15 @@ from essl_fast.prepare.slices import SETTINGS
 from essl_fast.prepare.supply import Supply
 
 _SHARD_FILES = re.compile(r"\.?(train|val|test)-\d{5,}\.(tar|idx)(\.partial)?")
+
+
+def _difference(was: bytes, now: bytes) -> str:
+    """How the settings of a journal differ from those of now, in brackets; "" if the journal's cannot be read."""
+    try:
+        found = changes(json.loads(was), json.loads(now))
+    except ValueError:
+        return ""
+    return f" ({'; '.join(found)})" if found else ""
 
 
 class Journal:
@@ -44,12 +54,16 @@ class Journal:
         self.shards: dict[str, list[dict]] = {split: [] for split in SPLITS}
         self.rows_noted = 0
         self._videos: list[list] = []  # finished videos that no entry has yet
+        self._dropped = ""  # what is said of shards of other settings
         self.folder.mkdir(parents=True, exist_ok=True)
         for file in parts.glob(".*.partial"):
             file.unlink()
         path, now = self.folder / SETTINGS, json.dumps(settings, sort_keys=True).encode()
-        if path.exists() and path.read_bytes() == now:
+        was = path.read_bytes() if path.exists() else b""
+        if was == now:
             return
+        noted = len(list(self.folder.glob("*-*.json")))
+        self._dropped = f"{noted} shards of an interrupted run{_difference(was, now)} are made anew" if noted else ""
         for file in self.folder.iterdir():
             file.unlink()
         with atomic_file(path) as written:
@@ -61,6 +75,8 @@ class Journal:
     def replay(self, plan: Plan, rows: Rows, say: Reporter) -> None:
         """Take over the noted shards, up to the first one that no longer holds, into `rows`. Remove all others."""
         holds = True
+        if self._dropped:
+            say.line(self._dropped)
         for split in SPLITS:
             while holds and (path := self._path(split, len(self.shards[split]))).exists():
                 holds = self._take_over(split, path, plan, rows, say)

@@ -99,6 +99,7 @@ class SpeedMeter:
         pairs: pairs of all ranks in the run.
         seen: pairs of this rank in the epoch so far.
         untimed: pairs of this rank, in the run and in the epoch, in steps whose time counts as compile.
+        share: pairs of all ranks for each that would be there if all had as many as this one; of the last whole epoch.
     """
 
     def __init__(self, world: World, waited: Callable[[], float]) -> None:
@@ -108,6 +109,7 @@ class SpeedMeter:
         self.epoch_seconds = {"train": 0.0, "wait": 0.0, "compile": 0.0}
         self.untimed = {"run": 0, "epoch": 0}
         self.pairs = self.seen = 0
+        self.share = 1.0
         self.began, self.elapsed = (
             time.perf_counter(),
             0.0,
@@ -138,6 +140,13 @@ class SpeedMeter:
         self.seen += pairs
         self.pairs += pairs * self._world.size
 
+    def settle(self, seen: list[int]) -> int:
+        """Count what each rank has seen in the epoch, which with a global batch is not the same; the sum."""
+        whole, counted = sum(seen), self.seen * self._world.size
+        self.pairs += whole - counted
+        self.share = whole / max(1, counted)
+        return whole
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """What goes by inside is spent on evaluation."""
@@ -152,7 +161,7 @@ class SpeedMeter:
 
     def rate(self) -> float:
         """Pairs per second of all ranks in the epoch so far."""
-        return rate(self._world.size, self.seen, self.untimed["epoch"], self.epoch_seconds)
+        return self.share * rate(self._world.size, self.seen, self.untimed["epoch"], self.epoch_seconds)
 
     def mean_rate(self) -> float:
         """Pairs per second of all ranks in the run so far."""

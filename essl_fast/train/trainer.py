@@ -168,7 +168,7 @@ class Trainer:
             "losses": means,
             **spread,
             "not_finite": self.faults.count_in(self.epoch),
-            "pairs": sum(distributed.gather(self.speed.seen, self.world)),
+            "pairs": self.speed.settle(distributed.gather(self.speed.seen, self.world)),
             "pairs_per_second": self.speed.rate(),
             "waiting": self.speed.waiting(),
             "rates": self.step.rates.now(),

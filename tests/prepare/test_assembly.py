@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -217,11 +218,13 @@ def test_a_run_that_ended_before_its_preview_draws_it_when_it_is_called_again(wo
     assert hashes(out) == hashes(reference)
 
 
-def test_shards_of_other_settings_do_not_stay(world, tmp_path, monkeypatch):
+def test_shards_of_other_settings_do_not_stay(world, tmp_path, monkeypatch, capsys):
     with interrupted(monkeypatch, finishing, "write_manifest"):
         run(world, tmp_path / "out", pairs_per_shard=2)
     assert (tmp_path / "out/train-00005.tar").exists()
-    run(world, tmp_path / "out", pairs_per_shard=1000)
+    run(world, tmp_path / "out", pairs_per_shard=1000, progress=True)
+    said = re.search(r"prepare: (\d+) shards of an interrupted run (.*) are made anew", capsys.readouterr().err)
+    assert said and int(said[1]) >= 6 and said[2] == "(pairs_per_shard was 2, is 1000)"
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"manifest.json", "left_out.jsonl", "preview.png", "pairs"} | {
         f"{split}-00000.{kind}" for split in ("train", "val", "test") for kind in ("tar", "idx")

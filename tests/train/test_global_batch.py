@@ -23,7 +23,7 @@ from essl_fast.runtime.runlog import read_log
 from essl_fast.train import Trainer, collapse, replaying
 from essl_fast.train.data import refuse_large_parts, refuse_own_statistics
 from essl_fast.train.events import Fault
-from essl_fast.train.meters import LossMeter
+from essl_fast.train.meters import LossMeter, SpeedMeter
 from essl_fast.train.state import check_resume, last_state, of_rank, resume
 from tests import ROOT
 from tests.tools.ranks import run_worlds
@@ -265,6 +265,15 @@ def test_what_ranks_have_counted_is_shared_out_anew():
     assert meter.means() == {"loss": 1.5} and meter.counted == 4
     meter.resume({"loss": 6.0}, [4, 2])  # rank 0's pairs weighted the sums
     assert meter.means() == {"loss": 1.5} and meter.counted == 6
+
+
+def test_ranks_with_smaller_parts_are_not_counted_as_the_leading_one():
+    """A batch of six on four ranks: 2, 2, 1, 1."""
+    speed = SpeedMeter(World(0, 4), lambda: 0.0)
+    speed.add(2)
+    speed.epoch_seconds["train"] = speed.seconds["train"] = 1.0
+    assert speed.settle([2, 2, 1, 1]) == speed.pairs == 6
+    assert speed.rate() == 6.0 and speed.mean_rate() <= 6.0
 
 
 def test_a_step_of_several_ranks_is_replayed_as_one(alone):
