@@ -43,10 +43,14 @@ class PreparedDifferently(InputError):
 
 
 @contextlib.contextmanager
-def own_folder(out: Path, say: Reporter, part: Slice | None = None) -> Iterator[None]:
+def own_folder(out: Path, say: Reporter, part: Slice | None = None, url: str = "") -> Iterator[None]:
     """Make `out` and its folder for parts, and lock them. The lock ends with the process, however that ends.
 
-    part: then other parts may be made at the same time, and its folder is made and locked, too.
+    Args:
+        out: the folder.
+        say: gets a warning if the file system has no locks.
+        part: then other parts may be made at the same time, and its folder is made and locked, too.
+        url: that `out` is made for, without secrets.
 
     Raises:
         InputError: another process holds the lock, or `out` is a file or holds files that prepare did not make.
@@ -59,7 +63,7 @@ def own_folder(out: Path, say: Reporter, part: Slice | None = None) -> Iterator[
         raise InputError(f"{out} holds files that prepare did not make: choose an empty or a new folder for --out")
     parts.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as locks:
-        locks.enter_context(_lock(out, parts, say, shared=part is not None))
+        locks.enter_context(_lock(url or out, parts, say, shared=part is not None))
         if part is not None:
             (parts / part.folder).mkdir(exist_ok=True)
             locks.enter_context(_lock(out, parts / part.folder, say, what=f"part {part} of "))
@@ -67,7 +71,7 @@ def own_folder(out: Path, say: Reporter, part: Slice | None = None) -> Iterator[
 
 
 @contextlib.contextmanager
-def _lock(out: Path, folder: Path, say: Reporter, what: str = "", shared: bool = False) -> Iterator[None]:
+def _lock(out: Path | str, folder: Path, say: Reporter, what: str = "", shared: bool = False) -> Iterator[None]:
     """Lock a folder of `out`. InputError if another process holds the lock. what: is at work there, in words."""
     with open(folder / "lock", "a+") as lock:
         try:
@@ -79,7 +83,7 @@ def _lock(out: Path, folder: Path, say: Reporter, what: str = "", shared: bool =
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
-            why = f"the file system of {out} has no locks ({error.strerror})"
+            why = f"the file system of {out if isinstance(out, Path) else folder} has no locks ({error.strerror})"
             say.line(f"warning: {why}: make sure that no other prepare works on {what or 'it'}")
         yield
 

@@ -103,7 +103,8 @@ def prepare_dataset(
     workers, settings = _checked(dataset, visual, decoder, pairs_per_shard, workers)
     if not (place / PARTS).exists() and (done := open_finished(place, settings, say, sent)):
         return done
-    with _writing(place), own_folder(place, say):
+    url = "" if sent is None else sent.name
+    with _writing(place, url), own_folder(place, say, url=url):
         drawn = sent is not None or (place / PREVIEW).exists()
         if (done := open_finished(place, settings, say, sent)) is None:
             drawn = False  # that of --check shows no pair of the shards
@@ -177,12 +178,15 @@ def prepare_part(
 
 
 @contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """InputError instead of OSError: the folder cannot be written."""
+def _writing(out: Path, url: str = "") -> Iterator[None]:
+    """InputError instead of OSError: the folder cannot be written. url: that it is made for, without secrets."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error}; free some space or choose another --out, then go on") from error
+        where, other = str(out), "choose another --out"
+        if url:
+            where, other = f"{out}, where {url} is made", "name another cache with the variable XDG_CACHE_HOME"
+        raise InputError(f"cannot write {where}: {error}; free some space or {other}, then go on") from error
 
 
 def _try_preview(done: Manifest, say: Reporter) -> None:

@@ -1,14 +1,17 @@
 """`prepare --out URL`: the bytes of a folder, a manifest that comes last, and runs that go on."""
 
+import errno
 import hashlib
+import os
 
 import pytest
 
 from essl_fast.common.errors import InputError, Notice
 from essl_fast.data.remote import Cache, Store, store
 from essl_fast.data.shards import Manifest
-from essl_fast.prepare import PreparedDifferently
+from essl_fast.prepare import PreparedDifferently, assembly, reporter
 from essl_fast.prepare import __main__ as door
+from essl_fast.prepare.folder import own_folder
 from essl_fast.prepare.sending import Destination
 from tests.tools.buckets import bucket  # noqa: F401  # a fixture
 from tests.tools.prepare import arguments, hashes, run
@@ -154,6 +157,19 @@ def test_a_cache_that_cannot_be_written_has_a_remedy_that_prepare_knows(world, t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(InputError, match="^the cache .* cannot be made .* or the variable XDG_CACHE_HOME"):
         run(world, "s3://bucket/a")
+
+
+def test_what_fails_on_this_machine_is_told_with_the_url(out, world, monkeypatch):
+    place = Destination(out).folder
+    with own_folder(place, reporter(False)), pytest.raises(InputError, match=f"^another prepare is at work on {out}:"):
+        run(world, out)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(assembly.ShardWriter, "add", full)
+    with pytest.raises(InputError, match=f"^cannot write {place}, where {out} is made: .* XDG_CACHE_HOME, then go on$"):
+        run(world, out)
 
 
 def test_what_arrives_short_is_not_noted(out, world, monkeypatch):
