@@ -57,6 +57,7 @@ ELSEWHERE = {
     "pip install '.[remote]'": "an extra of pyproject.toml",
     "pip install '.[wandb]'": "an extra of pyproject.toml",
     "pip install '.[mlflow]'": "an extra of pyproject.toml",
+    "pip install '.[ray]'": "an extra of pyproject.toml",
     "pip install -c constraints.txt .": "continuous integration's first step",
     "pip install git+https://HOST/OWNER/essl_fast": "tests/test_install.py, from a folder",
     "pip install -e .": "tests/test_install.py",

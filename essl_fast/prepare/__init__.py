@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from essl_fast.prepare.checking import check as check
     from essl_fast.prepare.checking import print_checked as print_checked
     from essl_fast.prepare.folder import PreparedDifferently as PreparedDifferently
+    from essl_fast.prepare.on_ray import parts_on_ray as parts_on_ray
     from essl_fast.prepare.reporting import print_part as print_part
     from essl_fast.prepare.reporting import print_summary as print_summary
     from essl_fast.prepare.reporting import print_verified as print_verified
@@ -24,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "PreparedDifferently": "folder",
         "check": "checking",
         "compare": "against",
+        "parts_on_ray": "on_ray",
         "prepare": "run",
         "prepare_dataset": "run",
         "prepare_part": "run",

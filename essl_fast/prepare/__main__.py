@@ -5,6 +5,7 @@
     python -m essl_fast.prepare --dataset chaotic|flickr|vggss --from-h5 DIR --out DIR
     python -m essl_fast.prepare --dataset NAME --import MODULE … --out DIR
     python -m essl_fast.prepare --part 2/8 …, then --join …
+    python -m essl_fast.prepare --engine ray …
     python -m essl_fast.prepare --check …
     python -m essl_fast.prepare --verify [--against VIDEOS] --out DIR|URL
 
@@ -60,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = options_of.parse(arguments, PROG)
     imports, strict, verifies = data.pop("imports", ()), data.pop("strict", False), data.pop("verify", False)
     checks, part = data.pop("check", False), data.pop("part", None)
+    engine, parts = data.pop("engine"), data.pop("parts", None)
     videos = data.pop("against", None)
     run = {name: data.pop(name) for name in RUN if name in data}
     with slow_imports():
@@ -76,7 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
         if part is not None:
             return _make_part(_read(data, run["out"]), part, run)
         if SOURCES & data.keys() or not verifies:
-            manifest = room.prepare_dataset(_read(data, run["out"]), **run)
+            dataset = _read(data, run["out"])
+            if engine == "ray":
+                room.parts_on_ray(data, run, count=parts, imports=imports, say=say)
+                run["join"] = True
+            manifest = room.prepare_dataset(dataset, **run)
             room.print_summary(manifest)
         else:
             manifest = Manifest.load(run["out"])

@@ -14,6 +14,7 @@ from essl_fast.prepare.slices import parse_slice
 
 VISUALS = ("auto", "clip", "jpeg")
 DECODERS = ("auto", "nvdec", "pyav")
+ENGINES = ("local", "ray")
 RUN = (
     "out",
     "visual",
@@ -182,6 +183,20 @@ def _add_machines(group: argparse._ArgumentGroup) -> None:
         **_UNSET,
     )
     group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="where to prepare: on this machine, or in parts on the machines of a Ray cluster (package ray; without a "
+        "cluster, on this machine alone), and join them",
+    )
+    group.add_argument(
+        "--parts",
+        type=whole_number(1, 100_000),
+        metavar="N",
+        help="--engine ray: how many parts (default: as many as the cluster makes at the same time)",
+        **_UNSET,
+    )
+    group.add_argument(
         "--join",
         action="store_true",
         help="make the shards of the parts in --out when all are there; reads no video",
@@ -233,10 +248,18 @@ def parse(arguments: list[str] | None, prog: str) -> dict[str, Any]:
         options.error("--check is for what was not prepared yet, --verify for a prepared folder: give one of them")
     if "part" in given and (others := {"join", "verify", "check", "strict"} & given.keys()):
         options.error(f"--part does not go with --{min(others)}: join the parts first, that makes the folder")
+    if given["engine"] == "ray":
+        if others := {"part", "join", "check"} & given.keys():
+            options.error(f"--engine ray does not go with --{min(others)}: it makes all parts and joins them")
+        if not making:
+            options.error("--engine ray is for preparing: it does not go with --verify alone")
+    elif "parts" in given:
+        options.error("--parts goes with --engine ray; elsewhere give each machine its part, with --part I/N")
     if "out" not in given and not given.get("check"):
         options.error("the following arguments are required: --out")
     given.setdefault("out", Path())
-    if is_url(given["out"]) and (others := {"check", "part", "join"} & given.keys()):
+    chosen = {*given, f"engine {given['engine']}"}
+    if is_url(given["out"]) and (others := {"check", "part", "join", "engine ray"} & chosen):
         options.error(f"--{min(others)} needs a folder of this machine, and --out is {redacted(given['out'])}")
     if making and not enough:
         options.error(f"give --videos and --annotations{'' if verifies else ', or --verify to check a finished --out'}")
