@@ -9,6 +9,8 @@ Other chips are taken to reach the same shares of theirs. A launch is expected t
 
 Its floor is what would be left of it in the best step that can be thought of: a product at the full rate; the bytes of
 our own ops and of the optimizer; and nothing of kernels that only pass over maps, whose work a neighbour could do.
+The goal is the same sum for engines that exist: products at 75% of the rate, bytes at 90% of the copy's. No MFU can be
+above the share that products reach: 70% as expected, 75% by the goal.
 Not counted: atomics, access that is not coalesced, what an engine of cuDNN's reads twice, gaps between launches.
 """
 
@@ -22,6 +24,7 @@ from tests.phantom.launches import Launch
 FLOP_SHARE, COPY_SHARE = 790e12 / CHIPS["h200"].flop, 4.3e12 / CHIPS["h200"].bandwidth
 ENGINE_SHARE = 0.7  # of the product's rate that a library's call is expected to reach
 LEAST = 2e-6  # seconds
+GOAL_ENGINES, GOAL_COPIES = 0.75, 0.9  # of the two rates
 NEEDED = ("essl_fast.", "aten._fused_adamw_")  # calls whose bytes nothing else could move
 
 
@@ -40,11 +43,15 @@ class Rates:
         """Seconds."""
         return max(launch.flop / (ENGINE_SHARE * self.flop), launch.bytes / self.copy, LEAST)
 
-    def floor(self, launch: Launch) -> float:
-        """Seconds."""
+    def floor(self, launch: Launch, engines: float = 1.0, copies: float = 1.0) -> float:
+        """Seconds, at these shares of the rates."""
         if launch.flop or launch.name.startswith(NEEDED):
-            return max(launch.flop / self.flop, launch.bytes / self.copy)
+            return max(launch.flop / (engines * self.flop), launch.bytes / (copies * self.copy))
         return 0.0
+
+    def goal(self, launch: Launch) -> float:
+        """Seconds."""
+        return self.floor(launch, GOAL_ENGINES, GOAL_COPIES)
 
 
 @dataclass
@@ -56,6 +63,7 @@ class Part:
     bytes: float = 0.0
     flop: float = 0.0
     floor: float = 0.0  # seconds
+    goal: float = 0.0  # seconds
     expected: float = 0.0  # seconds
 
     def add(self, launch: Launch, rates: Rates) -> None:
@@ -63,6 +71,7 @@ class Part:
         self.bytes += launch.bytes
         self.flop += launch.flop
         self.floor += rates.floor(launch)
+        self.goal += rates.goal(launch)
         self.expected += rates.expected(launch)
 
     @property

@@ -7,7 +7,7 @@ import torch
 
 
 class Columns:
-    """Values of every pair by name, added batch after batch, on the device until :meth:`arrays` reads them."""
+    """Values of every pair by name, added batch after batch, on the device until :func:`arrays` reads them."""
 
     def __init__(self) -> None:
         self._batches: dict[str, list[torch.Tensor]] = {}
@@ -17,9 +17,14 @@ class Columns:
         for name, value in values.items():
             self._batches.setdefault(name, []).append(value)
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def tensors(self) -> dict[str, torch.Tensor]:
         """All values so far, (N, ...) each; {} if there was no batch."""
-        return {name: torch.cat(batches).cpu().numpy() for name, batches in self._batches.items()}
+        return {name: torch.cat(batches) for name, batches in self._batches.items()}
+
+
+def arrays(columns: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """The columns on the host."""
+    return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
 class Part(NamedTuple):

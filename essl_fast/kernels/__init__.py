@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from essl_fast.kernels.convolution import for_images as for_images
     from essl_fast.kernels.ops import audio_guided_attention as audio_guided_attention
     from essl_fast.kernels.ops import blend_norm_gelu as blend_norm_gelu
+    from essl_fast.kernels.ops import blend_norm_gelu_at_rest as blend_norm_gelu_at_rest
     from essl_fast.kernels.ops import centre_view as centre_view
     from essl_fast.kernels.ops import localization_counts as localization_counts
     from essl_fast.kernels.ops import log_mel as log_mel
     from essl_fast.kernels.ops import negative_cosine_similarity as negative_cosine_similarity
     from essl_fast.kernels.ops import pixel_bce as pixel_bce
     from essl_fast.kernels.ops import random_views as random_views
+    from essl_fast.kernels.ops import rests as rests
     from essl_fast.kernels.ops import runs_chain as runs_chain
     from essl_fast.kernels.ops import softmax_attention as softmax_attention
     from essl_fast.kernels.ops import two_views as two_views
@@ -46,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "audio_guided_attention": "ops",
         "batches": "convolution",
         "blend_norm_gelu": "ops",
+        "blend_norm_gelu_at_rest": "ops",
         "box_weights": "reference",
         "centre_view": "ops",
         "conv_relu": "convolution",
@@ -65,6 +68,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "pixel_bce_kernels": "",
         "random_views": "ops",
         "reference": "",
+        "rests": "ops",
         "runs_chain": "ops",
         "softmax_attention": "ops",
         "tuning": "",

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from essl_fast.kernels import reference
+from essl_fast.kernels.pooling import halved
 
 # cuDNN's fused engine and PyTorch's channels_last pooling count a map's elements with 32 bits; neither splits a batch.
 MOST_ELEMENTS = 2**31 - 1
@@ -129,7 +130,7 @@ def conv_relu(x: Tensor, weight: Tensor, bias: Tensor, fused: bool) -> Tensor:
 def conv_relu_pool(x: Tensor, weight: Tensor, bias: Tensor, fused: bool) -> Tensor:
     """The maximum of :func:`conv_relu` over 2 x 2 places, whose arguments it takes: (B, K, H/2, W/2), rounded down."""
     if fused or not x.is_cuda:  # oneDNN has bias and ReLU in its convolution
-        return F.max_pool2d(conv_relu(x, weight, bias, fused), 2)
+        return halved(conv_relu(x, weight, bias, fused))
     return pooled_first(x, weight, bias)
 
 

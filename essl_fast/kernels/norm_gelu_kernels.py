@@ -45,7 +45,7 @@ NONE, RESIDUAL, MIX = 0, 1, 2  # how x and y are blended
 
 
 @triton.jit
-def _gelu(n):
+def gelu(n):
     """(gelu(n), its derivative) in float32."""
     bell = tl.exp(-0.5 * n * n)
     t = 1.0 / (1.0 + 0.23164189 * tl.abs(n))  # 0.3275911 / sqrt 2
@@ -56,13 +56,13 @@ def _gelu(n):
 
 
 @triton.jit
-def _rate(rate, column, there):
+def rate_of(rate, column, there):
     """relu of a parameter, [1, WIDTH]."""
     return tl.maximum(tl.load(rate + column, mask=there, other=0.0).to(tl.float32), 0.0)[None, :]
 
 
 @triton.jit
-def _channel(table, column, there):
+def number_of(table, column, there):
     """A number a channel, [1, WIDTH] float32."""
     return tl.load(table + column, mask=there, other=0.0).to(tl.float32)[None, :]
 
@@ -97,7 +97,7 @@ def blend_kernel(
     column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
     there, begin, r = column < C, chunk * SPAN, 0.0
     if BLEND == 2:
-        r = _rate(rate, column, there)
+        r = rate_of(rate, column, there)
     origin = (view.to(tl.int64) * rows + begin) * C  # of the program; from there 32 bits are enough
     x += origin
     if BLEND != 0:
@@ -161,12 +161,12 @@ def norm_kernel(
     if chunk == 0:
         tl.store(moments + view * C + column[None, :], mean, mask=there[None, :])
         tl.store(moments + (views + view) * C + column[None, :], variance, mask=there[None, :])
-    scale = _channel(weight, column, there) / tl.sqrt(variance + eps)
-    b, t = _channel(bias, column, there), 0.0
+    scale = number_of(weight, column, there) / tl.sqrt(variance + eps)
+    b, t = number_of(bias, column, there), 0.0
     origin = (view.to(tl.int64) * rows + begin) * C  # of the program; from there 32 bits are enough
     u += origin
     if TOP:
-        t = _rate(top_rate, column, there)
+        t = rate_of(top_rate, column, there)
         top += origin
     if LESS:
         less += origin
@@ -178,9 +178,9 @@ def norm_kernel(
         mask = ((row < SPAN) & (begin + row < rows))[:, None] & there[None, :]
         at = row[:, None] * C + column[None, :]
         value = tl.load(u + at, mask=mask, other=0.0).to(tl.float32)
-        o, _ = _gelu((value - mean) * scale + b)
+        o, _ = gelu((value - mean) * scale + b)
         if TOP:
-            o, _ = _gelu((1.0 - t) * o + t * tl.load(top + at, mask=mask, other=0.0).to(tl.float32))
+            o, _ = gelu((1.0 - t) * o + t * tl.load(top + at, mask=mask, other=0.0).to(tl.float32))
         if LESS:
             error = o - tl.load(less + at, mask=mask, other=0.0).to(tl.float32)
             tl.store(apart + at, error.to(apart.dtype.element_ty), mask=mask)
@@ -192,14 +192,14 @@ def norm_kernel(
 def _through(gradient, again, u, top, at, mask, mean, inverse, w, b, t, TWICE: tl.constexpr, TOP: tl.constexpr):
     """At some places: the gradient of n, h, the gradient of the top mix, and top minus o (both 0 without a top)."""
     h = (tl.load(u + at, mask=mask, other=0.0).to(tl.float32) - mean) * inverse
-    o, slope = _gelu(h * w + b)
+    o, slope = gelu(h * w + b)
     d = tl.load(gradient + at, mask=mask, other=0.0).to(tl.float32)
     if TWICE:
         d += tl.load(again + at, mask=mask, other=0.0).to(tl.float32)
     mixed, apart = 0.0 * d, 0.0 * d
     if TOP:
         above = tl.load(top + at, mask=mask, other=0.0).to(tl.float32)
-        _, bend = _gelu((1.0 - t) * o + t * above)
+        _, bend = gelu((1.0 - t) * o + t * above)
         mixed, apart = d * bend, above - o
         d = (1.0 - t) * mixed
     return tl.where(mask, d * slope, 0.0), h, mixed, apart
@@ -233,11 +233,11 @@ def sums_kernel(
     chunk, view, views = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
     there, begin = column < C, chunk * SPAN
-    mean = _channel(moments + view * C, column, there)
-    inverse = 1.0 / tl.sqrt(_channel(moments + (views + view) * C, column, there) + eps)
-    w, b, t = _channel(weight, column, there), _channel(bias, column, there), 0.0
+    mean = number_of(moments + view * C, column, there)
+    inverse = 1.0 / tl.sqrt(number_of(moments + (views + view) * C, column, there) + eps)
+    w, b, t = number_of(weight, column, there), number_of(bias, column, there), 0.0
     if TOP:
-        t = _rate(top_rate, column, there)
+        t = rate_of(top_rate, column, there)
     sum_d = tl.zeros((ROWS, WIDTH), tl.float32)
     sum_dh, sum_dq, sum_q, sum_hq, sum_top = sum_d, sum_d, sum_d, sum_d, sum_d
     origin = (view.to(tl.int64) * rows + begin) * C  # of the program; from there 32 bits are enough
@@ -317,11 +317,11 @@ def gradient_kernel(
     chunk, view = tl.program_id(0), tl.program_id(1)
     column = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
     there, begin = column < C, chunk * SPAN
-    w, b, r, t = _channel(weight, column, there), _channel(bias, column, there), 0.0, 0.0
+    w, b, r, t = number_of(weight, column, there), number_of(bias, column, there), 0.0, 0.0
     if MIX:
-        r = _rate(rate, column, there)
+        r = rate_of(rate, column, there)
     if TOP:
-        t = _rate(top_rate, column, there)
+        t = rate_of(top_rate, column, there)
 
     if (chunk == 0) & (view == 0):
         to_w, to_b, to_r, to_t = 0.0 * w, 0.0 * w, 0.0 * w, 0.0 * w
@@ -331,7 +331,7 @@ def gradient_kernel(
             to_b += sum_d
             to_w += sum_dh
             if MIX:
-                own = 1.0 / tl.sqrt(_channel(moments + (VIEWS + each) * C, column, there) + eps)
+                own = 1.0 / tl.sqrt(number_of(moments + (VIEWS + each) * C, column, there) + eps)
                 found = _sum_of(sums, 2, each, column, there, C, CHUNKS)
                 found -= sum_d / rows * _sum_of(sums, 3, each, column, there, C, CHUNKS)
                 found -= sum_dh / rows * _sum_of(sums, 4, each, column, there, C, CHUNKS)
@@ -343,8 +343,8 @@ def gradient_kernel(
         tl.store(to_channels + 2 * C + column[None, :], to_r, mask=there[None, :])
         tl.store(to_channels + 3 * C + column[None, :], to_t, mask=there[None, :])
 
-    mean = _channel(moments + view * C, column, there)
-    inverse = 1.0 / tl.sqrt(_channel(moments + (VIEWS + view) * C, column, there) + eps)
+    mean = number_of(moments + view * C, column, there)
+    inverse = 1.0 / tl.sqrt(number_of(moments + (VIEWS + view) * C, column, there) + eps)
     mean_d = _sum_of(sums, 0, view, column, there, C, CHUNKS) / rows
     mean_dh = _sum_of(sums, 1, view, column, there, C, CHUNKS) / rows
     origin = (view.to(tl.int64) * rows + begin) * C  # of the program; from there 32 bits are enough

@@ -3,10 +3,11 @@
 | op                                                  | GPU        | CPU          | plain version     |
 | --------------------------------------------------- | ---------- | ------------ | ----------------- |
 | audio_guided_attention, negative_cosine_similarity, | Triton     | PyTorch      | reference.py      |
-| pixel_bce, blend_norm_gelu                          |            |              |                   |
+| pixel_bce, blend_norm_gelu, and this at rest        |            |              |                   |
 | two_views, random_views, view_params, view_boxes,   | CUDA, csrc | C++, csrc    | reference.py      |
 | log_mel, localization_counts                        |            |              |                   |
 | conv_relu of a map                                  | cuDNN      | PyTorch      | reference.py      |
+| a max pool by two, without a gradient               | Triton     | PyTorch      | PyTorch's         |
 | conv_relu of an image                               | Triton     | PyTorch      | reference.py      |
 | doubled_convolution                                 | cuBLAS     | PyTorch      | reference.py      |
 | softmax_attention: its cosines; the rest is PyTorch | Triton     | PyTorch      | reference.py      |
@@ -23,6 +24,7 @@ from essl_fast.kernels import native, reference
 from essl_fast.kernels.reference import Attention
 
 if importlib.util.find_spec("triton") is not None:
+    from essl_fast.kernels.at_rest import blend_norm_gelu_at_rest, pool_at_rest, rests
     from essl_fast.kernels.attention import audio_guided_attention
     from essl_fast.kernels.cosine import negative_cosine_similarity
     from essl_fast.kernels.norm_gelu import blend_norm_gelu, runs_chain
@@ -31,6 +33,7 @@ else:  # not on Linux: there is no GPU to use either
     from essl_fast.kernels.reference import (
         audio_guided_attention,
         blend_norm_gelu,
+        blend_norm_gelu_at_rest,
         negative_cosine_similarity,
         pixel_bce,
     )
@@ -39,16 +42,27 @@ else:  # not on Linux: there is no GPU to use either
         """Whether blend_norm_gelu has kernels for a map."""
         return False
 
+    def rests(x: Tensor) -> bool:
+        """Whether there are kernels for a map without gradients."""
+        return False
+
+    def pool_at_rest(x: Tensor) -> Tensor:
+        """F.max_pool2d(x, 2)."""
+        return torch.nn.functional.max_pool2d(x, 2)
+
 
 __all__ = [
     "audio_guided_attention",
     "blend_norm_gelu",
+    "blend_norm_gelu_at_rest",
     "centre_view",
     "localization_counts",
     "log_mel",
     "negative_cosine_similarity",
     "pixel_bce",
+    "pool_at_rest",
     "random_views",
+    "rests",
     "runs_chain",
     "softmax_attention",
     "two_views",

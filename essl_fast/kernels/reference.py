@@ -309,6 +309,35 @@ def blend_norm_gelu(
     return first, out if twice else first, moments
 
 
+def blend_norm_gelu_at_rest(
+    x: Tensor,
+    y: Tensor | None,
+    rate: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    top: Tensor | None = None,
+    top_rate: Tensor | None = None,
+    less: Tensor | None = None,
+    twice: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """What at_rest.py computes, with its arguments: the chain with running statistics."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if y is not None:
+        r = None if rate is None else F.relu(rate).to(wide)[:, None, None]
+        x = (x.to(wide) + y if r is None else (1 - r) * x + r * y).to(x.dtype)
+    scale = (weight * torch.rsqrt(variance + eps))[:, None, None]
+    out = F.gelu((x.to(wide) - mean[:, None, None]) * scale + bias[:, None, None])
+    if top is not None and top_rate is not None:
+        t = F.relu(top_rate).to(wide)[:, None, None]
+        out = F.gelu((1 - t) * out + t * top)
+    out = out.to(x.dtype)
+    first = out if less is None else out - less
+    return first, out if twice else first
+
+
 def conv_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """max(0, x * weight + bias), a 3x3 convolution with padding 1: (B, C, H, W), (K, C, 3, 3), (K,) -> (B, K, H, W)."""
     return F.relu(F.conv2d(x, weight, bias, padding=1))

@@ -51,6 +51,7 @@ class _Pass(NamedTuple):
     views: int
     later: list[Moments] | None  # see ViewBatchNorm
     fused: bool  # chains run as kernels
+    at_rest: bool  # in the form for evaluation, if so
     corrections: list[Tensor]  # weights
 
 
@@ -126,6 +127,9 @@ class PCM(nn.Module):
         """
         if now.fused:
             rates = None if blend is None else blend.flatten(), None if top is None else self.blend[2].flatten()
+            if now.at_rest:
+                tables = norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+                return _Map(*kernels.blend_norm_gelu_at_rest(x, y, rates[0], *tables, top, rates[1], less, twice))
             y, less = (None if each is None else each.to(x.dtype).expand_as(x) for each in (y, less))
             first, second, moments = kernels.blend_norm_gelu(
                 x, y, rates[0], norm.weight, norm.bias, now.views, norm.eps, top, rates[1], less, twice
@@ -150,7 +154,10 @@ class PCM(nn.Module):
         in the backward pass, a read and a write.
         """
         weights = [cast(Tensor, self.correct[level].weight) for level in range(LEVELS)]
-        return [w * F.relu(g) for w, g in zip(weights, self.gain, strict=True)] if fused else weights
+        if not fused:
+            return weights
+        scaled = [w * F.relu(g) for w, g in zip(weights, self.gain, strict=True)]
+        return scaled if self.training else [_stored(w) for w in scaled]  # once, not in every cycle
 
     def _audio_error(self, r: Tensor, audio: Tensor, weight: Tensor) -> Tensor:
         """The correction of the lowest representation: the error of its prediction of the audio embedding."""
@@ -185,9 +192,12 @@ class PCM(nn.Module):
             raise ValueError(f"PCM: the visual map must be (V * B, {self.width}, 14, 14), got {tuple(visual.shape)}")
         # predicted[l]: the prediction of level l by level l + 1; the visual map itself is above the top level.
         visual = _stored(visual)
-        fused = self.training and not self.correct_norm[0].synced and kernels.runs_chain(visual)
+        if self.training:
+            fused = not self.correct_norm[0].synced and kernels.runs_chain(visual)
+        else:
+            fused = kernels.rests(visual)
         later: list[Moments] = []
-        now = _Pass(views, later, fused, self._corrections(fused))
+        now = _Pass(views, later, fused, not self.training, self._corrections(fused))
         r = [_Map(visual, visual)]
         for level in (2, 1):
             below = self._predict_below(level, r[0].one)

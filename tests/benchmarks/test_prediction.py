@@ -2,7 +2,10 @@
 
 import pytest
 
+from benchmarks import phantom
 from benchmarks.prediction import LEAST, Prediction, Rates
+from essl_fast.common.errors import InputError
+from essl_fast.kernels import native
 from tests.phantom.chips import CHIPS
 from tests.phantom.launches import Launch
 
@@ -26,6 +29,7 @@ def test_a_step_is_the_sum_of_its_launches():
     seconds = 0.1 / 0.7 + 1e-3 + 2e-3 + LEAST  # FLOPs at 70%; bytes at the copy's rate, twice; the least of a launch
     assert found.whole.expected == pytest.approx(seconds)
     assert found.whole.floor == pytest.approx(0.1 + 2e-3)  # a pass over a map need not be
+    assert found.whole.goal == pytest.approx(0.1 / 0.75 + 2e-3 / 0.9)
     assert found.pairs_per_second == pytest.approx(128 / seconds)
     assert found.mfu == pytest.approx(0.1 / seconds)
     assert [part.name.partition(" ")[0] for part in found.worst] == [
@@ -42,3 +46,9 @@ def test_a_step_is_the_sum_of_its_launches():
     }
     record = found.record(2)
     assert len(record["worst"]) == 2 and record["whole"]["expected"] == found.whole.expected
+
+
+def test_a_step_without_the_compiled_module_is_not_predicted(monkeypatch):
+    monkeypatch.setattr(native, "_why_unavailable", "the compiled module was not built (no compiler): install it")
+    with pytest.raises(InputError, match=r"launches PyTorch's, .*: the compiled module was not built"):
+        phantom.check_module()

@@ -91,7 +91,7 @@ def compiled_part(options: argparse.Namespace) -> list[str]:
         else:
             print(f"{case.name} has no budget yet: its numbers are shown and not held (--update keeps them)")
         report(f"{case.name}: {step.budget()}, atomics in {step.log.atomics}", begin)
-        if not options.update and (options.all or case == compiled.QUICK[0]):
+        if step.log.kernels and not options.update and (options.all or case == compiled.QUICK[0]):
             begin = time.process_time()
             codes = list(cubins.compile_kernels(step.log.kernels, case.chip, options.all))
             found += [f"{case.name}: {fault}" for fault in cubins.faults(codes, case.chip)]

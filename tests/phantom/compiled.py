@@ -17,13 +17,14 @@ import torch.distributed as dist
 from torch._dynamo.utils import counters
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from essl_fast.evaluate import centre_view, metrics
 from essl_fast.runtime import distributed, stages
 from essl_fast.runtime.distributed import ALONE, World
 from tests.phantom.chip import pretend
 from tests.phantom.chips import CHIPS
 from tests.phantom.eager import ODD
 from tests.phantom.launches import Calls, Launch, Log, counts_too_far, kept
-from tests.phantom.training import batch_for, make_trainer
+from tests.phantom.training import batch_for, fused_convolutions, make_trainer
 
 
 class Case(NamedTuple):
@@ -35,16 +36,18 @@ class Case(NamedTuple):
     overrides: str = ""
     precision: str = "bf16"
     ranks: int = 1
+    evaluation: bool = False  # of a batch, instead of a step: nothing of it is compiled
 
     @property
     def name(self) -> str:
         more = [self.overrides.replace("--", "")] if self.overrides else []
         more += [f"{self.ranks} ranks"] if self.ranks > 1 else []
+        more += ["evaluation"] if self.evaluation else []
         return ", ".join([f"{self.chip} {self.config} {self.precision} {self.size}", *more])
 
 
 class Step(NamedTuple):
-    """What one step of a case does, once compiled."""
+    """What one step of a case does, once compiled, or the evaluation of a batch."""
 
     case: Case
     log: Log
@@ -74,7 +77,12 @@ class Step(NamedTuple):
 
 CYCLE = "--model.pcm_cycles 1"  # one cycle of the PCM finds what four find, in a third of the time
 # The first is the one that PyTorch 2.11 crashes on if mix_order_reduction is on: 128 pairs, 132 multiprocessors.
-QUICK = (Case("h200", "semipl", overrides=CYCLE), Case("h200", "lss_semi"), Case("h200", "sspl", ranks=2))
+QUICK = (
+    Case("h200", "semipl", overrides=CYCLE),
+    Case("h200", "lss_semi"),
+    Case("h200", "sspl", ranks=2),
+    Case("h200", "semipl", evaluation=True),
+)
 CONFIGS = ("sspl", "sspl_pcm", "semipl", "lss", "lss_semi")
 FULL = (
     *(Case(chip, name) for name in CONFIGS for chip in ("h200", "a100", "b200")),
@@ -120,12 +128,40 @@ def ranks(count: int) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def evaluate_batch(case: Case) -> Step:
+    """Views, maps and counts of a batch, with the pairs' embeddings at hand, as `evaluate` runs them.
+
+    Without gradients instead of in inference mode, in which ops that consist of others would be kept as one.
+    """
+    log, device = Log(), CHIPS[case.chip]
+    with pretend(device), fused_convolutions(), kept(log):
+        words = f"--compile off --cuda_graphs off {case.overrides}".split()
+        trainer = make_trainer(case.config, case.precision, *words)
+        model, dtype = trainer.model.eval(), trainer.dtype
+        model.prepare(dtype)
+        batch = batch_for(trainer, case.size)
+        boxes = trainer.data.labels.boxes
+        with Calls(log), torch.no_grad():
+            log.stage = "views"
+            views = centre_view(batch.frames, dtype, batch.rows)
+            with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                log.stage = "trunk"
+                maps = model.frame_maps(views)
+                log.stage = "attention"
+                similarity = model.attend_maps(maps, batch.sound)[0].similarity[0]
+            log.stage = "counts"
+            metrics.ciou(similarity, boxes[batch.index], 1)
+    return Step(case, log, 0, 0)
+
+
 def compile_step(case: Case) -> Step:
-    """Compile the step of a case, and keep what one step launches.
+    """Compile the step of a case, and keep what one step launches; or what the evaluation of a batch does.
 
     Raises:
         InputError: it does not compile; the cause says why.
     """
+    if case.evaluation:
+        return evaluate_batch(case)
     log = Log()
 
     @contextlib.contextmanager

@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from essl_fast.kernels import attention, cosine, image_convolution, native, norm_gelu, pixel_bce_op
+from essl_fast.kernels import at_rest, attention, cosine, image_convolution, native, norm_gelu, pixel_bce_op
 from tests.phantom.chip import GPU, pretend
 from tests.phantom.chips import CHIPS, Chip
 from tests.phantom.cubins import SPILL, needs
@@ -76,12 +76,28 @@ def launch_all(size: int, dtype: torch.dtype, layout: torch.memory_format) -> No
     loss, *units = _body(cosine._op)(p, p, p, p, True)
     _body(cosine._backward_op)(*units, loss, dtype)
     launch_chains(maps)
+    launch_at_rest(maps)
     if dtype != torch.float32:
         images = _gpu(2 * size, 3, 224, 224, dtype=dtype).to(memory_format=layout)
         image_convolution.image_conv_relu(images, _gpu(64, 3, 3, 3, dtype=dtype), _gpu(64, dtype=dtype))
     boxes = _gpu(2 * size, 4, 4, dtype=torch.int32)
     for consensus in (1, 2):
         _body(pixel_bce_op._op)(weights, boxes, _gpu(2 * size, dtype=torch.bool), consensus, 224, True)
+
+
+def launch_at_rest(maps: Tensor) -> None:
+    """What an evaluated batch launches of the PCM and of pools."""
+    table, eps = _gpu(maps.shape[1]), 1e-5
+    tables, shared = (table, table, table, table, eps), maps[:, :, :1, :1]
+    for y, rate, top, less in (
+        (None, None, None, None),
+        (maps, table, None, None),
+        (shared, None, None, maps),
+        (maps, None, maps, None),
+    ):
+        top_rate = None if top is None else table
+        _body(at_rest._chain)(maps, y, rate, *tables, top, top_rate, less, y is not None)
+    _body(at_rest._pool)(maps)
 
 
 def launch_chains(maps: Tensor) -> None:
