@@ -94,8 +94,10 @@ class CudaCapture:
 def wants_capture(settings: Config, device: torch.device, dtype: torch.dtype, world_size: int) -> bool:
     """Whether the step is to be captured; InputError if ``cuda_graphs: on`` asks for it where it is not done.
 
-    fp16 runs uncaptured since GradScaler keeps a part of its state on the host. So do several processes: PyTorch wants
-    NCCL's error handling switched off for a capture, and a rank whose neighbour died would then wait for ever.
+    fp16 runs uncaptured since GradScaler keeps a part of its state on the host. So do several processes. PyTorch wants
+    NCCL's error handling switched off for a capture, and NCCL's watchdog does not see what a graph replays: a rank
+    whose neighbour died would wait for ever. Nor may one rank replay a collective that another one launches, and ranks
+    have batches of different sizes.
     """
     why = None
     if device.type != "cuda":
