@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from essl_fast.config.parsing import parse as parse
     from essl_fast.config.parsing import parser as parser
     from essl_fast.config.parsing import shipped_names as shipped_names
+    from essl_fast.config.settings import MOST_PARTS as MOST_PARTS
     from essl_fast.config.settings import SIZE as SIZE
     from essl_fast.config.settings import STORED_SIDE as STORED_SIDE
     from essl_fast.config.settings import Config as Config
@@ -41,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "ModelConfig": "settings",
         "ObjectiveConfig": "settings",
         "OptimConfig": "settings",
+        "MOST_PARTS": "settings",
         "SIZE": "settings",
         "STORED_SIDE": "settings",
         "check": "settings",

@@ -288,6 +288,7 @@ def _share(value: float) -> str | None:
     return None if 0 <= value <= 1 else "must be from 0 to 1"
 
 
+MOST_PARTS = 4096  # batches of an update
 _MOST = 2**31 - 1  # of what counts something
 _SEEDS = 2**63 - 1  # kernels take a seed as int64
 _CHECKS = {
@@ -305,7 +306,7 @@ _CHECKS = {
     "optim.weight_decay": _at_least(0),
     "optim.warmup": _at_least(0),
     "optim.clip_norm": _at_least(0),
-    "optim.accumulate": _at_least(1, 4096),
+    "optim.accumulate": _at_least(1, MOST_PARTS),
     "optim.ema": lambda value: None if 0 <= value < 1 else "must be from 0 to below 1",
     "data.cache_gb": _at_least(0),
     "data.batch_size": _at_least(2, _MOST),  # batch norm needs two

@@ -130,12 +130,13 @@ def refuse_large_parts(settings: config.Config, world: World) -> None:
     own, most, whole = config.own_batch(settings, world.size), settings.data.batch_size, settings.data.global_batch
     if not whole or own <= most:
         return
-    fitting = [n for n in range(2, whole // 2 + 1) if whole % n == 0 and whole // n <= most * world.size]
+    parts = range(-(-whole // (most * world.size)), min(whole // 2, config.MOST_PARTS) + 1)
+    fitting = next((n for n in parts if n > 1 and whole % n == 0), 0)
     raise InputError(
         f"data.global_batch: a batch of {config.shared_batch(settings)} pairs is {own} on each of {world.size} "
         f"process{'es' * (world.size > 1)}, and data.batch_size allows {most}: take more processes, or give "
         f"--data.batch_size {own} if memory holds that many"
-        + (f"; a run that begins may take --optim.accumulate {fitting[0]}" if fitting else "")
+        + (f"; a run that begins may take --optim.accumulate {fitting}" if fitting else "")
     )
 
 

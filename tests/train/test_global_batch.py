@@ -210,6 +210,7 @@ def test_other_batches_are_refused(alone, monkeypatch, was, now, ranks, message)
             2,
             "32 pairs is 16 on .*--optim.accumulate 4$",
         ),
+        ("--data.global_batch 2147483646", 1, "2147483646 pairs is .* if memory holds that many$"),  # at once
     ],
 )
 def test_a_part_that_is_too_large_is_told(words, ranks, message):
