@@ -98,9 +98,7 @@ def read_text(file: Path | None) -> str:
         InputError: it cannot be read, or is no text.
     """
     try:
-        if file is None:
-            return sys.stdin.read(LONGEST + 1)
-        with open(file, encoding="utf-8-sig") as opened:
+        with open(file or sys.stdin.fileno(), encoding="utf-8-sig", closefd=file is not None) as opened:
             return opened.read(LONGEST + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

@@ -1,5 +1,7 @@
 """One door of values: a text means the same in a file of settings and on a command line, or is refused in one line."""
 
+import sys
+
 import pytest
 
 from essl_fast import config
@@ -299,6 +301,18 @@ def test_settings_may_come_through_a_pipe(tmp_path):
     writer.start()
     assert config.load(str(tmp_path / "pipe")).epochs == 7
     writer.join()
+
+
+@pytest.mark.parametrize(("data", "epochs"), [*TAKEN[:2], (b"\xff\xfe", None)], ids=repr)
+def test_standard_input_is_read_as_a_file(tmp_path, monkeypatch, data, epochs):
+    (tmp_path / "mine.yaml").write_bytes(data)
+    with open(tmp_path / "mine.yaml", encoding="ascii", errors="surrogateescape") as given:  # as Python opens it
+        monkeypatch.setattr(sys, "stdin", given)
+        if epochs is None:
+            with pytest.raises(InputError, match="^--config: standard input cannot be read as settings .*utf-8"):
+                config.parse(["--config", "-"], "train")
+        else:
+            assert config.parse(["--config", "-"], "train")[0].epochs == epochs
 
 
 def test_a_run_keeps_the_name_that_an_older_version_took(tmp_path):
