@@ -290,6 +290,7 @@ def _share(value: float) -> str | None:
 
 MOST_PARTS = 4096  # batches of an update
 _MOST = 2**31 - 1  # of what counts something
+_pairs = _at_least(0, _MOST)
 _SEEDS = 2**63 - 1  # kernels take a seed as int64
 _CHECKS = {
     "model.pcm_cycles": _at_least(0, 1000),
@@ -310,7 +311,7 @@ _CHECKS = {
     "optim.ema": lambda value: None if 0 <= value < 1 else "must be from 0 to below 1",
     "data.cache_gb": _at_least(0),
     "data.batch_size": _at_least(2, _MOST),  # batch norm needs two
-    "data.global_batch": lambda value: None if value == 0 or 2 <= value <= _MOST else "must be 0, or at least 2",
+    "data.global_batch": lambda value: "must be 0, or at least 2" if value < 0 or value == 1 else _pairs(value),
     "data.threads": _at_least(0, 1024),
     "data.prefetch": _at_least(0, 1024),
     "data.resident_budget_gb": _at_least(0),

@@ -222,6 +222,7 @@ def test_a_part_that_is_too_large_is_told(words, ranks, message):
     ("words", "message"),
     [
         ("--data.global_batch 1", "data.global_batch: must be 0, or at least 2, got 1"),
+        ("--data.global_batch 2147483648", "data.global_batch: must be at most 2,147,483,647, got 2147483648"),
         (
             "--data.global_batch 10 --optim.accumulate 4",
             "data.global_batch: must be optim.accumulate .4. batches of one size",
