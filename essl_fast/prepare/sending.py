@@ -18,6 +18,7 @@ from pathlib import Path
 
 from essl_fast.common.errors import InputError
 from essl_fast.data.remote import Cache, Store
+from essl_fast.data.shards import CLIP_CHECKS, QUARANTINE
 
 MANIFEST, JOURNAL = "manifest.json", ".parts/shards"
 _BEGUN = ".parts/begun"
@@ -100,7 +101,9 @@ class Destination:
             self.store.remove(f"{JOURNAL}/{name}")
 
     def finish(self) -> None:
-        """Send what describes the folder, the manifest last."""
+        """Send what describes the folder, the manifest last. What --verify found in other pairs goes first."""
+        for name in (QUARANTINE, CLIP_CHECKS):
+            self.store.remove(name)
         for path in [*sorted((self.folder / "pairs").glob("*.npy")), self.folder / "left_out.jsonl"]:
             self.store.upload(str(path.relative_to(self.folder)), str(path))
         self.store.upload(MANIFEST, str(self.folder / MANIFEST))

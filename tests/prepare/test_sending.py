@@ -8,7 +8,7 @@ import pytest
 
 from essl_fast.common.errors import InputError, Notice
 from essl_fast.data.remote import Cache, Store, store
-from essl_fast.data.shards import Manifest
+from essl_fast.data.shards import CLIP_CHECKS, QUARANTINE, Manifest
 from essl_fast.prepare import PreparedDifferently, assembly, reporter
 from essl_fast.prepare import __main__ as door
 from essl_fast.prepare.folder import own_folder
@@ -157,6 +157,16 @@ def test_a_cache_that_cannot_be_written_has_a_remedy_that_prepare_knows(world, t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(InputError, match="^the cache .* cannot be made .* or the variable XDG_CACHE_HOME"):
         run(world, "s3://bucket/a")
+
+
+def test_what_verify_found_in_other_pairs_does_not_stay(out, world):
+    run(world, out)
+    store_of = Store(out)
+    for name in (QUARANTINE, CLIP_CHECKS):
+        store_of.write(name, b"of the videos as they were")
+    store_of.remove("manifest.json")  # as who prepares mended videos again
+    run(world, out)
+    assert not {QUARANTINE, CLIP_CHECKS} & sent_to(out).keys() and "manifest.json" in sent_to(out)
 
 
 def test_what_fails_on_this_machine_is_told_with_the_url(out, world, monkeypatch):
