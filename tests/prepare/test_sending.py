@@ -152,6 +152,31 @@ def test_a_url_of_a_folder_of_this_machine(world, reference, tmp_path, monkeypat
     assert hashes(tmp_path / "new" / "a folder") == hashes(reference)
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_run_to_a_folder_by_its_url_goes_on(elsewhere, world, reference, tmp_path, monkeypatch):
+    """It ends while the third shard is sent; a shard that was sent is lost, and a note of one is cut short."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        said = uploads(patch, 8, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            run(world, f"file://{place}")
+    first, second = (name for name in said[:-1] if name.endswith(".tar"))
+    assert (place / first).is_file() and not (place / "manifest.json").exists()
+    (place / second).unlink()
+    (place / "train-00007.tar").write_bytes(b"of another data set, whose manifest is gone")
+    if elsewhere:  # as if another machine went on
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    else:
+        notes = sorted((tmp_path / "cache").rglob("made/**/*.json"))
+        notes[-1].write_bytes(notes[-1].read_bytes()[:-9])
+    with monkeypatch.context() as patch:
+        again = uploads(patch)
+        run(world, f"file://{place}")
+    assert first not in again and second in again and again[-2:] == ["manifest.json", "preview.png"]
+    assert hashes(place) == hashes(reference)
+
+
 def test_a_cache_that_cannot_be_written_has_a_remedy_that_prepare_knows(world, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
