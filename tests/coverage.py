@@ -1,6 +1,7 @@
 """How much of essl_fast/ the tests run: lines and branches, with and without those that only a GPU takes.
 
     python -m tests.coverage                           measure all tests but nightly ones, and the pretended GPU
+    python -m tests.coverage --plain                   the same without the tests marked slow
     python -m tests.coverage --add -m slow tests/data  add what these tests run to the measurement before
     python -m tests.coverage --report --misses         say it again, with what was missed in each file
 
@@ -61,7 +62,7 @@ workers._answer = answered
 workers.serve(Path(sys.argv[1]), int(sys.argv[2]))
 """  # the program of a worker
 HOWS = (PHANTOM, "emulation", "not")
-ALL = ("-m", "not nightly")
+ALL, PLAIN = ("-m", "not nightly"), ("-m", "not slow and not nightly")
 # Not under a tracer, each for a reason.
 LEFT_OUT = (
     "tests/phantom/test_phantom.py::test_every_fault_is_found",  # it pretends a GPU: measured by itself
@@ -311,13 +312,25 @@ class Found:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.coverage", description=__doc__.partition("\n")[0])
     parser.add_argument("--report", action="store_true", help="say the measurement before again")
+    parser.add_argument(
+        "--plain", action="store_true", help="leave out the tests marked slow, as python -m pytest does"
+    )
     parser.add_argument("--misses", action="store_true", help="the lines and branches of each file that nothing runs")
     parser.add_argument("--add", nargs=argparse.REMAINDER, default=[], metavar="WORD", help="pytest's words")
     options = parser.parse_args()
     failed = 0
     if not options.report:
         leave = [f"--deselect={test}" for test in LEFT_OUT]
-        words = ["pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.coverage", *leave, *(options.add or ALL)]
+        words = [
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "tests.coverage",
+            *leave,
+            *(options.add or (PLAIN if options.plain else ALL)),
+        ]
         failed = measure("tests", words, fresh=not options.add)
         if not options.add:
             failed |= measure("phantom", ["tests.phantom"])

@@ -122,3 +122,35 @@ def test_the_limits_decide(monkeypatch, capsys):
         monkeypatch.setattr(coverage, "LIMITS", {"lines": 96.0, "branches": 90.0})
         assert coverage.main() == code
     assert "lines: 95.0%, at least 96% wanted" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "runs", "fresh"),
+    [
+        ([], ["-m", "not nightly"], True),
+        (["--plain"], ["-m", "not slow and not nightly"], True),
+        (["--add", "-m", "slow", "tests/data"], ["-m", "slow", "tests/data"], False),
+        (["--report"], None, None),
+    ],
+)
+def test_which_tests_are_measured(monkeypatch, words, runs, fresh):
+    ran = []
+
+    def measure(name, words, fresh=True):
+        ran.append((name, words, fresh))
+        return 3 if name == "tests" else 0
+
+    monkeypatch.setattr(coverage, "listed", lambda: [])
+    monkeypatch.setattr(coverage, "measure", measure)
+    monkeypatch.setattr(coverage, "read", lambda _: {"essl_fast/one.py": Measured({1}, set(), {(1, 2)}, set())})
+    monkeypatch.setattr(coverage.sys, "argv", ["coverage", *words])
+    assert coverage.main() == (0 if runs is None else 1)  # a test that fails fails the measurement
+    if runs is None:
+        assert not ran
+        return
+    (name, given, anew), *others = ran
+    assert (name, given[-len(runs) :], anew) == ("tests", runs, fresh) and given[0] == "pytest"
+    assert others == ([("phantom", ["tests.phantom"], True)] if fresh else [])
+    assert all(
+        test.split("::")[0] in str(given) and (ROOT / test.split("::")[0]).exists() for test in coverage.LEFT_OUT
+    )
