@@ -90,8 +90,8 @@ def _of_tracks(data: bytes) -> Crop:
         video = dict(_children(track)).get(_VIDEO) if kind == _TRACK else None
         if video is not None:
             values = dict(_children(video))
-            left, right, top, bottom = (int.from_bytes(values.get(name, b"")) for name in _CROPS)
-            return left, right, top, bottom
+            left, top, right, bottom = (int.from_bytes(values.get(name, b"")) for name in _CROPS)
+            return left, top, right, bottom
     return NO_CROP
 
 

@@ -60,3 +60,51 @@ def test_the_shape_of_pixels(tmp_path, name):
         assert Video(probe(set_matrix(path, 0, 1, -1, 0))).aspect(128, 160) == Fraction(45, 64)
     plain = Video(probe(make_video(tmp_path / "plain.mp4", sound=None)))
     assert plain.found.aspect == 1 and plain.aspect(160, 90) is None
+
+
+def box(kind: bytes, content: bytes, long: bool = False) -> bytes:
+    head = struct.pack(">I4sQ", 1, kind, len(content) + 16) if long else struct.pack(">I4s", len(content) + 8, kind)
+    return head + content
+
+
+def movie(kind: bytes = b"vide", more: bytes = b"") -> bytes:
+    """A track of 200 x 106 pixels with a clean aperture of 160 x 90 in the middle; `more` comes before it."""
+    clap = box(b"clap", struct.pack(">8i", 160, 1, 90, 1, 0, 1, 0, 1))
+    sample = box(b"stsd", bytes(16) + bytes(78) + clap)
+    parts = box(b"hdlr", bytes(8) + kind + bytes(12)) + box(b"minf", box(b"stbl", sample))
+    return box(b"moov", more + box(b"trak", box(b"mdia", parts)))
+
+
+@pytest.mark.parametrize(
+    ("data", "crop"),
+    [
+        (box(b"ftyp", b"isom") + movie(), (20, 8, 20, 8)),
+        (box(b"mdat", bytes(100), long=True) + movie(), (20, 8, 20, 8)),  # 64 bits of size
+        (movie(more=box(b"mvhd", bytes(20))), (20, 8, 20, 8)),
+        (movie(more=struct.pack(">I4s", 3, b"free")), (0, 0, 0, 0)),  # smaller than its own header
+        (movie(b"soun"), (0, 0, 0, 0)),
+        (box(b"mdat", bytes(100)), (0, 0, 0, 0)),  # no movie
+        (struct.pack(">I4s", 0, b"mdat") + movie(), (0, 0, 0, 0)),  # to the end of the file
+        (movie()[:-20], (0, 0, 0, 0)),  # cut off in the aperture
+        (b"", (0, 0, 0, 0)),
+    ],
+)
+def test_boxes_of_all_sizes(tmp_path, data, crop):
+    (tmp_path / "v.mp4").write_bytes(data)
+    assert cropping.of_file(tmp_path / "v.mp4", {"mov", "mp4"}, 200, 106) == crop
+
+
+@pytest.mark.parametrize(
+    ("data", "crop"),
+    [
+        (b"\x1a\x45\xdf\xa3\x80", (0, 0, 0, 0)),  # a header, and nothing behind it
+        (b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\xff\x1f\x43\xb6\x75\x81\0", (0, 0, 0, 0)),  # a cluster comes first
+        (b"\x18\x53\x80\x67\xff\x16\x54\xae\x6b\x84\xae\x82\xe1\x80", (0, 0, 0, 0)),  # a track without video
+        (b"\x18\x53\x80\x67\xff\x16\x54\xae\x6b\x8c\xae\x8a\xe0\x88\x54\xcc\x81\x05\x54\xbb\x81\x03", (5, 3, 0, 0)),
+        (b"\x18\x53\x80\x67\xff\x16\x54", (0, 0, 0, 0)),  # cut off
+    ],
+)
+def test_elements_up_to_the_first_cluster(tmp_path, data, crop):
+    (tmp_path / "v.mkv").write_bytes(data)
+    assert cropping.of_file(tmp_path / "v.mkv", {"matroska", "webm"}, 200, 106) == crop
+    assert cropping.of_file(tmp_path / "v.mkv", {"avi"}, 200, 106) == (0, 0, 0, 0)
