@@ -1,10 +1,13 @@
 """The words about a profile follow from its numbers; the floors from the network and the machine."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from essl_fast import config
-from essl_fast.profiling import floors
+from essl_fast.profiling import explain, floors
 from essl_fast.profiling.gaps import Measured, Setting, find
 
 GPU = Setting(True, False, False, "float32", 16, 2, 8, True)
@@ -66,3 +69,41 @@ def test_floors_follow_from_counts_and_ceilings():
     assert "20 GFLOP at 1 TFLOP/s" in found["forward"].why and "28 MB at 1 GB/s" in found["optimizer"].why
     measured = floors.measure_ceilings(torch.device("cpu"), torch.float32, seconds=0.02)
     assert measured.flop > 1e8 and measured.copy > 1e7 and measured.dtype == "float32"
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_profile_is_explained_beside_its_trace(tmp_path, monkeypatch, slow):
+    monkeypatch.setattr(explain, "measure_ceilings", lambda *_: floors.Ceilings(1e12, 1e10, "float32"))
+    settings = config.load("demo", ["--data.batch_size", "16", "--optim.accumulate", "2"])
+    run = explain.ProfiledRun(settings, torch.device("cpu"), torch.float32, 10**6, False, 2, True)
+    spent = 1e4 if slow else 0.0
+    profile = SimpleNamespace(
+        step_ms=3 * spent,
+        stages={"forward": (spent, spent), "optimizer": (spent, spent), "views": (spent / 2, spent / 2)},
+        operators=OPERATORS,
+        record=lambda: {"device": "cpu"},
+    )
+    said = explain.largest_gaps(run, profile, tmp_path / "gaps.json")
+    held = json.loads((tmp_path / "gaps.json").read_text())
+    assert held["device"] == "cpu" and held["ceilings"]["flop"] == 1e12 and held["gflop_a_pair"] > 0
+    if not slow:
+        assert said == ["every stage is at its floor"] and held["gaps"] == []
+        return
+    assert said[0] == "the largest gaps:" and [line[:3] for line in said[1:]] == ["1. ", "2. ", "3. "]
+    assert [line[3:] for line in said[1:]] == held["gaps"] and len(held["gap_values"]) == 3
+    assert [gap["ms"] for gap in held["gap_values"]] == [1e4, 1e4, 5e3]
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [
+        ("optimizer", "a larger data.batch_size (now 16): the update costs the same for any"),
+        ("views", "`python -m essl_fast.doctor`, which says whether the compiled module makes them"),
+        ("forward", "the trace, which shows what runs in it"),
+    ],
+)
+def test_what_to_try_about_each_stage(stage, said):
+    cpu = Setting(False, False, False, "float32", 16, 2, 2, False)
+    (gap,) = find(20.0, {stage: Measured(20, 20)}, {stage: floors.Floor(0.005, "x")}, cpu, [])
+    assert gap.words.endswith(f"Try: {said}")
+    assert find(20.0, {"loss": Measured(20, 20)}, {}, cpu, []) == []  # a stage without a floor
