@@ -17,11 +17,10 @@ from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
 from essl_fast.runtime.runlog import RunLog
 from essl_fast.runtime.stopping import Stopped
-from essl_fast.train import results
+from essl_fast.train import results, step
 from essl_fast.train import run as run_module
 from essl_fast.train.rundir import RunDirectory
 from essl_fast.train.state import check_resume
-from essl_fast.train.step import data_parallel
 
 CPU = torch.device("cpu")
 ALONE, SECOND = distributed.ALONE, World(1, 2)
@@ -177,9 +176,9 @@ def test_an_exchange_that_this_pytorch_lacks(monkeypatch):
 
         return SimpleNamespace(register_comm_hook=hook)
 
-    monkeypatch.setattr("essl_fast.train.step.DistributedDataParallel", lacks)
+    monkeypatch.setattr(step, "DistributedDataParallel", lacks)
     settings = config.load("demo", ["--optim.exchange", "bf16"])
     with pytest.raises(
         InputError, match="optim.exchange: bf16, but this PyTorch has none .bf16 all reduce .*; use own"
     ):
-        data_parallel(torch.nn.Sequential(torch.nn.Linear(2, 2)), settings, compiled=False)
+        step.data_parallel(torch.nn.Sequential(torch.nn.Linear(2, 2)), settings, compiled=False)
