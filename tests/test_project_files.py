@@ -22,7 +22,7 @@ TEXTS = [
     "SECURITY.md",
     *(str(p.relative_to(ROOT)) for p in ROOT.glob(".github/*.md")),
 ]
-SCRIPTS = [".ci/run", ".ci/weekly", ".ci/lint", "examples/slurm.sh"]
+SCRIPTS = [".ci/run", ".ci/weekly", ".ci/lint", ".ci/independent", "examples/slurm.sh"]
 # Made by a command, or a kind of file: not in the repository.
 ELSEWHERE = re.compile(r"^(\.venv/.*|runs/.*|data|dist/.*|docs/|wheelhouse/.*|/.*|~.*|.*\$.*)$")
 NAMED = re.compile(r"(?<![\w./-])((?:\.ci|\.github|benchmarks|csrc|docs|essl_fast|examples|tests)/[\w./-]*\w/?)")

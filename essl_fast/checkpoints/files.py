@@ -17,7 +17,7 @@ import torch
 from essl_fast.checkpoints.form import FORMAT, VERSION
 from essl_fast.checkpoints.hub import fetch, is_hub_name
 from essl_fast.checkpoints.tensors import MODEL_FILE, load_safetensors
-from essl_fast.common.errors import InputError, in_shell
+from essl_fast.common.errors import InputError, in_shell, memory_is_short
 from essl_fast.common.files import atomic_file, refuse_packed, sync_folder
 
 _SEAL = struct.Struct("<8sQI")
@@ -179,6 +179,7 @@ def load(path: Path) -> dict:
 
     Raises:
         InputError: it is missing, damaged, or not one of ours; the message names a whole one if there is one.
+        MemoryError: this machine has too little for it.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -192,6 +193,8 @@ def load(path: Path) -> dict:
         refuse_packed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for a damaged file
+        if memory_is_short(error):  # which is no fault of the file: an older one must not take its place
+            raise MemoryError(f"to read {path}") from error
         reason = _reason(path, error)
         raise InputError(f"{path} is not a readable checkpoint ({reason}); {_remedy(path)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -23,7 +23,7 @@ from torch import nn
 
 from essl_fast.checkpoints.files import dump
 from essl_fast.checkpoints.model_state import unwrapped
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, memory_is_short
 from essl_fast.common.files import atomic_file, refuse_packed
 
 if TYPE_CHECKING:
@@ -220,6 +220,8 @@ def _read_file(path: Path) -> dict:
         refuse_packed(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen types for a damaged file
+        if memory_is_short(error):
+            raise MemoryError(f"to read {path}") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} is not a readable state dict ({reason}); copy it again") from error
     if isinstance(state, dict):  # some save it as one entry among others

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from essl_fast import __version__
 from essl_fast.common import streams
-from essl_fast.common.errors import InputError, Notice, any_of, short
+from essl_fast.common.errors import InputError, Notice, any_of, memory_is_short, short
 from essl_fast.common.nearest import did_you_mean
 from essl_fast.common.values import a_path
 
@@ -146,12 +146,12 @@ def _exit_code(main: Callable[[], int], prog: str) -> int:
         what = error.filename or "a file or standard output"
         remedy = _REMEDIES.get(error.errno or 0, "mend that, then run it again")
         return _end(prog, f"error: cannot write or read {what}: {error.strerror or error}; {remedy}", 2)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if memory_is_short(error):
+            return _end(prog, f"error: the memory of this machine is not enough{str(error) and f' ({error})'}", 2)
         if "can't start new thread" not in str(error):
             raise
         return _end(prog, f"error: {NO_MORE}", 2)
-    except MemoryError as error:
-        return _end(prog, f"error: the memory of this machine is not enough{str(error) and f' ({error})'}", 2)
     except FloatingPointError as error:  # training diverged: the input itself is not wrong
         return _end(prog, f"stopped: {error}", 1)
     except KeyboardInterrupt as error:  # or train's Stopped, which has the exit code of its signal

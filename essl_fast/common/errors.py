@@ -12,6 +12,11 @@ class Notice(UserWarning):
     """A warning for the user. Commands print it as a line, and no other package's."""
 
 
+def memory_is_short(error: BaseException) -> bool:
+    """Whether an error says that this machine has no memory left. PyTorch says that with a RuntimeError of its own."""
+    return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
 def short(text: str) -> str:
     """A text in quotes for a message, shortened to 60 characters."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

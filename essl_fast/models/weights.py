@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from essl_fast.common.errors import InputError, Notice, reason
+from essl_fast.common.errors import InputError, Notice, memory_is_short, reason
 from essl_fast.models.registry import audio_facts, made_parts, trunk_facts
 
 if TYPE_CHECKING:
@@ -163,5 +163,7 @@ def load_made(model: Localizer, config, path: Path) -> str:
     except FileNotFoundError as error:
         raise WeightsError(f"model.small_weights: there is no file {path}; use auto, or {again}") from error
     except Exception as error:  # torch raises a dozen types for a damaged file
+        if memory_is_short(error):
+            raise MemoryError(f"to read {path}") from error
         raise WeightsError(f"model.small_weights: {path} does not fit ({reason(error)}); {again}") from error
     return f"{' and '.join(made_parts(config))} from {path}"

@@ -6,6 +6,11 @@
     URL/manifest.json                last; one that is there is removed before the first shard comes
 
 So whoever reads there finds the whole data set, or none. What a killed run has sent is not sent again.
+
+    URL/.parts/begun                 names the run that began last; one that finds another's name there stops
+
+So of two machines that write to one URL the second goes on. The first notices before its next shard, and in any case
+before its manifest stays.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import contextlib
 import hashlib
 import re
 import shutil
+import uuid
 from pathlib import Path
 
 from essl_fast.common.errors import InputError
@@ -44,6 +50,7 @@ class Destination:
                 "copy it there"
             )
         self.folder = Cache().path / "made" / hashlib.sha256(self.name.encode()).hexdigest()[:16]
+        self._run = b""  # this one's name, once it has begun
 
     def manifest(self) -> bytes | None:
         """The manifest that is there; None without one."""
@@ -59,7 +66,8 @@ class Destination:
 
     def begin(self) -> None:
         """Remove the manifest that is there, and take over the journal of a run on another machine."""
-        self.store.write(_BEGUN, b"")  # what cannot be written shows before hours of work
+        self._run = uuid.uuid4().hex.encode()
+        self.store.write(_BEGUN, self._run)  # what cannot be written shows before hours of work
         self.store.remove(MANIFEST)
         here = self.folder / JOURNAL
         if any(here.glob("*.json")):
@@ -79,8 +87,21 @@ class Destination:
         """Whether a shard that was noted is there still."""
         return self.store.size(shard["file"]) == shard["bytes"] and (self.folder / shard["index"]).is_file()
 
+    def stop_if_another_began(self) -> None:
+        """InputError if another run has begun at the URL since this one did."""
+        try:
+            found = self.store.read(_BEGUN) if self._run else b""
+        except FileNotFoundError:
+            found = b"one that has finished since"
+        if found != self._run:
+            raise InputError(
+                f"{self.name}: another prepare began there after this one, so this one stops: let that one finish, "
+                "then run the same command again, or choose another --out"
+            )
+
     def send(self, shard: dict) -> None:
-        """Send a finished shard. InputError if it does not arrive whole."""
+        """Send a finished shard. InputError if it does not arrive whole, or another run works there."""
+        self.stop_if_another_began()
         for file in (shard["file"], shard["index"]):
             path = self.folder / file
             self.store.upload(file, str(path))
@@ -101,15 +122,27 @@ class Destination:
             self.store.remove(f"{JOURNAL}/{name}")
 
     def finish(self) -> None:
-        """Send what describes the folder, the manifest last. What --verify found in other pairs goes first."""
+        """Send what describes the folder, the manifest last. What --verify found in other pairs goes first.
+
+        Raises:
+            InputError: another run works there.
+        """
+        self.stop_if_another_began()
         for name in (QUARANTINE, CLIP_CHECKS):
             self.store.remove(name)
         for path in [*sorted((self.folder / "pairs").glob("*.npy")), self.folder / "left_out.jsonl"]:
             self.store.upload(str(path.relative_to(self.folder)), str(path))
+        self.stop_if_another_began()
         self.store.upload(MANIFEST, str(self.folder / MANIFEST))
+        try:
+            self.stop_if_another_began()  # which has removed the manifest, but perhaps before this one came
+        except InputError:
+            self.store.remove(MANIFEST)
+            raise
 
     def clean(self, shards: list[dict]) -> None:
         """Remove what a finished folder does not need, here and there. shards: entries of the manifest."""
+        self.stop_if_another_began()
         kept = {shard[kind] for shard in shards for kind in ("file", "index")}
         self.forget()
         self.store.remove(_BEGUN)

@@ -8,6 +8,7 @@ import torch
 
 from essl_fast import checkpoints, config, models
 from essl_fast.checkpoints import files, sspl
+from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
 from tests.golden.store import golden
 from tests.nth.disk import Disk, Failure
@@ -181,6 +182,23 @@ def test_the_newest_that_is_whole(tmp_path):
         file.write_bytes(b"nothing")
     with pytest.raises(InputError, match="no checkpoint of .* is whole"):
         checkpoints.newest(path)
+
+
+@pytest.mark.parametrize("whose", ["PyTorch", "Python"])
+def test_memory_that_is_short_is_no_fault_of_a_checkpoint(whose, tmp_path, monkeypatch, capsys):
+    """No older one takes the place of the newest, which is whole: training would go back by an epoch."""
+    for epoch in (1, 2):
+        files.save(tmp_path / "last.pt", {"epoch": epoch}, keep=2)
+    error = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: x")
+    error = MemoryError() if whose == "Python" else error
+
+    def short(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", short)
+    assert command(lambda: bool(files.newest(tmp_path / "last.pt")), "train") == 2
+    says = f"train: error: the memory of this machine is not enough (to read {tmp_path / 'last.pt'})\n"
+    assert capsys.readouterr().err == says
 
 
 def test_a_damaged_best_names_what_is_left(tmp_path):

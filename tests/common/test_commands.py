@@ -88,6 +88,13 @@ def test_errors_have_one_form(name, tmp_path, monkeypatch, capsys):
         ),
         (BlockingIOError(11, "Resource temporarily unavailable"), 2, f"python -m x: error: {commands.NO_MORE}"),
         (RuntimeError("can't start new thread"), 2, f"python -m x: error: {commands.NO_MORE}"),
+        (MemoryError(), 2, "python -m x: error: the memory of this machine is not enough"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            2,
+            "python -m x: error: the memory of this machine is not enough (DefaultCPUAllocator: can't allocate memory: "
+            "you tried to allocate 9 bytes.)",
+        ),
         (FloatingPointError("nan"), 1, "python -m x: stopped: nan"),
         (KeyboardInterrupt(), 130, "python -m x: stopped"),
         (stopping.Stopped(15), 143, "python -m x: stopped"),

@@ -6,7 +6,8 @@
     write    bytes are written, a file is cut                                      ENOSPC from there on; EIO, once
     sync     fsync                                                                 EIO, once
     name     rename, link, remove, make a folder                                   EIO, once; ENOSPC from there on
-    memory   NumPy or PyTorch allocate, called by our code                         MemoryError, once
+    memory   NumPy, PyTorch or a store allocate, called by our code; a file is     MemoryError or that of PyTorch,
+             read whole                                                            once
 
 Only files below a folder count. Buffers are those of Python, so a write fails where the kernel would get it: at a
 flush, or when the file is closed. Files that C++ opens by itself (FFmpeg's) are not seen.
@@ -27,6 +28,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 KINDS = ("open", "read", "write", "sync", "name", "memory")
 _BY_PATH = {
@@ -37,10 +39,15 @@ _BY_PATH = {
 }
 _BY_NUMBER = {
     "read": ("read", "pread", "readv", "preadv"),
-    "write": ("write", "pwrite", "writev", "pwritev", "ftruncate", "sendfile"),
+    "write": ("write", "pwrite", "writev", "pwritev", "ftruncate", "posix_fallocate", "sendfile"),
     "sync": ("fsync", "fdatasync"),
 }
-_MEMORY = ((np, ("empty", "zeros", "full", "array", "concatenate", "ascontiguousarray")), (torch, ("empty", "zeros")))
+_MEMORY = (
+    (np, ("empty", "zeros", "full", "array", "concatenate", "ascontiguousarray")),
+    (torch, ("empty", "zeros", "load", "save")),
+    (MemoryFileSystem, ("cat_file",)),  # what a store sends
+)
+_NO_MEMORY = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"
 
 
 class Failure(NamedTuple):
@@ -82,7 +89,10 @@ class Disk:
         self.failed = ""
 
     def note(self, kind: str, what: str, path: str, named: bool) -> None:
-        """Count an operation. OSError or MemoryError if it is the one that fails. named: the error names the file."""
+        """Count an operation. If it is the one that fails: OSError, or for memory MemoryError, PyTorch's RuntimeError.
+
+        named: the error names the file.
+        """
         with self._lock:
             self.counts[kind] += 1
             one, count = self._failure, self.counts[kind]
@@ -90,7 +100,7 @@ class Disk:
                 return
             self.failed = self.failed or f"{what} {path}"
         if kind == "memory":
-            raise MemoryError
+            raise RuntimeError(_NO_MEMORY) if what.startswith("torch.") else MemoryError
         raise OSError(one.error, os.strerror(one.error), *([path] if named else []))
 
     def _below(self, path: Any, folder: int | None = None) -> str | None:
@@ -180,7 +190,8 @@ class Disk:
                 stack.enter_context(mock.patch.object(module, "open", self._open))
             for module, names in _MEMORY:
                 for name in names:
-                    stack.enter_context(mock.patch.object(module, name, self._allocation(getattr(module, name), name)))
+                    known = f"{module.__name__}.{name}"
+                    stack.enter_context(mock.patch.object(module, name, self._allocation(getattr(module, name), known)))
             # Otherwise NumPy hands the file's number to C, which reads and writes unseen.
             at = "numpy.lib._format_impl.isfileobj" if hasattr(np.lib, "_format_impl") else "numpy.lib.format.isfileobj"
             stack.enter_context(mock.patch(at, lambda file: False))
@@ -202,6 +213,7 @@ class _Raw(io.FileIO):
         return super().read(size)
 
     def readall(self) -> bytes | None:
+        self.disk.note("memory", "readall", self.path, named=False)
         self.disk.note("read", "read", self.path, named=False)
         return super().readall()
 

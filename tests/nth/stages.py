@@ -7,8 +7,11 @@ whether the result is as it should be, and one to tell whether the last good sta
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import gc
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -17,13 +20,15 @@ from unittest import mock
 
 import numpy as np
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from rich.console import Console
 
 from essl_fast import checkpoints, config
 from essl_fast.common.commands import command
 from essl_fast.common.files import write_json
 from essl_fast.common.outputs import output_folder
-from essl_fast.data.shards import Manifest, Shards
+from essl_fast.data.remote import ahead
+from essl_fast.data.shards import SPLITS, Manifest, Picture, Shards
 from essl_fast.prepare import __main__ as prepare_door
 from essl_fast.prepare import workers
 from essl_fast.report import __main__ as report_door
@@ -32,6 +37,7 @@ from essl_fast.runtime.runlog import read_log
 from essl_fast.train.logfile import LogFile
 from essl_fast.train.run import ended_well, made_for_a_run
 from essl_fast.train.rundir import RunDirectory, owned
+from tests.data.shards.test_shards import write_folder
 from tests.faults.worlds import same
 from tests.report.test_report import make_run
 from tests.tools.media import clicks, make_video, row, write_annotations
@@ -261,17 +267,122 @@ class Shard(Stage):
             pictures = shards.read(positions, sound, executor, 1)
         assert not any(picture.altered for picture in pictures)
         assert np.array_equal(shards.read_sound(positions), sound)
-        state = hashlib.sha256(sound.tobytes())
-        for picture in pictures:
-            state.update(picture.file.tobytes())
-        self._read[out.name] = state.hexdigest()
+        self._read[out.name] = digest(pictures, sound)
         return 0
 
     def differs(self, out: Path) -> str | None:
         return None if self._read[out.name] == self._bytes else "other bytes were read"
 
 
-STAGES: tuple[type[Stage], ...] = (Prepare, Run, Report, Shard)
+class RemoteCache(Stage):
+    """A data set elsewhere is opened, and read through a cache that holds some of it and has to make room for the rest.
+
+    The store is fsspec's in memory, so that all operations on a disk are the cache's.
+    """
+
+    name = "remote cache"
+    _OTHER = 1 << 20  # bytes of each thing that nobody uses any more: all must go for the shards that come
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        self._folder, self._reader = write_folder(place / "folder", 4, 2, 2, 2), -1
+        self.url = f"memory://nth{place}"
+        system = MemoryFileSystem()
+        for path in sorted(self._folder.rglob("*")):
+            if path.is_file():
+                system.pipe_file(f"/nth{place}/{path.relative_to(self._folder)}", path.read_bytes())
+        self._entries = Manifest.load(self._folder).entries(SPLITS)
+        self._limit, self._read = 0, ""
+        self._fill(place / "start")
+        self.start(place / "whole")
+        code, said = self.run(place / "whole")
+        assert code == 0, said
+        self._bytes = self._read
+        assert not self._others(place / "whole")
+
+    def _fill(self, start: Path) -> None:
+        """The cache in which the work begins: two shards of the data set, and what is older than they are."""
+        manifest = Manifest.load(self.url, (str(start), 0.0))
+        assert manifest.source is not None
+        for entry in self._entries[:2]:
+            os.close(manifest.source.cache.fetch(manifest.source.store, entry))
+        old = start / "folders" / "another"
+        old.mkdir()
+        (old / ".lock").touch()
+        for path in (start / f"{'0' * 64}.tar", start / f".{'1' * 64}.tar.partial", old / "columns"):
+            path.write_bytes(bytes(self._OTHER))
+        for path in (start / f"{'0' * 64}.tar", old / ".lock"):
+            os.utime(path, (1, 1))
+        held = sum(path.stat().st_blocks * 512 for path in start.rglob("*"))
+        self._limit = held + sum(entry["bytes"] for entry in self._entries[2:]) - int(2.5 * self._OTHER)
+
+    def start(self, out: Path) -> None:
+        if self._reader >= 0:
+            os.close(self._reader)
+        shutil.copytree(self.place / "start", out)
+        # Another process reads a shard that the work does not have to fetch.
+        self._reader = os.open(self._shard(out, 0), os.O_RDONLY)
+        fcntl.flock(self._reader, fcntl.LOCK_SH)
+
+    def work(self, out: Path) -> int:
+        self._read = ""
+        manifest = Manifest.load(self.url, (str(out), self._limit / 1e9))
+        shards = Shards(manifest, SPLITS)
+        assert shards._ahead is not None
+        try:
+            with mock.patch.object(ahead, "THREADS", 1):
+                # Before any is read, so that operations come in one order.
+                held = [shards._ahead.descriptor(number) for number in range(len(self._entries))]
+            assert len(set(held)) == len(held)
+            positions, sound = np.arange(len(shards)), np.zeros((len(shards), 48_000), np.int16)
+            pictures = shards.read(positions, sound, Now(), 1)
+            assert not any(picture.altered for picture in pictures)
+            self._read = digest(pictures, sound)
+            manifest.verify()
+        finally:
+            shards._ahead.close()
+            for thread in shards._ahead._threads:
+                thread.join()
+        return 0
+
+    def differs(self, out: Path) -> str | None:
+        if self._read != self._bytes:
+            return "other bytes were read"
+        if not all(self._shard(out, number).exists() for number in range(len(self._entries))):
+            return "a shard that was fetched is gone"
+        used = sum(path.stat().st_blocks * 512 for path in out.rglob("*") if path.is_file())
+        return self.good(out) or ("the cache is larger than it may be" if used > self._limit else None)
+
+    def good(self, out: Path) -> str | None:
+        if not self._shard(out, 0).exists():
+            return "a shard that is read is gone"
+        for number, entry in enumerate(self._entries):
+            path = self._shard(out, number)
+            if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
+                return f"{path.name} is not what its name says"
+        gc.collect()
+        left = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        left.remove(str(self._shard(out, 0).resolve()))  # the reader's
+        still = [path for path in left if path.startswith(f"{out.resolve()}/")]
+        return f"{still[0]} is open, and locked, for ever" if still else None
+
+    def _shard(self, out: Path, number: int) -> Path:
+        return out / f"{self._entries[number]['sha256']}.tar"
+
+    def _others(self, out: Path) -> list[Path]:
+        """What nobody uses."""
+        return [*out.glob("0*0.tar"), *out.glob("*.partial"), *(out / "folders").glob("another")]
+
+
+def digest(pictures: list[Picture], sound: np.ndarray) -> str:
+    """SHA-256 of what was read."""
+    state = hashlib.sha256(sound.tobytes())
+    for picture in pictures:
+        state.update(picture.file.tobytes())
+    return state.hexdigest()
+
+
+STAGES: tuple[type[Stage], ...] = (Prepare, Run, Report, Shard, RemoteCache)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """A sample of what `python -m tests.nth` tries: of each kind of operation the first, the middle and the last one."""
 
 import errno
+import fcntl
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -69,7 +71,7 @@ def test_every_kind_of_operation_is_counted_and_fails(tmp_path):
         work()
     assert disk.counts == {"open": 4, "read": disk.counts["read"], "write": disk.counts["write"], "sync": 1} | {
         "name": 1,
-        "memory": 0,
+        "memory": 1,  # a file is read whole
     }
     assert disk.counts["read"] >= 2 and disk.counts["write"] >= 3
     for kind in ("open", "read", "write", "sync", "name"):
@@ -78,6 +80,8 @@ def test_every_kind_of_operation_is_counted_and_fails(tmp_path):
                 with pytest.raises(OSError) as raised:
                     work()
             assert raised.value.errno == errno.EIO and failing.failed, (kind, nth)
+    with Disk(folder, Failure("memory", 1)).mounted(), pytest.raises(MemoryError):
+        work()
     with Disk(folder, Failure("write", 99)).mounted() as failing:
         work()
     assert not failing.failed
@@ -104,6 +108,30 @@ def test_what_is_lost_is_seen(tmp_path):
         stage = Careless(tmp_path / "stage")
         found = trials.attempt(stage, tmp_path / "out-of-trials", Failure("write", 1))
     assert found.what == trials.LOST and "names no file" in found.why
+
+
+class Waiting(STAGES[2]):
+    """A stage that waits for ever once a file cannot be opened, as for a lock of its own."""
+
+    def work(self, out):
+        try:
+            return super().work(out)
+        except Exception:
+            with open(out / ".lock", "w") as held, open(out / ".lock") as wanted:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                fcntl.flock(wanted, fcntl.LOCK_SH)
+            return 2
+
+
+def test_work_that_does_not_end_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "PATIENCE", 0.3)
+    with quiet():
+        stage = Waiting(tmp_path / "stage")
+        before = signal.getsignal(signal.SIGALRM)
+        found = [trials.attempt(stage, tmp_path / "out-of-trials", Failure("open", nth)) for nth in (1, 2, 3)]
+    assert [each.what for each in found].count(trials.LOST) >= 1
+    assert any("Hung" in each.why for each in found)
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_the_page_has_the_table():

@@ -3,13 +3,15 @@
 equal   the work ends well, and its result is that of a disk that never fails
 told    one line names the file and the remedy (or that an optional file is not there); the last good state opens;
         the same work on a mended disk then gives the equal result
-lost    anything else
+lost    anything else, and work that does not end
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import signal
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,29 @@ REMEDY = re.compile(
     r"make sure|leave|raise|train writes|goes on|memory of this machine)\b|--resume|"
     r"left out \(all of it:|name another folder"
 )
+
+
+PATIENCE = 60.0  # seconds that a work of about 0.1 s may take, before and after its disk is mended
+
+
+class Hung(BaseException):
+    """The work has not ended in time. No handler of ours takes it for an error of its own."""
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """Hung in the block if it does not end in time, also where it waits for a lock. Only in the main thread."""
+
+    def end(*_: object) -> None:
+        raise Hung
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1)  # and again, where something caught it
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Outcome(NamedTuple):
@@ -51,14 +76,18 @@ def attempt(stage: Stage, out: Path, failure: Failure) -> Outcome:
     stage.start(out)
     with Disk(out.parent, failure).mounted() as disk:
         try:
-            code, said = stage.run(out)
-        except BaseException:
+            with ending():
+                code, said = stage.run(out)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
             return Outcome(LOST, f"{disk.failed}: {traceback.format_exc(limit=-6)}", True)
     if not disk.failed:
         return Outcome(EQUAL, "", False)
     try:
-        return _judged(stage, out, failure, disk.failed, code, said)
-    except Exception:
+        with ending():
+            return _judged(stage, out, failure, disk.failed, code, said)
+    except (Exception, Hung):
         return Outcome(LOST, f"{disk.failed}: {said}: then {traceback.format_exc(limit=-6)}", True)
 
 

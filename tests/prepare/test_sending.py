@@ -216,6 +216,67 @@ def test_what_arrives_short_is_not_noted(out, world, monkeypatch):
     assert not [name for name in sent_to(out) if name.endswith(".json")] or "manifest.json" not in sent_to(out)
 
 
+@pytest.fixture
+def machines(tmp_path, monkeypatch):
+    """Two machines that have each made one shard of a data set, to send it to the same URL."""
+    made = []
+    for name in ("first", "second"):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        here = Destination(f"memory://sending{tmp_path}")
+        here.folder.mkdir(parents=True)
+        for file in ("train-00000.tar", "train-00000.idx", "manifest.json", "left_out.jsonl"):
+            (here.folder / file).write_text(f"{file} of the {name}")
+        made.append(here)
+    return made
+
+
+ONE = {"file": "train-00000.tar", "index": "train-00000.idx", "bytes": 28}
+OTHER = "another prepare began there after this one, so this one stops: let that one finish"
+
+
+def test_of_two_at_one_url_the_second_goes_on(machines):
+    first, second = machines
+    first.begin()
+    first.send(ONE)
+    second.begin()
+    for step in (lambda: first.send(ONE), first.finish, lambda: first.clean([ONE])):
+        with pytest.raises(InputError, match=f"^{first.name}: {OTHER}"):
+            step()
+    second.send(ONE)
+    second.finish()
+    second.clean([ONE])
+    assert second.manifest() == b"manifest.json of the second"
+    assert second.store.read("train-00000.tar") == b"train-00000.tar of the second"
+    with pytest.raises(InputError, match=OTHER):  # also once the other one has finished
+        first.send(ONE)
+    assert first.store.names(".parts") == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_the_manifest_of_a_run_that_another_one_followed_does_not_stay(when, machines, monkeypatch):
+    """The other one begins at the worst moment: while the first sends its manifest, before or after it is there."""
+    first, second = machines
+    first.begin()
+    first.send(ONE)
+    real = Store.upload
+
+    def upload(self, file, path):
+        if file == "manifest.json" and when == "before":
+            second.begin()
+        real(self, file, path)
+        if file == "manifest.json" and when == "after":
+            second.begin()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "upload", upload)
+        with pytest.raises(InputError, match=OTHER):
+            first.finish()
+    assert second.manifest() is None
+    second.send(ONE)
+    second.finish()
+    assert second.manifest() == b"manifest.json of the second"
+
+
 @pytest.mark.parametrize("option", [["--check"], ["--part", "1/2"], ["--join"]])
 def test_what_needs_a_folder_says_so(option, world, capsys):
     with pytest.raises(SystemExit):

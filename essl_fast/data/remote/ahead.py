@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import resource
@@ -80,7 +81,8 @@ class Ahead:
                 if shard in self._held:
                     return self._held[shard]
                 if self._error is not None:
-                    raise self._error
+                    # A copy: with the frames of who waits, this would keep the loader alive, and its files open.
+                    raise copy.copy(self._error) from self._error
                 if self._paused.is_set():
                     raise Stopped
                 self._start()

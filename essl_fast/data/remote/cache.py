@@ -20,7 +20,7 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ SHARE = 0.8  # of the disk that is free, for a cache without a bound of its own
 COPIES = 3  # times that a shard is fetched whose bytes are not its manifest's
 _POLL = 0.05  # seconds between looks at a shard that another process fetches
 _FOLDER = ".lock"  # in a folder of `folders/`
+_GONE = ".gone-"  # begins the name of a folder of `folders/` that is being removed
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Cache:
 
     def refuse_too_small(self, size: int, name: str) -> None:
         """InputError if the shards of a folder, of `size` bytes together, do not fit at the same time."""
-        if size > (bound := self.bound):
+        with self.usable():
+            bound = self.bound
+        if size > bound:
             raise InputError(
                 f"the shards of {name} that are read together take {_gb(size)}, and the cache {self.path} may hold "
                 f"{_gb(bound)}: {_more(self)}or a folder on a larger disk with {_option(self)}"
@@ -83,17 +86,16 @@ class Cache:
                 held = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
                 return None
-            _lock(held, fcntl.LOCK_SH)
-            if not _is_at(held, path):  # it was removed between our two calls
-                os.close(held)
-                continue
-            if os.fstat(held).st_size != size:
-                os.close(held)
-                path.unlink(missing_ok=True)
-                return None
-            with contextlib.suppress(OSError):  # another user's file
-                os.utime(path)
-            return held
+            with _closed_unless_given(held) as give:
+                _lock(held, fcntl.LOCK_SH)
+                if not _is_at(held, path):  # it was removed between our two calls
+                    continue
+                if os.fstat(held).st_size != size:
+                    path.unlink(missing_ok=True)
+                    return None
+                with contextlib.suppress(OSError):  # another user's file
+                    os.utime(path)
+                return give()
 
     def fetch(self, store: Store, entry: dict, stop: threading.Event | None = None, waits: bool = True) -> int | None:
         """A descriptor of a shard, as `held`; it is fetched unless it is there, and its SHA-256 is compared.
@@ -117,27 +119,25 @@ class Cache:
             if (held := self.held(sha, size)) is not None:
                 return held
             mine = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
-            if not _lock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                os.close(mine)
-                if not waits:
-                    return None
-                if (stop or threading.Event()).wait(_POLL):
-                    raise Stopped
-                continue
-            if not _is_at(mine, partial) or self._shard(sha).exists():  # another process has finished it meanwhile
-                os.close(mine)
-                continue
-            try:
-                self._fill(mine, store, entry, stop)
-                os.replace(partial, self._shard(sha))
-                _lock(mine, fcntl.LOCK_SH)
-                return mine
-            except BaseException:
-                try:
-                    partial.unlink(missing_ok=True)
-                finally:
-                    os.close(mine)  # and with it the lock, for which this process would else wait for ever
-                raise
+            # Closed it has no lock any more, for which this process would else wait for ever.
+            with _closed_unless_given(mine) as give:
+                if not _lock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    if not waits:
+                        return None
+                elif _is_at(mine, partial) and not self._shard(sha).exists():
+                    try:
+                        self._fill(mine, store, entry, stop)
+                        os.replace(partial, self._shard(sha))
+                        _lock(mine, fcntl.LOCK_SH)
+                        return give()
+                    except BaseException:
+                        with contextlib.suppress(OSError):  # what is left there counts for nothing
+                            partial.unlink(missing_ok=True)
+                        raise
+                else:
+                    continue  # another process has finished it meanwhile
+            if (stop or threading.Event()).wait(_POLL):
+                raise Stopped
 
     def unusable(self, error: OSError) -> InputError:
         """What an error of the system at the cache's own files is for people: what is elsewhere has no fault."""
@@ -168,12 +168,12 @@ class Cache:
                 held = os.open(folder / _FOLDER, os.O_RDWR | os.O_CREAT, 0o666)
             except FileNotFoundError:
                 continue
-            _lock(held, fcntl.LOCK_SH)
-            if _is_at(held, folder / _FOLDER):
-                with contextlib.suppress(OSError):
-                    os.utime(folder / _FOLDER)
-                return folder, held
-            os.close(held)
+            with _closed_unless_given(held) as give:
+                _lock(held, fcntl.LOCK_SH)
+                if _is_at(held, folder / _FOLDER):
+                    with contextlib.suppress(OSError):
+                        os.utime(folder / _FOLDER)
+                    return folder, give()
 
     def _shard(self, sha: str) -> Path:
         return self.path / f"{sha}.tar"
@@ -218,7 +218,7 @@ class Cache:
                     continue
             raise InputError(
                 f"{name} has no room: {why}, {_gb(used)} are there, and nothing more can be removed, since it is in "
-                f"use; {_more(self)}free some of the disk, or name another folder with {_option(self)}"
+                f"use or its disk fails; {_more(self)}free some of the disk, or name another folder with {_option(self)}"
             )
 
     @contextlib.contextmanager
@@ -262,8 +262,11 @@ def _remove_oldest(cache: Path) -> bool:
     """Remove what a killed process left, or what was used the longest ago. False: all is in use."""
     shards = [path for path in cache.iterdir() if path.suffix in (".tar", ".partial")]
     folders = list((cache / "folders").iterdir())
+    left = [path for path in folders if path.name.startswith(_GONE)]
+    if any(map(_remove_rest, left)):
+        return True
     found = []
-    for path in [*shards, *folders]:
+    for path in [*shards, *(set(folders) - set(left))]:
         lock = path / _FOLDER if path.is_dir() else path
         with contextlib.suppress(OSError):  # gone by now
             found.append((path.suffix != ".partial", lock.stat().st_mtime, path, lock))
@@ -279,14 +282,39 @@ def _remove(path: Path, lock: Path) -> bool:
     try:
         if not _lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB, without=False) or not _is_at(held, lock):
             return False
-        lock.unlink()
-        if path != lock:
-            shutil.rmtree(path, ignore_errors=True)
-        return True
+        if path == lock:
+            lock.unlink()
+            return True
+        # At once, so that nobody finds a folder that is half removed, or puts files into it.
+        os.rename(path, gone := path.with_name(f"{_GONE}{path.name}"))
+        return _remove_rest(gone)
     except OSError:
         return False
     finally:
         os.close(held)
+
+
+@contextlib.contextmanager
+def _closed_unless_given(file: int) -> Iterator[Callable[[], int]]:
+    """Close an open file at the end of the block, with its lock, however that ends; unless the file was given away."""
+    given = False
+
+    def give() -> int:
+        nonlocal given
+        given = True
+        return file
+
+    try:
+        yield give
+    finally:
+        if not given:
+            os.close(file)
+
+
+def _remove_rest(folder: Path) -> bool:
+    """Remove a folder that nobody can use any more. Whether it is gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
 
 
 def _lock(file: int, how: int, without: bool = True) -> bool:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from essl_fast.common.errors import InputError, Notice, reason
+from essl_fast.common.errors import InputError, Notice, memory_is_short, reason
 from essl_fast.common.urls import as_url, hide, is_redacted, join, redacted
 
 ATTEMPTS = 6  # the waits between them make 15.5 s
@@ -164,6 +164,8 @@ class Store:
             try:
                 return once()
             except Exception as error:  # each library has its own types, for the same things
+                if memory_is_short(error):  # of this machine: the store has no part in it
+                    raise
                 why = hide(reason(error), self.url)
                 if isinstance(error, FileNotFoundError) or _status(error) == 404:
                     raise FileNotFoundError(2, "there is no such file", name) from None

@@ -1,6 +1,8 @@
 """Prepared data on a web server that has faults: what arrives, what is told, and what the cache keeps."""
 
+import contextlib
 import errno
+import gc
 import os
 import signal
 import subprocess
@@ -200,6 +202,65 @@ def test_a_lock_ends_also_where_what_is_half_there_cannot_be_removed(web, tmp_pa
     os.close(held)
 
 
+def test_an_error_lets_the_cache_go_with_the_reader(web, tmp_path):
+    """The error goes to whoever waits. It must not keep the reader, whose files stay locked in the cache."""
+    web.fault = lambda name, count: GONE if name == SHARDS[2] else None
+    assert "is gone" in str(told(web.url, tmp_path)[1])
+    deadline = time.monotonic() + 5
+    while mine := [path for path in _open_files() if path.startswith(f"{tmp_path}/")]:
+        assert time.monotonic() < deadline, mine
+        time.sleep(0.01)  # threads that fetched others end
+        gc.collect()
+
+
+def _open_files() -> list[str]:
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(link))
+    return found
+
+
+def test_an_error_between_lock_and_use_leaves_no_lock(web, tmp_path, monkeypatch):
+    """Of a shard that is there and of one that comes; another process waits for both."""
+    first, second = Manifest.load(web.url, (str(tmp_path), 0.0)).entries("train")[:2]
+    own, source = Cache(tmp_path), Store(web.url)
+    os.close(own.fetch(source, first))
+    for entry in (first, second):
+        with monkeypatch.context() as patch:
+            patch.setattr(os.path, "samestat", failing(lambda *_: True, lambda path: True))
+            with pytest.raises(InputError, match="cannot be used"):
+                own.fetch(source, entry)
+    assert not [path for path in _open_files() if path.startswith(f"{tmp_path}/") and "/folders/" not in path]
+    for entry in (first, second):
+        os.close(own.fetch(source, entry, waits=False))
+
+
+def test_what_was_half_removed_goes_first(web, tmp_path):
+    """A folder is renamed before its files go, so nobody finds half of one."""
+    entry = Manifest.load(web.url, (str(tmp_path), 0.0)).entries("val")[0]
+    Cache(tmp_path).fetch(Store(web.url), Manifest.load(web.url, (str(tmp_path), 0.0)).entries("train")[0])
+    rest, whole = tmp_path / "folders" / ".gone-a", tmp_path / "folders" / "b"
+    for folder in (rest, whole):
+        folder.mkdir()
+        (folder / "columns").write_bytes(bytes(1 << 20))
+    (whole / ".lock").touch()
+    used = sum(path.stat().st_blocks * 512 for path in tmp_path.rglob("*"))
+    os.close(Cache(tmp_path, used + entry["bytes"] - (1 << 19)).fetch(Store(web.url), entry))
+    assert not rest.exists() and whole.exists()
+
+
+def test_memory_that_is_short_is_not_the_stores_fault(web, tmp_path, monkeypatch):
+    source = Store(web.url)
+
+    def short(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(source._system, "cat_file", short)
+    with pytest.raises(MemoryError):
+        source.read(SHARDS[0])
+
+
 def test_room_is_made_of_what_nobody_uses_the_oldest_first(web, tmp_path):
     entries = Manifest.load(web.url, (str(tmp_path), 0.0)).entries(["train", "val", "test"])
     first, second, third, val, test = entries
@@ -219,7 +280,8 @@ def test_room_is_made_of_what_nobody_uses_the_oldest_first(web, tmp_path):
     small = Cache(tmp_path, first["bytes"] + test["bytes"] + (1 << 18))
     also = small.fetch(source, test)
     with pytest.raises(
-        InputError, match=f"{SHARDS[1]} has no room: the cache .* may hold .*, since it is in use; give more"
+        InputError,
+        match=f"{SHARDS[1]} has no room: the cache .* may hold .*, since it is in use or its disk fails; give more",
     ):
         small.fetch(source, second)
     os.close(held)
