@@ -218,7 +218,8 @@ class Cache:
                     continue
             raise InputError(
                 f"{name} has no room: {why}, {_gb(used)} are there, and nothing more can be removed, since it is in "
-                f"use or its disk fails; {_more(self)}free some of the disk, or name another folder with {_option(self)}"
+                f"use or its disk fails; {_more(self)}free some of the disk, or name another folder with "
+                f"{_option(self)}"
             )
 
     @contextlib.contextmanager
