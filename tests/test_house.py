@@ -111,6 +111,19 @@ def typed_faces(code: Code) -> list[str]:
     return found
 
 
+def one_name_one_thing(code: Code) -> list[str]:
+    """No package hands on a name under which it has a file: who imports the file first would get that for the name."""
+    return [
+        f"{file}: {alias.name} is handed on, and {node.module} is a file: give the file another name"
+        for package, file in code.modules.items()
+        if file.endswith("__init__.py")
+        for node in code.nodes[file]
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if node.module == f"{package}.{alias.name}" and node.module in code.modules
+    ]
+
+
 def hands_on(code: Code, use: Use) -> bool:
     """Whether a package names for type checkers what it exports: it imports that when it is used, not before."""
     exported = code.exports(module_of(use.file)) if use.file.endswith("__init__.py") else {}
@@ -247,6 +260,7 @@ RULES = [
     direction,
     faces,
     typed_faces,
+    one_name_one_thing,
     no_circles,
     doors,
     private_names,
@@ -305,6 +319,11 @@ BAD = [  # rule, file, what it says
         LAZY.replace("shards import tars as tars", "shards import tars"),
     ),
     (typed_faces, "essl_fast/data/shards/__init__.py", LAZY.replace("shards.manifest import", "shards.tars import")),
+    (
+        one_name_one_thing,
+        "essl_fast/data/shards/__init__.py",
+        LAZY.replace("shards import tars as tars", "shards.tars import tars as tars"),
+    ),
     (no_circles, "essl_fast/data/shards/tars.py", "from essl_fast.data.shards import bad"),
     (doors, "essl_fast/train/bad.py", "from essl_fast.evaluate import __main__"),
     (doors, "essl_fast/train/bad.py", "from essl_fast.evaluate.__main__ import main"),

@@ -44,7 +44,7 @@ def parser() -> Options:
 def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     with slow_imports():
-        from essl_fast.app.page import gradio, page, serve
+        from essl_fast.app.blocks import gradio, page, serve
         from essl_fast.app.work import Limits
         from essl_fast.localize import SoundFinder
     gradio()  # if it is missing, that is said first

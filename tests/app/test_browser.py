@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from essl_fast.app import Limits, page
-from essl_fast.app.page import serve
+from essl_fast.app.blocks import serve
 from essl_fast.localize import SoundFinder
 from tests.export.conftest import make_run
 from tests.tools.media import make_video

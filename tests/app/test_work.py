@@ -9,7 +9,7 @@ import pytest
 
 from essl_fast.app import Answer, Limits, answer, work
 from essl_fast.app import __main__ as door
-from essl_fast.app.page import about, said, table
+from essl_fast.app.blocks import about, said, table
 from essl_fast.app.work import HEADS
 from essl_fast.common.commands import command
 from essl_fast.localize import SoundFinder

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from essl_fast.data.media.errors import WINDOW as WINDOW
     from essl_fast.data.media.errors import MediaError as MediaError
     from essl_fast.data.media.errors import as_text as as_text
-    from essl_fast.data.media.glance import check_sound as check_sound
-    from essl_fast.data.media.glance import glance as glance
+    from essl_fast.data.media.glancing import check_sound as check_sound
+    from essl_fast.data.media.glancing import glance as glance
     from essl_fast.data.media.groups import Reel as Reel
     from essl_fast.data.media.limits import hold_memory as hold_memory
     from essl_fast.data.media.limits import release_memory as release_memory
@@ -77,7 +77,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "blank": "",
         "can_copy": "clips",
         "colours": "",
-        "check_sound": "glance",
+        "check_sound": "glancing",
         "choose_sound": "tracks",
         "find_places": "probing",
         "cut_clips": "clips",
@@ -87,7 +87,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "find_file": "names",
         "find_video": "names",
         "footage": "",
-        "glance": "glance",
+        "glance": "glancing",
         "hardware": "",
         "hold_memory": "limits",
         "jpeg": "",

@@ -7,7 +7,7 @@ from av import open as av_open
 
 from essl_fast.data.media import MediaError, find_video, limits, names, probe
 from essl_fast.data.media.audio import decode_sound
-from essl_fast.data.media.glance import check_sound, glance
+from essl_fast.data.media.glancing import check_sound, glance
 from tests.tools.media import make_video
 
 

@@ -1,20 +1,18 @@
 """The page as it is served, without a browser."""
 
-import importlib
 import json
 import socket
 import urllib.request
 
 import pytest
 
-from essl_fast.app import Answer, Limits, page
+from essl_fast.app import Answer, Limits, blocks, page
 from essl_fast.app import __main__ as door
-from essl_fast.app.page import serve
+from essl_fast.app.blocks import serve
 from essl_fast.common.errors import InputError
 from essl_fast.localize import SoundFinder
 from tests.export.conftest import make_run
 
-module = importlib.import_module("essl_fast.app.page")  # the package exports a function of this name
 pytest.importorskip("gradio", reason="gradio is not installed")
 
 
@@ -55,10 +53,10 @@ def test_the_button_shows_what_was_found(finder, tmp_path, monkeypatch):
         files = {"overlay": tmp_path / "o.mp4", "moments": tmp_path / "m.json"}
         return Answer(["4 of 4 moments are shown."], rows=[["0", "1", "", "x"]], **files)
 
-    monkeypatch.setattr(module, "answer", found)
+    monkeypatch.setattr(blocks, "answer", found)
     limits = Limits()
-    blocks = page(finder, tmp_path, limits)
-    (run,) = [one.fn for one in blocks.fns.values() if one.fn is not None and one.fn.__name__ == "run"]
+    made = page(finder, tmp_path, limits)
+    (run,) = [one.fn for one in made.fns.values() if one.fn is not None and one.fn.__name__ == "run"]
     said, overlay, sheet, moments, table = run("v.mp4", 5, 0.5, -1)
     assert asked == [(finder, "v.mp4", tmp_path, limits, 5, 0.5, -1)]
     assert said == "<p>4 of 4 moments are shown.</p>" and table.count("<td>") == 4
@@ -76,8 +74,8 @@ def test_the_command_says_where_the_page_is_and_closes_it(finder, monkeypatch, c
         def wait(self):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "page", lambda *_: Blocks())
-    monkeypatch.setattr(module, "serve", lambda blocks, host, port, limits: f"http://{host}:{port}/")
+    monkeypatch.setattr(blocks, "page", lambda *_: Blocks())
+    monkeypatch.setattr(blocks, "serve", lambda page, host, port, limits: f"http://{host}:{port}/")
     monkeypatch.setattr(door.threading, "Event", Ended)
     with pytest.raises(KeyboardInterrupt):
         door.main(["--checkpoint", str(finder.path), "--device", "cpu", "--host", "0.0.0.0", "--port", "7999"])
