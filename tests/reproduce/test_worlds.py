@@ -5,14 +5,18 @@ import os
 import subprocess
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from essl_fast import config
+import essl_fast.evaluate
+from essl_fast import checkpoints, config
 from essl_fast.common import commands
 from essl_fast.common.errors import InputError
+from essl_fast.data.shards import Manifest
+from essl_fast.report import figures
 from essl_fast.reproduce import __main__ as reproduce_door
-from essl_fast.reproduce import reproduce_worlds, runs
+from essl_fast.reproduce import reproduce_worlds, runs, worlds_command
 from essl_fast.reproduce.worlds import BASELINES, METHODS, WORLDS, Grid
 
 
@@ -120,6 +124,52 @@ def test_an_error_ends_the_trainings_beside_it(tmp_path, monkeypatch):
         raise ZeroDivisionError
     assert time.monotonic() - begun < 30 and not runs._RUNNING
     assert all("exit code -15" in str(job.exception()) for job in jobs[:2]) and jobs[2].cancelled()
+
+
+def test_a_picture_of_each_world_that_ran(tmp_path, monkeypatch):
+    grid = filled(tmp_path, seeds=(0,))
+    shown = [{"key": key, "ciou": ciou} for key, ciou in (("x", 0.1), ("y", 0.9))]
+    monkeypatch.setattr(checkpoints, "load", lambda path: {"data_root": str(path.parent)})
+    settings = SimpleNamespace(precision="fp32")
+    monkeypatch.setattr(checkpoints, "restore", lambda state, device: (None, settings))
+    monkeypatch.setattr(Manifest, "load", lambda root: root)
+    monkeypatch.setattr(essl_fast.evaluate, "evaluate", lambda *given, show: SimpleNamespace(samples=shown))
+    drawn = []
+    monkeypatch.setattr(figures, "side_by_side", lambda path, samples: drawn.append((path.name, samples)))
+    found = worlds_command._draw(grid)
+    assert (
+        [path.name for _, path in found]
+        == [name for name, _ in drawn]
+        == [f"worlds-{each}.png" for each in grid.worlds]
+    )
+    assert all(caption.endswith(": the same test frames; seed 0") for caption, _ in found)
+    for _, samples in drawn:
+        assert all([one["key"] for one in each] == ["y", "x"] for each in samples.values()) and len(samples) == 2
+    assert worlds_command._draw(Grid(tmp_path, [0])) == []  # nothing ran
+
+
+def test_a_training_that_leaves_no_summary_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "finished", lambda folder, arguments: None)
+    monkeypatch.setattr(runs, "train", lambda folder, arguments, threads: None)
+    grid = reproduce_worlds(out=tmp_path, seeds=[0], worlds=["one"])
+    assert len(grid.failed) == len(METHODS) and not grid.summaries
+    assert all(why.startswith("it left no ") and why.endswith("summary.json") for why in grid.failed.values())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": {}, "seconds": "x"}', '{"config": {}}'])
+def test_a_summary_that_is_damaged_is_named(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(InputError, match=f"{tmp_path}/summary.json is damaged: delete {tmp_path} and run again"):
+        runs.finished(tmp_path, [])
+
+
+def test_the_last_line_of_a_training(tmp_path):
+    log = tmp_path / "seed-0.log"
+    assert runs.last_line(log) == "it has printed nothing yet"
+    log.write_bytes(b"\n\n")
+    assert runs.last_line(log) == "it has printed nothing yet"
+    log.write_bytes(b"first\n" * 2000 + b"epoch   3: loss \xff" + b"x" * 500 + b"\n\n")
+    assert runs.last_line(log).startswith("epoch 3: loss ") and len(runs.last_line(log)) == 200
 
 
 WRONG = [
