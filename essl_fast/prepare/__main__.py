@@ -134,7 +134,7 @@ def _make_part(dataset: Any, part: tuple[int, int], run: dict[str, Any]) -> int:
     from essl_fast import prepare as room
 
     if (made := room.prepare_part(dataset, run.pop("out"), *part, **run)) is not None:
-        room.print_part(str(made.part), made.videos, len(made.lost))
+        room.print_part(str(made.part), made.videos, made.lost)
     return 0
 
 

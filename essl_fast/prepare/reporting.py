@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
@@ -151,16 +152,20 @@ def print_summary(manifest: Manifest) -> None:
     console.print(table)
 
 
-def print_part(part: str, videos: Mapping[str, Sequence], lost: int) -> None:
+def print_part(part: str, videos: Mapping[str, Sequence], lost: Mapping[str, dict]) -> None:
     """Say what one of several machines' parts holds, and what comes next.
 
     Args:
         part: its name, 2/8.
         videos: as in `dividing.Record`.
-        lost: videos without pairs.
+        lost: videos without pairs, likewise.
     """
     pairs, entries = (sum(video[at] for video in videos.values()) for at in (2, 3))
-    print(f"part {part}: {pairs} pairs of {len(videos)} videos; {entries + lost} entries were left out")
+    some = f"{pairs} pairs of {len(videos)} video{'s' * (len(videos) != 1)}"
+    print(f"part {part}: {some}; {entries + len(lost)} entries were left out")
+    reasons = [(reason, detail) for index in lost.values() for _, reason, detail in index["left_out"]]
+    for reason, count in Counter(reason for reason, _ in reasons).items():
+        print(f"{reason}: {count} time{'s' * (count > 1)}; first: {dict(reversed(reasons))[reason]}")
     print(f"when all {part.partition('/')[2]} parts are there, run this command with --join in place of --part")
 
 

@@ -16,7 +16,7 @@ from essl_fast.data import shards
 from essl_fast.data.datasets import chaotic_world
 from essl_fast.data.shards import ShardWriter
 from essl_fast.prepare import __main__ as door
-from essl_fast.prepare import dividing, prepare, prepare_dataset, prepare_part, tasks
+from essl_fast.prepare import dividing, prepare, prepare_dataset, prepare_part, print_part, tasks
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.slices import Slice, parse_slice
 from tests import ROOT
@@ -62,7 +62,7 @@ def test_joined_parts_are_what_one_machine_makes(world, reference, copied, monke
     assert part(world, copied, 1) is None and not (copied / ".parts").exists()
 
 
-def test_more_parts_than_videos_missing_files_and_clips(tmp_path):
+def test_more_parts_than_videos_missing_files_and_clips(tmp_path, capsys):
     for name in ("a", "z"):
         make_video(tmp_path / "videos" / f"{name}.mp4")
     rows = [row(16, 1.5), row(21, 2.0), row(39, 3.8)]
@@ -70,7 +70,12 @@ def test_more_parts_than_videos_missing_files_and_clips(tmp_path):
     asked = {"visual": "clip", "validation": 0.0, "workers": 1, "progress": False}
     prepare(tmp_path / "videos", tmp_path / "notes", tmp_path / "one", **asked)
     for number in (4, 1, 3, 2):
-        prepare_part(dataset(tmp_path, validation=0.0), tmp_path / "out", number, 4, **SETTINGS | {"visual": "clip"})
+        asked_part = dataset(tmp_path, validation=0.0), tmp_path / "out", number, 4
+        made = prepare_part(*asked_part, **SETTINGS | {"visual": "clip"})
+        print_part(str(made.part), made.videos, made.lost)
+    said = capsys.readouterr().out
+    assert said.count(" pairs of 1 video; ") == 2 and said.count(" 0 pairs of 0 videos; ") == 2
+    assert said.count("video file missing: 1 time; first: gone{.mp4") == 1
     join_all = dataset(tmp_path, validation=0.0)
     with pytest.raises(InputError, match=r"part 1/4 was made differently \(pairs_per_shard was 5, is 1024\)"):
         prepare_dataset(join_all, tmp_path / "out", visual="clip", progress=False, join=True)
