@@ -52,4 +52,12 @@ def read_settings(prog: str, arguments: list[str]) -> tuple[object, list[Finding
     size = settings.data.global_batch or settings.data.batch_size
     method = f"{settings.objective.method} of {settings.epochs} epochs, batches of {size}"
     method += " over all processes" * bool(settings.data.global_batch)
-    return settings, [Finding("settings", OK, f"{settings.name}: {method}")]
+    found = [Finding("settings", OK, f"{settings.name}: {method}")]
+    whole, own = config.shared_batch(settings), settings.data.batch_size
+    if whole > own:
+        what = f"{whole} pairs at once are for {-(-whole // own)} processes or more, each of which takes {own}"
+        remedy = (
+            "on fewer, give a larger --data.batch_size or --optim.accumulate: train refuses what a process may not take"
+        )
+        found.append(Finding("settings", NOTE, what, remedy))
+    return settings, found
