@@ -246,6 +246,8 @@ def parse(arguments: list[str] | None, prog: str) -> dict[str, Any]:
         options.error("--against goes with --verify")
     if given.get("check") and verifies:
         options.error("--check is for what was not prepared yet, --verify for a prepared folder: give one of them")
+    if given.get("check") and "join" in given:
+        options.error("--check is for what was not prepared yet, --join for parts that were: give one of them")
     if "part" in given and (others := {"join", "verify", "check", "strict"} & given.keys()):
         options.error(f"--part does not go with --{min(others)}: join the parts first, that makes the folder")
     if given["engine"] == "ray":

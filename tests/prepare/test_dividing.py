@@ -200,6 +200,12 @@ def test_what_else_is_refused(world, copied):
             join(world, copied)
 
 
+def test_a_check_joins_nothing(world, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        door.main(arguments(world, tmp_path / "out", "--join", "--check"))
+    assert "--join for parts that were: give one of them" in capsys.readouterr().err
+
+
 def test_which_part_of_a_slurm_array(monkeypatch):
     def array(at, first, last, count):
         for name, value in (("ID", at), ("MIN", first), ("MAX", last), ("COUNT", count)):
