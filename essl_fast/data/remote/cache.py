@@ -182,16 +182,18 @@ class Cache:
         name, size = store.name_of(entry["file"]), entry["bytes"]
         self._reserve(file, size, name)
         for copy in range(1, COPIES + 1):
-            digest = hashlib.sha256()
-            for begin in range(0, size, PART):
+            digest, begin = hashlib.sha256(), 0
+            while begin < size:
+                end = min(begin + PART, size) if store.gives_parts else size  # or each part would bring the whole file
                 try:
-                    data = store.read(entry["file"], begin, min(begin + PART, size), stop)
+                    data = store.read(entry["file"], begin, end, stop)
                 except FileNotFoundError:
                     raise InputError(
                         f"{name} is gone, though the manifest of {store.name} lists it: put it back, or prepare again"
                     ) from None
                 digest.update(data)
                 _write(file, data, begin)
+                begin = end
             if digest.hexdigest() == entry["sha256"]:
                 return  # not synced: what a power cut spoils shows by its CRC-32 when it is read, and is fetched again
             refuse_or_warn(store, entry["file"], copy)

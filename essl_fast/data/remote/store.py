@@ -46,11 +46,12 @@ class Store:
     Attributes:
         url: of the folder, with its secrets.
         name: the same without them, for messages.
+        gives_parts: whether a part of a file can be had; it shows when one is read.
     """
 
     def __init__(self, url: str):
         """InputError if the URL has lost its secrets, or a package for its kind is missing."""
-        self.url, self.name = as_url(url), redacted(url)
+        self.url, self.name, self.gives_parts = as_url(url), redacted(url), True
         if is_redacted(url):
             raise InputError(
                 f"{self.name} was written down without its user, password or query; give it whole, with --data.root "
@@ -83,7 +84,7 @@ class Store:
                 return self._system.cat_file(self._path(file))
             data = self._system.cat_file(self._path(file), start=begin, end=end)
             if len(data) > end - begin:
-                data = data[begin:end]
+                self.gives_parts, data = False, data[begin:end]
             if len(data) != end - begin:
                 raise ConnectionError(f"{len(data):,} bytes came of {end - begin:,}")
             return data

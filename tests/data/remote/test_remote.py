@@ -82,9 +82,11 @@ def test_the_same_pairs_come_and_each_shard_once(web, folder, tmp_path):
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_a_server_without_ranges_serves(web, folder, tmp_path):
+def test_a_server_without_ranges_serves(web, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "PART", 1 << 16)
     web.ranges = False
     assert told(web.url, tmp_path) == ([], read(Manifest.load(folder)))
+    assert (folder / SHARDS[0]).stat().st_size > 4 * cache.PART and web.asked[SHARDS[0]] <= 2  # each brings all of it
 
 
 @pytest.mark.parametrize("fault", [SLOW, BUSY, CUT, WRONG])
@@ -295,7 +297,7 @@ def test_a_killed_process_leaves_nothing_locked(web, folder, tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from essl_fast.data.remote.cache import Cache\n"
         "class Slow:\n"
-        "    name = name_of = lambda *_: 'slow'\n"
+        "    name = name_of = lambda *_: 'slow'\n    gives_parts = True\n"
         "    def read(self, *_): print('reads', flush=True); time.sleep(60)\n"
         f"Cache(Path({str(tmp_path)!r})).fetch(Slow(), {entry!r})"
     )
