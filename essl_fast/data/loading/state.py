@@ -45,6 +45,8 @@ def position_in(state: dict[str, Any], identity: dict[str, Any]) -> tuple[int, i
     before = state["settings"]
     if "global_batch" in identity and "batch_size" in before:
         before = before | {"global_batch": _global_batch(before)}
+    if "global_batch" in before and "global_batch" not in identity:
+        identity = {"global_batch": 0} | identity  # it is this that changed, and not what it stood for
     for name, ours in identity.items():
         theirs = before.get(name)
         if theirs != ours:

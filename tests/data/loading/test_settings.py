@@ -147,7 +147,7 @@ def test_a_loader_goes_on_where_another_number_of_ranks_was(folder):
             assert (after.epoch, after.step) == (1, 2)
     with pytest.raises(InputError, match=r"this changed: global_batch \(was 10, is 6\)"):
         loader(global_batch=6).load_state_dict(two.state_dict())
-    with pytest.raises(InputError, match=r"this changed: batch_size \(was None, is 5\)"):
+    with pytest.raises(InputError, match=r"this changed: global_batch \(was 10, is 0\)"):
         two.load_state_dict(alone.state_dict())
     other = loader(batch_size=7, world_size=7)  # 50 pairs: a rank would have no pair in the last step, and kept one
     with pytest.raises(InputError, match=r"this changed: global_batch \(was None, is 49\)"):
