@@ -67,3 +67,9 @@ def test_other_libraries_texts_lose_secrets_too():
     text = "403, url='https://cdn.host/x?Signature=abc', for https://anna:open@host/a?sig=se%2Fcret: open se/cret"
     hidden = urls.hide(text, "https://anna:open@host/a?sig=se%2Fcret")
     assert hidden == "403, url='https://cdn.host/x?***', for https://***@host/a?*** *** ***"
+
+
+def test_an_option_that_is_no_place_is_one_line():
+    assert urls.a_place("s3://bucket/a/") == "s3://bucket/a" and urls.a_place("prepared") == Path("prepared")
+    with pytest.raises(argparse.ArgumentTypeError, match="got 'https://.*'|got https://"):
+        urls.a_place("https://host/a\n?sig=secret")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from essl_fast.common.errors import InputError
+from essl_fast.data.datasets import vggss
 from essl_fast.data.datasets.vggss import JsonLabels, read_boxes
 from tests.golden.store import golden
 from tests.tools.datasets import label_map
@@ -55,6 +56,16 @@ def test_a_bad_file_is_named(tmp_path, text, told):
     with pytest.raises(InputError, match=told) as error:
         read_boxes(path, side=1)
     assert str(path) in str(error.value)
+
+
+def test_a_file_that_is_no_list_of_annotations_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / "vggss.json"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="vggss.json"):
+        read_boxes(path, side=1)
+    monkeypatch.setattr(vggss, "_LARGEST", 1)
+    with pytest.raises(InputError, match="vggss.json has 0 MB: is it the annotations"):
+        read_boxes(path, side=1)
 
 
 def test_the_file_is_looked_for(tmp_path):
