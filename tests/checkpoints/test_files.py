@@ -2,12 +2,14 @@
 
 import errno
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from essl_fast import checkpoints, config, models
-from essl_fast.checkpoints import files, sspl
+from essl_fast.checkpoints import files, hub, sspl, tensors
 from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
 from tests.golden.store import golden
@@ -216,3 +218,44 @@ def test_checkpoints_of_version_1_are_read(tmp_path):
     torch.save({"format": checkpoints.FORMAT, "version": 3}, path)
     with pytest.raises(InputError, match="version 3, this essl_fast reads 2"):
         checkpoints.load(path)
+
+
+@pytest.mark.parametrize(
+    "given", [3, {"a": 1}, {"a": torch.zeros(2).to_sparse()}, {"a": torch.zeros(2, device="meta")}]
+)
+def test_a_model_that_is_no_dict_of_tensors_is_refused(given):
+    with pytest.raises(InputError, match="the checkpoint's model is no dict of tensors; it was made by something else"):
+        checkpoints.load_trained(small_model(), given)
+
+
+def test_a_checkpoint_that_the_disk_does_not_give(tmp_path):
+    assert files.damage(tmp_path) == "it cannot be read: Is a directory"
+    assert files.damage(tmp_path / "none.pt") == "it cannot be read: No such file or directory"
+
+
+def test_weight_files_that_have_moved_are_looked_for_where_they_are(tmp_path):
+    state = {"config": config.to_dict(config.load("demo")), "model": checkpoints.trained_state(small_model())}
+    _, settings = checkpoints.restore(state, torch.device("cpu"), {"vgg16": str(tmp_path / "v.pth"), "vggish": ""})
+    assert settings.model.vgg16_weights == str(tmp_path / "v.pth")
+    assert settings.model.vggish_weights == config.load("demo").model.vggish_weights
+
+
+def test_a_model_of_the_hub_that_is_none_of_ours(tmp_path, monkeypatch):
+    package = SimpleNamespace(snapshot_download=lambda *_, **__: str(tmp_path))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", package)
+    with pytest.raises(
+        InputError, match="hf://org/name has no model.safetensors: it was not made by python -m essl_fast"
+    ):
+        hub.fetch("hf://org/name")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match="hf://org/name: the package huggingface_hub is missing: pip install"):
+        hub.fetch("hf://org/name")
+
+
+def test_weights_that_were_not_written_whole_are_told(tmp_path):
+    pytest.importorskip("safetensors")
+    settings, model = config.load("demo"), small_model()
+    tensors.save_safetensors(tmp_path / "m.safetensors", model, settings, {})
+    assert tensors.check_safetensors(tmp_path / "m.safetensors", model).endswith("tensors, read back and equal")
+    with pytest.raises(InputError, match="m.safetensors does not hold the model's weights .*; write it again"):
+        tensors.check_safetensors(tmp_path / "m.safetensors", small_model(seed=1))
