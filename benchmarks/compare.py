@@ -41,6 +41,10 @@ class Difference(RuntimeError):
     """The two versions do not compute the same."""
 
 
+class Broken(Difference):
+    """A version does not run."""
+
+
 class Ratio(NamedTuple):
     """Times of this version by times of the other."""
 
@@ -95,11 +99,13 @@ class Side:
         if line := self._process.stdout.readline():
             return json.loads(line)
         said = self._process.stderr.read().strip().splitlines() or ["it ended"]
-        raise Difference(f"it does not run there: {said[-1]}")
+        raise Broken(f"it does not run there: {said[-1]}")
 
 
 def same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], most: float) -> None:
     """Difference unless both results are equal; numbers that are not whole may be apart by `most` of the largest."""
+    if not ours:
+        raise Difference("there is no result to compare")
     if ours.keys() != theirs.keys():
         raise Difference(f"one gives {', '.join(ours)}, the other {', '.join(theirs)}")
     for name, mine in ours.items():
@@ -123,8 +129,8 @@ def compare(name: str, ours: Path, theirs: Path, data: Path, options: argparse.N
         for folder, which in ((ours, "here"), (theirs, options.rev)):
             try:
                 sides.append(Side(folder, name, data))
-            except Difference as error:
-                raise Difference(f"{which}: {error}") from None
+            except Broken as error:
+                raise (Broken if folder == ours else Difference)(f"{which}: {error}") from None
             stack.callback(sides[-1].close)
         if sides[0].facts != sides[1].facts:
             raise Difference(f"one is {sides[0].facts}, the other {sides[1].facts}")
@@ -207,7 +213,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=12, help="in each, both versions run (default: 12)")
     parser.add_argument("--seconds", type=float, default=0.3, help="of a version in a round, at least (default: 0.3)")
     parser.add_argument("--apart", type=float, default=1e-5, help="how far results may be apart (default: 1e-5)")
-    parser.add_argument("--fail-at", type=float, metavar="RATIO", help="exit code 1 if a ratio's whole range is above")
+    parser.add_argument(
+        "--fail-at",
+        type=float,
+        metavar="RATIO",
+        help="exit code 1 if a ratio's whole range is above, or this version does not run",
+    )
     parser.add_argument("--json", type=Path, help="write everything here")
     options = parser.parse_args(arguments)
     if options.rounds < LEAST:
@@ -230,6 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ratio, runs = compare(name, *folders, data, options)
             except Difference as error:
                 refused.append(f"{name}: no ratio: {error}")
+                if options.fail_at is not None and isinstance(error, Broken):
+                    failed.append(f"{name} cannot be timed here any more")
                 continue
             record[name] = ratio._asdict() | {"runs": runs}
             if options.fail_at is not None and ratio.low > options.fail_at:

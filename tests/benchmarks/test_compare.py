@@ -73,6 +73,18 @@ def test_a_version_that_does_not_run_is_named(repository, capsys):
     (repository / "thing.py").write_text("raise ImportError('gone')\n")
     assert compare.main(["quick", *OPTIONS]) == 0
     assert "views: no ratio: here: it does not run there: ImportError: gone" in capsys.readouterr().out
+    assert compare.main(["quick", *OPTIONS, "--fail-at", "1.5"]) == 1, "a benchmark that ended is no speed that is kept"
+    assert "views cannot be timed here any more" in capsys.readouterr().out
+
+
+def test_an_older_version_that_does_not_run_is_no_failure(repository, capsys):
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(repository)]
+    (repository / "thing.py").write_text("raise ImportError('gone')\n")
+    subprocess.run([*git, "commit", "--quiet", "-am", "gone"], check=True)
+    subprocess.run([*git, "tag", "gone"], check=True)
+    (repository / "thing.py").write_text("SECONDS, VALUE = 0.01, 1.0\n")
+    assert compare.main(["gone", *OPTIONS, "--fail-at", "1.5"]) == 0
+    assert "views: no ratio: gone: it does not run there: ImportError: gone" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rev", ["v99", "--all", ""])
@@ -103,5 +115,7 @@ def test_what_counts_as_different(theirs, said):
     compare.same({"a": np.array([0, 1.0])}, {"a": np.array([1e-6, 1.0])}, 1e-5)
     with pytest.raises(compare.Difference, match=said):
         compare.same({"a": np.array([0, 1.0])}, theirs, 1e-5)
+    with pytest.raises(compare.Difference, match="no result to compare"):
+        compare.same({}, {}, 1e-5)
     with pytest.raises(compare.Difference, match="n is another"):
         compare.same({"n": np.array("x")}, {"n": np.array("y")}, 1e-5)
