@@ -66,12 +66,11 @@ def test_a_cache_folder_that_is_relative_is_passed_over(monkeypatch, tmp_path, g
     assert places.cache_folder() == Path("/elsewhere/essl_fast")
 
 
-@pytest.mark.parametrize("home", ["", "relative", "/nonexistent", "/proc", "/dev/null"])
+@pytest.mark.parametrize("home", ["", "relative", "/proc/nowhere", "/proc", "/dev/null"])
 def test_a_home_that_cannot_be_written(nobody, monkeypatch, home):
     monkeypatch.setattr(Path, "home", classmethod(lambda cls: Path(home)))
     found = places.compile_folder()
-    assert found == nobody / f"essl_fast-{os.getuid()}" / "compile" and found.is_dir() or os.getuid() == 0
-    assert places.writable(found)
+    assert found == nobody / f"essl_fast-{os.getuid()}" / "compile" and places.writable(found)
 
 
 @pytest.mark.slow

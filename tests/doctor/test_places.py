@@ -89,12 +89,13 @@ def test_a_user_of_a_container_gets_the_true_remedy(tmp_path, monkeypatch, who):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path) if value == "TMP" else value)
-    if not known:
 
-        def unknown(*_):
+    def entry(*_):
+        if not known:
             raise KeyError("getpwuid(): uid not found: 12345")
+        return pwd.struct_passwd(("me", "x", os.getuid(), os.getgid(), "", "/nowhere", "/bin/sh"))
 
-        monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwuid", entry)
     (found,) = places.check_user(Case(settings=config.load("demo")))
     assert (found.status == STOPS) is not usable
     assert (found.remedy == "give --demo.cache DIR") is not usable

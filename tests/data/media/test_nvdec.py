@@ -96,10 +96,10 @@ def test_a_driver_that_crashes(tmp_path, monkeypatch):
 )
 def test_engines_are_counted(tmp_path, play, engines):
     """The driver's own count, or the table by name, or a small number."""
-    code = "from essl_fast.data.media import nvdec; print(nvdec.engines(0))"
+    code = "from essl_fast.data.media import nvdec; print('engines:', nvdec.engines(0))"
     where = {"LD_LIBRARY_PATH": driver(tmp_path, **play)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=with_package() | where)
-    assert done.stdout.split()[-1:] == [str(engines)], done.stderr
+    assert f"engines: {engines}" in done.stdout.splitlines(), done.stderr  # the driver prints, before or after it
 
 
 class Driver:
