@@ -92,6 +92,18 @@ def chain_kernel(
 
 
 @triton.jit
+def _value(at, mask):
+    """The values at some places, float32."""
+    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _larger(one, other):
+    """The larger value as PyTorch's pool takes it: of equals the first, and a NaN before all others."""
+    return tl.where((other > one) | (other != other), other, one)
+
+
+@triton.jit
 def pool_kernel(
     x,  # (N, H, W, C)
     out,  # out (N, H / 2, W / 2, C), rounded down
@@ -109,18 +121,9 @@ def pool_kernel(
     corner = ((image.to(tl.int64) * H + place // wide * 2) * W + place % wide * 2) * C
     mask = (row < rows)[:, None] & (column < C)[None, :]
     at = x + corner[:, None] + column[None, :]
-    every: tl.constexpr = tl.PropagateNan.ALL
-    upper = tl.maximum(
-        tl.load(at, mask=mask, other=0.0).to(tl.float32),
-        tl.load(at + C, mask=mask, other=0.0).to(tl.float32),
-        propagate_nan=every,
-    )
-    lower = tl.maximum(
-        tl.load(at + W * C, mask=mask, other=0.0).to(tl.float32),
-        tl.load(at + W * C + C, mask=mask, other=0.0).to(tl.float32),
-        propagate_nan=every,
-    )
-    best = tl.maximum(upper, lower, propagate_nan=every).to(out.dtype.element_ty)
+    upper = _larger(_value(at, mask), _value(at + C, mask))
+    lower = _larger(_value(at + W * C, mask), _value(at + W * C + C, mask))
+    best = _larger(upper, lower).to(out.dtype.element_ty)
     tl.store(out + row.to(tl.int64)[:, None] * C + column[None, :], best, mask=mask)
 
 
