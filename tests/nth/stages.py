@@ -360,11 +360,16 @@ class RemoteCache(Stage):
             path = self._shard(out, number)
             if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
                 return f"{path.name} is not what its name says"
-        gc.collect()
-        left = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-        left.remove(str(self._shard(out, 0).resolve()))  # the reader's
-        still = [path for path in left if path.startswith(f"{out.resolve()}/")]
+        if self._open(out):
+            gc.collect()  # an error of a thread holds itself
+        still = self._open(out)
         return f"{still[0]} is open, and locked, for ever" if still else None
+
+    def _open(self, out: Path) -> list[str]:
+        """The files of the cache that this process has open, without the reader's."""
+        found = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        found.remove(str(self._shard(out, 0).resolve()))
+        return [path for path in found if path.startswith(f"{out.resolve()}/")]
 
     def _shard(self, out: Path, number: int) -> Path:
         return out / f"{self._entries[number]['sha256']}.tar"
