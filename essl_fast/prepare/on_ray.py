@@ -73,7 +73,7 @@ def parts_on_ray(
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         workers, at_once = _places(machines, run)
         count = count or min(found, default=at_once)
-        say.line(f"{count} parts, {at_once} at the same time, on {len(machines)} machines of Ray")
+        say.line(f"{count} parts, {at_once} at the same time, on {_counted(len(machines))} of Ray")
         need = {"num_cpus": workers, "num_gpus": _gpus(run)}
         task = ray.remote(**need)(_make)
         given = _absolute(data), {**run, "out": out, "workers": workers}, tuple(imports)
@@ -162,9 +162,14 @@ def _places(machines: Sequence[Mapping[str, float]], run: Mapping[str, Any]) -> 
     if not at_once:
         what = f"{workers} CPUs (--workers)" + " and a GPU (--decoder nvdec)" * gpus
         raise InputError(
-            f"--engine ray: none of {len(machines)} machines has {what}: the largest has {max(cores)} CPUs"
+            f"--engine ray: no machine has {what}; of {_counted(len(cores))} the largest has {max(cores)} CPUs"
         )
     return workers, at_once
+
+
+def _counted(machines: int) -> str:
+    """A number of machines, in words."""
+    return f"{machines} machine{'s' * (machines != 1)}"
 
 
 def _absolute(data: Mapping[str, Any]) -> dict[str, Any]:

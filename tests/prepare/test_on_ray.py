@@ -141,7 +141,9 @@ def test_how_many_parts_a_cluster_makes_at_the_same_time():
     assert on_ray._places([{}, large], {}) == (8, 4), "a machine that only directs takes none"
     assert on_ray._places([small, large], {"workers": 16}) == (16, 2)
     assert on_ray._places([gpus, large], {"workers": 4, "decoder": "nvdec"}) == (4, 2), "a GPU for each"
-    with pytest.raises(InputError, match=r"none of 2 machines has 64 CPUs \(--workers\): the largest has 33 CPUs"):
+    with pytest.raises(
+        InputError, match=r"no machine has 64 CPUs \(--workers\); of 2 machines the largest has 33 CPUs"
+    ):
         on_ray._places([small, large], {"workers": 64})
     with pytest.raises(InputError, match=r"has 4 CPUs \(--workers\) and a GPU \(--decoder nvdec\)"):
         on_ray._places([small], {"decoder": "nvdec"})
