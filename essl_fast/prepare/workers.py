@@ -132,7 +132,7 @@ def _hand_out(video: str, task: Task | dict, folder: Path, submit: Callable[[Tas
 def _index_of(due: _Waiting, folder: Path) -> dict:
     """The index of a part, when it is finished. InputError if it is gone from the disk."""
     index = due.index.result() if isinstance(due.index, Future) else due.index
-    if index is not None and index["left_out"][0][1:2] == [CRASHED]:
+    if index is not None and [lost[1] for lost in index["left_out"][:1]] == [CRASHED]:
         index["fingerprint"] = due.fingerprint  # it is not tried again, unless the file changes
     elif index is None:
         assert due.task is not None  # what has no task has an index

@@ -113,6 +113,14 @@ def test_a_part_is_continued(world, copied, monkeypatch):
     assert part(world, copied, 1) == record and read[3:] == [third], "parts of a run that was killed are taken over"
 
 
+def test_a_part_that_lost_nothing_is_continued(tmp_path, monkeypatch):
+    make_video(tmp_path / "videos" / "a.mp4")
+    write_annotations(tmp_path / "notes", {"a": [row(16, 1.5)]}, {"z": [row(16, 1.5)]})
+    read = remade(monkeypatch)
+    records = [prepare_part(dataset(tmp_path, validation=0.0), tmp_path / "out", 1, 1, **SETTINGS) for _ in range(2)]
+    assert records[0] == records[1] and list(records[0].videos) == ["a"] and read == ["a"]
+
+
 def test_a_join_is_continued(world, reference, copied, monkeypatch):
     with interrupted(monkeypatch, ShardWriter, "add", 13):
         join(world, copied)
