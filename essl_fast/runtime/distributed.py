@@ -12,11 +12,14 @@ import datetime
 import os
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from essl_fast.common.errors import InputError, short
 
@@ -112,13 +115,15 @@ def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[
     if device.type == "cuda":
         torch.cuda.set_device(device)
     place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    timeout = datetime.timedelta(minutes=minutes)
     try:
         with _told(f"rank {world.rank} waits for the other {world.size - 1} processes at {place}"):
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+                store=_own_store(world, timeout),
                 rank=world.rank,
                 world_size=world.size,
-                timeout=datetime.timedelta(minutes=minutes),
+                timeout=timeout,
                 device_id=device if device.type == "cuda" else None,
             )
     except (dist.DistError, ValueError, RuntimeError, OSError) as error:
@@ -127,6 +132,34 @@ def joined(world: World, device: torch.device, minutes: float = 30) -> Iterator[
         raise InputError(f"{what} ({line}): {REMEDY}") from error
     yield
     dist.destroy_process_group()
+
+
+def _own_store(world: World, timeout: datetime.timedelta) -> dist.Store:
+    """The store through which the processes find each other, under a name that no group before this one had.
+
+    torchrun keeps one store over its restarts (seen with PyTorch 2.11): it holds the addresses of processes that are
+    gone, and a new group would wait for those. How often a machine has restarted differs between machines, so rank 0
+    chooses the name, and tells it to each rank that asks with a word of its own.
+    """
+    store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+    store.set_timeout(timeout)
+    word = uuid.uuid4().hex
+    if not world.leads:
+        store.set(f"essl_fast/asks/{world.rank}", word)
+        name = store.get(f"essl_fast/name/{word}").decode()
+        store.set(f"essl_fast/has/{name}/{world.rank}", "")
+        return dist.PrefixStore(name, store)
+    end, left = time.monotonic() + timeout.total_seconds(), set(range(1, world.size))
+    while left:
+        for rank in sorted(left):
+            if store.check([f"essl_fast/asks/{rank}"]):  # perhaps that of a process that is gone: it changes then
+                store.set(f"essl_fast/name/{store.get(f'essl_fast/asks/{rank}').decode()}", word)
+            if store.check([f"essl_fast/has/{word}/{rank}"]):
+                left.remove(rank)
+        if left and time.monotonic() > end:
+            raise dist.DistStoreError(f"ranks {', '.join(map(str, sorted(left)))} did not come")
+        time.sleep(0.01)
+    return dist.PrefixStore(word, store)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,20 @@
 """Several processes: joining, sharing, and batch norm over all ranks."""
 
+import datetime
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from essl_fast.common.errors import InputError
 from essl_fast.models.norm import ViewBatchNorm
 from essl_fast.runtime import distributed
+from essl_fast.runtime.distributed import World
 from tests.tools.ranks import run_ranks
 
 SIZES = (3, 5)  # samples of each view on rank 0 and 1: statistics weigh samples, not ranks
@@ -173,3 +177,28 @@ def test_batch_norm_over_two_ranks_equals_one_rank_with_all(shape, compiled):
 def test_each_process_takes_the_gpu_of_its_place_on_its_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert distributed.own_device("cuda", distributed.World(rank=9, size=16, local_rank=1)) == "cuda:1"
+
+
+def test_a_group_after_a_restart_finds_nothing_of_the_one_before(monkeypatch):
+    """torchrun keeps one store over its restarts; rank 2 of the first group asked, and was killed."""
+    server = dist.TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
+    wait = datetime.timedelta(seconds=20)
+    server.set("essl_fast/asks/2", "a word of one that is gone")
+
+    def client(url, rank, size, timeout):
+        assert url == "env://" and timeout == wait
+        yield dist.TCPStore("127.0.0.1", server.port, None, False, wait_for_workers=False), rank, size
+
+    monkeypatch.setattr(distributed, "rendezvous", client)
+
+    def group():
+        with ThreadPoolExecutor(3) as pool:
+            return list(pool.map(lambda rank: distributed._own_store(World(rank, 3), wait), range(3)))
+
+    first = group()
+    first[0].set("address", "of a process")
+    assert [each.check(["address"]) for each in first] == [True] * 3
+    assert not any(each.check(["address"]) for each in group())
+    with pytest.raises(dist.DistStoreError, match="^ranks 1, 2 did not come$"):
+        wait = datetime.timedelta(seconds=0.2)
+        distributed._own_store(World(0, 3), wait)
