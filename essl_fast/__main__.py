@@ -38,7 +38,8 @@ COMMANDS = {  # in the order of their use
     "replay": "where a training step that was not finite went wrong",
 }
 SHELLS = ("bash", "zsh", "tcsh")
-FILES, FOLDERS = ("FILE", "PATH", "RUN", "VIDEO"), ("DIR",)  # of options' metavars
+FILES, FOLDERS = ("FILE", "PATH", "RUN", "VIDEO", "path"), ("DIR",)  # of options' metavars
+RECIPES = {"bash": "_essl_fast_recipes", "zsh": "_files", "tcsh": "f"}  # what completes --config; bash knows the names, too
 
 
 def door(name: str) -> ModuleType:
@@ -87,10 +88,14 @@ def completion(shell: str) -> str:
         for action in added._actions:
             if action.dest in kinds and (choices := config.choices_of(kinds[action.dest])):
                 action.choices = choices
-            elif action.metavar in (*FILES, *FOLDERS):
+            elif "--config" in action.option_strings:
+                action.complete = RECIPES  # type: ignore[attr-defined]  # shtab reads it
+            elif action.metavar in (*FILES, *FOLDERS) or action.dest == "checkpoint":
                 kind = shtab.DIRECTORY if action.metavar in FOLDERS else shtab.FILE
                 action.complete = kind  # type: ignore[attr-defined]  # shtab reads it
-    return shtab.complete(whole, shell)
+    names = " ".join(config.shipped_names())
+    recipes = f'{RECIPES["bash"]}() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}'
+    return shtab.complete(whole, shell, preamble={"bash": recipes})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,6 +65,7 @@ ELSEWHERE = {
     "bash .ci/run": "runs this",
     "python -m essl_fast.NAME": "stands for each command",
     "python -m pytest tests/data/media/test_colours.py": "a part of this suite",
+    "mkdir -p ~/.local/share/bash-completion/completions": "the user's own folder",
     "essl-fast --print-completion bash > ~/.local/share/bash-completion/completions/essl-fast": "tests/common",
     "python -m pytest tests/data/remote tests/prepare/test_sending.py": "a part of this suite",
     "bash .ci/weekly": "takes an hour",

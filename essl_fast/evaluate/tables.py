@@ -77,7 +77,7 @@ def _later_tables(extra: dict) -> list[Table]:
         rows.append((f"interactive IoU, {found['frames']} frames", found["iiou"]))
         rows.append(("interactive AUC", found["iauc"]))
     rows.append(("LocAcc: cIoU 0.5 with the map's upper half", extra["loc_acc"]))
-    out = _plain("later metrics", ("", "%"))
+    out = _plain("metrics of later papers", ("", "%"))
     for name, share in rows:
         out.add_row(Text(name), "–" if share is None else _percent(share))
     return [*tables, out]

@@ -10,7 +10,8 @@ from essl_fast.localize.drawing import Overlay, contact_sheet
 from essl_fast.localize.moments import Localization, Moment
 
 COLUMNS = 4  # pictures in a row of the contact sheet
-LEGEND = "heat: similarity with the sound, on one scale for the whole video; white: threshold; green: ground truth"
+LEGEND = "heat: similarity with the sound, on one scale for the whole video; white: threshold"
+GREEN = "; green: ground truth"  # where there is any
 FORMAT, VERSION = "essl_fast localization", 2  # 1 scaled the heat of each moment by itself
 
 
@@ -25,7 +26,8 @@ def sheet(found: Localization, threshold: float = 0.5, opacity: float = 0.6) -> 
         pictures.append(Overlay.of(thumb, threshold, opacity).blend(thumb, heat, boxes))
         score = f"score {moment.regions[0].score:.2f}" if moment.regions else moment.why or "no region"
         titles.append(f"{moment.time:.2f} s: {score}" + ("" if moment.ciou is None else f", cIoU {moment.ciou:.2f}"))
-    return contact_sheet(pictures, titles, COLUMNS, LEGEND)
+    green = GREEN if any(moment.truth for moment, _ in found.thumbs) else ""
+    return contact_sheet(pictures, titles, COLUMNS, LEGEND + green)
 
 
 def document(found: Localization, footage: Footage, rate: float, threshold: float, about: dict[str, str]) -> dict:

@@ -242,5 +242,5 @@ def _say_rows(dataset: Dataset, say: Reporter) -> None:
     if "row_boxes" not in dataset.settings or not dataset.from_videos:
         return
     text = f"{read.rows} annotation rows were read: {read.merged} share the frame of an earlier one and joined its pair"
-    further = f", {read.further} further boxes of rows were ignored (--row-boxes first)" if read.further else ""
+    further = f"; of each row the first box counts, not the {read.further} others (--row-boxes)" if read.further else ""
     say.line(text + further)

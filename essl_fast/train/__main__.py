@@ -91,7 +91,7 @@ def report(summary: dict, out: Path, console) -> None:
 
     rows = {label: summary[name] for name, label in RESULTS.items() if name in summary}
     selected = summary["selected"]
-    console.print(table(f"test split (epoch {selected['epoch']} of the {selected['split']} split)", rows))
+    console.print(table(f"test split (epoch {selected['epoch']}, chosen on the {selected['split']} split)", rows))
     if summary["config"]["select_on"] == "test":
         console.print("published protocol: the epoch was chosen on the test set itself, so its figures are optimistic")
     text = f"{summary['seconds']:.0f} s in all, training at {summary['pairs_per_second']:.1f} pairs/s"

@@ -123,6 +123,9 @@ try essl-fast tra
 try essl-fast train --optim.lr_h
 try essl-fast train --compile ''
 try essl-fast evaluate --split te
+try essl-fast train --config semi
+try essl-fast train --data.root some
+try essl-fast export --to onnx some
 """
 
 
@@ -131,8 +134,10 @@ def test_bash_completes_commands_options_and_choices(script, capsys, tmp_path):
     for shell in PROGRAM.SHELLS:
         assert script("--print-completion", shell) == 0
         (tmp_path / shell).write_text(capsys.readouterr().out)
+    (tmp_path / "some_folder").mkdir()
     done = subprocess.run(["bash", "-c", COMPLETE], cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["train", "--optim.lr_head", "auto on off", "test"], done.stderr
+    found = ["train", "--optim.lr_head", "auto on off", "test", "semipl", "some_folder", "some_folder"]
+    assert done.stdout.splitlines() == found, done.stderr
 
 
 STREAMS = [  # a shell's redirections, exit code, what standard error says

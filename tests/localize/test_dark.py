@@ -54,6 +54,14 @@ def test_silence_and_black_frames_stay_dark(run, tmp_path):
     assert sheet.width > 4 * 160
 
 
+def test_the_sheet_explains_green_only_where_it_is_drawn(monkeypatch):
+    monkeypatch.setattr(results, "contact_sheet", lambda pictures, titles, columns, legend: legend.encode())
+    moments = [Moment(1, 0.0), Moment(2, 0.5, truth=((10.0, 10.0, 40.0, 40.0),))]
+    thumbs = [(moment, np.zeros((90, 160, 3), np.uint8)) for moment in moments]
+    drawn = [results.sheet(Localization(160, 90, moments, [], thumbs=thumbs[:count])) for count in (1, 2)]
+    assert [b"green" in legend for legend in drawn] == [False, True]
+
+
 def test_one_scale_for_the_whole_video():
     loud, faint = np.zeros((14, 14), np.float32), np.zeros((14, 14), np.float32)
     loud[3:6, 3:6], faint[8:11, 8:11] = 0.9, 0.3
