@@ -95,7 +95,7 @@ def completion(shell: str) -> str:
                 action.complete = kind  # type: ignore[attr-defined]  # shtab reads it
     names = " ".join(config.shipped_names())
     recipes = f'{RECIPES["bash"]}() {{ compgen -W "{names}" -- "$1"; compgen -f -- "$1"; }}'
-    return shtab.complete(whole, shell, preamble={"bash": recipes})
+    return shtab.complete(whole, shell, preamble={"bash": recipes})  # type: ignore[arg-type]  # a text by shell
 
 
 def main(argv: Sequence[str] | None = None) -> int:
