@@ -39,7 +39,7 @@ COMMANDS = {  # in the order of their use
 }
 SHELLS = ("bash", "zsh", "tcsh")
 FILES, FOLDERS = ("FILE", "PATH", "RUN", "VIDEO", "path"), ("DIR",)  # of options' metavars
-RECIPES = {"bash": "_essl_fast_recipes", "zsh": "_files", "tcsh": "f"}  # what completes --config; bash knows the names, too
+RECIPES = {"bash": "_essl_fast_recipes", "zsh": "_files", "tcsh": "f"}  # completes --config; bash knows the names, too
 
 
 def door(name: str) -> ModuleType:

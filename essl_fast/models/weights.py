@@ -86,7 +86,8 @@ def find(name: str, setting: str = "auto", timeout: float = 20.0) -> Path | None
         except (urllib.error.URLError, OSError) as error:
             raise WeightsError(
                 f"{file_name} is not at {cached}, and fetching {SOURCES[name]} failed ({error}). Put the file there, "
-                f"give its path with --model.{name}_weights PATH, or take random weights, to try the commands: --model.{name}_weights none."
+                f"give its path with --model.{name}_weights PATH, or, to try the commands, take random weights: "
+                f"--model.{name}_weights none."
             ) from error
         return cached
     check_hash(path, name)
