@@ -1,6 +1,7 @@
 """Several processes: joining, sharing, and batch norm over all ranks."""
 
 import datetime
+import os
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.models.norm import ViewBatchNorm
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
+from tests import ROOT
 from tests.tools.ranks import run_ranks
 
 SIZES = (3, 5)  # samples of each view on rank 0 and 1: statistics weigh samples, not ranks
@@ -202,3 +204,30 @@ def test_a_group_after_a_restart_finds_nothing_of_the_one_before(monkeypatch):
     with pytest.raises(dist.DistStoreError, match="^ranks 1, 2 did not come$"):
         wait = datetime.timedelta(seconds=0.2)
         distributed._own_store(World(0, 3), wait)
+
+
+KILLED_ONCE = """
+import os, torch
+from essl_fast.runtime import distributed
+world = distributed.world_of()
+with distributed.joined(world, torch.device("cpu"), minutes=1):
+    assert distributed.gather(world.rank, world) == [0, 1]
+    if world.rank == 1 and not world.restarts:
+        os.kill(os.getpid(), 9)
+    assert distributed.gather(world.restarts, world) == [1, 1]
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_group_again(tmp_path):
+    (tmp_path / "group.py").write_text(KILLED_ONCE)
+    words = "-m torch.distributed.run --standalone --max-restarts=1 --nproc-per-node=2".split()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words, str(tmp_path / "group.py")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
