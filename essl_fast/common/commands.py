@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from essl_fast import __version__
 from essl_fast.common import streams
-from essl_fast.common.errors import InputError, Notice, any_of, memory_is_short, short
+from essl_fast.common.errors import InputError, Notice, any_of, gpu_is_full, memory_is_short, short
 from essl_fast.common.nearest import did_you_mean
 from essl_fast.common.values import a_path
 
@@ -149,6 +149,9 @@ def _exit_code(main: Callable[[], int], prog: str) -> int:
     except (RuntimeError, MemoryError) as error:
         if memory_is_short(error):
             return _end(prog, f"error: the memory of this machine is not enough{str(error) and f' ({error})'}", 2)
+        if gpu_is_full(error):
+            remedy = "take fewer pairs at a time (train: --data.batch_size), or end other programs on it"
+            return _end(prog, f"error: the memory of the GPU is not enough ({_first_sentences(error)}); {remedy}", 2)
         if "can't start new thread" not in str(error):
             raise
         return _end(prog, f"error: {NO_MORE}", 2)
@@ -156,6 +159,11 @@ def _exit_code(main: Callable[[], int], prog: str) -> int:
         return _end(prog, f"stopped: {error}", 1)
     except KeyboardInterrupt as error:  # or train's Stopped, which has the exit code of its signal
         return _end(prog, "stopped", getattr(error, "code", 130))
+
+
+def _first_sentences(error: BaseException) -> str:
+    """What was asked for and what is free; what PyTorch says after that is for developers."""
+    return ". ".join(one_line(error).split(". ")[:3]).removesuffix(".")
 
 
 def one_line(text: object) -> str:

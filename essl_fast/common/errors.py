@@ -17,6 +17,12 @@ def memory_is_short(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
+def gpu_is_full(error: BaseException) -> bool:
+    """Whether an error says that a GPU has no memory left, by PyTorch's allocator or by CUDA itself."""
+    said = "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+    return type(error).__name__ == "OutOfMemoryError" or any(each in str(error) for each in said)
+
+
 def short(text: str) -> str:
     """A text in quotes for a message, shortened to 60 characters."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")

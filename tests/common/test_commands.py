@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from essl_fast import models
 from essl_fast.common import commands, errors
@@ -94,6 +95,23 @@ def test_errors_have_one_form(name, tmp_path, monkeypatch, capsys):
             2,
             "python -m x: error: the memory of this machine is not enough (DefaultCPUAllocator: can't allocate memory: "
             "you tried to allocate 9 bytes.)",
+        ),
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB of which 1.12 "
+                "GiB is free. Including non-PyTorch memory, this process has 22.51 GiB memory in use. If reserved but"
+            ),
+            2,
+            "python -m x: error: the memory of the GPU is not enough (CUDA out of memory. Tried to allocate 2.00 GiB. "
+            "GPU 0 has a total capacity of 23.64 GiB of which 1.12 GiB is free); take fewer pairs at a time (train: "
+            "--data.batch_size), or end other programs on it",
+        ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+            2,
+            "python -m x: error: the memory of the GPU is not enough (CUDA error: CUBLAS_STATUS_ALLOC_FAILED when "
+            "calling `cublasCreate(handle)`); take fewer pairs at a time (train: --data.batch_size), or end other "
+            "programs on it",
         ),
         (FloatingPointError("nan"), 1, "python -m x: stopped: nan"),
         (KeyboardInterrupt(), 130, "python -m x: stopped"),
