@@ -1,11 +1,13 @@
 """Settings: files, overrides, and errors that name the setting."""
 
+import re
+
 import pytest
 
 import essl_fast
 from essl_fast import config
 from essl_fast.common import commands
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 
 
 @pytest.mark.parametrize("name", ["demo", "sspl", "sspl_pcm", "semipl", "full", "lss", "lss_semi"])
@@ -88,7 +90,8 @@ def test_a_folder_for_data_and_a_file_without_settings_are_explained(tmp_path):
 
 def test_a_run_directory_is_no_config(tmp_path):
     (tmp_path / "config.yaml").write_text("epochs: 3\n")
-    with pytest.raises(InputError, match=f"is a run directory; give {tmp_path}/config.yaml, or --resume {tmp_path}$"):
+    says = f"is a run directory; give {tmp_path}/config.yaml, or --resume {in_shell(tmp_path)}"
+    with pytest.raises(InputError, match=f"{re.escape(says)}$"):
         config.load(str(tmp_path))
     for name in ("x" * 5000, "a\0b"):  # no path at all
         with pytest.raises(InputError, match="is neither a file nor one of the shipped configs"):

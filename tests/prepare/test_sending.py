@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_the_bytes_are_those_of_a_folder(out, world, reference, capsys, tmp_path
     assert door.main(arguments(world, out, "--workers", "1")) == 0
     assert f"{out} is complete: nothing to do" in capsys.readouterr().err
     with pytest.raises(
-        PreparedDifferently, match=f"^{out} was prepared differently .pairs_per_shard was 5, is 6.: choose"
+        PreparedDifferently, match=f"^{re.escape(out)} was prepared differently .pairs_per_shard was 5, is 6.: choose"
     ):
         run(world, out, pairs_per_shard=6)
 
@@ -126,7 +127,7 @@ def test_a_store_that_fails_for_a_moment_is_told(out, world, reference, monkeypa
         return real(*given, **named)
 
     monkeypatch.setattr(system, "put_file", put)
-    with pytest.warns(Notice, match=f"^{out}/.* the store is busy: attempt 1 of 6"):
+    with pytest.warns(Notice, match=f"^{re.escape(out)}/.* the store is busy: attempt 1 of 6"):
         run(world, out)
     assert sent_to(out) == hashes(reference)
 
@@ -136,7 +137,9 @@ def test_a_store_that_stays_away_ends_with_the_url(out, world, monkeypatch):
         raise PermissionError("denied")
 
     monkeypatch.setattr(Store(out)._system, "pipe_file", refuse)
-    with pytest.raises(InputError, match=f"^{out}/.parts/begun: no access .PermissionError: denied.; check the name"):
+    with pytest.raises(
+        InputError, match=f"^{re.escape(out)}/.parts/begun: no access .PermissionError: denied.; check the name"
+    ):
         run(world, out)
 
 
@@ -196,21 +199,27 @@ def test_what_verify_found_in_other_pairs_does_not_stay(out, world):
 
 def test_what_fails_on_this_machine_is_told_with_the_url(out, world, monkeypatch):
     place = Destination(out).folder
-    with own_folder(place, reporter(False)), pytest.raises(InputError, match=f"^another prepare is at work on {out}:"):
+    with (
+        own_folder(place, reporter(False)),
+        pytest.raises(InputError, match=f"^another prepare is at work on {re.escape(out)}:"),
+    ):
         run(world, out)
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(assembly.ShardWriter, "add", full)
-    with pytest.raises(InputError, match=f"^cannot write {place}, where {out} is made: .* XDG_CACHE_HOME, then go on$"):
+    with pytest.raises(
+        InputError,
+        match=f"^cannot write {re.escape(str(place))}, where {re.escape(out)} is made: .* XDG_CACHE_HOME, then go on$",
+    ):
         run(world, out)
 
 
 def test_what_arrives_short_is_not_noted(out, world, monkeypatch):
     monkeypatch.setattr(Store, "size", lambda self, file: 7)
     with pytest.raises(
-        InputError, match=f"^{out}/train-00000.tar has 7 bytes, not the .* that were sent: run the same"
+        InputError, match=f"^{re.escape(out)}/train-00000.tar has 7 bytes, not the .* that were sent: run the same"
     ):
         run(world, out)
     assert not [name for name in sent_to(out) if name.endswith(".json")] or "manifest.json" not in sent_to(out)
@@ -240,7 +249,7 @@ def test_of_two_at_one_url_the_second_goes_on(machines):
     first.send(ONE)
     second.begin()
     for step in (lambda: first.send(ONE), first.finish, lambda: first.clean([ONE])):
-        with pytest.raises(InputError, match=f"^{first.name}: {OTHER}"):
+        with pytest.raises(InputError, match=f"^{re.escape(first.name)}: {OTHER}"):
             step()
     second.send(ONE)
     second.finish()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -159,7 +160,8 @@ def test_a_training_that_leaves_no_summary_has_failed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"config": {}, "seconds": "x"}', '{"config": {}}'])
 def test_a_summary_that_is_damaged_is_named(tmp_path, text):
     (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(InputError, match=f"{tmp_path}/summary.json is damaged: delete {tmp_path} and run again"):
+    here = re.escape(str(tmp_path))
+    with pytest.raises(InputError, match=f"{here}/summary.json is damaged: delete {here} and run again"):
         runs.finished(tmp_path, [])
 
 

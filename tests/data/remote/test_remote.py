@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -337,24 +338,34 @@ def _sha(folder: Path, number: int) -> str:
     return Manifest.load(folder).entries("train")[number]["sha256"]
 
 
-@pytest.mark.slow
-def test_a_loader_that_is_closed_does_not_wait(web, tmp_path):
+def test_a_loader_that_is_closed_does_not_wait(web, folder, tmp_path):
     from essl_fast.data.loading import Loader
 
     web.fault, web.stuck = (lambda name, count: STUCK if name == SHARDS[1] else None), 60.0
-    manifest = Manifest.load(web.url, (str(tmp_path), 0.0))
-    loader = Loader(manifest, "train", batch_size=8, side=32, shuffle=False, threads=1)
-    first = next(iter(loader))
+    same = {"batch_size": 8, "side": 32, "shuffle": False, "threads": 1}
+    loader = Loader(Manifest.load(web.url, (str(tmp_path), 0.0)), "train", **same)
+    ended: list[BaseException] = []
+
+    def wait_for_a_batch() -> None:
+        try:
+            next(iter(loader))
+        except RuntimeError as error:  # the loader was closed meanwhile
+            ended.append(error)
+
+    waiting = threading.Thread(target=wait_for_a_batch)
+    waiting.start()
     while SHARDS[1] not in web.asked:
         time.sleep(0.01)
     begin = time.perf_counter()
     loader.close()
+    waiting.join()
+    assert time.perf_counter() - begin < web.stuck / 2 and len(ended) == 1
     web.freed.set()
-    assert time.perf_counter() - begin < web.stuck / 2
     web.reset()
     loader.seek(0)
-    assert (next(iter(loader)).frames == first.frames).all() and len(list(loader)) == len(loader) - 1
-    loader.close()
+    with loader, Loader(folder, "train", **same) as near:
+        for ours, other in zip(loader, near, strict=True):
+            assert (ours.frames == other.frames).all()
 
 
 def test_batches_are_those_of_the_folder(web, folder, tmp_path):
