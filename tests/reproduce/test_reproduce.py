@@ -13,7 +13,7 @@ import yaml
 
 from essl_fast import checkpoints, config, models
 from essl_fast.common import commands, files
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.shards import Manifest
 from essl_fast.report import paper
 from essl_fast.reproduce import __main__ as reproduce_door
@@ -288,7 +288,12 @@ def test_a_run_that_was_stopped_goes_on_only_with_its_own_settings(row, monkeypa
 
 def test_sigterm_ends_the_training_that_was_started(tmp_path, monkeypatch):
     child = tmp_path / "python"
-    lines = "#!/bin/sh", "trap 'echo saved; exit 143' TERM", f"touch {tmp_path}/ready", "while :; do sleep 0.05; done"
+    lines = (
+        "#!/bin/sh",
+        "trap 'echo saved; exit 143' TERM",
+        f"touch {in_shell(tmp_path / 'ready')}",
+        "while :; do sleep 0.05; done",
+    )
     child.write_text("\n".join(lines))
     child.chmod(0o755)
     monkeypatch.setattr(runs.sys, "executable", str(child))

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 from unittest import mock
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from essl_fast import config, models
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.loading import RawBatch
 from essl_fast.data.shards import Manifest
 from essl_fast.models import heads
@@ -40,9 +41,9 @@ def small():
 
 
 def trainer_of(prepared, batch, every, *options, world=distributed.ALONE):
-    words = f"--data.root {prepared} --data.batch_size {batch} --data.threads 1 --data.last_batch keep"
+    words = f"--data.root {in_shell(prepared)} --data.batch_size {batch} --data.threads 1 --data.last_batch keep"
     words += f" --optim.accumulate {every}"
-    trainer = Trainer(config.load("demo", [*words.split(), *options]), Manifest.load(prepared), CPU, world)
+    trainer = Trainer(config.load("demo", [*shlex.split(words), *options]), Manifest.load(prepared), CPU, world)
     if next(trainer.model.parameters()).dtype == torch.float64:
         trainer.model.register_forward_pre_hook(lambda _, inputs: tuple(each.double() for each in inputs))
     return trainer

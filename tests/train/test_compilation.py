@@ -1,6 +1,7 @@
 """A compiler that fails ends no run: the same batch runs uncompiled, and nothing of the attempt is left."""
 
 import functools
+import shlex
 from contextlib import ExitStack
 from unittest import mock
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 from essl_fast import config
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.shards import Manifest
 from essl_fast.models import heads
 from essl_fast.runtime import compiling, distributed
@@ -109,8 +110,10 @@ FAULTS = {  # a stand-in for `compile_graph` -> the reason that the line gives
 
 def trained(prepared, fault, *overrides, world=distributed.ALONE, batch=4):
     """Losses of an epoch, the trainer and what it said. The GPU's choice of the setting auto is made on the CPU."""
-    words = f"--data.root {prepared} --data.batch_size {batch} --data.threads 1 --epochs 2 --data.last_batch keep"
-    settings = config.load("demo", [*words.split(), *overrides])
+    words = (
+        f"--data.root {in_shell(prepared)} --data.batch_size {batch} --data.threads 1 --epochs 2 --data.last_batch keep"
+    )
+    settings = config.load("demo", [*shlex.split(words), *overrides])
     listener = Listener()
     torch._dynamo.reset()
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from essl_fast import checkpoints, config
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
 from essl_fast.runtime.runlog import RunLog
@@ -82,7 +82,7 @@ def test_after_ctrl_c_the_way_to_go_on_is_told(tmp_path, given_up, saved):
     with pytest.raises(KeyboardInterrupt), run_module.ended_well(tmp_path, Console(file=stream, width=300), CPU, ALONE):
         raise Stopped(signal.SIGTERM)
     said = stream.getvalue()
-    assert said == (f"stopped; continue with: {run_module.command(1)} --resume {tmp_path}\n" if saved else "")
+    assert said == (f"stopped; continue with: {run_module.command(1)} --resume {in_shell(tmp_path)}\n" if saved else "")
     assert given_up == [Stopped(signal.SIGTERM).code]
 
 
@@ -92,7 +92,7 @@ def test_a_disk_that_fails_is_one_line_with_the_way_to_go_on(tmp_path, capsys, g
     with pytest.raises(InputError) as raised, run_module.ended_well(out, Console(), CPU, ALONE):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out / "last.pt"))
     assert str(raised.value).startswith(f"cannot write or read {out}/last.pt: No space left on device; ")
-    assert str(raised.value).endswith(f"--resume {out}" if there else "choose another --out")
+    assert str(raised.value).endswith(f"--resume {in_shell(out)}" if there else "choose another --out")
     assert capsys.readouterr().err == "" and given_up == []  # the command itself prints it
 
 
@@ -102,7 +102,7 @@ def test_a_rank_says_which_one_it_is(tmp_path, capsys, given_up):
         raise RuntimeError("Connection closed by peer")
     said = capsys.readouterr().err.strip()
     assert said.startswith(f"{run_module.COMMAND}: error: rank 1: RuntimeError: Connection closed by peer; to go on: ")
-    assert said.endswith(f"--resume {tmp_path}") and "torchrun" in said and given_up == [1]
+    assert said.endswith(f"--resume {in_shell(tmp_path)}") and "torchrun" in said and given_up == [1]
 
 
 @pytest.mark.parametrize(("world", "left"), [(ALONE, False), (SECOND, True)])

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from essl_fast import checkpoints, config, models
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.loading import Order
 from essl_fast.data.shards import Manifest
 from essl_fast.runtime.distributed import World
@@ -42,7 +43,7 @@ WORDS = {  # 19 pairs; batches of 5, 5, 5, 4; and of 4, 4 | 4, 4, the last three
 def trainer_of(prepared, world, words):
     """In float64, with a narrow head."""
     settings = config.load(
-        "demo", f"--data.root {prepared} --data.threads 1 --epochs 4 --model.head_dim 32 {words}".split()
+        "demo", shlex.split(f"--data.root {in_shell(prepared)} --data.threads 1 --epochs 4 --model.head_dim 32 {words}")
     )
     build = models.build
     with pytest.MonkeyPatch.context() as patch:
@@ -127,7 +128,9 @@ def compare(what, ranks, alone, begin):
 
 
 def settings_of(prepared, words):
-    return config.load("demo", f"--data.root {prepared} --data.threads 1 --data.last_batch drop {words}".split())
+    return config.load(
+        "demo", shlex.split(f"--data.root {in_shell(prepared)} --data.threads 1 --data.last_batch drop {words}")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +306,7 @@ def machine(port, words):
     torchrun += f" --rdzv-backend=c10d --rdzv-endpoint=127.0.0.1:{port}"
     torchrun += " --rdzv-conf=last_call_timeout=20,keep_alive_interval=1,keep_alive_max_attempt=3"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *f"{torchrun} -m essl_fast.train {words}".split()]
+    command = [sys.executable, *shlex.split(f"{torchrun} -m essl_fast.train {words}")]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -316,8 +319,11 @@ def test_a_group_that_loses_a_machine_goes_on(tiny, tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     out = tmp_path / "run"
-    words = f"--config demo --data.root {tiny[1]} --data.global_batch 5 --data.batch_size 5 --model.head_dim 32"
-    words += f" --out {out} --epochs 12 --overlays 0 --baselines false --device cpu --eval_every 4 --checkpoint_steps 1"
+    words = (
+        f"--config demo --data.root {in_shell(tiny[1])} --data.global_batch 5 --data.batch_size 5 --model.head_dim 32"
+    )
+    words += f" --out {in_shell(out)} --epochs 12 --overlays 0 --baselines false --device cpu --eval_every 4"
+    words += " --checkpoint_steps 1"
     first = machine(port, words)
     bound = time.monotonic() + 120
     while True:  # the machine that keeps the list of machines is the one that stays

@@ -1,6 +1,7 @@
 """The step over static memory: replays equal plain steps to the bit, and know nothing but what tensors hold."""
 
 import functools
+import shlex
 import time
 import types
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from essl_fast import config, models
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.shards import Manifest
 from essl_fast.kernels import fp8, native
 from essl_fast.models import heads
@@ -36,8 +37,10 @@ def quick_and_in_order(monkeypatch):
 
 
 def trainer_of(prepared, captured, *overrides, batch=4):
-    words = f"--data.root {prepared} --data.batch_size {batch} --data.threads 1 --epochs 3 --data.last_batch keep"
-    settings = config.load("demo", [*words.split(), *SCHEDULE, *overrides])
+    words = (
+        f"--data.root {in_shell(prepared)} --data.batch_size {batch} --data.threads 1 --epochs 3 --data.last_batch keep"
+    )
+    settings = config.load("demo", [*shlex.split(words), *SCHEDULE, *overrides])
     trainer = Trainer(settings, Manifest.load(prepared), CPU)
     if captured:
         step, own = trainer.step, trainer.step.stepper
@@ -319,9 +322,11 @@ def test_a_cuda_graph_trains_as_plain_steps_do(tiny, resident, compiled):
     """In float32 on a real GPU: losses and weights of two epochs, within what atomics may reorder."""
     found = {}
     for mode in ("off", "on"):
-        words = f"--data.root {tiny[1]} --data.batch_size 4 --data.last_batch keep --device cuda --precision fp32"
+        words = (
+            f"--data.root {in_shell(tiny[1])} --data.batch_size 4 --data.last_batch keep --device cuda --precision fp32"
+        )
         words += f" --compile {compiled} --cuda_graphs {mode} --data.resident {resident}"
-        settings = config.load("demo", [*words.split(), *SCHEDULE])
+        settings = config.load("demo", [*shlex.split(words), *SCHEDULE])
         trainer = Trainer(settings, Manifest.load(tiny[1]), GPU)
         trainer.model.train()
         losses = run(trainer, 2)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from essl_fast import checkpoints, config, models
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.shards import Manifest
 from essl_fast.runtime import distributed
 from essl_fast.train import Trainer
@@ -23,8 +23,8 @@ from tests.tools.ranks import run_ranks
 
 
 def settings_of(prepared, batch, method, *options):
-    settings = f"--data.root {prepared} --data.batch_size {batch} --data.threads 1 --data.last_batch keep"
-    return config.load("demo", [*settings.split(), "--objective.method", method, *options])
+    settings = f"--data.root {in_shell(prepared)} --data.batch_size {batch} --data.threads 1 --data.last_batch keep"
+    return config.load("demo", [*shlex.split(settings), "--objective.method", method, *options])
 
 
 def three_steps(world, prepared, batch, method, *options):
@@ -129,10 +129,9 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
     _, prepared = tiny
     out = tmp_path / "run"
     torchrun = "-m torch.distributed.run --nproc-per-node=2 --standalone -m essl_fast.train"
-    settings = (
-        f"--config demo --data.root {prepared} --data.batch_size 2 --out {out} --epochs 2 --overlays 2 --device cpu"
-    )
-    command = [sys.executable, *f"{torchrun} {settings} --data.resident_shared always".split()]
+    settings = f"--config demo --data.root {in_shell(prepared)} --data.batch_size 2 --out {in_shell(out)} --epochs 2"
+    settings += " --overlays 2 --device cpu"
+    command = [sys.executable, *shlex.split(f"{torchrun} {settings} --data.resident_shared always")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -146,7 +145,10 @@ def test_torchrun_trains_and_evaluates(tiny, tmp_path):
         train_door.main(["--resume", str(out), "--epochs", "3"])
     assert "add --data.global_batch 4 --data.batch_size 4, or" in str(refused.value)  # and what it names works
     mine = shutil.copytree(out, tmp_path / "alone")
-    assert train_door.main(f"--resume {mine} --epochs 3 --data.global_batch 4 --data.batch_size 4".split()) == 0
+    assert (
+        train_door.main(shlex.split(f"--resume {in_shell(mine)} --epochs 3 --data.global_batch 4 --data.batch_size 4"))
+        == 0
+    )
     assert checkpoints.load(mine / "last.pt")["epoch"] == 3
     named = str(refused.value).partition("go on with: ")[2]
     assert named.startswith("torchrun --standalone --nproc-per-node=2 ")

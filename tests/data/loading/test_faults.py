@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, in_shell
 from essl_fast.data.loading import Loader, Pools
 from essl_fast.data.shards import BLACK, CORRUPT, QUARANTINE, SILENT, TRUNCATED, Manifest, read_index
 from tests.data.shards.test_shards import write_folder
@@ -52,7 +52,11 @@ def test_a_pair_that_does_not_decode_stops_the_run(damaged, resident):
         list(loader)
     said = str(error.value)
     assert any(f"a_{row:06d}' in shard" in said for row in BAD) and "it is no JPEG file" in said
-    for remedy in (f"prepare --verify --out {damaged}", "--data.exclude_quarantined bad", "--data.on_error skip"):
+    for remedy in (
+        f"prepare --verify --out {in_shell(damaged)}",
+        "--data.exclude_quarantined bad",
+        "--data.on_error skip",
+    ):
         assert remedy in said
     assert loader.lost == 0
 

@@ -392,7 +392,7 @@ def test_quarantine_gives_the_worst_reason_of_each_pair(folder, tmp_path):
         (3, good, "odd"),
         ("3", good, "black"),
     ]:
-        with pytest.raises(InputError, match=r"quarantine.jsonl .*prepare --verify --out .*copy` again"):
+        with pytest.raises(InputError, match=r"quarantine.jsonl .*prepare --verify --out .*copy'?` again"):
             quarantine(root, entry)
 
 
