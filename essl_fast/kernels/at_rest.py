@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from essl_fast.kernels import reference, tuning
-from essl_fast.kernels.norm_gelu_kernels import FEWER, MIX, NONE, RESIDUAL, ROWS, WIDTH, gelu, number_of, rate_of
+from essl_fast.kernels.norm_gelu_kernels import FEWER, MIX, NONE, RESIDUAL, ROWS, WIDTH, number_of, rate_of, store_end
 from essl_fast.kernels.tuning import AotCase
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -81,14 +81,7 @@ def chain_kernel(
             else:
                 value = (1.0 - r) * value + r * other
             value = value.to(x.dtype.element_ty).to(tl.float32)  # as it is stored where a gradient needs it
-        o, _ = gelu((value - middle) * scale + b)
-        if TOP:
-            o, _ = gelu((1.0 - t) * o + t * tl.load(top + at, mask=mask, other=0.0).to(tl.float32))
-        if LESS:
-            error = o - tl.load(less + at, mask=mask, other=0.0).to(tl.float32)
-            tl.store(apart + at, error.to(apart.dtype.element_ty), mask=mask)
-        if STORE:
-            tl.store(out + at, o.to(out.dtype.element_ty), mask=mask)
+        store_end((value - middle) * scale + b, top, t, less, out, apart, at, mask, TOP, LESS, STORE)
 
 
 @triton.jit

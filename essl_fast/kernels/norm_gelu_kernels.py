@@ -68,6 +68,19 @@ def number_of(table, column, there):
 
 
 @triton.jit
+def store_end(n, top, t, less, out, apart, at, mask, TOP: tl.constexpr, LESS: tl.constexpr, STORE: tl.constexpr):
+    """What a chain makes of its normalised values n at some places, from GELU on: out, and apart = out - less."""
+    o, _ = gelu(n)
+    if TOP:
+        o, _ = gelu((1.0 - t) * o + t * tl.load(top + at, mask=mask, other=0.0).to(tl.float32))
+    if LESS:
+        error = o - tl.load(less + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(apart + at, error.to(apart.dtype.element_ty), mask=mask)
+    if STORE:
+        tl.store(out + at, o.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _blended(x, y, rate, at, mask, BLEND: tl.constexpr, KIND: tl.constexpr):
     """u at some places, rounded to KIND, in float32."""
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
@@ -178,14 +191,7 @@ def norm_kernel(
         mask = ((row < SPAN) & (begin + row < rows))[:, None] & there[None, :]
         at = row[:, None] * C + column[None, :]
         value = tl.load(u + at, mask=mask, other=0.0).to(tl.float32)
-        o, _ = gelu((value - mean) * scale + b)
-        if TOP:
-            o, _ = gelu((1.0 - t) * o + t * tl.load(top + at, mask=mask, other=0.0).to(tl.float32))
-        if LESS:
-            error = o - tl.load(less + at, mask=mask, other=0.0).to(tl.float32)
-            tl.store(apart + at, error.to(apart.dtype.element_ty), mask=mask)
-        if STORE:
-            tl.store(out + at, o.to(out.dtype.element_ty), mask=mask)
+        store_end((value - mean) * scale + b, top, t, less, out, apart, at, mask, TOP, LESS, STORE)
 
 
 @triton.jit
