@@ -9,7 +9,7 @@ lists them all.
 from typing import TYPE_CHECKING
 
 from essl_fast.common.lazy import lazy_exports
-from essl_fast.common.places import name_caches
+from essl_fast.common.places import name_user
 
 if TYPE_CHECKING:
     from essl_fast import kernels as kernels
@@ -43,4 +43,4 @@ __getattr__, __dir__, __all__ = lazy_exports(
     },
 )
 
-name_caches()  # before PyTorch is imported, which asks a user without a name for it
+name_user()  # before PyTorch is imported, which asks a user without a name for it

@@ -7,7 +7,9 @@ import pwd
 from pathlib import Path
 
 INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
-_named: set[str] = set()  # those of them that name_caches has set
+_NAMES = ("LOGNAME", "USER", "LNAME", "USERNAME")  # variables where getpass.getuser looks for the user's name
+_OURS = "LNAME"  # of these the one that hardly any other program reads
+_named: dict[str, str] = {}  # variables that name_user has set → to what
 
 
 def cache_folder() -> Path | None:
@@ -50,8 +52,8 @@ def compile_folder() -> Path:
 
 
 def has_a_name() -> bool:
-    """Whether the user has a name: in a variable, or in /etc/passwd."""
-    if any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+    """Whether the user has a name, other than that of :func:`name_user`: in a variable, or in /etc/passwd."""
+    if any(os.environ.get(name) and set_by_user(name) for name in _NAMES):
         return True
     try:
         pwd.getpwuid(os.getuid())
@@ -61,19 +63,20 @@ def has_a_name() -> bool:
 
 
 def set_by_user(name: str) -> bool:
-    """Whether an environment variable is set, and not by :func:`name_caches`."""
-    return name in os.environ and name not in _named
+    """Whether an environment variable is set, and not by :func:`name_user`."""
+    return name in os.environ and os.environ[name] != _named.get(name)
 
 
-def name_caches() -> None:
-    """Name the folders of PyTorch's and Triton's caches, if the user has no name, from which they would make their own.
+def name_user() -> None:
+    """Give a user without a name one, in a variable, and name the folders of PyTorch's and Triton's caches.
 
-    PyTorch asks for the name as soon as an optimizer is made, and raises KeyError (pytorch/pytorch#140765).
+    PyTorch makes folders of the name as soon as an optimizer is made (pytorch/pytorch#140765), and of the name alone,
+    whatever the folders' variables say, when it compiles. Without a name it raises KeyError.
     """
-    names = {INDUCTOR: "inductor", TRITON: "triton"}
-    if names.keys() <= os.environ.keys() or has_a_name():
+    if has_a_name():
         return
     folder = compile_folder()
-    for name in names.keys() - os.environ.keys():
-        os.environ[name] = str(folder / names[name])
-        _named.add(name)
+    given = {_OURS: f"uid-{os.getuid()}", INDUCTOR: str(folder / "inductor"), TRITON: str(folder / "triton")}
+    for name, value in given.items():
+        if not os.environ.get(name):
+            os.environ[name] = _named[name] = value
