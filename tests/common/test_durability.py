@@ -9,6 +9,9 @@ from essl_fast import checkpoints
 from essl_fast.common.files import atomic_file
 from essl_fast.data.shards import ShardWriter
 from essl_fast.data.shards.tars import PCM_BYTES
+from essl_fast.prepare.dividing import Record
+from essl_fast.prepare.slices import Slice
+from essl_fast.prepare.tasks import stem_of
 
 
 @pytest.fixture
@@ -59,3 +62,19 @@ def test_a_shard(tmp_path, calls):
         ("replace", "train-00000.tar"),  # last: a shard that has its name has its index
         ("fsync", tmp_path.name),
     ]
+
+
+def test_a_part_of_several_machines(tmp_path, calls):
+    """Its record comes last; what it does not name goes before."""
+    named = [f"{stem_of('a')}.{kind}" for kind in ("json", "part")]
+    for name in (*named, "of_before.part", "of_before.json", "settings.json", "lock"):
+        (tmp_path / name).write_bytes(b"1")
+    Record(Slice(1, 2), {}, {"a": ["", 1, 1, 0]}, {}).write(tmp_path)
+    assert sorted(calls[:2]) == [("fsync", name) for name in named]
+    assert calls[2:] == [
+        ("fsync", tmp_path.name),
+        ("fsync", ".record.json.partial"),
+        ("replace", "record.json"),
+        ("fsync", tmp_path.name),
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {*named, "settings.json", "record.json", "lock"}

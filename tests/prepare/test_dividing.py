@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -93,6 +94,16 @@ def test_parts_have_about_as_many_pairs_each(world):
         assert max(pairs) - min(pairs) <= 5, "which is what a video has"
 
 
+def test_a_large_video_has_a_part_for_itself():
+    class Planned(SimpleNamespace):
+        def __len__(self):
+            return len(self.videos)
+
+    pairs = (1, 2, 9, 1, 2, 3)
+    plan = Planned(videos=[SimpleNamespace(span=range(number)) for number in pairs])
+    assert dividing.shares(plan, 2) == [1, 1, 0, 1, 1, 1]
+
+
 def test_a_part_is_continued(world, copied, monkeypatch):
     read = remade(monkeypatch)
     record = part(world, copied, 1)
@@ -110,7 +121,9 @@ def test_a_part_is_continued(world, copied, monkeypatch):
     assert part(world, copied, 1) != record and read[2:] == [third]
     os.utime(video, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     (folder / dividing.RECORD).unlink()
+    (folder / ".left.part.partial").touch()  # of a worker
     assert part(world, copied, 1) == record and read[3:] == [third], "parts of a run that was killed are taken over"
+    assert not list(folder.glob(".*.partial"))
 
 
 def test_a_part_that_lost_nothing_is_continued(tmp_path, monkeypatch):
@@ -220,7 +233,8 @@ def test_which_part_of_a_slurm_array(monkeypatch):
             monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
         return parse_slice("slurm")
 
-    assert array(3, 1, 8, 8) == Slice(3, 8) and array(0, 0, 7, 8) == Slice(1, 8)
+    assert array(3, 1, 8, 8) == Slice(3, 8)
+    assert array(0, 0, 7, 8) == Slice(1, 8) and array(7, 0, 7, 8) == Slice(8, 8)
     for some in ((3, 3, 3, 1), (5, 1, 7, 4)):  # tasks that are run again; every second one
         with pytest.raises(argparse.ArgumentTypeError, match=r"give \$SLURM_ARRAY_TASK_ID/N"):
             array(*some)

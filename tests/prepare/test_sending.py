@@ -240,6 +240,23 @@ def machines(tmp_path, monkeypatch):
 
 
 ONE = {"file": "train-00000.tar", "index": "train-00000.idx", "bytes": 28}
+
+
+def test_what_lies_at_the_url_and_is_not_what_was_sent(machines):
+    """Another size or a lost index makes a finished folder anew, and another size a shard of a run that goes on."""
+    here, _ = machines
+    here.begin()
+    here.send(ONE)
+    assert here.holds(ONE) and not here.lacks([ONE])
+    here.store.remove(ONE["index"])
+    assert here.lacks([ONE])
+    here.send(ONE)
+    here.store.write(ONE["file"], b"cut short")
+    assert not here.holds(ONE) and here.lacks([ONE])
+    here.store.remove(ONE["file"])
+    assert not here.holds(ONE) and here.lacks([ONE])
+
+
 OTHER = "another prepare began there after this one, so this one stops: let that one finish"
 
 

@@ -99,6 +99,28 @@ def test_another_process_that_was_faster(mine, there, monkeypatch):
     assert not list(mine.path.glob(".*.partial"))
 
 
+def test_another_process_that_finished_between_two_looks(mine, there, monkeypatch):
+    """The shard is not there at the first look, and is before this one begins to fetch it."""
+    real, looks = Cache.held, []
+
+    def late(self, sha, size):
+        looks.append(sha)
+        if len(looks) == 1:
+            (mine.path / f"{SHA}.tar").write_bytes(DATA)
+            return None
+        return real(self, sha, size)
+
+    monkeypatch.setattr(Cache, "held", late)
+    assert content(mine.fetch(SimpleNamespace(name_of=str), ENTRY)) == DATA and len(looks) == 2
+
+
+def test_what_a_killed_process_left_of_a_shard_is_room_for_it(there, tmp_path):
+    """The file is not removed, since this process has it open, nor does it count as another one's."""
+    full = Cache(tmp_path / "cache", limit=3 * len(DATA) // 2)
+    (full.path / f".{SHA}.tar.partial").write_bytes(bytes(len(DATA)))
+    assert content(full.fetch(there, ENTRY)) == DATA
+
+
 def test_who_waits_for_another_process_can_be_stopped(mine, there):
     partial = mine.path / f".{SHA}.tar.partial"
     held = os.open(partial, os.O_RDWR | os.O_CREAT)
@@ -191,6 +213,24 @@ def test_a_part_that_came_short_is_asked_for_again(there, monkeypatch):
     with pytest.warns(Notice, match="9 bytes came of 10: attempt 1 of "):
         assert there.read(ENTRY["file"], 0, 10) == DATA[:10]
     assert len(asked) == 2
+
+
+def test_the_waits_between_attempts_grow_and_end(there, monkeypatch):
+    waits = []
+
+    def fails(*_, **__):
+        raise ConnectionError("cut")
+
+    def wait(self, pause):
+        waits.append(pause)
+
+    monkeypatch.setattr(store, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(store.random, "uniform", lambda low, high: (low + high) / 2)
+    monkeypatch.setattr(store.threading.Event, "wait", wait)
+    monkeypatch.setattr(there._system, "cat_file", fails, raising=False)
+    with pytest.warns(Notice), pytest.raises(InputError, match="cannot be reached, after 6 attempts .*cut"):
+        there.read(ENTRY["file"])
+    assert waits == [1, 2, 4, 8, 16]
 
 
 def test_a_wait_between_attempts_can_be_stopped(there, monkeypatch):
