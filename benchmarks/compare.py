@@ -154,7 +154,11 @@ def git(*words: str) -> str:
 
 @contextlib.contextmanager
 def checked_out(rev: str, place: Path) -> Iterator[tuple[Path, Path]]:
-    """Folders of this version, with its uncommitted changes, and of `rev`, with their compiled modules."""
+    """Folders of this version, with its uncommitted changes, and of `rev`, with their compiled modules.
+
+    InputError if there is no such version, or one of two modules that differ cannot be built. Where both have the same
+    sources and none can be built, both versions run without.
+    """
     here = git("stash", "create") or git("rev-parse", "HEAD")
     there = git("rev-parse", "--verify", "--quiet", f"{rev}^{{commit}}") if _is_known(rev) else ""
     if not there:
@@ -167,13 +171,19 @@ def checked_out(rev: str, place: Path) -> Iterator[tuple[Path, Path]]:
             git("worktree", "add", "--quiet", "--detach", str(folder), commit)
         alike = git("diff", "--name-only", here, there, "--", *SOURCES) == ""
         built = next(iter(ROOT.glob("_essl_fast_native*.so")), None)
-        if not alike or built is None:
-            built = build(folders[0])
+        if not alike:
+            for folder, which in zip(folders, ("here", rev), strict=True):
+                _, why = build(folder)
+                if why:
+                    raise InputError(
+                        f"{which}: the compiled module cannot be built ({why}), and the other version has another one: "
+                        "see that its setup.py runs here, or name another REV"
+                    )
+        elif built is None:
+            built, _ = build(folders[0])
         for folder in folders:
             if alike and built is not None and not (folder / built.name).exists():
                 shutil.copy2(built, folder)
-        if not alike:
-            build(folders[1])
         yield folders
     finally:
         for folder in folders:
@@ -185,13 +195,20 @@ def _is_known(rev: str) -> bool:
     return not rev.startswith("-") and subprocess.run(words, capture_output=True).returncode == 0
 
 
-def build(folder: Path) -> Path | None:
-    """Compile a version's module for CPUs in its folder; None if that fails, and PyTorch does its work."""
+def build(folder: Path) -> tuple[Path | None, str]:
+    """Compile a version's module for CPUs in its folder: (the module, ""), or (None, why there is none).
+
+    A version without setup.py has no module: (None, "").
+    """
     if not (folder / "setup.py").exists():
-        return None
+        return None, ""
     words = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    subprocess.run(words, cwd=folder, env={**os.environ, "ESSL_CUDA": "0"}, capture_output=True)
-    return next(iter(folder.glob("_essl_fast_native*.so")), None)
+    environment = {**os.environ, "ESSL_CUDA": "0"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, errors="replace")
+    if done.returncode == 0 and (made := next(iter(folder.glob("_essl_fast_native*.so")), None)):
+        return made, ""
+    lines = done.stderr.strip().splitlines() or ["nothing came of it"]
+    return None, next((line for line in lines if "error:" in line), lines[-1])
 
 
 def make_data(place: Path) -> Path:

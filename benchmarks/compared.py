@@ -140,11 +140,19 @@ def serve(run: Run, facts: dict[str, Any]) -> None:
             print(json.dumps({"seconds": time.perf_counter() - begin}), flush=True)
 
 
+def refuse_another_module(folder: Path) -> None:
+    """SystemExit if the compiled module is not the folder's own: an installed one takes its place where it has none."""
+    file = getattr(sys.modules.get("_essl_fast_native"), "__file__", None)
+    if file and Path(file).resolve().parent != folder.resolve():
+        sys.exit(f"this version has no compiled module, and {file}, which Python finds, is of another one")
+
+
 def main() -> None:
     import torch
 
     from essl_fast.kernels import native
 
+    refuse_another_module(Path.cwd())
     torch.set_num_threads(1)
     name, data = sys.argv[1:]
     serve(SUBJECTS[name](Path(data)), {"compiled": native.available()})

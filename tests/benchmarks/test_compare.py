@@ -2,11 +2,13 @@
 
 import json
 import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
 
-from benchmarks import compare
+from benchmarks import compare, compared
 from essl_fast.common.errors import InputError
 from tests import ROOT
 
@@ -85,6 +87,61 @@ def test_an_older_version_that_does_not_run_is_no_failure(repository, capsys):
     (repository / "thing.py").write_text("SECONDS, VALUE = 0.01, 1.0\n")
     assert compare.main(["gone", *OPTIONS, "--fail-at", "1.5"]) == 0
     assert "views: no ratio: gone: it does not run there: ImportError: gone" in capsys.readouterr().out
+
+
+SETUP = """
+import pathlib, sys
+if "{0}":
+    sys.exit("csrc/x.cpp:1: error: {0}")
+pathlib.Path("_essl_fast_native.so").touch()
+"""
+
+
+def test_a_version_whose_module_cannot_be_built_is_one_line(repository, capsys):
+    """It would take the module that is installed, which is another version's."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(repository)]
+    for tag, wrong in (("broken", "no such header"), ("whole", "")):
+        (repository / "setup.py").write_text(SETUP.format(wrong))
+        subprocess.run([*git, "add", "setup.py"], check=True)
+        subprocess.run([*git, "commit", "--quiet", "-m", tag], check=True)
+        subprocess.run([*git, "tag", tag], check=True)
+    with pytest.raises(InputError, match=r"^broken: the compiled module cannot be built \(.*no such header\), and the"):
+        compare.main(["broken", *OPTIONS])
+    assert compare.main(["quick", *OPTIONS]) == 0, "a version that has none runs without"
+    subprocess.run([*git, "checkout", "--quiet", "broken"], check=True)
+    with pytest.raises(InputError, match=r"^here: the compiled module cannot be built"):
+        compare.main(["whole", *OPTIONS])
+    assert compare.main(["broken", *OPTIONS]) == 0, "of the same sources both run without"
+    assert "no ratio" not in capsys.readouterr().out
+
+
+def test_a_module_of_another_version_is_refused(tmp_path, monkeypatch):
+    module = types.ModuleType("_essl_fast_native")
+    module.__file__ = str(tmp_path / "installed" / "_essl_fast_native.so")
+    monkeypatch.setitem(sys.modules, "_essl_fast_native", module)
+    compared.refuse_another_module(tmp_path / "installed")
+    with pytest.raises(SystemExit, match="this version has no compiled module, and .*installed.* is of another one"):
+        compared.refuse_another_module(tmp_path)
+    monkeypatch.delitem(sys.modules, "_essl_fast_native")
+    compared.refuse_another_module(tmp_path)  # PyTorch does its work
+
+
+def test_the_weekly_job_takes_the_release_before_its_commit(repository):
+    (line,) = (line for line in (ROOT / ".ci" / "weekly").read_text().splitlines() if line.startswith("release="))
+
+    def release():
+        done = subprocess.run(["bash", "-c", f"{line}; echo $release"], cwd=repository, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    def tag(name, at):
+        subprocess.run(["git", "tag", name, at], cwd=repository, check=True)
+
+    assert release() == ""
+    tag("v0.10.0", "HEAD")
+    assert release() == "", "it would be compared with itself"
+    tag("v0.2.0", "HEAD~2")
+    tag("v0.9.0", "HEAD~1")
+    assert release() == "v0.9.0"
 
 
 @pytest.mark.parametrize("rev", ["v99", "--all", ""])
