@@ -14,8 +14,11 @@ from urllib.parse import unquote, urlsplit
 from essl_fast.common.values import a_path, path
 
 HIDDEN = "***"
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^/].*|file:///.+", re.DOTALL)
-_LOST_SLASH = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/(?!/)(.+)", re.DOTALL)  # what Path makes of a URL
+_HERE = ("file", "local")  # kinds whose place is a path of this machine
+_WEB = ("http", "https")
+_KIND = r"[a-zA-Z][a-zA-Z0-9+.-]+"
+_URL = re.compile(rf"(?:{_KIND}::)*{_KIND}://.*[^/].*", re.DOTALL)
+_LOST_SLASH = re.compile(rf"((?:{_KIND}::)*{_KIND}):/(?!/)(.+)", re.DOTALL)  # what Path makes of a URL
 _QUERY = re.compile(r"(\w[\w+.-]*://[^\s?'\"<>]*)\?[^\s'\"<>)]*")
 _USER = re.compile(r"(\w[\w+.-]*://)[^\s/@'\"<>]*:[^\s/@'\"<>]*@")
 
@@ -31,10 +34,40 @@ def as_url(given: str | Path) -> str:
     """The URL of a place that is one: its kind in small letters, without slashes at its end."""
     text = str(given)
     if isinstance(given, Path) and (found := _LOST_SLASH.fullmatch(text)):
-        text = f"{found[1]}://{found[2]}"
+        text = f"{found[1]}://{'/' * (found[1].lower() in _HERE)}{found[2]}"
     whole, mark, query = text.partition("?")
     kind, colon, rest = whole.partition("://")
+    if kind.lower() in _HERE and rest.lower().startswith("localhost/"):
+        rest = rest[len("localhost") :]
     return (kind.lower() + colon + rest.rstrip("/") if colon else whole.rstrip("/")) + mark + query
+
+
+def fault_of(url: str) -> str:
+    """What makes a URL unusable, whatever is there, in words without its secrets; "" if nothing does."""
+    kind, _, rest = as_url(url).partition("://")
+    shown, host = redacted(url), re.split(r"[/?#]", rest)[0].rpartition("@")[2]
+    if "::" in kind or re.search(rf"::{_KIND}://", rest):
+        return f"{shown} is a chain of places (::), which no prepared folder can be: unpack it, and name that folder"
+    if kind in _HERE:
+        return ""
+    if not host and not _user(url):
+        return f"{shown} names no bucket, host or folder"
+    if _has_open_password(url):
+        return f"{shown} has a /, ? or # in its user or password: write it as %2F, %3F or %23"
+    if kind not in _WEB:
+        return ""
+    if "#" in rest:
+        return f"{shown} has a # in it: what follows names no folder, so leave it out (in a name, # is %23)"
+    try:
+        found = urlsplit(url)
+        if not found.hostname or re.search(r"\s", found.hostname):
+            return f"{shown} names no host"
+        wrong = found.port == 0
+    except ValueError:
+        wrong = True
+    if wrong:
+        return f"{shown} has no valid host and port: write https://host/folder, or https://host:8443/folder"
+    return ""
 
 
 def placed(given: str | Path) -> str | Path:
@@ -49,12 +82,17 @@ def lacks(given: str | Path) -> bool:
 
 def a_place(text: str) -> str | Path:
     """A type for an option: a folder or a URL."""
-    if re.fullmatch(r"[a-zA-Z][a-zA-Z0-9+.-]+:/{2,}", text):
+    if re.fullmatch(rf"{_KIND}:/{{2,}}", text):
         raise argparse.ArgumentTypeError(f"{text} names no bucket, host or folder")
     try:
-        return as_url(path(text)) if is_url(text) else a_path(text)
+        found = path(text) if is_url(text) else a_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}, got {redacted(text)}") from None
+    if not is_url(found):
+        return found
+    if fault := fault_of(url := as_url(found)):
+        raise argparse.ArgumentTypeError(fault)
+    return url
 
 
 def join(url: str, name: str) -> str:
@@ -63,11 +101,20 @@ def join(url: str, name: str) -> str:
     return f"{whole}/{name}{mark}{query}"
 
 
+def _has_open_password(url: str) -> bool:
+    """Whether the user or password of a URL holds a /, ? or #, so that it seems to end there."""
+    before, mark, _ = url.partition("://")[2].rpartition("@")
+    host = re.split(r"[/?#]", before)[0]
+    return bool(mark) and host != before and bool(re.fullmatch(r"[^:@\[\]]+:(?!\d+$)[^@]*", host))
+
+
 def _user(url: str) -> str:
     """The part of a URL that names a user and a password; "" without one. In abfs://container@account it is none."""
-    user, mark, _ = urlsplit(url).netloc.rpartition("@")
-    secret = mark and (":" in user or url.lower().startswith(("http:", "https:")))
-    return user if secret else ""
+    kind, _, rest = url.partition("://")
+    if _has_open_password(url):
+        return rest.rpartition("@")[0]
+    user, mark, _ = re.split(r"[/?#]", rest)[0].rpartition("@")
+    return user if mark and (":" in user or kind.lower() in _WEB) else ""
 
 
 def redacted(place: str | Path) -> str:
@@ -75,10 +122,12 @@ def redacted(place: str | Path) -> str:
     if not is_url(place):
         return str(place)
     url = as_url(place)
-    whole, mark, _ = url.partition("?")
     if user := _user(url):
-        whole = whole.replace(f"{user}@", f"{HIDDEN}@", 1)
-    return whole + (f"?{HIDDEN}" if mark else "")
+        url = url.replace(f"{user}@", f"{HIDDEN}@", 1)
+    whole, mark, _ = url.partition("?")
+    if whole.startswith(tuple(f"{kind}:" for kind in _WEB)) and "#" in whole:
+        whole, mark = whole.partition("#")[0], "#"
+    return whole + (f"{mark}{HIDDEN}" if mark else "")
 
 
 def is_redacted(place: str | Path) -> bool:

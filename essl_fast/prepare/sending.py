@@ -26,7 +26,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.remote import Cache, Store
 from essl_fast.data.shards import CLIP_CHECKS, QUARANTINE
 
-MANIFEST, JOURNAL = "manifest.json", ".parts/shards"
+MANIFEST, JOURNAL, LEFT_OUT = "manifest.json", ".parts/shards", "left_out.jsonl"
 _BEGUN = ".parts/begun"
 _SHARD_FILES = re.compile(r"(train|val|test)-\d{5,}\.(tar|idx)")
 
@@ -65,7 +65,11 @@ class Destination:
         return any(sizes.get(shard["file"]) != shard["bytes"] or shard["index"] not in sizes for shard in shards)
 
     def begin(self) -> None:
-        """Remove the manifest that is there, and take over the journal of a run on another machine."""
+        """Remove the manifest that is there, and take over the journal of a run on another machine.
+
+        InputError if shards of something else lie there, which this one would replace or remove.
+        """
+        self._refuse_others()
         self._run = uuid.uuid4().hex.encode()
         self.store.write(_BEGUN, self._run)  # what cannot be written shows before hours of work
         self.store.remove(MANIFEST)
@@ -82,6 +86,16 @@ class Destination:
                 with contextlib.suppress(FileNotFoundError):  # then the shard is made again
                     data = self.store.read(file)
                     path.write_bytes(data)  # a journal that is cut short does not count
+
+    def _refuse_others(self) -> None:
+        """Ours have a manifest or a journal beside them, or what describes them, if the manifest was deleted."""
+        names = self.store.names()
+        others = sorted(filter(_SHARD_FILES.fullmatch, names))
+        if others and not {MANIFEST, LEFT_OUT} & set(names) and not self.store.names(".parts"):
+            raise InputError(
+                f"{self.name} holds files that prepare did not make, such as {others[0]}: choose an empty or a new "
+                "folder for --out"
+            )
 
     def holds(self, shard: dict) -> bool:
         """Whether a shard that was noted is there still."""
@@ -130,7 +144,7 @@ class Destination:
         self.stop_if_another_began()
         for name in (QUARANTINE, CLIP_CHECKS):
             self.store.remove(name)
-        for path in [*sorted((self.folder / "pairs").glob("*.npy")), self.folder / "left_out.jsonl"]:
+        for path in [*sorted((self.folder / "pairs").glob("*.npy")), self.folder / LEFT_OUT]:
             self.store.upload(str(path.relative_to(self.folder)), str(path))
         self.stop_if_another_began()
         self.store.upload(MANIFEST, str(self.folder / MANIFEST))

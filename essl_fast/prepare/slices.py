@@ -33,18 +33,33 @@ def parse_slice(text: str) -> Slice:
     if text == "slurm":
         return _of_slurm()
     number, slash, count = text.partition("/")
-    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= _MOST:
+    if (
+        slash
+        and text.isascii()
+        and number.isdecimal()
+        and count.isdecimal()
+        and 1 <= int(number) <= int(count) <= _MOST
+    ):
         return Slice(int(number), int(count))
     raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 2/8: number/count, numbers from 1 on; or slurm")
 
 
 def _of_slurm() -> Slice:
     """The part of this job of a Slurm array. An array of some tasks only does not tell how many parts there are."""
-    held = [os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "MIN", "MAX", "COUNT")]
-    if not all(value.isdecimal() for value in held):
+    names = [f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT")]
+    held = [os.environ.get(name, "") for name in names]
+    if not held[0]:
         raise argparse.ArgumentTypeError("slurm: this is no job of a Slurm array (SLURM_ARRAY_TASK_ID); give 2/8")
+    for name, value in zip(names, held, strict=True):
+        if not (value.isascii() and value.isdecimal()):
+            state = f"is {value!r}" if value else "is not set"
+            raise argparse.ArgumentTypeError(f"slurm: {name} {state}, and must be a number; give 2/8")
     at, first, last, count = map(int, held)
-    if first > 1 or last - first + 1 != count or not first <= at <= last:
+    if not first <= at <= last or count > _MOST:
+        raise argparse.ArgumentTypeError(
+            f"slurm: SLURM_ARRAY_TASK_ID is {at}, in an array of {count} tasks from {first} to {last}; give 2/8"
+        )
+    if first > 1 or last - first + 1 != count:
         raise argparse.ArgumentTypeError(
             f"slurm: the array's {count} tasks are not 1 to N or 0 to N-1 (they go from {first} to {last}); "
             "give $SLURM_ARRAY_TASK_ID/N, N the number of all parts"

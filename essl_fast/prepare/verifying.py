@@ -64,6 +64,7 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
     checks = np.zeros(len(manifest), shards.CLIP_CHECK)
     workers = workers or len(os.sched_getaffinity(0))
     try:
+        manifest.confirm()
         with (
             ThreadPoolExecutor(workers) as pool,
             atomic_file(manifest.root / shards.QUARANTINE) as file,
@@ -72,7 +73,7 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
             row = 0
             for split in shards.SPLITS:
                 for entry in manifest.header["splits"][split]["shards"]:
-                    with manifest.shard(entry) as tar:
+                    with manifest.shard(entry, confirmed=True) as tar:
                         for fault in _shard(manifest, entry, tar, row, checks, pool, workers, step):
                             file.write(json_bytes(fault))
                             found[fault["reason"]] += 1

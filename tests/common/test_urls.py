@@ -16,6 +16,9 @@ from essl_fast.common import urls
         ("hf://datasets/org/name@main/a", "hf://datasets/org/name@main/a"),
         ("https://host/a/?sig=x/y", "https://host/a?sig=x/y"),
         ("file:///tmp/a", "file:///tmp/a"),
+        ("FILE:///tmp/a", "file:///tmp/a"),
+        ("file://localhost/tmp/a", "file:///tmp/a"),
+        (Path("file:///tmp/a"), "file:///tmp/a"),
         ("S3://Bucket/A", "s3://Bucket/A"),
         ("prepared", None),
         ("/data/s3:/x", None),
@@ -35,6 +38,40 @@ def test_what_is_a_url(given, url):
 def test_a_url_without_a_place_is_refused(given):
     with pytest.raises(argparse.ArgumentTypeError, match=f"{given} names no bucket, host or folder"):
         urls.a_place(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("http:///a", "http:///a names no bucket, host or folder"),
+        ("s3:///a", "s3:///a names no bucket, host or folder"),
+        ("http://:80/a", "http://:80/a names no host"),
+        ("http://a b/c", "http://a b/c names no host"),
+        ("http://[::1/a", "has no valid host and port"),
+        ("http://host:abc/a", "has no valid host and port"),
+        ("http://host:99999/a", "has no valid host and port"),
+        ("https://host/a#token=opensesame", "https://host/a#*** has a # in it: what follows names no folder"),
+        ("https://host/a?sig=opensesame#top", "https://host/a?*** has a # in it"),
+        ("https://anna:open/sesame@host/a", "https://***@host/a has a /, ? or # in its user or password"),
+        ("https://anna:open?sesame@host/a", "https://***@host/a has a /, ? or # in its user or password"),
+        ("https://anna:open#sesame@host/a", "https://***@host/a has a /, ? or # in its user or password"),
+        ("simplecache::https://host/a", "is a chain of places (::)"),
+        ("zip://a::https://host/b.zip", "is a chain of places (::)"),
+    ],
+)
+def test_a_url_that_cannot_be_one_is_one_line(given, says):
+    assert urls.is_url(given) and says in urls.fault_of(given)
+    with pytest.raises(argparse.ArgumentTypeError) as told:
+        urls.a_place(given)
+    assert says in str(told.value) and "sesame" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["http://[::1]:8443/a", "s3://bucket/a::b#c", "file:///a#b", "https://anna:open@host:80/a@b/c", "github://a:b@/c"],
+)
+def test_a_url_that_may_be_one(given):
+    assert urls.fault_of(given) == ""
 
 
 def test_a_folder_with_such_a_name_is_a_folder(tmp_path, monkeypatch):

@@ -238,13 +238,20 @@ def test_which_part_of_a_slurm_array(monkeypatch):
     for some in ((3, 3, 3, 1), (5, 1, 7, 4)):  # tasks that are run again; every second one
         with pytest.raises(argparse.ArgumentTypeError, match=r"give \$SLURM_ARRAY_TASK_ID/N"):
             array(*some)
+    with pytest.raises(argparse.ArgumentTypeError, match="_ID is 9, in an array of 8 tasks from 1 to 8"):
+        array(9, 1, 8, 8)
+    with pytest.raises(argparse.ArgumentTypeError, match="SLURM_ARRAY_TASK_MIN is 'one', and must be a number"):
+        array(1, "one", 8, 8)
+    monkeypatch.delenv("SLURM_ARRAY_TASK_MIN")
+    with pytest.raises(argparse.ArgumentTypeError, match="SLURM_ARRAY_TASK_MIN is not set, and must be a number"):
+        parse_slice("slurm")
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     with pytest.raises(argparse.ArgumentTypeError, match="no job of a Slurm array"):
         parse_slice("slurm")
     assert parse_slice("2/8") == (2, 8)
 
 
-@pytest.mark.parametrize("text", ["0/8", "9/8", "2", "2/", "/8", "a/b", "1/-8", "2/8/9", "1/100001"])
+@pytest.mark.parametrize("text", ["0/8", "9/8", "2", "2/", "/8", "a/b", "1/-8", "2/8/9", "1/100001", "٣/4"])
 def test_what_is_no_part(text, capsys):
     with pytest.raises(SystemExit):
         door.main(["--videos", "v", "--annotations", "a", "--out", "o", "--part", text])

@@ -197,6 +197,21 @@ def test_what_verify_found_in_other_pairs_does_not_stay(out, world):
     assert not {QUARANTINE, CLIP_CHECKS} & sent_to(out).keys() and "manifest.json" in sent_to(out)
 
 
+def test_shards_of_something_else_are_not_replaced(out, world):
+    """Others name their shards as we do, and who ends removes shards that are not in its manifest."""
+    theirs = Store(out)
+    for name in ("train-00000.tar", "train-00000.idx", "train-00099.tar", "README.md"):
+        theirs.write(name, b"theirs")
+    with pytest.raises(InputError, match=f"^{re.escape(out)} holds files that prepare did not make, such as tr"):
+        run(world, out)
+    assert sorted(theirs.names()) == ["README.md", "train-00000.idx", "train-00000.tar", "train-00099.tar"]
+    assert theirs.read("train-00000.tar") == b"theirs"
+    for name in ("train-00000.tar", "train-00000.idx", "train-00099.tar"):
+        theirs.remove(name)
+    run(world, out)  # a file of another name is in nobody's way
+    assert theirs.read("README.md") == b"theirs" and "manifest.json" in sent_to(out)
+
+
 def test_what_fails_on_this_machine_is_told_with_the_url(out, world, monkeypatch):
     place = Destination(out).folder
     with (

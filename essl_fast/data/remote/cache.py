@@ -182,18 +182,10 @@ class Cache:
         name, size = store.name_of(entry["file"]), entry["bytes"]
         self._reserve(file, size, name)
         for copy in range(1, COPIES + 1):
-            digest, begin = hashlib.sha256(), 0
-            while begin < size:
-                end = min(begin + PART, size) if store.gives_parts else size  # or each part would bring the whole file
-                try:
-                    data = store.read(entry["file"], begin, end, stop)
-                except FileNotFoundError:
-                    raise InputError(
-                        f"{name} is gone, though the manifest of {store.name} lists it: put it back, or prepare again"
-                    ) from None
+            digest = hashlib.sha256()
+            for begin, data in parts_of(store, entry, stop):
                 digest.update(data)
                 _write(file, data, begin)
-                begin = end
             if digest.hexdigest() == entry["sha256"]:
                 return  # not synced: what a power cut spoils shows by its CRC-32 when it is read, and is fetched again
             refuse_or_warn(store, entry["file"], copy)
@@ -246,6 +238,22 @@ def _option(cache: Cache) -> str:
 def _more(cache: Cache) -> str:
     """What makes the cache larger, for people."""
     return f"give more with --data.cache_gb{'' if cache.limit else ' (train)'}, "
+
+
+def parts_of(store: Store, entry: dict, stop: threading.Event | None = None) -> Iterator[tuple[int, bytes]]:
+    """(where they begin, some bytes) of a shard where it lies, in order. InputError if it is not there."""
+    begin, size = 0, entry["bytes"]
+    while begin < size:
+        end = min(begin + PART, size) if store.gives_parts else size  # or each part would bring the whole file
+        try:
+            data = store.read(entry["file"], begin, end, stop)
+        except FileNotFoundError:
+            raise InputError(
+                f"{store.name_of(entry['file'])} is gone, though the manifest of {store.name} lists it: put it back, "
+                "or prepare again"
+            ) from None
+        yield begin, data
+        begin = end
 
 
 def refuse_or_warn(store: Store, file: str, copy: int) -> None:

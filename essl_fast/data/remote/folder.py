@@ -18,8 +18,8 @@ from pathlib import Path
 
 from essl_fast.common.errors import InputError, Notice
 from essl_fast.common.files import atomic_file
-from essl_fast.data.remote.cache import COPIES, Cache, refuse_or_warn
-from essl_fast.data.remote.store import Store
+from essl_fast.data.remote.cache import COPIES, Cache, parts_of, refuse_or_warn
+from essl_fast.data.remote.store import Store, is_page
 
 MANIFEST = "manifest.json"
 _AT_ONCE = 16  # small files that are asked for at the same time
@@ -46,6 +46,11 @@ class Folder:
                 f"{self.store.name_of(MANIFEST)} is not there, so {self.name} is not a complete prepared folder: check "
                 "the name, or prepare it with `python -m essl_fast.prepare ... --out URL`"
             ) from None
+        if is_page(self.manifest):
+            raise InputError(
+                f"{self.store.name_of(MANIFEST)} is a web page (HTML) and no manifest: check the URL, which must name "
+                "the prepared folder, and whether one has to sign in there"
+            )
         named = hashlib.sha256(self.name.encode()).hexdigest()[:16]
         self._key = f"{named}-{hashlib.sha256(self.manifest).hexdigest()[:16]}"
         with self.cache.usable():
@@ -101,15 +106,55 @@ class Folder:
         own = (self.local / f".own-{name.replace('/', '-')}").exists()
         return str(self.local / name) if own else self.store.name_of(name)
 
+    def confirm(self, sums: Mapping[str, str]) -> None:
+        """Read files where they lie, also those of which there is a copy here, and compare their SHA-256.
+
+        InputError if one is missing or differs. sums: as for `bring`.
+        """
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for name, data in zip(sums, pool.map(self._read, sums, sums.values()), strict=True):
+                if data is None:
+                    raise self._lacking(name)
+
     @contextlib.contextmanager
-    def shard(self, entry: dict) -> Iterator[Path]:
-        """A shard's file in the cache, which stays there while the context lasts. entry: of the manifest."""
-        held = self.cache.fetch(self.store, entry)
+    def shard(self, entry: dict, confirmed: bool = False) -> Iterator[Path]:
+        """A shard's file in the cache, which stays there while the context lasts.
+
+        entry: of the manifest. confirmed: where it was in the cache before, the one that lies there is read, too.
+
+        Raises:
+            InputError: it cannot be had, or is not what the manifest says.
+        """
+        with self.cache.usable():
+            held = self.cache.held(entry["sha256"], entry["bytes"])
+        try:
+            if held is None:
+                held = self.cache.fetch(self.store, entry)
+            elif confirmed:
+                self._confirm(entry)
+        except BaseException:
+            if held is not None:
+                os.close(held)
+            raise
         assert held is not None  # it waits
         try:
             yield Path(f"/dev/fd/{held}")
         finally:
             os.close(held)
+
+    def _confirm(self, entry: dict) -> None:
+        for copy in range(1, COPIES + 1):
+            digest = hashlib.sha256()
+            for _, data in parts_of(self.store, entry):
+                digest.update(data)
+            if digest.hexdigest() == entry["sha256"]:
+                return
+            refuse_or_warn(self.store, entry["file"], copy)
+
+    def _lacking(self, name: str) -> InputError:
+        return InputError(
+            f"{self.store.name_of(name)} is missing, though the manifest names it: prepare {self.name} again"
+        )
 
     def _read(self, name: str, wanted: str) -> bytes | None:
         """A file; None if it does not exist. wanted: its SHA-256, if that is known."""
@@ -126,9 +171,7 @@ class Folder:
     def _keep(self, name: str, data: bytes | None, optional: bool = False) -> None:
         path = self.local / name
         if data is None and not optional:
-            raise InputError(
-                f"{self.store.name_of(name)} is missing, though the manifest names it: prepare {self.name} again"
-            )
+            raise self._lacking(name)
         if data is None:
             if not (self.local / f".own-{name}").exists():
                 path.unlink(missing_ok=True)

@@ -108,8 +108,8 @@ class Manifest:
     def _elsewhere(cls, url: str, cache: str, gigabytes: float) -> Manifest:
         from essl_fast.data.remote import open_folder
 
-        source = open_folder(url, cache, gigabytes)
         for last in (False, True):
+            source = open_folder(url, cache, gigabytes)  # its manifest may have come damaged, too
             try:
                 source.bring(_files(source.manifest), optional=[QUARANTINE, CLIP_CHECKS])
                 return replace(cls._read(source.local, complete=False), source=source)
@@ -179,13 +179,21 @@ class Manifest:
         with open(self.root / entry["file"], "rb") as file:
             return [os.pread(file.fileno(), end - begin, begin) for begin, end in places]
 
+    def confirm(self) -> None:
+        """Of a folder elsewhere: read what describes it there, not only the copies here. InputError as `load`."""
+        if self.source is not None:
+            self.source.confirm(_files(self.source.manifest))
+
     @contextlib.contextmanager
-    def shard(self, entry: dict) -> Iterator[Path]:
-        """The tar file of a shard, on this machine while the context lasts. entry: of the header."""
+    def shard(self, entry: dict, confirmed: bool = False) -> Iterator[Path]:
+        """The tar file of a shard, on this machine while the context lasts.
+
+        entry: of the header. confirmed: of a folder elsewhere, it is read there also where this machine has a copy.
+        """
         if self.source is None:
             yield self.root / entry["file"]
             return
-        with self.source.shard(entry) as path:
+        with self.source.shard(entry, confirmed) as path:
             yield path
 
     @property

@@ -1,12 +1,15 @@
 """The cache of shards and the store behind it, where the disk, the locks or the other side do not do as they should."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -261,6 +264,124 @@ def test_the_code_of_each_librarys_errors(facts, code, final):
     error = RuntimeError("refused")
     vars(error).update(facts)
     assert store._status(error) == code and store._is_final(error) == final
+
+
+def raised(*, cause=None, **facts):
+    """An error with such attributes, made of another one."""
+    error = RuntimeError("refused")
+    vars(error).update(facts)
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (raised(headers={"Retry-After": "7"}), 7),  # aiohttp
+        (raised(response=SimpleNamespace(headers={"Retry-After": " 8 "})), 8),  # requests, httpx
+        (raised(response={"ResponseMetadata": {"HTTPHeaders": {"retry-after": "9"}}}), 9),  # botocore
+        (raised(cause=raised(headers={"Retry-After": "7"})), 7),  # s3fs makes errors of its own of botocore's
+        (raised(headers={"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}), 0),
+        (raised(headers={}), 0),
+        (raised(headers=None), 0),
+        (raised(response={}), 0),
+    ],
+)
+def test_how_long_a_store_asks_to_wait(error, seconds):
+    assert store._asks_for(error) == seconds
+
+
+def test_a_store_that_asks_for_time_gets_it(there, monkeypatch):
+    asked = []
+
+    def busy(*_, **__):
+        asked.append(time.monotonic())
+        if len(asked) <= 2:
+            raise raised(status=429, headers={"Retry-After": "0.2" if len(asked) > 1 else "1"})
+        return DATA
+
+    monkeypatch.setattr(there._system, "cat_file", busy, raising=False)
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(store, "LONGEST_WAIT", 0.3)  # and no more
+    with (
+        pytest.warns(Notice, match="attempt 1 of 6, the next in 0[.][34] s"),
+        pytest.warns(Notice, match="attempt 2 of 6, the next in 0[.]0 s"),
+    ):
+        assert there.read(ENTRY["file"]) == DATA
+    assert 0.3 <= asked[1] - asked[0] < 1 and asked[2] - asked[1] < 0.3
+
+
+def test_a_code_is_found_in_what_an_error_was_made_of():
+    error = raised(cause=raised(response={"ResponseMetadata": {"HTTPStatusCode": 401}}))
+    assert store._status(error) == 401 and store._is_final(error)
+
+
+@pytest.mark.parametrize("error", [TypeError("unexpected keyword"), ValueError("Invalid endpoint: 127")])
+def test_what_a_library_does_not_understand_is_asked_for_once(error, there, monkeypatch):
+    asked = []
+
+    def fails(*_, **__):
+        asked.append(1)
+        raise error
+
+    monkeypatch.setattr(there._system, "cat_file", fails, raising=False)
+    with pytest.raises(InputError, match=f"{ENTRY['file']} cannot be asked for .*{error}.: check the URL, and the"):
+        there.read(ENTRY["file"])
+    assert len(asked) == 1
+
+
+def test_a_long_wait_is_told_while_it_lasts(there, monkeypatch):
+    real, freed = there._system.cat_file, threading.Event()
+
+    def slow(*args, **named):
+        freed.wait(0.3)
+        return real(*args, **named)
+
+    monkeypatch.setattr(there._system, "cat_file", slow, raising=False)
+    monkeypatch.setattr(store, "TOLD_EVERY", 0.05)
+    with pytest.warns(Notice, match=f"{ENTRY['file']}: waiting for it since 0 s"):
+        assert there.read(ENTRY["file"]) == DATA
+
+
+def test_a_server_that_drips_counts_as_stuck(monkeypatch):
+    """It is never silent for a minute, and 8 MB would take it three months."""
+    pytest.importorskip("aiohttp")
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not over.wait(0.02):
+                    self.wfile.write(b"x")
+
+        def log_message(self, *_):
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(Store, "_ends", lambda self, size: {"timeout": 0.05})
+    dripping = Store(f"http://127.0.0.1:{server.server_port}/a")
+    try:
+        with (
+            pytest.warns(Notice, match="Timeout"),
+            pytest.raises(InputError, match="cannot be reached, after 6 attempts"),
+        ):
+            dripping.read("train-00000.tar", 0, 1000)
+    finally:
+        over.set()
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_attempt_has_an_end_where_it_can_be_stopped(there):
+    assert there._ends(1 << 23) == {}  # of a folder of this machine
+    pytest.importorskip("aiohttp")
+    ends = Store("http://127.0.0.1:1/a")._ends
+    assert ends(1 << 23)["timeout"] == 60 + (1 << 23) / store.SLOWEST > ends(0)["timeout"] > 300
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""Places that are none, servers that send something else, and copies that say nothing of what lies there now."""
+
+import shutil
+import warnings
+
+import pytest
+
+pytest.importorskip("aiohttp")  # of the extra `remote`
+
+from essl_fast.common.errors import InputError
+from essl_fast.data.remote import Store, store
+from essl_fast.data.shards import Manifest
+from essl_fast.prepare import verify
+from tests.data.remote.test_remote import SHARDS, folder, served, told, web  # noqa: F401  # fixtures among them
+from tests.tools.web import Web
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("webdav://host/a", "a package is missing that opens such places"),
+        ("dbfs://host/a", "^dbfs://host/a cannot be opened [(]TypeError: .* check the URL, and that the place can be"),
+        ("ftp://anna:opensesame@127.0.0.1:1/a", "^ftp://[*]{3}@127.0.0.1:1/a cannot be opened [(].*refused"),
+        ("https://host/a#b", "^https://host/a#[*]{3} has a # in it"),
+        ("http://127.0.0.1:1/a#b", "has a # in it"),
+    ],
+)
+def test_a_place_that_cannot_be_opened_is_one_line(url, says, tmp_path):
+    with pytest.raises(InputError, match=says):
+        Manifest.load(url, (str(tmp_path), 0.0))
+
+
+def test_an_address_of_ipv6_is_no_chain():
+    assert Store("http://[::1]:8443/a")._path("b") == "http://[::1]:8443/a/b"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", SHARDS[0]])
+def test_a_web_page_in_place_of_a_file_is_named(name, folder, tmp_path, monkeypatch):  # noqa: F811
+    """As of a server that wants one to sign in, and says 200."""
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
+    shutil.copytree(folder, tmp_path / "site")
+    (tmp_path / "site" / name).write_text("<!DOCTYPE html><html>Please sign in</html>")
+    site = Web(tmp_path / "site")
+    try:
+        said, found = told(site.url, tmp_path / "cache")
+    finally:
+        site.close()
+    says = "is a web page (HTML) and no manifest: check the URL" if name == "manifest.json" else "is not whole, after 6"
+    assert f"{site.url}/{name} {says}" in str(found) and "web page (HTML)" in str(found)
+    assert len(said) == (0 if name == "manifest.json" else 5)
+
+
+def test_a_manifest_that_came_short_is_fetched_again(web, tmp_path, monkeypatch):  # noqa: F811
+    """As of a server that does not say how long a file is, and whose connection is cut."""
+    real, asked = Store.read, []
+
+    def cut(self, file, *more):
+        asked.append(file)
+        return real(self, file, *more)[: -9 if asked.count("manifest.json") == 1 else None]
+
+    monkeypatch.setattr(Store, "read", cut)
+    assert len(Manifest.load(web.url, (str(tmp_path), 0.0))) == 50 and asked.count("manifest.json") == 2
+
+
+def test_verify_reads_what_lies_there_and_not_only_the_copies(folder, tmp_path):  # noqa: F811
+    shutil.copytree(folder, tmp_path / "site")
+    site, place = Web(tmp_path / "site"), (str(tmp_path / "cache"), 0.0)
+    try:
+        with warnings.catch_warnings(record=True):
+            assert verify(Manifest.load(site.url, place), workers=1) == {}  # all of it is in the cache now
+            for name in (SHARDS[1], "train-00001.idx", "pairs/time.npy"):
+                path, whole = tmp_path / "site" / name, (tmp_path / "site" / name).read_bytes()
+                path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+                with pytest.raises(InputError, match=f"^{site.url}/{name} is not what the manifest of .* says"):
+                    verify(Manifest.load(site.url, place), workers=1)
+                path.unlink()
+                with pytest.raises(InputError, match=f"^{site.url}/{name} is (gone|missing), though the manifest"):
+                    verify(Manifest.load(site.url, place), workers=1)
+                path.write_bytes(whole)
+            assert verify(Manifest.load(site.url, place), workers=1) == {}
+    finally:
+        site.close()
