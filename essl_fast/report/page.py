@@ -4,6 +4,7 @@ Everything that comes from a run (names, keys, settings, versions) goes through 
 """
 
 from essl_fast.common.values import flattened
+from essl_fast.report.alike import groups
 from essl_fast.report.charts import stacked_bar
 from essl_fast.report.curves_section import curves
 from essl_fast.report.formatting import text
@@ -15,6 +16,7 @@ from essl_fast.report.style import CSS
 
 # The browser must load nothing and run no script, whatever the names in a run contain.
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+UNLIKE = "These runs were not trained and tested alike: compare figures within a group only."
 
 
 def page(runs: list[Run]) -> str:
@@ -38,6 +40,8 @@ def head(runs: list[Run]) -> str:
         out = f"<h1>{text(run.label)}</h1><p class='sub'>{text(summary_line(run))}</p>"
     else:
         out = f"<h1>{len(runs)} runs side by side</h1>"
+        lines = groups(runs)[1]
+        out += note(UNLIKE) * bool(lines) + "".join(map(note, lines))
     for run in runs:
         of = f"{run.label}: " if len(runs) > 1 else ""
         last = run.epochs[-1]["epoch"] if run.epochs else 0

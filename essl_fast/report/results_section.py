@@ -1,6 +1,7 @@
 """The results in a report: the figures that matter most, runs and published results in a table, results by class."""
 
 from essl_fast.report import paper
+from essl_fast.report.alike import groups
 from essl_fast.report.formatting import duration, per_cent, speed, text
 from essl_fast.report.runs import RESULTS, Run
 
@@ -61,9 +62,13 @@ def tiles(runs: list[Run]) -> str:
 
 
 def comparison(runs: list[Run]) -> str:
-    """Every run and its baselines (of several, only the untrained model); what is published of the same data set."""
-    rows = []
-    for run in runs:
+    """Every run and its baselines (of several, only the untrained model); what is published of the same data set.
+
+    A column tells the group of runs that were not trained and tested alike.
+    """
+    rows, of_each = [], groups(runs)[0]
+    for at, run in enumerate(runs):
+        group = of_each[at] if of_each else None
         config, test = run.config, run.results.get("test")
         machine = run.environment.get("machine", {})
         rows.append(
@@ -78,19 +83,22 @@ def comparison(runs: list[Run]) -> str:
                 duration(run.seconds) if run.seconds is not None else "",
                 machine.get("gpu") or machine.get("cpu", ""),
                 strong=True,
+                group=group,
             )
         )
         for key, words in RESULTS.items():
             if key != "test" and key in run.results and (len(runs) == 1 or key == "untrained"):
                 found = run.results[key]
                 of = words if len(runs) == 1 else f"{words}, {run.label}"
-                rows.append(_row(of, "", found["pairs"], found["success_at_half"], found["auc"]))
+                rows.append(_row(of, "", found["pairs"], found["success_at_half"], found["auc"], group=group))
     shown = {paper.SETS[name] for run in runs if (name := run.data_name()) in paper.SETS}
     for row in paper.ROWS:
         if row.data in shown:
             name = f"{row.name}, {row.data}: {row.source}"
-            rows.append(_row(name, "published", "", row.success_at_half, row.auc, kind="paper"))
-    heads = "".join(f"<th{' class=n' if right else ''}>{text(words)}</th>" for words, right in HEADS)
+            none = "" if of_each else None
+            rows.append(_row(name, "published", "", row.success_at_half, row.auc, kind="paper", group=none))
+    shown_heads = (*HEADS[:3], ("group", 1), *HEADS[3:]) if of_each else HEADS
+    heads = "".join(f"<th{' class=n' if right else ''}>{text(words)}</th>" for words, right in shown_heads)
     demo = all(run.data_name() == "demo" for run in runs)
     below = f'<p class="sub">{text(paper.OPEN if shown else OF_DEMO if demo else OF_OTHERS)}</p>'
     return (
@@ -99,11 +107,16 @@ def comparison(runs: list[Run]) -> str:
     )
 
 
-def _row(name, method, pairs, half, auc, epoch="", rate="", time="", where="", *, strong=False, kind="") -> str:
+def _row(
+    name, method, pairs, half, auc, epoch="", rate="", time="", where="", *, strong=False, kind="", group=None
+) -> str:
+    """A row. group: its cell in the column of groups; None without such a column."""
     figure = 'class="n strong"' if strong else 'class="n"'
+    of_group = "" if group is None else f"<td class=n>{text(group)}</td>"
     return (
         f'<tr{f" class={kind}" if kind else ""}><td class="wrap{" strong" if strong else ""}">{text(name)}</td>'
-        f"<td {figure}>{per_cent(half)}</td><td {figure}>{per_cent(auc)}</td><td class=n>{text(pairs)}</td>"
+        f"<td {figure}>{per_cent(half)}</td><td {figure}>{per_cent(auc)}</td>{of_group}"
+        f"<td class=n>{text(pairs)}</td>"
         f"<td class=n>{text(epoch)}</td><td class=n>{text(rate)}</td><td class=n>{text(time)}</td>"
         f"<td>{text(method)}</td><td>{text(where)}</td></tr>"
     )

@@ -32,6 +32,7 @@ class Run:
     label: str  # unique among the runs of a report
     config: dict = field(default_factory=dict)
     dataset: str = ""  # its name; "" if the log does not tell
+    splits: dict = field(default_factory=dict)  # split -> its pairs and their SHA-256; {} of an earlier version
     environment: dict = field(default_factory=dict)
     epochs: list[dict] = field(default_factory=list)  # from the log, each epoch once
     results: dict[str, dict] = field(default_factory=dict)  # by key of RESULTS, those that the run has
@@ -141,7 +142,7 @@ def read_events(run: Run, events: list[dict], log: Path) -> None:
             run.events[kind] = run.events.get(kind, 0) + 1
             if kind in ("start", "resume"):
                 run.config, run.environment = expect(event, CONFIG).get("config", {}), event.get("environment", {})
-                run.dataset = str(event.get("dataset", ""))
+                run.dataset, run.splits = str(event.get("dataset", "")), event.get("splits", {})
             elif kind == "epoch":  # after a kill an epoch is trained and logged again: the last entry counts
                 by_epoch[event["epoch"]] = expect(event, EPOCH)
             elif kind == "baseline":
@@ -231,6 +232,7 @@ EPOCH = {
 CONFIG = {
     "config?": {"data?": dict, "model?": dict, "objective?": dict},
     "environment?": {"machine?": dict},
+    "splits?": {"*": {"pairs": int, "sha256": str}},
 }
 SUMMARY = {
     "config": {"data?": dict, "model?": dict, "objective?": dict},

@@ -7,12 +7,15 @@ from pathlib import Path
 from essl_fast.common.errors import InputError, Notice
 from essl_fast.common.files import atomic_file
 from essl_fast.common.outputs import output_file
-from essl_fast.report.page import page
+from essl_fast.report.alike import groups
+from essl_fast.report.page import UNLIKE, page
 from essl_fast.report.runs import found_in, read_all
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -> tuple[Path, int]:
-    """Write the page of some run directories. What of them cannot be read is a warning, and a note on the page.
+    """Write the page of some run directories.
+
+    What of them cannot be read is a warning, and a note on the page; so is that they were not trained and tested alike.
 
     Args:
         folders: run directories; of a folder that is none, all runs below it are shown.
@@ -28,7 +31,8 @@ def write_report(folders: Sequence[str | Path], out: str | Path | None = None) -
     out = Path(out) if out else (places[0] if len(places) == 1 else Path()) / "report.html"
     out = output_file(out, "--out")
     runs = read_all(found_in(folders))
-    for note in (note for run in runs for note in run.notes):
+    lines = groups(runs)[1]
+    for note in [*(note for run in runs for note in run.notes), *([UNLIKE] if lines else []), *lines]:
         warnings.warn(note, Notice, stacklevel=2)
     data = page(runs).encode(errors="backslashreplace")
     try:

@@ -198,8 +198,7 @@ def run(
         facts = {
             "environment": environment,
             "config": config.to_dict(settings),
-            "data": data.manifest.place,
-            "dataset": "demo" if settings.data.root == "demo" else data.manifest.name,
+            **facts_of_data(settings, data.manifest),
             "step": trainer.steps,
             "changed": changed,
             "passed": past.passed,
@@ -215,6 +214,12 @@ def run(
             loop.train(trainer, directory, stopping)
         report_profile(trainer, directory, console)
         return conclude(trainer, directory, data.objects, data.seconds, environment)
+
+
+def facts_of_data(settings: config.Config, manifest: Manifest) -> dict:
+    """What the log says of the data: where it is, its name, and what its splits hold, by which runs are compared."""
+    name = "demo" if settings.data.root == "demo" else manifest.name
+    return {"data": manifest.place, "dataset": name, "splits": manifest.contents()}
 
 
 def be_deterministic() -> None:

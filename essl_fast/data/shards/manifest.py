@@ -228,6 +228,27 @@ class Manifest:
         first = sum(self.pairs(name) for name in SPLITS[: SPLITS.index(split)])
         return np.arange(first, first + count, dtype=np.int64)
 
+    def contents(self) -> dict[str, dict]:
+        """Split → `pairs`, their number, and `sha256`, of their keys, classes, frames, sounds, boxes and masks.
+
+        It is the same however the pairs lie in shards. A split without pairs is left out.
+        """
+        found = {}
+        for split in (split for split in SPLITS if self.pairs(split)):
+            rows = self.rows(split)
+            rows = rows[np.argsort(self.keys[rows], kind="stable")]
+            boxes, keys = np.array(self.boxes[rows]), self.keys[rows].tolist()
+            there = (boxes[..., 2:] > boxes[..., :2]).all(-1)  # not padding
+            named = np.array(self.classes, dtype=object)[self.class_id[rows]]
+            sums = hashlib.sha256()
+            for texts in (keys, (name.encode(errors="surrogatepass") for name in named)):
+                sums.update(b"\0".join(texts))
+            masks = () if self.mask is None else (self.mask[rows],)
+            for column in (self.crc[rows], self.labelled[rows], there.sum(-1, dtype=np.int32), boxes[there], *masks):
+                sums.update(np.ascontiguousarray(column).tobytes())
+            found[split] = {"pairs": len(rows), "sha256": sums.hexdigest()}
+        return found
+
     def shards(self, splits: str | Sequence[str]) -> list[tuple[Path, Path]]:
         """[(tar, idx), ...] of the splits, in the order of their rows. Of a folder elsewhere, no tar is there."""
         return [(self.root / shard["file"], self.root / shard["index"]) for shard in self.entries(splits)]

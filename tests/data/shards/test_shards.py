@@ -463,3 +463,20 @@ def test_an_index_is_read_up_to_a_size(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "_LARGEST_INDEX", 10)
     with pytest.raises(InputError, match="bad.idx cannot be used .*it has more than 10 bytes"):
         shards.read_index(tmp_path / "bad.idx")
+
+
+def test_what_a_split_holds_is_the_same_however_it_lies_in_shards(tmp_path):
+    found = shards.Manifest.load(write_folder(tmp_path / "a")).contents()
+    assert {split: held["pairs"] for split, held in found.items()} == {"train": 41, "val": 5, "test": 4}
+    assert len({held["sha256"] for held in found.values()}) == 3
+    place = write_folder(tmp_path / "b", test=0, pairs_per_shard=7)
+    assert shards.Manifest.load(place).contents() == {split: found[split] for split in ("train", "val")}
+    for column, row in (("labelled", 3), ("class_id", 2), ("crc", 1), ("boxes", 4)):
+        path = place / "pairs" / f"{column}.npy"
+        was = np.load(path)
+        other = was.copy()
+        other[row] = ~other[row] if column == "labelled" else 1 if column == "class_id" else other[row] + 1
+        np.save(path, other)
+        changed = shards.Manifest.load(place).contents()
+        assert changed["val"] == found["val"] and changed["train"] != found["train"], column
+        np.save(path, was)
