@@ -142,7 +142,8 @@ class DataConfig:
         resident_budget_gb: memory for resident pairs, in 10^9 bytes; 0 is 60% of the free memory of the GPU, or half of
             the host's.
         on_error: for a frame that does not decode: stop, or skip its pair, which is logged.
-        max_errors: largest share of the pairs that on_error skip may lose; above it training stops all the same.
+        max_errors: largest share of the pairs that on_error skip may lose; above it training stops all the same. Of
+            several processes each counts alone, and all together after each epoch and evaluation.
         exclude_quarantined: of the pairs that `prepare --verify` listed, leave out none, the bad ones (corrupt,
             truncated, without sound), or all (also black and silent ones).
         labelled_fraction: share of each class's labelled training pairs that keep their boxes; the others are trained

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from essl_fast import checkpoints, config
-from essl_fast.common.errors import in_shell
-from essl_fast.data.shards import Manifest
+from essl_fast.common.errors import InputError, in_shell
+from essl_fast.data.shards import SPLITS, Manifest
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
+from essl_fast.train.data import training_splits
 from essl_fast.train.events import Fault
 from essl_fast.train.observers import Observers
 
@@ -46,10 +47,32 @@ class Faults:
             self._observers.on_skipped(self._manifest.key(row), reason, epoch)
 
     def share(self, epoch: int) -> None:
-        """Tell every rank which pairs the other ranks skipped. All ranks call it together."""
+        """Tell every rank which pairs the other ranks skipped. All ranks call it together.
+
+        Raises:
+            InputError: together they skipped more than `max_errors` allows. A rank's loader counts what itself found.
+        """
         for theirs in distributed.gather(self.skipped, self._world):
             for row, reason in theirs.items():
                 self.skip(row, reason, epoch)
+        if self._world.size > 1 and self.skipped:
+            self._refuse_too_many()
+
+    def _refuse_too_many(self) -> None:
+        """InputError if more pairs of the splits that one loader reads are skipped than `max_errors` allows."""
+        data, trained = self._settings.data, training_splits(self._settings, self._manifest)
+        of_each = {row: SPLITS[self._manifest.split[row]] for row in sorted(self.skipped)}
+        for splits in (trained, *([split] for split in SPLITS if split not in trained)):
+            lost = [row for row, split in of_each.items() if split in splits]
+            pairs = sum(map(self._manifest.pairs, splits))
+            if len(lost) > data.max_errors * pairs:
+                raise InputError(
+                    f"{len(lost)} of {pairs} pairs ({' and '.join(splits)}) do not decode, as the processes found "
+                    f"together, more than data.max_errors = {data.max_errors:g} allows; the last is "
+                    f"{self._manifest.key(lost[-1])} ({self.skipped[lost[-1]]}): allow more, or run `python -m "
+                    f"essl_fast.prepare --verify --out {in_shell(self._manifest.place)}` and leave out what it lists "
+                    "with --data.exclude_quarantined bad"
+                )
 
     def count_in(self, epoch: int) -> int:
         """How many steps of an epoch (from 0) were not finite."""

@@ -1,5 +1,6 @@
 """What a trainer takes over from another one's state, what ranks tell each other, and when patience ends a run."""
 
+import contextlib
 import time
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from essl_fast import config, models
+from essl_fast.common.errors import InputError
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
 from essl_fast.train.ending import patience_is_spent
@@ -43,13 +45,45 @@ def test_a_pair_that_another_rank_skipped_is_skipped_here(monkeypatch):
         def on_skipped(self, key, reason, epoch):
             told.append((key, reason, epoch))
 
-    manifest = SimpleNamespace(key=lambda row: f"pair {row}")
-    faults = Faults(config.load("demo", []), manifest, World(0, 2), Heard())
+    faults = Faults(config.load("demo", ["--data.max_errors", "0.2"]), ten_pairs(), World(0, 2), Heard())
     faults.skip(3, "broken", 1)
     monkeypatch.setattr(distributed, "gather", lambda mine, world: [mine, {5: "cut short", 3: "broken"}])
     faults.share(2)
     assert faults.skipped == {3: "broken", 5: "cut short"}
     assert told == [("pair 3", "broken", 1), ("pair 5", "cut short", 2)]
+
+
+def ten_pairs():
+    """As much of a manifest as counting takes: ten training pairs, two of each further split."""
+    return SimpleNamespace(
+        key=lambda row: f"pair {row}",
+        split=[0] * 10 + [1, 1, 2, 2],
+        pairs={"train": 10, "val": 2, "test": 2}.__getitem__,
+        place="/data",
+    )
+
+
+@pytest.mark.parametrize(
+    ("theirs", "more", "said"),
+    [
+        ([5], [], None),
+        ([5, 6], [], r"^3 of 10 pairs \(train\) do not decode, as the processes found together, more than data.max_e"),
+        ([13], [], r"^1 of 2 pairs \(test\) do not decode, .* the last is pair 13 \(cut short\): allow more, or run"),
+        ([13], ["--data.max_errors", "0.5"], None),
+        ([10], ["--select_on", "test"], None),  # 2 of the 12 that are trained on
+    ],
+)
+def test_ranks_count_together_what_does_not_decode(monkeypatch, theirs, more, said):
+    """Each rank found less than max_errors allows, and only together it is too much. Both end."""
+    settings = config.load("demo", ["--data.max_errors", "0.2", *more])
+    lists = {3: "broken"}, dict.fromkeys(theirs, "cut short")
+    monkeypatch.setattr(distributed, "gather", lambda mine, world: lists)
+    for rank, mine in enumerate(lists):
+        faults = Faults(settings, ten_pairs(), World(rank, 2), Observers())
+        for row, reason in mine.items():
+            faults.skip(row, reason, 1)
+        with pytest.raises(InputError, match=said) if said else contextlib.nullcontext():
+            faults.share(1)
 
 
 @pytest.fixture
