@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from essl_fast.config.settings import to_dict as to_dict
     from essl_fast.config.settings import value_of as value_of
     from essl_fast.config.sharing import own_batch as own_batch
+    from essl_fast.config.sharing import own_batches as own_batches
     from essl_fast.config.sharing import shared_batch as shared_batch
+    from essl_fast.config.sharing import turns as turns
     from essl_fast.config.sharing import update_pairs as update_pairs
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -55,11 +57,13 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "leaves": "settings",
         "load": "parsing",
         "own_batch": "sharing",
+        "own_batches": "sharing",
         "parse": "parsing",
         "parser": "parsing",
         "shared_batch": "sharing",
         "shipped_names": "parsing",
         "to_dict": "settings",
+        "turns": "sharing",
         "update_pairs": "sharing",
         "value_of": "settings",
         "yamls": "",

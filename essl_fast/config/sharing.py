@@ -8,10 +8,30 @@ def shared_batch(settings: Config) -> int:
     return settings.data.global_batch // settings.optim.accumulate
 
 
+def turns(settings: Config, ranks: int) -> int:
+    """Batches of an update, if ``ranks`` processes take them by turns, each of them whole; 0 if each has a part of all.
+
+    They take turns where an update has a batch for each of them, and a process can take a batch at once: then no
+    process waits for another one within a batch. With `data.last_batch` keep, the last update of an epoch may have
+    fewer batches than there are processes, so they take parts.
+    """
+    data, size = settings.data, shared_batch(settings)
+    whole = 1 < ranks <= settings.optim.accumulate and 0 < size <= data.batch_size and data.last_batch == "drop"
+    return settings.optim.accumulate if whole else 0
+
+
 def own_batch(settings: Config, ranks: int = 1) -> int:
     """Pairs of a batch on one of ``ranks`` processes, at most."""
     whole = shared_batch(settings)
-    return -(-whole // ranks) if whole else settings.data.batch_size
+    if not whole:
+        return settings.data.batch_size
+    return whole if turns(settings, ranks) else -(-whole // ranks)
+
+
+def own_batches(settings: Config, ranks: int = 1) -> int:
+    """Batches of an update on one of ``ranks`` processes, at most."""
+    parts = settings.optim.accumulate
+    return -(-parts // ranks) if turns(settings, ranks) else parts
 
 
 def update_pairs(settings: Config, ranks: int) -> int:

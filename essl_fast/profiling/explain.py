@@ -52,7 +52,7 @@ def largest_gaps(run: ProfiledRun, profile: StepProfile, out: Path) -> list[str]
     ceilings = measure_ceilings(run.device, run.dtype)
     flop = step_flop(settings, models.keeps_embeddings(settings))
     batch = config.own_batch(settings, run.ranks)
-    pairs = batch * settings.optim.accumulate  # of a step
+    pairs = batch * config.own_batches(settings, run.ranks)  # of a step
     floors = stage_floors(flop, pairs, run.trained, ceilings, run.dtype.itemsize)
     setting = gaps.Setting(
         gpu=run.device.type == "cuda",

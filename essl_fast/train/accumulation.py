@@ -8,6 +8,9 @@ same updates see the same pairs in the same views. The losses are weighted as me
 over all labelled pairs). What is left of the small batches are statistics that are taken over a batch: those of batch
 norms, and LSS's negative, which is another pair of the same batch.
 
+Several processes that share a global batch take such batches by turns, each of them whole, or share each
+(`config.turns`). Both give the same numbers.
+
 A group of batches is one step of the run: checkpoints, signals, schedules and the check for values that are not finite
 see updates, never half of one.
 """
@@ -60,8 +63,9 @@ def grouped(loader: Loader, every: int, last_batch: str) -> Iterator[RawBatch | 
     loader stands behind its last batch.
     """
     waiting: list[RawBatch] = []
-    for raw in loader:
-        waiting.append(raw)
+    for raw in loader.each_step():
+        if raw is not None:  # with `data.global_batch`, some batches may be other ranks'
+            waiting.append(raw)
         if loader.step % every == 0 or (last_batch == "keep" and loader.step == len(loader)):
             yield joined(waiting)
             waiting = []
@@ -100,9 +104,14 @@ def parts_of(inputs: Inputs, sizes: tuple[int, ...]) -> list[Inputs]:
     return [Inputs(inputs.frames, *each) for each in zip(*by_pair, *by_view, strict=True)]
 
 
-def losses_of(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The losses of an update from those of its batches, which are weighted already; spreads are averaged."""
-    if len(parts) == 1:
+def losses_of(parts: list[dict[str, Tensor]], batches: float) -> dict[str, Tensor]:
+    """The losses of an update from those of its batches, which are weighted already; spreads are averaged.
+
+    Args:
+        parts: of this rank's batches.
+        batches: of the update, for each rank: where ranks have different numbers of them, the mean.
+    """
+    if len(parts) == batches == 1:
         return parts[0]
     sums = {name: torch.stack([part[name].detach() for part in parts]).sum() for name in parts[0]}
-    return {name: value / len(parts) if name in SPREAD else value for name, value in sums.items()}
+    return {name: value / batches if name in SPREAD else value for name, value in sums.items()}

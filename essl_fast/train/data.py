@@ -65,7 +65,9 @@ class TrainingData:
         data = settings.data
         refuse_large_parts(settings, world)
         refuse_own_statistics(settings, model, world)
+        refuse_wide_statistics(settings, model, world)
         self.splits = training_splits(settings, manifest)
+        turns = config.turns(settings, world.size)
         exchanges = world.size > 1 and "never" not in (data.resident, data.resident_shared)
         exchange = Exchange(world.rank, world.size, device) if exchanges else None
         self.pools = Pools(data.resident, data.resident_budget_gb, device, data.resident_shared, exchange)
@@ -74,12 +76,15 @@ class TrainingData:
             self.splits,
             batch_size=config.own_batch(settings, world.size),
             global_batch=config.shared_batch(settings),
+            turns=turns,
             side=config.STORED_SIDE,
             device=device,
             shuffle=True,
             last_batch=data.last_batch,
             epochs=settings.epochs,
-            least=2 if world.size == 1 else 1,  # batch norm needs two pairs over all ranks
+            least=1
+            if world.size > 1 and not turns
+            else 2,  # batch norm needs two pairs, over all ranks that share a batch
             pools=self.pools,
             on_fault=on_fault,
             rank=world.rank,
@@ -142,9 +147,12 @@ def refuse_large_parts(settings: config.Config, world: World) -> None:
 
 def refuse_own_statistics(settings: config.Config, model: models.Localizer, world: World) -> None:
     """InputError if several processes share a global batch, and a loss or a norm takes its own process's part alone."""
-    if world.size == 1 or not settings.data.global_batch:
+    if world.size == 1 or not settings.data.global_batch or config.turns(settings, world.size):
         return
     method, remedy = settings.objective.method, "train it in one process, or without data.global_batch"
+    if fitting := batches_by_turns(settings, world.size):
+        remedy += f"; a run that begins may take whole batches by turns: --optim.accumulate {fitting}"
+        remedy += " --data.last_batch drop" * (settings.data.last_batch != "drop")
     if objectives.facts(method).compares_pairs:
         raise InputError(
             f"data.global_batch: objective.method {method} compares a pair with others of its process's part, which "
@@ -157,6 +165,28 @@ def refuse_own_statistics(settings: config.Config, model: models.Localizer, worl
                 f"data.global_batch: {name} ({type(module).__name__}) takes the statistics of one process's part; use "
                 f"essl_fast.models.norm.ViewBatchNorm, or {remedy}"
             )
+
+
+def refuse_wide_statistics(settings: config.Config, model: models.Localizer, world: World) -> None:
+    """InputError if processes take batches by turns, and a norm knows more than its own batch and a momentum."""
+    if not config.turns(settings, world.size):
+        return
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module.training:
+            continue
+        synced = isinstance(module, nn.SyncBatchNorm)
+        if synced or (module.running_mean is not None and module.momentum is None):
+            raise InputError(
+                f"data.global_batch: {name} ({type(module).__name__}) "
+                + ("takes its statistics over all processes" if synced else "has no momentum: it averages all batches")
+                + ", and these take batches by turns; use essl_fast.models.norm.ViewBatchNorm"
+            )
+
+
+def batches_by_turns(settings: config.Config, ranks: int) -> int:
+    """The fewest batches of a global batch that some processes could take by turns (`optim.accumulate`); 0: none."""
+    pairs, least = settings.data.global_batch, max(ranks, -(-settings.data.global_batch // settings.data.batch_size))
+    return next((n for n in range(least, min(pairs // 2, config.MOST_PARTS) + 1) if pairs % n == 0), 0)
 
 
 def refuse_no_labels(settings: config.Config, manifest: Manifest, labelled: np.ndarray) -> None:

@@ -23,12 +23,13 @@ def opening_lines(
         passed: checkpoints that were passed over, with the reasons.
     """
     settings, world, shared = trainer.settings, trainer.world, config.shared_batch(trainer.settings)
+    how = "take turns with" if config.turns(settings, world.size) else "share"
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad) / 1e6
     yield (
         f"{settings.name}: {settings.objective.method}, {trainer.loader.pairs} training pairs, {trained:.1f} M trained "
         f"parameters, {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}"
         + (f", {world.size} processes" if world.size > 1 else "")
-        + (f", which share batches of {shared} pairs" if shared and world.size > 1 else "")
+        + (f", which {how} batches of {shared} pairs" if shared and world.size > 1 else "")
         + f"; run directory {directory.path}"
     )
     yield from (f"differs from the checkpoint: {line}" for line in changed)

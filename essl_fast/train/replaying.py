@@ -111,6 +111,7 @@ def batches_of(trainer: Trainer, fault: Fault) -> list[RawBatch]:
             trainer.data.splits,
             batch_size=config.own_batch(settings, fault.ranks),
             global_batch=config.shared_batch(settings),
+            turns=config.turns(settings, fault.ranks),
             side=config.STORED_SIDE,
             device=trainer.device,
             shuffle=True,
@@ -121,14 +122,16 @@ def batches_of(trainer: Trainer, fault: Fault) -> list[RawBatch]:
             **loader_settings(settings, trainer.model, trainer.dtype),
         ) as loader:
             loader.seek(fault.epoch, fault.step * every)
-            found.append(list(itertools.islice(loader, every)))
-    if [row for batches in found for raw in batches for row in raw.index.tolist()] != fault.rows:
+            found.append(list(itertools.islice(loader.each_step(), every)))
+    given = [raw for batches in found for raw in batches if raw is not None]
+    if [row for raw in given for row in raw.index.tolist()] != fault.rows:
         raise InputError(f"{trainer.manifest.place} does not give the pairs that the step had: is it the same data?")
     return [_of_all_ranks(batches, trainer.device) for batches in zip(*found, strict=True)]
 
 
-def _of_all_ranks(batches: Sequence[RawBatch], device: torch.device) -> RawBatch:
-    """The ranks' parts of a batch, rank after rank."""
+def _of_all_ranks(parts: Sequence[RawBatch | None], device: torch.device) -> RawBatch:
+    """The ranks' parts of a batch, rank after rank; None where a rank has none of it."""
+    batches = [raw for raw in parts if raw is not None]
     frames, sound, index = (
         torch.cat([getattr(raw, name)[raw.rows] if name == "frames" else getattr(raw, name) for raw in batches])
         for name in ("frames", "sound", "index")

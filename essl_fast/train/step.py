@@ -34,6 +34,7 @@ from essl_fast.train.data import Labels
 from essl_fast.train.graphs import CudaCapture, Inputs, Stepper, wants_capture
 from essl_fast.train.guard import LEAST_SCALE, Guard, gradient_norm
 from essl_fast.train.optimizer import Rates, build_optimizer, learning_rate_factor
+from essl_fast.train.running import RunningStatistics
 
 Losses = dict[str, Tensor]  # scalars by name, on the device: "loss", its parts, "non_finite"
 
@@ -83,6 +84,7 @@ class TrainStep:
         self.average = AveragedWeights(model, settings.optim.ema) if settings.optim.ema else None
         self._sizes: tuple[int, ...] = ()  # pairs of each batch of the update
         self._full = config.own_batch(settings, world.size)  # pairs of a whole batch on this rank
+        self._running = RunningStatistics(model, world, config.turns(settings, world.size))
         self._kind = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32  # of shares
         compiled = wants_compile(settings.compile, device)
         self.compilation = Compilation(
@@ -93,13 +95,13 @@ class TrainStep:
         self._network: torch.nn.Module = model
         self._forward = self._losses
         if world.size > 1:
-            self._network = data_parallel(model, settings, compiled)
+            self._network = data_parallel(model, settings, compiled, world)
         elif compiled:
             self._forward = compile_graph(self._losses)
         self.stepper = Stepper(
             self._body,
             self.optimizer,
-            self._full * settings.optim.accumulate,
+            self._full * config.own_batches(settings, world.size),
             CudaCapture(device) if wants_capture(settings, device, dtype, world.size) else None,
             held=held,
             compiled=lambda: self.compiled,
@@ -153,13 +155,16 @@ class TrainStep:
     def _body(self, batch: Inputs) -> Losses:
         """The part of the step that a CUDA graph can hold."""
         self.guard.begin()
+        self._running.begin()
         parts, found = parts_of(batch, self._sizes), []
         labelled = self.labels.labelled[batch.index].split(self._sizes)
         for number, (part, share) in enumerate(zip(parts, shares_of(labelled, self.world, self._kind), strict=True)):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last or self.world.size == 1 else self._parallel.no_sync():
                 found.append(self._part(part, labelled[number], share, first=number == 0))
-        losses = losses_of(found)
+            self._running.keep()
+        self._running.settle()
+        losses = losses_of(found, self._running.share or len(found))
         with stages.stage("optimizer"):
             self._update(losses["loss"])
         return {name: value.detach() for name, value in losses.items()} | {"non_finite": self.guard.flag.clone()}
@@ -200,7 +205,7 @@ class TrainStep:
             self._parallel._remove_autograd_hooks()
             for part in self.model.children():
                 uncompile(part)
-            self._network = data_parallel(self.model, self.settings, compiled=False)
+            self._network = data_parallel(self.model, self.settings, False, self.world)
 
     def _losses(self, views: Tensor, sound: Tensor, boxes: Tensor, labelled: Tensor, shares=objectives.WHOLE) -> Losses:
         """views (V, B, 3, 224, 224), sound (B, ...), boxes (V, B, K, 4), labelled (B,) -> the losses."""
@@ -212,8 +217,8 @@ class TrainStep:
             return losses
 
     def _projections(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The projections (V, B, D) whose spread is measured, and which of them count (B,): of a global batch, all."""
-        if self.world.size == 1 or not self.settings.data.global_batch:
+        """The projections (V, B, D) whose spread is measured, and which of them count (B,): of a shared batch, all."""
+        if self.world.size == 1 or not self.settings.data.global_batch or self._running.share:
             return z, None
         return distributed.stacked(z, self._full, self.world)
 
@@ -251,14 +256,17 @@ def shares_of(labelled: Sequence[Tensor], world: World, dtype: torch.dtype) -> l
     return [objectives.Shares.of(each, totals, world.size) for each in counts]
 
 
-def data_parallel(model: models.Localizer, settings: config.Config, compiled: bool) -> DistributedDataParallel:
-    """The model with gradients averaged, and batch statistics taken, over all ranks.
+def data_parallel(
+    model: models.Localizer, settings: config.Config, compiled: bool, world: World
+) -> DistributedDataParallel:
+    """The model with gradients averaged, and batch statistics taken, over all ranks that share a batch.
 
     DDP itself cannot be part of a graph, and gradients of a compiled part are there only when its whole graph has run
     backward. So each part is compiled as a graph of its own: the head's gradients, the largest, are then summed over
     the ranks while the PCM's are still computed.
     """
-    models.synchronize(model)
+    if not config.turns(settings, world.size):
+        models.synchronize(model)
     for part in model.children() if compiled else ():
         compile_training(part)
     network = DistributedDataParallel(

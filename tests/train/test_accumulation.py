@@ -195,7 +195,7 @@ def test_a_group_comes_out_when_the_loader_stands_behind_its_last_batch(last, si
         def __len__(self):
             return 9
 
-        def __iter__(self):
+        def each_step(self):
             for self.step in range(1, 10):
                 one = torch.full((1,), self.step)
                 yield RawBatch(one[:, None, None, None], torch.zeros(1, dtype=torch.int64), one.float(), one)

@@ -1,6 +1,7 @@
 """data.global_batch: the same run on any number of processes, also where that number changes on the way."""
 
 import contextlib
+import copy
 import itertools
 import os
 import shlex
@@ -17,14 +18,17 @@ import torch
 
 from essl_fast import checkpoints, config, models
 from essl_fast.common.errors import InputError, in_shell
-from essl_fast.data.loading import Order
+from essl_fast.data.loading import Loader, Order
 from essl_fast.data.shards import Manifest
+from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
 from essl_fast.runtime.runlog import read_log
 from essl_fast.train import Trainer, collapse, replaying
-from essl_fast.train.data import refuse_large_parts, refuse_own_statistics
+from essl_fast.train.accumulation import grouped, sizes_of
+from essl_fast.train.data import refuse_large_parts, refuse_own_statistics, refuse_wide_statistics
 from essl_fast.train.events import Fault
 from essl_fast.train.meters import LossMeter, SpeedMeter
+from essl_fast.train.running import RunningStatistics
 from essl_fast.train.state import check_resume, last_state, of_rank, resume
 from tests import ROOT
 from tests.tools.ranks import run_worlds
@@ -32,11 +36,17 @@ from tests.tools.ranks import run_worlds
 CPU = torch.device("cpu")
 STEPS, MIDDLE = 5, 3
 SIZES = (1, 4, 3, 2)
-RANKS = {"pcm": SIZES, "accumulated": (1, 3)}  # each number of ranks goes on from the one before it
-WORDS = {  # 19 pairs; batches of 5, 5, 5, 4; and of 4, 4 | 4, 4, the last three pairs are dropped
+RANKS = {  # each number of ranks goes on from the one before it
+    "pcm": SIZES,
+    "accumulated": (1, 4, 2),  # four share each batch, two take them by turns
+    "by turns": (1, 3, 2),
+}
+WORDS = {  # 19 pairs; batches of 5, 5, 5, 4; of 5 + 5 + 5; of 3 + 3 + 3 and 3 + 3 + 3; the other pairs are dropped
     "pcm": "--data.global_batch 5 --data.last_batch keep --data.resident never --model.pcm true --model.pcm_cycles 1",
-    "accumulated": "--data.global_batch 8 --data.last_batch drop --optim.accumulate 2 --data.resident_shared always "
-    "--data.labelled_fraction 0.5 --optim.ema 0.9 --optim.clip_norm 0.5 --optim.schedule cosine",
+    "accumulated": "--data.global_batch 15 --data.last_batch drop --optim.accumulate 3 --data.resident_shared always "
+    "--epochs 6 --data.labelled_fraction 0.5 --optim.ema 0.9 --optim.clip_norm 0.5 --optim.schedule cosine",
+    "by turns": "--data.global_batch 9 --data.last_batch drop --optim.accumulate 3 --data.resident never "
+    "--objective.method lss --model.head lss",
 }
 
 
@@ -74,9 +84,7 @@ def train_to_step(trainer, last, keep=None):
         state = last_state(trainer)
     tensors = state["model"] | {f"ema.{name}": value for name, value in state.get("ema", {}).items()}
     weights = {name: value.numpy().copy() for name, value in tensors.items()}
-    entries = [
-        {key: entry[key] for key in ("losses", "pairs", "projection_std", "projection_rank")} for entry in losses
-    ]
+    entries = [{key: entry[key] for key in ("losses", "pairs", *collapse.SPREAD) if key in entry} for entry in losses]
     return rows, weights, entries, state["sums"], rates
 
 
@@ -111,7 +119,7 @@ def compare(what, ranks, alone, begin):
     rows, weights, entries, sums, rates = alone
     for step, together in enumerate(zip(*(rank[0] for rank in ranks), strict=True), begin):
         assert sorted(itertools.chain(*together)) == sorted(rows[step]), (what, step)
-        assert max(map(len, together)) - min(map(len, together)) <= 2  # two batches: one pair for each
+        assert max(map(len, together)) - min(map(len, together)) <= 5  # a batch that one takes whole, at most
     for _, their_weights, their_entries, their_sums, their_rates in ranks:
         assert their_weights.keys() == weights.keys() and their_rates == rates[begin:]
         for name, value in weights.items():
@@ -120,7 +128,7 @@ def compare(what, ranks, alone, begin):
             assert mine["pairs"] == theirs["pairs"]
             for part, value in theirs["losses"].items():
                 assert mine["losses"][part] == pytest.approx(value, abs=1e-9), (what, part)
-            for part in collapse.SPREAD:
+            for part in mine.keys() & collapse.SPREAD:
                 assert mine[part] == pytest.approx(theirs[part], rel=1e-4), (what, part)
         for part, value in sums.items():  # the spread is measured in float32
             near = {"rel": 1e-4} if part in collapse.SPREAD else {"abs": 1e-9}
@@ -260,6 +268,90 @@ def test_what_takes_its_own_part_alone_is_refused(alone):
         del alone.model.own
 
 
+def test_batches_that_are_taken_by_turns_may_be_compared_within(alone):
+    """Three batches for two processes: LSS and a norm of one's own see whole batches; a SyncBatchNorm would not."""
+    words = "--data.global_batch 24 --data.batch_size 8 --optim.accumulate 3 --objective.method lss --model.head lss"
+    turns = settings_of("somewhere", words)
+    assert [config.turns(turns, ranks) for ranks in (1, 2, 3, 4)] == [0, 3, 3, 0]
+    assert [config.own_batch(turns, ranks) for ranks in (1, 2, 3, 4)] == [8, 8, 8, 2]
+    assert [config.own_batches(turns, ranks) for ranks in (1, 2, 3, 4)] == [3, 2, 1, 3]
+    for words in ("--data.last_batch keep", "--data.batch_size 7", "--optim.accumulate 1"):
+        changed = settings_of("somewhere", f"--data.global_batch 24 --data.batch_size 8 --optim.accumulate 3 {words}")
+        assert not config.turns(changed, 2)
+    norms = {"own": torch.nn.BatchNorm2d(3), "other": torch.nn.BatchNorm2d(3, track_running_stats=False)}
+    for name, module in norms.items():
+        setattr(alone.model, name, module)
+    try:
+        refuse_own_statistics(turns, alone.model, World(0, 2))
+        refuse_wide_statistics(turns, alone.model, World(0, 2))
+        alone.model.own.momentum = None
+        with pytest.raises(InputError, match=r"own \(BatchNorm2d\) has no momentum: .* by turns; use .*ViewBatchNorm"):
+            refuse_wide_statistics(turns, alone.model, World(0, 2))
+        alone.model.own = torch.nn.SyncBatchNorm(3)
+        with pytest.raises(InputError, match=r"own \(SyncBatchNorm\) takes its statistics over all .* by turns"):
+            refuse_wide_statistics(turns, alone.model, World(0, 2))
+        refuse_wide_statistics(turns, alone.model, World(0, 4))
+    finally:
+        del alone.model.own, alone.model.other
+    with pytest.raises(InputError, match=r"; a run that begins may .* by turns: --optim.accumulate 4$"):
+        refuse_own_statistics(turns, alone.model, World(0, 4))
+    turns.data.last_batch = "keep"
+    with pytest.raises(InputError, match=r"--optim.accumulate 3 --data.last_batch drop$"):
+        refuse_own_statistics(turns, alone.model, World(0, 2))
+
+
+def test_running_statistics_are_those_of_one_process(monkeypatch):
+    """Five batches on three ranks; a norm that a batch passes twice, one in evaluation, and one without statistics."""
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.once, self.twice = models.norm.ViewBatchNorm(4, momentum=0.3), torch.nn.BatchNorm1d(4)
+            self.frozen, self.bare = torch.nn.BatchNorm1d(4).eval(), torch.nn.BatchNorm1d(4, track_running_stats=False)
+
+        def forward(self, x):
+            return self.bare(self.frozen(self.twice(self.twice(self.once(x, 2)).square())))
+
+    torch.manual_seed(0)
+    alone, batches = Network().double(), [torch.randn(6, 4, dtype=torch.float64) * (1 + number) for number in range(10)]
+    ranks = [copy.deepcopy(alone) for _ in range(3)]
+    for update in (batches[:5], batches[5:]):
+        for batch in update:
+            alone(batch)
+        parts = []
+        for settles in (False, True):  # the first time, only to learn what each rank adds
+            total = (
+                (lambda _, __, parts=parts: sum(parts)) if settles else (lambda own, _, parts=parts: parts.append(own))
+            )
+            monkeypatch.setattr(distributed, "total", total)
+            before = [copy.deepcopy(each.state_dict()) for each in ranks]
+            for rank, network in enumerate(ranks):
+                running = RunningStatistics(network, World(rank, 3), 5)
+                assert running.share == 5 / 3
+                running.begin()
+                for batch in update[rank::3]:
+                    network(batch)
+                    running.keep()
+                with contextlib.nullcontext() if settles else pytest.raises(TypeError):
+                    running.settle()
+            for network, state in zip(ranks, before, strict=True) if not settles else ():
+                network.load_state_dict(state)
+    for network in ranks:
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-14, atol=1e-14, msg=name)
+    assert alone.twice.num_batches_tracked == 20 and not alone.frozen.num_batches_tracked
+
+
+def test_a_group_waits_for_the_end_of_its_update(tiny):
+    """Three batches an update: the second of two ranks has the middle one, and stands where the first rank stands."""
+    for rank, sizes in ((0, (2, 2)), (1, (2,))):
+        with Loader(
+            tiny[1], batch_size=2, global_batch=2, turns=3, rank=rank, world_size=2, last_batch="drop", threads=1
+        ) as loader:
+            found = [(sizes_of(raw), loader.step) for raw in grouped(loader, 3, "drop")]
+        assert found and found == [(sizes, 3 * number) for number in range(1, len(found) + 1)]
+
+
 def test_what_ranks_have_counted_is_shared_out_anew():
     assert [of_rank([5, 4], World(rank, 2)) for rank in range(2)] == [5, 4]
     for ranks in (1, 3, 4):
@@ -281,15 +373,17 @@ def test_ranks_with_smaller_parts_are_not_counted_as_the_leading_one():
     assert speed.rate() == 6.0 and speed.mean_rate() <= 6.0
 
 
-def test_a_step_of_several_ranks_is_replayed_as_one(alone):
-    """Two batches of four on three ranks: their pairs, also where one process takes fewer at once."""
-    settings = settings_of(alone.settings.data.root, "--data.global_batch 8 --optim.accumulate 2 --data.batch_size 2")
+@pytest.mark.parametrize(("ranks", "most"), [(3, 2), (2, 4)])
+def test_a_step_of_several_ranks_is_replayed_as_one(alone, ranks, most):
+    """Two batches of four: three ranks share each, though one process takes fewer at once; two take them by turns."""
+    words = f"--data.global_batch 8 --optim.accumulate 2 --data.batch_size {most}"
+    settings = settings_of(alone.settings.data.root, words)
     state = {"config": config.to_dict(settings), "data": alone.manifest.header, "model": {}}
-    order = [
-        Order(alone.loader.pairs, 2, last_batch="drop", rank=rank, world_size=3, global_batch=4) for rank in range(3)
-    ]
+    shared = {"last_batch": "drop", "global_batch": 4, "turns": config.turns(settings, ranks)}
+    assert shared["turns"] == (2 if ranks == 2 else 0)
+    order = [Order(alone.loader.pairs, 4, **shared, rank=rank, world_size=ranks) for rank in range(ranks)]
     rows = [alone.loader.rows[each.batches(1)[step]].tolist() for each in order for step in (2, 3)]
-    fault = Fault(1, 1, list(itertools.chain(*rows)), [], {"loss": 0.0}, 0, 3)
+    fault = Fault(1, 1, list(itertools.chain(*rows)), [], {"loss": 0.0}, 0, ranks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "load_trained", lambda model, weights: None)
         trainer = replaying.trainer_of(state, alone.manifest.root, CPU, "")

@@ -120,8 +120,7 @@ class Loader:
         pairs = self._shards.fingerprint, splits
         if device.type == "cuda":
             pools.reserve(pairs, functools.partial(clip_memory, self._shards, device))
-        what = f"{' and '.join(splits)} at side {side}"
-        return pools.take(what, pairs, self._order, side, self._sound)
+        return pools.take(f"{' and '.join(splits)} at side {side}", pairs, self._order, side, self._sound)
 
     @property
     def epoch(self) -> int:
@@ -168,24 +167,26 @@ class Loader:
         return self._steps
 
     def __iter__(self) -> Iterator[RawBatch]:
-        """The batches that are left of the epoch, without those that lost all their pairs.
+        """The batches that are left of the epoch, without those that have no pairs: see :meth:`each_step`."""
+        return (batch for batch in self.each_step() if batch is not None)
+
+    def each_step(self) -> Iterator[RawBatch | None]:
+        """The batch of each step that is left of the epoch; None where it lost all its pairs, or is another rank's.
 
         Raises:
             InputError: a pair does not decode or cannot be read, see `LoaderSettings.on_error`.
             RuntimeError: `settings.epochs` are over.
         """
-        epochs = self.settings.epochs
-        if epochs is not None and self._epoch >= epochs:
+        if (epochs := self.settings.epochs) is not None and self._epoch >= epochs:
             raise RuntimeError(f"the loader was made for {epochs} epochs, and these are over")
         while self._step < self._steps:
             batch = self._next()
             self._step += 1  # before the yield: a checkpoint taken in the loop's body counts this batch as seen
-            if batch is not None:
-                yield batch
+            yield batch
         self._epoch, self._step = self._epoch + 1, 0
 
     def _next(self) -> RawBatch | None:
-        """The batch of the current step; None if it lost all its pairs."""
+        """The batch of the current step; None if no pair is left of it, or it is another rank's."""
         step, following = self._plan()
         contents = self._source.contents(step, following, self._decoded)
         positions = self._skipped.left_of(step.batch)
@@ -203,8 +204,7 @@ class Loader:
         """The current step, and the next one of the epoch if there is one."""
         if not self._planned or self._planned[0].epoch != self._epoch:
             self._planned = list(self._source.steps(self._order, self._epoch))
-        steps = self._planned[self._step : self._step + 2]
-        return steps[0], steps[1] if len(steps) == 2 else None
+        return self._planned[self._step], next(iter(self._planned[self._step + 1 : self._step + 2]), None)
 
     def seek(self, epoch: int, step: int = 0) -> None:
         """Go to batch `step` of `epoch`; `step` may be `len(self)`, the end of the epoch.

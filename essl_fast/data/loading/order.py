@@ -6,7 +6,7 @@ An epoch is one permutation of *all* pairs, and each rank takes every `world_siz
 * A checkpoint needs only (epoch, step) to continue exactly.
 * A full step over all ranks holds the same pairs, however many ranks share them. With a `global_batch` each step does,
   also where the number of ranks does not divide it: step s is a cut of the permutation, and a rank takes of it what is
-  its own.
+  its own. With `turns`, one rank takes a step whole, and it is empty for the others.
 
 Pairs are named here by their position, 0 to `pairs` - 1, among the pairs that the loader uses.
 """
@@ -40,6 +40,9 @@ class Order:
         rank: this rank, from 0.
         world_size: number of ranks.
         global_batch: pairs of a step over all ranks, whatever their number; 0: `batch_size` of each.
+        turns: with a global batch, so many steps are one update, and the ranks take them whole, one rank after another;
+            0: each step is shared. As many as there are ranks at least, and "drop", so that no rank is left without a
+            step of an update.
     """
 
     pairs: int
@@ -50,6 +53,7 @@ class Order:
     rank: int = 0
     world_size: int = 1
     global_batch: int = 0
+    turns: int = 0
 
     @property
     def steps(self) -> int:
@@ -81,7 +85,7 @@ class Order:
     def _global_steps(self) -> int:
         """`steps` of a global batch: the same for any number of ranks."""
         whole, rest = divmod(self.pairs, self.global_batch)
-        if self.global_batch < self.world_size:
+        if self.global_batch < self.world_size and not self.turns:
             raise InputError(
                 f"{self.world_size} ranks cannot share batches of {self.global_batch} pairs (data.global_batch, over "
                 "optim.accumulate): use fewer ranks (--nproc-per-node)"
@@ -125,13 +129,14 @@ class Order:
         With "keep", a rank may have one pair less than the others, and would then run out one step before them. It
         makes an earlier batch smaller, so that one pair is left for the last step. With a global batch, the rank has
         those of the step's places in the permutation that are its own: the ranks' batches differ by one pair at most.
+        With `turns`, a step is the rank's or empty.
         """
-        return self._cut(self.of_rank(epoch), self.steps, self.rank)
+        return self._cut(self.permutation(epoch), self.steps, self.rank)
 
     def all_batches(self, epoch: int) -> list[list[np.ndarray]]:
         """`batches` of every rank: [step][rank]."""
         steps, order = self.steps, self.permutation(epoch)
-        ranks = (self._cut(order[rank :: self.world_size], steps, rank) for rank in range(self.world_size))
+        ranks = (self._cut(order, steps, rank) for rank in range(self.world_size))
         return [list(step) for step in zip(*ranks, strict=True)]
 
     def batches_from(self, epoch: int, step: int, epochs: int | None = None) -> Iterator[np.ndarray]:
@@ -139,7 +144,11 @@ class Order:
         return over_epochs(self.batches, epoch, step, epochs)
 
     def _cut(self, order: np.ndarray, steps: int, rank: int) -> list[np.ndarray]:
-        """The positions of a rank in an epoch, cut into its batches."""
+        """Of all positions of an epoch those of a rank, cut into its batches."""
+        if self.turns:
+            every = enumerate(order[: steps * self.global_batch].reshape(steps, self.global_batch))
+            return [batch if step % self.turns % self.world_size == rank else batch[:0] for step, batch in every]
+        order = order[rank :: self.world_size]
         if self.global_batch:
             ends = [min((step + 1) * self.global_batch, self.pairs) for step in range(steps)]
             ends = [-(-(end - rank) // self.world_size) for end in ends]  # of the places before it, those of the rank

@@ -32,6 +32,8 @@ class LoaderSettings:
         rank: this process among those that share the pairs, from 0.
         world_size: number of these processes.
         global_batch: pairs in a step over all ranks, whatever their number; 0: batch_size on each.
+        turns: with a global batch, steps of an update, which the ranks take whole and by turns, see `Order`; 0: they
+            share each.
         last_batch: "keep" gives each pair exactly once in an epoch over all ranks, "drop" gives full batches only.
         threads: CPU threads that read and decode; None: `pick_threads`.
         prefetch: batches that are ready ahead; as many again are being decoded. None: `pick_prefetch`.
@@ -57,6 +59,7 @@ class LoaderSettings:
     rank: int = 0
     world_size: int = 1
     global_batch: int = 0
+    turns: int = 0
     last_batch: LastBatch = "keep"
     threads: int = None  # type: ignore[assignment]  # None is completed
     prefetch: int = None  # type: ignore[assignment]  # None is completed
@@ -80,6 +83,7 @@ class LoaderSettings:
             ("rank", 0),
             ("world_size", self.rank + 1),
             ("global_batch", 0),
+            ("turns", 0),
             ("max_errors", 0),
         ]:
             if getattr(self, name) < at_least:
@@ -91,10 +95,15 @@ class LoaderSettings:
         ]:
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} is {' or '.join(choices)}, not {getattr(self, name)!r}")
-        if self.global_batch > self.batch_size * self.world_size:
+        sharing = 1 if self.turns else self.world_size
+        if self.global_batch > self.batch_size * sharing:
             raise InputError(
                 f"a global_batch of {self.global_batch} is more than batch_size {self.batch_size} on each of "
-                f"{self.world_size} ranks"
+                f"{sharing} rank{'s' * (sharing > 1)}"
+            )
+        if self.turns and not (self.global_batch and self.turns >= self.world_size and self.last_batch == "drop"):
+            raise InputError(
+                f"turns are of a global_batch with last_batch drop, and {self.world_size} at least for as many ranks"
             )
         if not self.splits or len(set(self.splits)) != len(self.splits):
             raise InputError(f"splits are one or more different names, not {self.splits}")
@@ -125,6 +134,7 @@ class LoaderSettings:
             rank=self.rank,
             world_size=self.world_size,
             global_batch=self.global_batch,
+            turns=self.turns,
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.loading import Order
+from essl_fast.data.loading import LoaderSettings, Order
 from essl_fast.data.loading.order import only_new
 
 ORDER = [2, 4, 7, 3, 5, 1, 8, 9, 0, 6]
@@ -50,6 +50,25 @@ def test_a_global_batch_is_shared_out_over_any_number_of_ranks():
                 assert sorted(np.concatenate(step)) == sorted(batch)
                 sizes = [len(part) for part in step]
                 assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+
+
+def test_ranks_take_steps_by_turns():
+    """Five steps an update, on three ranks: each step is one rank's whole, and the pairs are those of one process."""
+    settings = {"seed": 4, "last_batch": "drop", "global_batch": 3}
+    alone = Order(50, 3, **settings).batches(2)
+    ranks = [Order(50, 3, **settings, turns=5, rank=rank, world_size=3) for rank in range(3)]
+    assert len(alone) == 16 and {order.steps for order in ranks} == {16}
+    owners = [0, 1, 2, 0, 1] * 3 + [0]
+    for rank, order in enumerate(ranks):
+        for step, batch in enumerate(order.batches(2)):
+            assert batch.tolist() == (alone[step].tolist() if owners[step] == rank else [])
+        assert [[batch.tolist() for batch in step] for step in order.all_batches(2)] == [
+            [alone[step].tolist() if owner == rank else [] for rank in range(3)] for step, owner in enumerate(owners)
+        ]
+    for wrong in ({"turns": 2}, {"last_batch": "keep"}, {"global_batch": 0}, {"batch_size": 2}):
+        with pytest.raises(InputError, match="turns are of a|is more than batch_size 2 on each of 1 rank$"):
+            given = {"batch_size": 3, "world_size": 3, "global_batch": 3, "turns": 5, "last_batch": "drop"} | wrong
+            LoaderSettings(device="cpu", **given)
 
 
 @pytest.mark.parametrize(
