@@ -17,8 +17,8 @@ from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
-from essl_fast.common.urls import a_place, lacks, placed
-from essl_fast.common.values import a_path
+from essl_fast.common.urls import lacks, placed
+from essl_fast.common.values import a_path, a_place
 
 PROG = "python -m essl_fast.replay"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.registry import import_modules
-from essl_fast.common.values import a_path, number_between, whole_number
+from essl_fast.common.values import a_model, number_between, whole_number
 
 PROG = "python -m essl_fast.app"
 HERE = "127.0.0.1"
@@ -30,7 +30,7 @@ def parser() -> Options:
     parser = Options(prog=PROG, description=__doc__)
     add = parser.add_argument
     text = "a run directory (its best.pt), a checkpoint, or hf://org/name"
-    add("--checkpoint", required=True, type=a_path, metavar="RUN", help=text)
+    add("--checkpoint", required=True, type=a_model, metavar="RUN", help=text)
     add("--host", default=HERE, metavar="ADDRESS", help=f"listen on this address (default: {HERE}, this machine alone)")
     add("--port", type=whole_number(1), default=None, metavar="N", help="default: the first free one from 7860 on")
     add("--max-mb", type=whole_number(1, unit="MB"), default=200, metavar="N", help="of an upload (default: 200)")

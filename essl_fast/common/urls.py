@@ -6,12 +6,10 @@ messages, logs and checkpoints get `redacted`.
 
 from __future__ import annotations
 
-import argparse
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
-
-from essl_fast.common.values import a_path, path
 
 HIDDEN = "***"
 _HERE = ("file", "local")  # kinds whose place is a path of this machine
@@ -26,8 +24,13 @@ _USER = re.compile(r"(\w[\w+.-]*://)[^\s/@'\"<>]*:[^\s/@'\"<>]*@")
 def is_url(given: str | Path) -> bool:
     """Whether a place is a URL. As a Path, s3://bucket has lost a slash; it counts where no such folder exists."""
     if isinstance(given, Path):
-        return bool(_LOST_SLASH.fullmatch(str(given))) and not given.exists()
+        return bool(_LOST_SLASH.fullmatch(str(given))) and not os.path.exists(given)
     return bool(_URL.fullmatch(given))
+
+
+def lacks_place(text: str) -> bool:
+    """Whether a text is the beginning of a URL alone, such as s3://."""
+    return bool(re.fullmatch(rf"{_KIND}:/{{2,}}", text))
 
 
 def as_url(given: str | Path) -> str:
@@ -78,21 +81,6 @@ def placed(given: str | Path) -> str | Path:
 def lacks(given: str | Path) -> bool:
     """Whether a place is a folder of this machine that does not exist. Of a URL that shows when it is read."""
     return not is_url(given) and not Path(given).is_dir()
-
-
-def a_place(text: str) -> str | Path:
-    """A type for an option: a folder or a URL."""
-    if re.fullmatch(rf"{_KIND}:/{{2,}}", text):
-        raise argparse.ArgumentTypeError(f"{text} names no bucket, host or folder")
-    try:
-        found = path(text) if is_url(text) else a_path(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, got {redacted(text)}") from None
-    if not is_url(found):
-        return found
-    if fault := fault_of(url := as_url(found)):
-        raise argparse.ArgumentTypeError(fault)
-    return url
 
 
 def join(url: str, name: str) -> str:

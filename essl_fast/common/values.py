@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from essl_fast.common.errors import short
+from essl_fast.common.urls import as_url, fault_of, is_url, lacks_place, redacted
 
 Number = TypeVar("Number", int, float)
 
@@ -65,8 +66,16 @@ def truth(text: str) -> bool:
     return plain in _TRUE
 
 
-def path(text: str) -> str:
-    """A path; `~` and `~name` at its beginning become the home folder, as in a shell."""
+def path(text: str, urls: str = "") -> str:
+    """A path; `~` and `~name` at its beginning become the home folder, as in a shell.
+
+    urls: a URL of this kind ("hf") may stand in its place, or one of "any". Others would name a folder `s3:` here.
+    """
+    if lacks_place(text):
+        raise ValueError("names no bucket, host or folder")
+    taken = urls == "any" or (urls and as_url(text).startswith(f"{urls}://"))
+    if is_url(text) and not taken and not os.path.exists(text):
+        raise ValueError("must be a path of this machine, not a URL")
     if any(ord(character) < 32 or ord(character) == 127 for character in text):
         raise ValueError("must be a path, without control characters")
     whole_text = os.path.expanduser(text)
@@ -113,14 +122,39 @@ def frame_size(text: str) -> tuple[int, int]:
     return width, height
 
 
-def a_path(text: str) -> Path:
-    """A type for an option: a path that is not empty."""
+def _typed_path(text: str, urls: str = "") -> str:
     try:
         if not text:
             raise ValueError("must be a path")
-        return Path(path(text))
+        return path(text, urls)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, got {short(text)}") from None
+        raise argparse.ArgumentTypeError(f"{error}, got {shown(text)}") from None
+
+
+def shown(text: str) -> str:
+    """A path or URL in quotes for a message: shortened, and without what is secret in it."""
+    return short(redacted(text))
+
+
+def a_path(text: str) -> Path:
+    """A type for an option: a path of this machine that is not empty."""
+    return Path(_typed_path(text))
+
+
+def a_model(text: str) -> Path:
+    """A type for an option: a path, or a model of the Hugging Face Hub such as hf://org/name."""
+    return Path(_typed_path(text, "hf"))
+
+
+def a_place(text: str) -> str | Path:
+    """A type for an option: a folder or a URL."""
+    found = _typed_path(text, "any")
+    place = text if is_url(text) else Path(found)
+    if not is_url(place):
+        return place
+    if fault := fault_of(url := as_url(place)):
+        raise argparse.ArgumentTypeError(fault)
+    return url
 
 
 def flattened(values: dict, prefix: str = "") -> dict[str, str]:

@@ -62,13 +62,13 @@ def _text(name: str, given: str) -> str:
     try:
         if name in PATHS:
             given.encode()  # the settings are written into files of UTF-8
-            return values.path(str(given))
+            return values.path(str(given), "any" if name == "data.root" else "")
         if not given.isprintable():
             raise ValueError("must be a text without control characters")
     except UnicodeEncodeError:
         raise ValueError(f"must be a path in UTF-8, got {short(given)}") from None
     except ValueError as error:
-        raise ValueError(f"{error}, got {short(given)}") from None
+        raise ValueError(f"{error}, got {values.shown(given)}") from None
     return str(given)
 
 

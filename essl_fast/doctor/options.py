@@ -3,7 +3,7 @@
 import argparse
 
 from essl_fast.common.commands import Options
-from essl_fast.common.urls import a_place
+from essl_fast.common.values import a_place
 from essl_fast.doctor.findings import INSTALL, NOTE, OK, STOPS, Finding
 
 

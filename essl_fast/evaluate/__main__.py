@@ -14,8 +14,7 @@ from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
 from essl_fast.common.outputs import output_file, to_stdout
 from essl_fast.common.registry import import_modules
-from essl_fast.common.urls import a_place
-from essl_fast.common.values import a_path
+from essl_fast.common.values import a_model, a_path, a_place
 
 PROG = "python -m essl_fast.evaluate"
 
@@ -56,7 +55,7 @@ def _run(options: argparse.Namespace) -> int:
 def parser() -> Options:
     """The options."""
     parser = Options(prog=PROG, description=__doc__)
-    parser.add_argument("checkpoint", type=a_path, nargs="?", help="a run directory (its best.pt), or a checkpoint")
+    parser.add_argument("checkpoint", type=a_model, nargs="?", help="a run directory (its best.pt), or a checkpoint")
     parser.add_argument(
         "--sspl-checkpoint",
         type=a_path,

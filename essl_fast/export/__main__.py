@@ -25,7 +25,7 @@ from essl_fast.common.commands import Options, command, console, slow_imports
 from essl_fast.common.errors import InputError
 from essl_fast.common.outputs import output_folder
 from essl_fast.common.registry import import_modules
-from essl_fast.common.values import a_path
+from essl_fast.common.values import a_model, a_path
 
 PROG = "python -m essl_fast.export"
 FORMATS = ("onnx", "pt2", "safetensors", "hub", "sspl")
@@ -35,7 +35,7 @@ def parser() -> Options:
     """The options."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = Options(prog=PROG, description=__doc__, formatter_class=shape)
-    parser.add_argument("checkpoint", type=a_path, help="a run directory, whose best.pt is taken, or a checkpoint")
+    parser.add_argument("checkpoint", type=a_model, help="a run directory, whose best.pt is taken, or a checkpoint")
     parser.add_argument("--to", choices=FORMATS, required=True, help="what to write")
     parser.add_argument("--out", type=a_path, required=True, metavar="DIR", help="folder to write it into")
     text = "with --to hub: upload the folder as this model, which is private until you change that on its page"

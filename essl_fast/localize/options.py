@@ -8,7 +8,7 @@ from pathlib import Path
 
 from essl_fast.common.commands import Options
 from essl_fast.common.errors import InputError
-from essl_fast.common.values import a_path, frame_size, number_between, whole_number
+from essl_fast.common.values import a_model, a_path, frame_size, number_between, whole_number
 
 DECODERS = ("auto", "nvdec", "pyav")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -24,7 +24,11 @@ def parser(prog: str, description: str) -> Options:
     add("--image", type=a_path, metavar="FILE", help="a picture instead of a video (with --sound)")
     add("--sound", type=a_path, metavar="FILE", help="take the sound from this file (default: the video's own)")
     add(
-        "--checkpoint", required=True, type=a_path, metavar="RUN", help="a run directory (its best.pt), or a checkpoint"
+        "--checkpoint",
+        required=True,
+        type=a_model,
+        metavar="RUN",
+        help="a run directory (its best.pt), or a checkpoint",
     )
     add("--out", type=a_path, default=Path("localized"), metavar="DIR", help="for the results (default: localized)")
     add("--rate", type=number_between(0.01, 1000), default=5.0, help="moments a second of video (default: 5)")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from essl_fast.common.commands import Options
-from essl_fast.common.urls import a_place, is_url, redacted
-from essl_fast.common.values import a_path, frame_size, number_between, whole_number
+from essl_fast.common.urls import is_url, redacted
+from essl_fast.common.values import a_path, a_place, frame_size, number_between, whole_number
 from essl_fast.data.datasets import FRAMES, ROW_BOXES, SOURCES, SUBSETS
 from essl_fast.prepare.slices import parse_slice
 

@@ -70,6 +70,9 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
             atomic_file(manifest.root / shards.QUARANTINE) as file,
             say.bar("pairs verified", len(manifest)) as step,
         ):
+            for fault in _description(manifest):
+                file.write(json_bytes(fault))
+                found[fault["reason"]] += 1
             row = 0
             for split in shards.SPLITS:
                 for entry in manifest.header["splits"][split]["shards"]:
@@ -88,6 +91,14 @@ def verify(manifest: shards.Manifest, workers: int | None = None, say: Reporter 
             f"{manifest.place} cannot be verified ({error}): mend that, then run --verify again"
         ) from error
     return {reason: found[reason] for reason in shards.REASONS if found[reason]}
+
+
+def _description(manifest: shards.Manifest) -> Iterator[dict]:
+    """The faults of the columns and index files, whose SHA-256 the manifest has; older versions wrote none."""
+    for name, wanted in manifest.sums().items():
+        if wanted and _sha256(manifest.root / name) != wanted:
+            what = f"{name} was changed (its SHA-256 differs)"
+            yield {"row": None, "key": None, "reason": shards.CORRUPT, "detail": what}
 
 
 def _shard(

@@ -32,8 +32,7 @@ from essl_fast import config
 from essl_fast.common import commands
 from essl_fast.common.commands import Options, command, slow_imports
 from essl_fast.common.errors import InputError
-from essl_fast.common.urls import a_place
-from essl_fast.common.values import a_path, whole_number
+from essl_fast.common.values import a_path, a_place, whole_number
 from essl_fast.reproduce.rows import PARTS
 
 PROG = "python -m essl_fast.reproduce"

@@ -16,9 +16,9 @@ from pathlib import Path
 from essl_fast import config
 from essl_fast.common import streams
 from essl_fast.common.commands import Options, command, slow_imports
-from essl_fast.common.errors import InputError, short
+from essl_fast.common.errors import InputError
 from essl_fast.common.urls import redacted
-from essl_fast.common.values import path, whole_number
+from essl_fast.common.values import path, shown, whole_number
 
 PROG = "python -m essl_fast.train"
 DESCRIPTION = (
@@ -76,7 +76,7 @@ def run_of(given: str) -> Path:
     try:
         folder = Path(path(given))
     except ValueError as error:
-        raise InputError(f"--resume: {error}, got {short(given)}") from None
+        raise InputError(f"--resume: {error}, got {shown(given)}") from None
     if os.path.isfile(folder / "config.yaml"):  # Path.is_file raises an error for a name that is too long
         return folder
     inside = os.path.isfile(folder.parent / "config.yaml")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from essl_fast.common import urls
+from essl_fast.common import urls, values
+from essl_fast.common.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,8 @@ def test_what_is_a_url(given, url):
 
 @pytest.mark.parametrize("given", ["s3://", "https:///"])
 def test_a_url_without_a_place_is_refused(given):
-    with pytest.raises(argparse.ArgumentTypeError, match=f"{given} names no bucket, host or folder"):
-        urls.a_place(given)
+    with pytest.raises(argparse.ArgumentTypeError, match=f"names no bucket, host or folder, got .{given}"):
+        values.a_place(given)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_a_url_without_a_place_is_refused(given):
 def test_a_url_that_cannot_be_one_is_one_line(given, says):
     assert urls.is_url(given) and says in urls.fault_of(given)
     with pytest.raises(argparse.ArgumentTypeError) as told:
-        urls.a_place(given)
+        values.a_place(given)
     assert says in str(told.value) and "sesame" not in str(told.value)
 
 
@@ -107,6 +108,50 @@ def test_other_libraries_texts_lose_secrets_too():
 
 
 def test_an_option_that_is_no_place_is_one_line():
-    assert urls.a_place("s3://bucket/a/") == "s3://bucket/a" and urls.a_place("prepared") == Path("prepared")
+    assert values.a_place("s3://bucket/a/") == "s3://bucket/a" and values.a_place("prepared") == Path("prepared")
     with pytest.raises(argparse.ArgumentTypeError, match="got 'https://.*'|got https://"):
-        urls.a_place("https://host/a\n?sig=secret")
+        values.a_place("https://host/a\n?sig=secret")
+
+
+@pytest.mark.parametrize("text", ["https://anna:opensesame@host/a", "s3://bucket/a?sig=opensesame", "hf://org/name"])
+def test_a_url_where_a_path_is_needed_is_refused(text, tmp_path, monkeypatch):
+    """It would be a folder `https:` here, and nobody would find what is written into it."""
+    from essl_fast import config
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a path of this machine, not a URL, got ") as told:
+        values.a_path(text)
+    assert "opensesame" not in str(told.value)
+    for name in ("out", "data.cache", "demo.cache", "compile_cache"):
+        with pytest.raises(InputError, match=f"--{name}: must be a path of this machine, not a URL") as said:
+            config.parse([f"--{name}", text], "train")
+        assert "opensesame" not in str(said.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_may_be_one_of_the_hub(tmp_path, monkeypatch):
+    assert values.a_model("hf://org/name") == Path("hf:/org/name") and values.a_model("runs/a") == Path("runs/a")
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a path of this machine, not a URL"):
+        values.a_model("s3://org/name")
+    monkeypatch.chdir(tmp_path)
+    Path("s3:/here").mkdir(parents=True)  # as who has such a folder
+    assert values.a_path("s3://here") == Path("s3:/here")
+
+
+def test_a_long_url_is_no_path():
+    url = "https://host/" + "a" * 300
+    assert values.a_place(url) == url and not urls.is_url(Path("a" * 300))
+    with pytest.raises(argparse.ArgumentTypeError, match="must be a path of this machine, not a URL"):
+        values.a_path(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [("https://anna:opensesame@host/a\n", "without control characters"), ("s3://", "names no bucket, host or folder")],
+)
+def test_a_setting_keeps_its_secret(url, says):
+    from essl_fast import config
+
+    with pytest.raises(InputError, match=f"--data.root: .*{says}") as told:
+        config.parse(["--data.root", url], "train")
+    assert "opensesame" not in str(told.value)

@@ -300,6 +300,18 @@ def test_verify_finds_a_shard_that_was_changed_beside_its_pairs(odd, tmp_path):
     assert 6 not in Manifest.load(out).quarantine()
 
 
+def test_verify_finds_a_column_that_was_changed(odd, tmp_path):
+    """A value that a disk has changed trains a wrong model, and no picture tells."""
+    out, name = tmp_path / "out", "pairs/time.npy"
+    shutil.copytree(odd, out)
+    data = bytearray((out / name).read_bytes())
+    data[-1] ^= 1
+    (out / name).write_bytes(data)
+    assert main(["--verify", "--out", str(out)]) == 1
+    fault = listed(out)[0]
+    assert (fault["row"], fault["detail"]) == (None, f"{name} was changed (its SHA-256 differs)")
+
+
 def test_verify_of_what_is_no_prepared_folder(odd, tmp_path):
     with pytest.raises(InputError, match="manifest.json is not there"):
         main(["--verify", "--out", str(tmp_path)])

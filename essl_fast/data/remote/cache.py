@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from essl_fast.common import places
-from essl_fast.common.errors import InputError, Notice
+from essl_fast.common.errors import InputError, Notice, reason
 from essl_fast.common.locks import NO_LOCKS
 from essl_fast.data.remote.store import Stopped, Store
 
@@ -83,14 +84,14 @@ class Cache:
         path = self._shard(sha)
         while True:
             try:
-                held = os.open(path, os.O_RDONLY)
+                held = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe of that name would keep us for ever
             except FileNotFoundError:
                 return None
             with _closed_unless_given(held) as give:
                 _lock(held, fcntl.LOCK_SH)
                 if not _is_at(held, path):  # it was removed between our two calls
                     continue
-                if os.fstat(held).st_size != size:
+                if os.fstat(held).st_size != size or not stat.S_ISREG(os.fstat(held).st_mode):
                     path.unlink(missing_ok=True)
                     return None
                 with contextlib.suppress(OSError):  # another user's file
@@ -143,8 +144,8 @@ class Cache:
         """What an error of the system at the cache's own files is for people: what is elsewhere has no fault."""
         where = self.folder or places.any_folder() / "shards"
         return InputError(
-            f"the cache {where} cannot be used ({error.strerror or error}): free some of its disk, mend it, or name "
-            f"another folder with {_option(self)}"
+            f"the cache {where} cannot be used ({reason(error)}): free some of its disk, mend it, or name another "
+            f"folder with {_option(self)}"
         )
 
     @contextlib.contextmanager

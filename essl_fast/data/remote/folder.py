@@ -58,7 +58,7 @@ class Folder:
         weakref.finalize(self, os.close, held)
 
     def bring(self, sums: Mapping[str, str], optional: Sequence[str] = ()) -> None:
-        """Copy the manifest and files into `local`: those of `sums` unless they are there, `optional` always.
+        """Copy the manifest and files into `local`: those of `sums` unless they are there whole, `optional` always.
 
         sums: name → SHA-256, or "" if nobody knows it.
 
@@ -67,13 +67,22 @@ class Folder:
         """
         with self.cache.usable(), self._alone():
             (self.local / "pairs").mkdir(exist_ok=True)
-            lacking = [name for name in sums if not (self.local / name).is_file()]
+            lacking = [name for name, wanted in sums.items() if not self._is_here(name, wanted)]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 found = pool.map(lambda name: self._read(name, sums.get(name, "")), [*lacking, *optional])
                 for name, data in zip([*lacking, *optional], found, strict=True):
                     self._keep(name, data, optional=name in optional)
-            if not (self.local / MANIFEST).is_file():
-                self._keep(MANIFEST, self.manifest)
+            self._keep(MANIFEST, self.manifest, optional=True)  # what lies there may have been changed
+
+    def _is_here(self, name: str, wanted: str) -> bool:
+        """Whether a file was copied, and is what came then. wanted: its SHA-256, or ""."""
+        if not (self.local / name).is_file():
+            return False
+        with open(self.local / name, "rb") as file:
+            if not wanted or hashlib.file_digest(file, "sha256").hexdigest() == wanted:
+                return True
+        warnings.warn(f"{name} in the cache was damaged: it is fetched again", Notice, stacklevel=3)
+        return False
 
     def drop(self) -> None:
         """Remove the copies: they do not fit together, so one came damaged. Who opens the folder again gets others."""

@@ -6,6 +6,7 @@ will not change by itself (no such file, no right to it, a package that is missi
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import random
 import threading
@@ -220,18 +221,19 @@ class Store:
 @contextlib.contextmanager
 def _told_while_it_lasts(name: str) -> Iterator[None]:
     """Say every minute what is waited for."""
-    began, over = time.monotonic(), threading.Event()
+    began, lasts = time.monotonic(), threading.Lock()
+    lasts.acquire()
 
     def tell() -> None:
-        while not over.wait(TOLD_EVERY):
+        while not lasts.acquire(timeout=TOLD_EVERY):
             warnings.warn(f"{name}: waiting for it since {time.monotonic() - began:.0f} s", Notice, stacklevel=2)
 
     with contextlib.suppress(RuntimeError):  # no more threads: then nothing is told
-        threading.Thread(target=tell, name="essl_fast-waiting", daemon=True).start()
+        _thread.start_new_thread(tell, ())  # a Thread would be waited for until it runs, at each of many requests
     try:
         yield
     finally:
-        over.set()
+        lasts.release()
 
 
 def is_page(data: bytes) -> bool:

@@ -182,7 +182,11 @@ class Manifest:
     def confirm(self) -> None:
         """Of a folder elsewhere: read what describes it there, not only the copies here. InputError as `load`."""
         if self.source is not None:
-            self.source.confirm(_files(self.source.manifest))
+            self.source.confirm(self.sums())
+
+    def sums(self) -> dict[str, str]:
+        """The columns and index files, with their SHA-256, or "" where an older version wrote the manifest."""
+        return _sums(self.header)
 
     @contextlib.contextmanager
     def shard(self, entry: dict, confirmed: bool = False) -> Iterator[Path]:
@@ -317,18 +321,18 @@ class Manifest:
 
 
 def _files(manifest: bytes) -> dict[str, str]:
-    """The columns and index files of a folder, with their SHA-256, or "" where an older version wrote the manifest.
-
-    There are none if it is no manifest: `_read` then says so.
-    """
+    """:meth:`Manifest.sums` of the text of a manifest. {} if it is none: `_read` then says so."""
     try:
-        header = parse_json(manifest)
-        _, shards = _check_header(header)
-        names = [f"pairs/{name}.npy" for name in (*COLUMNS, *_further(header))]
-        sums = header.get("files", {})
-        return {name: str(sums.get(name, "")) for name in [*names, *(index for _, index, _ in shards)]}
+        return _sums(parse_json(manifest))
     except (KeyError, TypeError, ValueError, AttributeError):
         return {}
+
+
+def _sums(header: dict) -> dict[str, str]:
+    _, shards = _check_header(header)
+    names = [f"pairs/{name}.npy" for name in (*COLUMNS, *_further(header))]
+    sums = header.get("files", {})
+    return {name: str(sums.get(name, "")) for name in [*names, *(index for _, index, _ in shards)]}
 
 
 def _check_header(header: dict) -> tuple[list[int], list[tuple[str, str, int]]]:

@@ -1,5 +1,6 @@
 """Places that are none, servers that send something else, and copies that say nothing of what lies there now."""
 
+import os
 import shutil
 import warnings
 
@@ -8,7 +9,7 @@ import pytest
 pytest.importorskip("aiohttp")  # of the extra `remote`
 
 from essl_fast.common.errors import InputError
-from essl_fast.data.remote import Store, store
+from essl_fast.data.remote import Cache, Store, store
 from essl_fast.data.shards import Manifest
 from essl_fast.prepare import verify
 from tests.data.remote.test_remote import SHARDS, folder, served, told, web  # noqa: F401  # fixtures among them
@@ -80,3 +81,33 @@ def test_verify_reads_what_lies_there_and_not_only_the_copies(folder, tmp_path):
             assert verify(Manifest.load(site.url, place), workers=1) == {}
     finally:
         site.close()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pairs/boxes.npy", "pairs/key.npy", "train-00000.idx"])
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b""])
+def test_a_copy_that_was_changed_is_brought_again(name, spoil, web, tmp_path):  # noqa: F811
+    """A wrong box of the cache would train a wrong model, and nobody would see it."""
+    place = str(tmp_path), 0.0
+    first = Manifest.load(web.url, place)
+    assert first.source is not None
+    path = first.source.local / name
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(spoil(whole))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        again = Manifest.load(web.url, place)
+    assert path.read_bytes() == whole and again.boxes.tolist() == first.boxes.tolist()
+    told = [str(each.message) for each in said]
+    assert told == ([] if name == "manifest.json" else [f"{name} in the cache was damaged: it is fetched again"])
+
+
+def test_a_pipe_or_folder_in_the_place_of_a_shard_keeps_nobody(folder, tmp_path):  # noqa: F811
+    cached, there = Cache(tmp_path), Store(f"file://{folder}")
+    entry = Manifest.load(folder).entries("train")[0]
+    path = cached.path / f"{entry['sha256']}.tar"
+    os.mkfifo(path)
+    assert cached.held(entry["sha256"], entry["bytes"]) is None and not path.exists()
+    path.mkdir()
+    with pytest.raises(InputError, match=f"^the cache {tmp_path} cannot be used [(]{path}: .*irectory"):
+        cached.fetch(there, entry)
