@@ -161,9 +161,8 @@ def _places(machines: Sequence[Mapping[str, float]], run: Mapping[str, Any]) -> 
         at_once += min(has // workers, int(machine.get("GPU", 0)) if gpus else has)
     if not at_once:
         what = f"{workers} CPUs (--workers)" + " and a GPU (--decoder nvdec)" * gpus
-        raise InputError(
-            f"--engine ray: no machine has {what}; of {_counted(len(cores))} the largest has {max(cores)} CPUs"
-        )
+        most = max(cores, default=0)
+        raise InputError(f"--engine ray: no machine has {what}; of {_counted(len(cores))} the largest has {most} CPUs")
     return workers, at_once
 
 

@@ -147,6 +147,8 @@ def test_how_many_parts_a_cluster_makes_at_the_same_time():
         on_ray._places([small, large], {"workers": 64})
     with pytest.raises(InputError, match=r"has 4 CPUs \(--workers\) and a GPU \(--decoder nvdec\)"):
         on_ray._places([small], {"decoder": "nvdec"})
+    with pytest.raises(InputError, match="of 0 machines the largest has 0 CPUs"):  # all of them are gone
+        on_ray._places([], {})
 
 
 WRONG = {

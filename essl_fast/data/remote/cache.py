@@ -72,11 +72,12 @@ class Cache:
     def refuse_too_small(self, size: int, name: str) -> None:
         """InputError if the shards of a folder, of `size` bytes together, do not fit at the same time."""
         with self.usable():
-            bound = self.bound
-        if size > bound:
+            bound, most = self.bound, self._used() + shutil.disk_usage(self.path).free
+        if size > min(bound, most):
+            more = _more(self) if size > bound else "free some of its disk, "
             raise InputError(
                 f"the shards of {name} that are read together take {_gb(size)}, and the cache {self.path} may hold "
-                f"{_gb(bound)}: {_more(self)}or a folder on a larger disk with {_option(self)}"
+                f"{_gb(min(bound, most))}: {more}or a folder on a larger disk with {_option(self)}"
             )
 
     def held(self, sha: str, size: int) -> int | None:

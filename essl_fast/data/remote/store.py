@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import errno
+import os
 import random
 import threading
 import time
@@ -41,6 +43,7 @@ _PACKAGES = {
 }  # of each kind of URL, besides fsspec
 _OF_EXTRA = ("fsspec", "s3fs", "aiohttp")  # what the extra `remote` brings
 _FOR_A_MOMENT = (408, 425, 429)  # HTTP codes below 500 that may change by themselves
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _WRONG = ("ParamValidationError", "ProfileNotFound", "ConfigParseError", "NoRegionError", "InvalidRegionError")
 
 T = TypeVar("T")
@@ -196,16 +199,8 @@ class Store:
                 why = hide(reason(error), self.url)
                 if isinstance(error, (FileNotFoundError, NotADirectoryError)) or _status(error) == 404:
                     raise FileNotFoundError(2, "there is no such file", name) from None
-                if _is_wrong(error):
-                    raise InputError(
-                        f"{name} cannot be asked for ({why}): check the URL, and the settings of this "
-                        "machine for such places"
-                    ) from None
-                if _is_final(error):
-                    raise InputError(
-                        f"{name}: no access ({why}); check the name, and the credentials of this machine (for s3 those "
-                        "of AWS, for gs `gcloud auth application-default login`, for hf `hf auth login`)"
-                    ) from None
+                if (hopeless := _hopeless(error, name, why)) is not None:
+                    raise hopeless from None
                 if attempt == ATTEMPTS:
                     raise _given_up(name, error, why) from None
                 asked = min(_asks_for(error), LONGEST_WAIT)
@@ -234,6 +229,25 @@ def _told_while_it_lasts(name: str) -> Iterator[None]:
         yield
     finally:
         lasts.release()
+
+
+def _hopeless(error: BaseException, name: str, why: str) -> InputError | None:
+    """What an error is for people that stays, however often one tries; None if it may pass."""
+    if isinstance(error, OSError) and error.errno in _FULL:  # of a folder of this machine, by its URL
+        return InputError(
+            f"{name} cannot be written ({os.strerror(error.errno)}): free some space there, or choose another place, "
+            "then run the same command again"
+        )
+    if _is_wrong(error):
+        return InputError(
+            f"{name} cannot be asked for ({why}): check the URL, and the settings of this machine for such places"
+        )
+    if _is_final(error):
+        return InputError(
+            f"{name}: no access ({why}); check the name, and the credentials of this machine (for s3 those of AWS, for "
+            "gs `gcloud auth application-default login`, for hf `hf auth login`)"
+        )
+    return None
 
 
 def is_page(data: bytes) -> bool:

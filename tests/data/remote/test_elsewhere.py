@@ -1,8 +1,10 @@
 """Places that are none, servers that send something else, and copies that say nothing of what lies there now."""
 
+import errno
 import os
 import shutil
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,3 +113,29 @@ def test_a_pipe_or_folder_in_the_place_of_a_shard_keeps_nobody(folder, tmp_path)
     path.mkdir()
     with pytest.raises(InputError, match=f"^the cache {tmp_path} cannot be used [(]{path}: .*irectory"):
         cached.fetch(there, entry)
+
+
+def test_a_full_disk_on_the_other_side_is_told_once(tmp_path, monkeypatch):
+    there, asked = Store(f"file://{tmp_path}/there"), []
+
+    def full(*_, **__):
+        asked.append(1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "mine.tar")
+
+    monkeypatch.setattr(there._system, "put_file", full, raising=False)
+    (tmp_path / "mine.tar").write_bytes(b"1")
+    with pytest.raises(
+        InputError, match=f"^{there.url}/a.tar cannot be written [(]No space left on device[)]: free some"
+    ):
+        there.upload("a.tar", str(tmp_path / "mine.tar"))
+    assert len(asked) == 1
+
+
+def test_a_bound_that_the_disk_does_not_have_is_no_room(web, tmp_path, monkeypatch):  # noqa: F811
+    """It would show at the test split, after all epochs."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 20))
+    _, found = told(web.url, tmp_path, 1.0)
+    assert "that are read together take" in str(found) and ": free some of its disk, or a folder on a larger" in str(
+        found
+    )
+    assert SHARDS[0] not in web.asked
