@@ -103,6 +103,16 @@ class PCM(nn.Module):
         """The step sizes a and b, which the recipe does not decay: blend, then gain."""
         return [*self.blend, *self.gain]
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "PCM":
+        """As every module's, but rates (1, C, 1, 1) keep plain strides, as their gradients have.
+
+        channels_last gives them others: those of axes of one element, of which DDP warns, and copies the gradient.
+        """
+        super()._apply(fn, recurse)
+        for rate in self.rates():
+            rate.data = rate.data.as_strided(rate.shape, (rate.shape[1], 1, 1, 1))
+        return self
+
     def _predict_below(self, level: int, r: Tensor) -> Tensor:
         """Level 1 or 2's prediction of the representation under it; 7 -> 3 drops a row and a column."""
         return kernels.halved(self.predict[level](r))

@@ -83,3 +83,16 @@ def test_on_a_gpu_two_backward_passes_give_the_same_bits():
     audio = torch.randn(VIEWS * BATCH, AUDIO, device="cuda")
     first, second = (torch.autograd.grad(module(visual, audio, VIEWS).square().sum(), visual)[0] for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("kernels_too", [False, True], ids=["eager", "kernels"])
+def test_gradients_have_the_strides_of_their_parameters(kernels_too, request):
+    """Also those of axes of one element: where they differ, DDP warns, and copies the gradient in each step."""
+    if kernels_too:
+        request.getfixturevalue("triton_on_cpu")
+    module = PCM(cycles=1, audio_dim=4, out_dim=8, width=8).to(memory_format=torch.channels_last)
+    visual = torch.randn(4, 8, 14, 14).to(memory_format=torch.channels_last).requires_grad_()
+    module(visual, torch.randn(4, 4, requires_grad=True), views=2).square().sum().backward()
+    strides = {name: (each.stride(), each.grad.stride()) for name, each in module.named_parameters()}
+    assert all(own == of_gradient for own, of_gradient in strides.values()), strides
+    assert module.blend[0].stride() == (8, 1, 1, 1) and module.predict[1].weight.stride() == (72, 1, 24, 8)
