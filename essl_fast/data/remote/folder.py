@@ -53,6 +53,10 @@ class Folder:
             )
         named = hashlib.sha256(self.name.encode()).hexdigest()[:16]
         self._key = f"{named}-{hashlib.sha256(self.manifest).hexdigest()[:16]}"
+        self._settle()
+
+    def _settle(self) -> None:
+        """Have a folder in the cache, which stays there while this lives."""
         with self.cache.usable():
             self.local, held = self.cache.folder_of(self._key)
         weakref.finalize(self, os.close, held)
@@ -65,6 +69,8 @@ class Folder:
         Raises:
             InputError: one of `sums` does not exist or has another SHA-256, or a file cannot be read or written.
         """
+        if not self.local.is_dir():  # somebody has emptied the cache
+            self._settle()
         with self.cache.usable(), self._alone():
             (self.local / "pairs").mkdir(exist_ok=True)
             lacking = [name for name, wanted in sums.items() if not self._is_here(name, wanted)]

@@ -255,7 +255,10 @@ class Manifest:
 
     def shards(self, splits: str | Sequence[str]) -> list[tuple[Path, Path]]:
         """[(tar, idx), ...] of the splits, in the order of their rows. Of a folder elsewhere, no tar is there."""
-        return [(self.root / shard["file"], self.root / shard["index"]) for shard in self.entries(splits)]
+        found = [(self.root / shard["file"], self.root / shard["index"]) for shard in self.entries(splits)]
+        if self.source is not None and not all(index.is_file() for _, index in found):
+            self.source.bring(self.sums())  # the cache was emptied meanwhile
+        return found
 
     def entries(self, splits: str | Sequence[str]) -> list[dict]:
         """What the header says of the shards of the splits, in the order of their rows."""

@@ -14,7 +14,7 @@ from essl_fast.common.errors import InputError
 from essl_fast.data.remote import Cache, Store, store
 from essl_fast.data.shards import Manifest
 from essl_fast.prepare import verify
-from tests.data.remote.test_remote import SHARDS, folder, served, told, web  # noqa: F401  # fixtures among them
+from tests.data.remote.test_remote import SHARDS, folder, read, served, told, web  # noqa: F401  # fixtures among them
 from tests.tools.web import Web
 
 
@@ -139,3 +139,12 @@ def test_a_bound_that_the_disk_does_not_have_is_no_room(web, tmp_path, monkeypat
         found
     )
     assert SHARDS[0] not in web.asked
+
+
+def test_a_cache_that_is_emptied_while_a_run_reads_is_filled_again(web, folder, tmp_path):  # noqa: F811
+    manifest = Manifest.load(web.url, (str(tmp_path / "cache"), 0.0))
+    first = read(manifest, ["train"])
+    shutil.rmtree(tmp_path / "cache")
+    assert read(manifest, ["val"]) == read(Manifest.load(folder), ["val"])  # as the next loader of the run
+    assert read(manifest, ["train"]) == first
+    assert manifest.bring("quarantine.jsonl").parent == manifest.root and (manifest.root / ".lock").is_file()
