@@ -34,7 +34,10 @@ def lacks_place(text: str) -> bool:
 
 
 def as_url(given: str | Path) -> str:
-    """The URL of a place that is one: its kind in small letters, without slashes at its end."""
+    """The URL of a place that is one: its kind in small letters, without slashes at its end.
+
+    A folder of this machine is named from the root on, since a checkpoint may be used from any folder.
+    """
     text = str(given)
     if isinstance(given, Path) and (found := _LOST_SLASH.fullmatch(text)):
         text = f"{found[1]}://{'/' * (found[1].lower() in _HERE)}{found[2]}"
@@ -42,6 +45,8 @@ def as_url(given: str | Path) -> str:
     kind, colon, rest = whole.partition("://")
     if kind.lower() in _HERE and rest.lower().startswith("localhost/"):
         rest = rest[len("localhost") :]
+    if kind.lower() in _HERE and rest:
+        rest = os.path.abspath(rest)
     return (kind.lower() + colon + rest.rstrip("/") if colon else whole.rstrip("/")) + mark + query
 
 

@@ -75,6 +75,11 @@ def test_a_url_that_may_be_one(given):
     assert urls.fault_of(given) == ""
 
 
+def test_a_relative_url_of_this_machine_becomes_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert urls.as_url("file://a/b/") == values.a_place("FILE://a/b") == f"file://{tmp_path}/a/b"
+
+
 def test_a_folder_with_such_a_name_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("s3:/here").mkdir(parents=True)

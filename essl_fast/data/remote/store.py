@@ -354,7 +354,8 @@ def _options(kind: str) -> dict[str, Any]:
     if kind in ("http", "https"):
         import aiohttp
 
-        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)}}
+        ends = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)
+        return {"client_kwargs": {"timeout": ends, "trust_env": True}}  # the machine's proxy, and its ~/.netrc
     if kind in ("s3", "s3a"):
         return {"config_kwargs": {"retries": {"max_attempts": 1}, "connect_timeout": 15, "read_timeout": 60}}
     if kind in ("file", "local"):

@@ -370,6 +370,7 @@ def _check_header(header: dict) -> tuple[list[int], list[tuple[str, str, int]]]:
     if header.get("sound", "s16") not in SOUNDS or count_of(header.get("consensus", 1), 1) > 255:
         raise ValueError("no such sound or consensus")
     header["settings"].keys()
+    header.get("files", {}).keys()
     for reasons in (header["left_out"], {reason: entry["pairs"] for reason, entry in _jpeg_instead(header).items()}):
         for count in reasons.values():
             count_of(count)

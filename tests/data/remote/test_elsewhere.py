@@ -1,9 +1,12 @@
 """Places that are none, servers that send something else, and copies that say nothing of what lies there now."""
 
+import base64
 import errno
 import os
 import shutil
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -148,3 +151,33 @@ def test_a_cache_that_is_emptied_while_a_run_reads_is_filled_again(web, folder, 
     assert read(manifest, ["val"]) == read(Manifest.load(folder), ["val"])  # as the next loader of the run
     assert read(manifest, ["train"]) == first
     assert manifest.bring("quarantine.jsonl").parent == manifest.root and (manifest.root / ".lock").is_file()
+
+
+def test_the_proxy_and_the_netrc_of_the_machine_are_used(tmp_path, monkeypatch):
+    """As on a cluster whose nodes reach the world through a proxy alone."""
+    asked = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers.get("Authorization")))
+            self.send_response(200)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    (tmp_path / "netrc").write_text("machine data.invalid login anna password open\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    try:
+        assert Store("http://data.invalid/a").read("manifest.json") == b"{}"
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == [("http://data.invalid/a/manifest.json", "Basic " + base64.b64encode(b"anna:open").decode())]

@@ -37,6 +37,7 @@ def changed(header: dict, where: str, value) -> None:
         ("further", "mask", "further columns 'mask' are unknown"),
         ("jpeg_instead", {"too large": {"first": 3, "pairs": 1}}, "an entry without an example"),
         ("pairs", 51, "manifest.json"),
+        ("files", ["pairs/key.npy"], "lacks an entry or has one of another kind"),
     ],
 )
 def test_a_header_that_prepare_would_not_write_is_refused(folder, tmp_path, where, value, message):
