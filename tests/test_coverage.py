@@ -94,6 +94,7 @@ def test_the_score_with_and_without_what_only_a_gpu_takes(tmp_path, monkeypatch)
     assert [line.split()[0] for line in found.table()][1:] == ["essl_fast/app", "essl_fast,"]
 
 
+@pytest.mark.slow
 def test_processes_of_a_test_are_measured_and_triton_kernels_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(coverage, "DATA", tmp_path)
     begins = "import subprocess, sys\nsubprocess.run([sys.executable, '-m', 'essl_fast', '--version'], check=True)\n"

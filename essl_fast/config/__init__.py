@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from essl_fast.config.settings import leaves as leaves
     from essl_fast.config.settings import to_dict as to_dict
     from essl_fast.config.settings import value_of as value_of
+    from essl_fast.config.sharing import fewest_parts as fewest_parts
     from essl_fast.config.sharing import own_batch as own_batch
     from essl_fast.config.sharing import own_batches as own_batches
     from essl_fast.config.sharing import shared_batch as shared_batch
     from essl_fast.config.sharing import turns as turns
+    from essl_fast.config.sharing import update_batches as update_batches
     from essl_fast.config.sharing import update_pairs as update_pairs
 
 __getattr__, __dir__, __all__ = lazy_exports(
@@ -52,6 +54,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "configs_folder": "parsing",
         "choices_of": "parsing",
         "difference": "settings",
+        "fewest_parts": "sharing",
         "find_file": "parsing",
         "from_dict": "settings",
         "leaves": "settings",
@@ -64,6 +67,7 @@ __getattr__, __dir__, __all__ = lazy_exports(
         "shipped_names": "parsing",
         "to_dict": "settings",
         "turns": "sharing",
+        "update_batches": "sharing",
         "update_pairs": "sharing",
         "value_of": "settings",
         "yamls": "",

@@ -128,8 +128,8 @@ class DataConfig:
         cache_gb: most that it may hold, in 10^9 bytes; 0 is what it has, and 80% of what is free on its disk.
         batch_size: pairs per step, on each GPU; with global_batch, the most that a GPU takes at once.
         global_batch: pairs per step over all GPUs, whatever their number, which may then change when a run goes on:
-            each takes its part, of at most batch_size pairs. With optim.accumulate it is that many batches, which up to
-            as many GPUs take by turns, each of them whole. 0 means that batch_size alone decides.
+            each takes its part. A run that begins cuts them into batches of at most batch_size, whose number is then
+            optim.accumulate; up to as many GPUs take these by turns. 0 means that batch_size alone decides.
         last_batch: keep the smaller last batch of an epoch, or drop it as the published code does.
         threads: decoding threads of the loader; 0 is all cores, shared by the processes on a host, at most 8.
         prefetch: batches decoded ahead; 0 is as many as hold 256 pairs, from 2 to 4.

@@ -1,6 +1,6 @@
 """How many pairs a batch has, over all processes and on one of them (`data.batch_size`, `data.global_batch`)."""
 
-from essl_fast.config.settings import Config
+from essl_fast.config.settings import MOST_PARTS, Config
 
 
 def shared_batch(settings: Config) -> int:
@@ -37,3 +37,26 @@ def own_batches(settings: Config, ranks: int = 1) -> int:
 def update_pairs(settings: Config, ranks: int) -> int:
     """Pairs of an update over all of ``ranks`` processes."""
     return settings.data.global_batch or settings.data.batch_size * settings.optim.accumulate * ranks
+
+
+def fewest_parts(pairs: int, least: int) -> int:
+    """The fewest batches of one size that are ``pairs`` together: ``least`` or more, of two pairs or more; 0: none."""
+    return next((n for n in range(max(1, least), min(pairs // 2, MOST_PARTS) + 1) if pairs % n == 0), 0)
+
+
+def update_batches(settings: Config, before: Config | None = None) -> int:
+    """Batches of an update: `optim.accumulate`, or if that is left at 1, as many as a global batch needs.
+
+    A run that begins cuts a global batch that is larger than `data.batch_size` into the fewest batches of one size that
+    are not. So they depend on the settings alone, whatever the number of processes. A run that goes on keeps its own.
+
+    Args:
+        settings: of the run.
+        before: of the run that goes on; None: it begins.
+    """
+    pairs, given = settings.data.global_batch, settings.optim.accumulate
+    if given > 1 or not pairs:
+        return given
+    if before is None:
+        return fewest_parts(pairs, -(-pairs // settings.data.batch_size)) or 1
+    return before.optim.accumulate if before.data.global_batch == pairs else given

@@ -53,6 +53,7 @@ def read_settings(prog: str, arguments: list[str]) -> tuple[object, list[Finding
     method = f"{settings.objective.method} of {settings.epochs} epochs, batches of {size}"
     method += " over all processes" * bool(settings.data.global_batch)
     found = [Finding("settings", OK, f"{settings.name}: {method}")]
+    settings.optim.accumulate = config.update_batches(settings)  # as train begins
     whole, own = config.shared_batch(settings), settings.data.batch_size
     if whole > own:
         what = f"{whole} pairs at once are for {-(-whole // own)} processes or more, each of which takes {own}"

@@ -135,8 +135,7 @@ def refuse_large_parts(settings: config.Config, world: World) -> None:
     own, most, whole = config.own_batch(settings, world.size), settings.data.batch_size, settings.data.global_batch
     if not whole or own <= most:
         return
-    parts = range(-(-whole // (most * world.size)), min(whole // 2, config.MOST_PARTS) + 1)
-    fitting = next((n for n in parts if n > 1 and whole % n == 0), 0)
+    fitting = config.fewest_parts(whole, max(2, -(-whole // (most * world.size))))
     raise InputError(
         f"data.global_batch: a batch of {config.shared_batch(settings)} pairs is {own} on each of {world.size} "
         f"process{'es' * (world.size > 1)}, and data.batch_size allows {most}: take more processes, or give "
@@ -150,7 +149,8 @@ def refuse_own_statistics(settings: config.Config, model: models.Localizer, worl
     if world.size == 1 or not settings.data.global_batch or config.turns(settings, world.size):
         return
     method, remedy = settings.objective.method, "train it in one process, or without data.global_batch"
-    if fitting := batches_by_turns(settings, world.size):
+    pairs, most = settings.data.global_batch, settings.data.batch_size
+    if fitting := config.fewest_parts(pairs, max(world.size, -(-pairs // most))):
         remedy += f"; a run that begins may take whole batches by turns: --optim.accumulate {fitting}"
         remedy += " --data.last_batch drop" * (settings.data.last_batch != "drop")
     if objectives.facts(method).compares_pairs:
@@ -181,12 +181,6 @@ def refuse_wide_statistics(settings: config.Config, model: models.Localizer, wor
                 + ("takes its statistics over all processes" if synced else "has no momentum: it averages all batches")
                 + ", and these take batches by turns; use essl_fast.models.norm.ViewBatchNorm"
             )
-
-
-def batches_by_turns(settings: config.Config, ranks: int) -> int:
-    """The fewest batches of a global batch that some processes could take by turns (`optim.accumulate`); 0: none."""
-    pairs, least = settings.data.global_batch, max(ranks, -(-settings.data.global_batch // settings.data.batch_size))
-    return next((n for n in range(least, min(pairs // 2, config.MOST_PARTS) + 1) if pairs % n == 0), 0)
 
 
 def refuse_no_labels(settings: config.Config, manifest: Manifest, labelled: np.ndarray) -> None:

@@ -69,7 +69,7 @@ def fit(
 
     Args:
         settings: a Config, the name of a shipped config, or a YAML file. A Config is changed: `data.root` becomes
-            absolute.
+            absolute, `optim.accumulate` what `data.global_batch` needs.
         overrides: like ["--epochs", "3"] or ["epochs=3"]; only where ``settings`` is a name or a file.
         resume: run directory to continue; "" begins a run; "auto" continues the one in `out` if it has a checkpoint,
             with the settings that are given here.
@@ -184,6 +184,7 @@ def run(
         if settings.deterministic:
             be_deterministic()
         past = load_past(settings, checkpoint, directory, world, stack, observers.on_message)
+        settle_batches(settings, past, observers.on_message)
         data = open_data(settings, world, observers.on_message, progress=not console.quiet)
         warn_of_consensus(settings, data.manifest, console)
         if wants_compile(settings.compile, device) or device.type == "cuda":  # Triton compiles its kernels in any case
@@ -250,6 +251,16 @@ def load_past(
     if past.state and "seen" in past.state:  # best.pt has none, and is refused later
         check_ranks(past.state, settings, world.size, directory.path)
     return past
+
+
+def settle_batches(settings: config.Config, past: Past, say: Callable[[str], None]) -> None:
+    """Set `optim.accumulate` to what a global batch needs, and say so where the run begins."""
+    before = config.from_dict(past.state["config"]) if past.state else None
+    batches, given = config.update_batches(settings, before), settings.optim.accumulate
+    settings.optim.accumulate = batches
+    if batches != given and before is None:
+        pairs = settings.data.global_batch
+        say(f"data.global_batch: the {pairs} pairs of a step are {batches} batches of {pairs // batches}")
 
 
 def open_data(settings: config.Config, world: World, say: Callable[[str], None], progress: bool = True) -> Data:

@@ -156,7 +156,11 @@ def lines_of(out):
 
 
 @pytest.mark.parametrize(
-    "by", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.nightly)], ids=["SIGTERM", "SIGKILL"]
+    "by",
+    [
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow, id="SIGTERM"),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.nightly, id="SIGKILL"),
+    ],
 )
 def test_killed_at_every_point_it_loses_no_finished_row(tmp_path, by):
     """After every row and every task in turn; each start goes on where the last one was killed."""

@@ -23,7 +23,7 @@ from essl_fast.data.shards import Manifest
 from essl_fast.runtime import distributed
 from essl_fast.runtime.distributed import World
 from essl_fast.runtime.runlog import read_log
-from essl_fast.train import Trainer, collapse, replaying
+from essl_fast.train import Trainer, collapse, fit, replaying
 from essl_fast.train.accumulation import grouped, sizes_of
 from essl_fast.train.data import refuse_large_parts, refuse_own_statistics, refuse_wide_statistics
 from essl_fast.train.events import Fault
@@ -392,6 +392,49 @@ def test_a_step_of_several_ranks_is_replayed_as_one(alone, ranks, most):
     assert [sorted(raw.index.tolist()) for raw in batches] == [
         sorted(alone.loader.rows[batch].tolist()) for batch in whole
     ]
+
+
+def test_a_step_is_cut_into_batches_that_fit():
+    """By the settings alone. A run that goes on keeps what it had, also where its batch size has changed."""
+    for pairs, most, batches in ((1024, 128, 8), (1000, 128, 8), (9, 4, 3), (16, 16, 1), (509, 16, 1), (0, 16, 1)):
+        begins = settings_of("somewhere", f"--data.global_batch {pairs} --data.batch_size {most}")
+        assert config.update_batches(begins) == batches
+    named = settings_of("somewhere", "--data.global_batch 1024 --optim.accumulate 2")
+    assert config.update_batches(named) == 2
+    was, now = (settings_of("somewhere", f"--data.global_batch 1024 --data.batch_size {most}") for most in (128, 64))
+    assert config.update_batches(now, was) == 1  # an earlier version's: one batch over all processes
+    was.optim.accumulate = 8
+    assert config.update_batches(now, was) == 8
+    was.data.global_batch = 0
+    assert config.update_batches(now, was) == 1  # the resume then says what differs
+
+
+@pytest.mark.slow
+def test_a_run_whose_step_does_not_fit_adds_up_gradients(tiny, tmp_path, capsys):
+    """Twelve pairs a step of at most four: begun by two processes, ended by one; then whole, by one."""
+    words = shlex.split(
+        "--data.global_batch 12 --data.batch_size 4 --data.last_batch drop --model.head_dim 32 --overlays 0 "
+        "--baselines false --device cpu --eval_every 0 --data.threads 1 --optim.schedule constant"
+    )
+    out, whole = tmp_path / "a", tmp_path / "whole"
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node=2 -m essl_fast.train --epochs 2 --config demo"
+    command = [sys.executable, *shlex.split(torchrun), "--data.root", str(tiny[1]), "--out", str(out), *words]
+    done = subprocess.run(
+        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, cwd=ROOT, text=True, capture_output=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "data.global_batch: the 12 pairs of a step are 3 batches of 4" in done.stdout
+    assert "2 processes, which take turns with batches of 4 pairs" in done.stdout
+    given = ["--data.root", str(tiny[1]), *words]
+    summary = fit("demo", [*given, "--epochs", "4", "--out", str(out)], resume="auto")
+    assert "3 batches" not in capsys.readouterr().out
+    fit("demo", [*given, "--epochs", "4", "--out", str(whole)])
+    first, second = (
+        [event["losses"]["loss"] for event in read_log(each / "log.jsonl") if event["event"] == "epoch"]
+        for each in (out, whole)
+    )
+    assert summary["epochs"] == 4 and len(first) == 4
+    assert first == pytest.approx(second, rel=1e-3)  # float32, in another order
 
 
 def machine(port, words):

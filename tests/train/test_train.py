@@ -70,7 +70,7 @@ def command_line(*arguments):
     [
         pytest.param(1, "always", "always", marks=pytest.mark.nightly),
         pytest.param(4, "never", "never", marks=pytest.mark.nightly),
-        (5, "always", "never"),
+        pytest.param(5, "always", "never", marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed_equals_undisturbed(finished, tmp_path, kill_at, resident, then):
