@@ -95,7 +95,7 @@ class TrainStep:
         self._network: torch.nn.Module = model
         self._forward = self._losses
         if world.size > 1:
-            self._network = data_parallel(model, settings, compiled, world)
+            self._network = data_parallel(model, settings, compiled, not self._running.share)
         elif compiled:
             self._forward = compile_graph(self._losses)
         self.stepper = Stepper(
@@ -205,7 +205,7 @@ class TrainStep:
             self._parallel._remove_autograd_hooks()
             for part in self.model.children():
                 uncompile(part)
-            self._network = data_parallel(self.model, self.settings, False, self.world)
+            self._network = data_parallel(self.model, self.settings, False, not self._running.share)
 
     def _losses(self, views: Tensor, sound: Tensor, boxes: Tensor, labelled: Tensor, shares=objectives.WHOLE) -> Losses:
         """views (V, B, 3, 224, 224), sound (B, ...), boxes (V, B, K, 4), labelled (B,) -> the losses."""
@@ -257,15 +257,15 @@ def shares_of(labelled: Sequence[Tensor], world: World, dtype: torch.dtype) -> l
 
 
 def data_parallel(
-    model: models.Localizer, settings: config.Config, compiled: bool, world: World
+    model: models.Localizer, settings: config.Config, compiled: bool, synced: bool = True
 ) -> DistributedDataParallel:
-    """The model with gradients averaged, and batch statistics taken, over all ranks that share a batch.
+    """The model with gradients averaged, and batch statistics taken if they are ``synced``, over all ranks.
 
     DDP itself cannot be part of a graph, and gradients of a compiled part are there only when its whole graph has run
     backward. So each part is compiled as a graph of its own: the head's gradients, the largest, are then summed over
     the ranks while the PCM's are still computed.
     """
-    if not config.turns(settings, world.size):
+    if synced:
         models.synchronize(model)
     for part in model.children() if compiled else ():
         compile_training(part)
