@@ -71,7 +71,6 @@ def test_the_bytes_are_those_of_a_folder(out, world, reference, capsys, tmp_path
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_run_that_ended_goes_on(elsewhere, out, world, reference, monkeypatch, tmp_path):
     """It ends while the third shard is sent. Until the end there is no manifest."""
-    Store(out).write("train-00007.tar", b"of another data set, whose manifest is gone")
     with monkeypatch.context() as patch:
         said = uploads(patch, 8, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
@@ -79,6 +78,7 @@ def test_a_run_that_ended_goes_on(elsewhere, out, world, reference, monkeypatch,
     assert said[-1].endswith(".tar") and "manifest.json" not in sent_to(out)
     with pytest.raises(InputError, match="manifest.json is not there"):
         Manifest.load(out)
+    Store(out).write("train-00007.tar", b"of a run before, which had more shards")
     if elsewhere:  # as if another machine went on
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     with monkeypatch.context() as patch:
