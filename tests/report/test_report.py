@@ -214,7 +214,8 @@ def test_a_run_that_is_not_over(tmp_path):
     assert "no values" in "".join(page_of(folder, out=tmp_path / "page.html")[1].words)
 
 
-def test_what_is_missing_is_said(tmp_path):
+def test_what_is_missing_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the page of several runs goes
     with pytest.raises(InputError, match="not a run directory"):
         report_door.main([str(tmp_path)])
     folder = make_run(tmp_path / "run")
