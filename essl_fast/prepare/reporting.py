@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from essl_fast.common import commands
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, reason
 from essl_fast.common.files import parse_json
 from essl_fast.common.pulse import Pulse
 from essl_fast.data.shards import CLIP, QUARANTINE, SPLITS, Manifest
@@ -122,8 +122,8 @@ def print_summary(manifest: Manifest) -> None:
         table.add_column("reason")
         table.add_column("pairs", justify="right")
         table.add_column("first", overflow="fold")
-        for reason, entry in sorted(instead.items()):
-            table.add_row(Text(reason), str(entry["pairs"]), Text(entry["first"]))
+        for why, entry in sorted(instead.items()):
+            table.add_row(Text(why), str(entry["pairs"]), Text(entry["first"]))
         console.print(table)
     _print_notes(manifest, console)
     for split, entry in manifest.header.get("coverage", {}).items():
@@ -141,14 +141,18 @@ def print_summary(manifest: Manifest) -> None:
             for entry in map(parse_json, file):
                 first.setdefault(entry["reason"], f"{entry['key'] or entry['video']}: {entry['detail']}")
     except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # of the disk
+            if manifest.source is not None:  # of the cache: what lies at the URL has no fault
+                raise manifest.source.cache.unusable(error) from error
+            raise InputError(f"{reason(error)}: mend that, then run the same command again") from error
         named = manifest.named("left_out.jsonl")
         raise InputError(f"{named} cannot be read ({error!r}): delete {manifest.place}, prepare again") from error
     table = Table(title=Text(f"left out (all of it: {manifest.named('left_out.jsonl')})"), title_justify="left")
     table.add_column("reason")
     table.add_column("times", justify="right")
     table.add_column("first", overflow="fold")
-    for reason, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        table.add_row(Text(reason), str(count), Text(first.get(reason, "")))
+    for why, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(Text(why), str(count), Text(first.get(why, "")))
     console.print(table)
 
 
@@ -163,9 +167,9 @@ def print_part(part: str, videos: Mapping[str, Sequence], lost: Mapping[str, dic
     pairs, entries = (sum(video[at] for video in videos.values()) for at in (2, 3))
     some = f"{pairs} pairs of {len(videos)} video{'s' * (len(videos) != 1)}"
     print(f"part {part}: {some}; {entries + len(lost)} entries were left out")
-    reasons = [(reason, detail) for index in lost.values() for _, reason, detail in index["left_out"]]
-    for reason, count in Counter(reason for reason, _ in reasons).items():
-        print(f"{reason}: {count} time{'s' * (count > 1)}; first: {dict(reversed(reasons))[reason]}")
+    told = [(why, detail) for index in lost.values() for _, why, detail in index["left_out"]]
+    for why, count in Counter(why for why, _ in told).items():
+        print(f"{why}: {count} time{'s' * (count > 1)}; first: {dict(reversed(told))[why]}")
     print(f"when all {part.partition('/')[2]} parts are there, run this command with --join in place of --part")
 
 

@@ -105,7 +105,7 @@ def prepare_dataset(
         return done
     url = "" if sent is None else sent.name
     with _writing(place, url), own_folder(place, say, url=url):
-        drawn = sent is not None or (place / PREVIEW).exists()
+        drawn = (place / PREVIEW).exists() if sent is None else sent.has(PREVIEW)
         if (done := open_finished(place, settings, say, sent)) is None:
             drawn = False  # that of --check shows no pair of the shards
             if (parts := slices_in(place / PARTS)) and not join:

@@ -59,6 +59,10 @@ class Destination:
         except FileNotFoundError:
             return None
 
+    def has(self, file: str) -> bool:
+        """Whether a file is there."""
+        return self.store.size(file) is not None
+
     def lacks(self, shards: list[dict]) -> bool:
         """Whether a shard is missing there, or has another size. shards: entries of the manifest."""
         sizes = self.store.sizes()

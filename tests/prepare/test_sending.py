@@ -10,7 +10,7 @@ import pytest
 from essl_fast.common.errors import InputError, Notice
 from essl_fast.data.remote import Cache, Store, store
 from essl_fast.data.shards import CLIP_CHECKS, QUARANTINE, Manifest
-from essl_fast.prepare import PreparedDifferently, assembly, reporter
+from essl_fast.prepare import PreparedDifferently, assembly, print_summary, reporter, reporting
 from essl_fast.prepare import __main__ as door
 from essl_fast.prepare.folder import own_folder
 from essl_fast.prepare.sending import Destination
@@ -195,6 +195,25 @@ def test_what_verify_found_in_other_pairs_does_not_stay(out, world):
     store_of.remove("manifest.json")  # as who prepares mended videos again
     run(world, out)
     assert not {QUARANTINE, CLIP_CHECKS} & sent_to(out).keys() and "manifest.json" in sent_to(out)
+
+
+def test_what_the_end_lacked_comes_with_the_next_run(out, world, monkeypatch):
+    """A preview that was not sent; and a cache that fails when the summary is read is not the URL's fault."""
+    run(world, out)
+    Store(out).remove("preview.png")
+    (Destination(out).folder / ".parts").mkdir(parents=True)  # as a run leaves it that ended in between
+    manifest = run(world, out)
+    assert "preview.png" in sent_to(out)
+    listing, real = manifest.bring("left_out.jsonl"), open
+
+    def failing(path, *more, **named):
+        if path == listing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *more, **named)
+
+    monkeypatch.setattr(reporting, "open", failing, raising=False)
+    with pytest.raises(InputError, match="^the cache .* cannot be used .*left_out.jsonl: Input/output error"):
+        print_summary(manifest)
 
 
 def test_shards_of_something_else_are_not_replaced(out, world):
