@@ -169,7 +169,8 @@ def _tasks(plan: Plan, mine: list[int], folder: Path, before: Record | None) -> 
         video, task = plan.task(number)
         if before is not None and isinstance(task, Task) and (video in before.videos or video in before.lost):
             index = before.index_of(folder, video) if before.fingerprint(video) == plan.fingerprint(number) else None
-            if index is None:
+            if index is None or index.get("again"):  # memory was short: the file may have no fault
+                index = None
                 drop_part(video, folder)
             task = index or task
         yield video, task

@@ -17,7 +17,7 @@ from essl_fast.data import shards
 from essl_fast.data.datasets import chaotic_world
 from essl_fast.data.shards import ShardWriter
 from essl_fast.prepare import __main__ as door
-from essl_fast.prepare import dividing, prepare, prepare_dataset, prepare_part, print_part, tasks
+from essl_fast.prepare import dividing, parts, prepare, prepare_dataset, prepare_part, print_part, tasks, workers
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.slices import Slice, parse_slice
 from tests import ROOT
@@ -124,6 +124,25 @@ def test_a_part_is_continued(world, copied, monkeypatch):
     (folder / ".left.part.partial").touch()  # of a worker
     assert part(world, copied, 1) == record and read[3:] == [third], "parts of a run that was killed are taken over"
     assert not list(folder.glob(".*.partial"))
+
+
+def test_what_had_too_little_memory_is_made_again(tmp_path, monkeypatch):
+    """Otherwise the part would keep the loss for ever, since the file stays as it is."""
+    make_video(tmp_path / "videos" / "a.mp4")
+    write_annotations(tmp_path / "notes", {"a": [row(16, 1.5)]}, {"z": [row(16, 1.5)]})
+    place = dataset(tmp_path, validation=0.0), tmp_path / "out", 1, 1
+
+    def ask(worker, task):
+        return True, workers._answer(task, worker.folder), 0
+
+    def short(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(workers.Worker, "_ask", ask)
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "decode", short)
+        assert sorted(prepare_part(*place, **SETTINGS).lost) == ["a", "z"]
+    assert list(prepare_part(*place, **SETTINGS).videos) == ["a"]
 
 
 def test_a_part_that_lost_nothing_is_continued(tmp_path, monkeypatch):
