@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from essl_fast.common import commands
-from essl_fast.common.errors import InputError, reason
+from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json
 from essl_fast.common.pulse import Pulse
 from essl_fast.data.shards import CLIP, QUARANTINE, SPLITS, Manifest
@@ -141,11 +141,13 @@ def print_summary(manifest: Manifest) -> None:
             for entry in map(parse_json, file):
                 first.setdefault(entry["reason"], f"{entry['key'] or entry['video']}: {entry['detail']}")
     except (OSError, ValueError, TypeError, KeyError) as error:
+        named = manifest.named("left_out.jsonl")
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):  # of the disk
             if manifest.source is not None:  # of the cache: what lies at the URL has no fault
                 raise manifest.source.cache.unusable(error) from error
-            raise InputError(f"{reason(error)}: mend that, then run the same command again") from error
-        named = manifest.named("left_out.jsonl")
+            raise InputError(
+                f"{named} cannot be read ({error.strerror}): mend that, then run the same command again"
+            ) from error
         raise InputError(f"{named} cannot be read ({error!r}): delete {manifest.place}, prepare again") from error
     table = Table(title=Text(f"left out (all of it: {manifest.named('left_out.jsonl')})"), title_justify="left")
     table.add_column("reason")

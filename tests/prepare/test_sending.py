@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -214,6 +215,8 @@ def test_what_the_end_lacked_comes_with_the_next_run(out, world, monkeypatch):
     monkeypatch.setattr(reporting, "open", failing, raising=False)
     with pytest.raises(InputError, match="^the cache .* cannot be used .*left_out.jsonl: Input/output error"):
         print_summary(manifest)
+    with pytest.raises(InputError, match=f"^{re.escape(str(listing))} cannot be read .Input/output error.: mend that"):
+        print_summary(replace(manifest, source=None))
 
 
 def test_shards_of_something_else_are_not_replaced(out, world):
