@@ -10,7 +10,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started with & by a scr
 
 # Files that take longest. They begin first, so that no core is left alone with one of them at the end.
 LONGEST = (
+    "tests/test_extending.py",
     "tests/golden/test_e2e_golden.py",
+    "tests/train/test_global_batch.py",
     "tests/faults/test_faults.py",
     "tests/train/test_train.py",
     "tests/kernels/test_attention.py",

@@ -85,7 +85,9 @@ def test_on_a_gpu_two_backward_passes_give_the_same_bits():
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("kernels_too", [False, True], ids=["eager", "kernels"])
+@pytest.mark.parametrize(
+    "kernels_too", [pytest.param(False, id="eager"), pytest.param(True, id="kernels", marks=pytest.mark.slow)]
+)
 def test_gradients_have_the_strides_of_their_parameters(kernels_too, request):
     """Also those of axes of one element: where they differ, DDP warns, and copies the gradient in each step."""
     if kernels_too:
