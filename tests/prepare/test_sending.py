@@ -188,6 +188,7 @@ def test_a_cache_that_cannot_be_written_has_a_remedy_that_prepare_knows(world, t
         run(world, "s3://bucket/a")
 
 
+@pytest.mark.slow
 def test_what_verify_found_in_other_pairs_does_not_stay(out, world):
     run(world, out)
     store_of = Store(out)
@@ -198,6 +199,7 @@ def test_what_verify_found_in_other_pairs_does_not_stay(out, world):
     assert not {QUARANTINE, CLIP_CHECKS} & sent_to(out).keys() and "manifest.json" in sent_to(out)
 
 
+@pytest.mark.slow
 def test_what_the_end_lacked_comes_with_the_next_run(out, world, monkeypatch):
     """A preview that was not sent; and a cache that fails when the summary is read is not the URL's fault."""
     run(world, out)

@@ -126,6 +126,7 @@ def spoil(root, pairs):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize("last_batch", ["keep", "drop"])
 def test_two_ranks_give_the_streamed_batches_and_decode_each_pair_once(ranks, last_batch):
     reads = Counter()
@@ -138,6 +139,7 @@ def test_two_ranks_give_the_streamed_batches_and_decode_each_pair_once(ranks, la
     assert set(reads.values()) == {1} and len(reads) == PAIRS
 
 
+@pytest.mark.slow
 def test_a_pool_that_is_begun_within_an_epoch(ranks):
     reads = Counter()
     for found in ranks:
@@ -147,12 +149,14 @@ def test_a_pool_that_is_begun_within_an_epoch(ranks):
     assert set(reads.values()) == {1} and len(reads) == PAIRS
 
 
+@pytest.mark.slow
 def test_ranks_hear_of_pairs_that_another_lost(ranks):
     for found in ranks:
         equal, lost, told = found["skipped"]
         assert equal and lost == 3 and told == [3, 8, 20]
 
 
+@pytest.mark.slow
 def test_the_way_is_chosen_by_the_smallest_budget(ranks):
     for found in ranks:
         names, notes = zip(*found["budget"], strict=True)
