@@ -126,7 +126,6 @@ def spoil(root, pairs):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("last_batch", ["keep", "drop"])
 def test_two_ranks_give_the_streamed_batches_and_decode_each_pair_once(ranks, last_batch):
     reads = Counter()
