@@ -96,7 +96,7 @@ class OptimConfig:
         warmup: epochs over which cosine's rates rise.
         clip_norm: largest gradient norm; 0 does not clip (the recipe).
         accumulate: batches whose gradients are added up before the weights are updated; 1 updates after each (the
-            recipe).
+            recipe), or with data.global_batch, after as many as that needs.
         ema: decay of the exponential moving average of the weights, such as 0.999, which is evaluated beside the
             weights and kept as best-ema.pt; 0 keeps none (the recipe).
         exchange: the numbers in which several processes add up their gradients: own (the weights'), or bf16, half the

@@ -116,13 +116,6 @@ class Order:
         raw = np.random.PCG64(np.random.SeedSequence([self.seed, epoch])).random_raw(self.pairs)
         return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
-    def of_rank(self, epoch: int) -> np.ndarray:
-        """This rank's positions in the order of `epoch`: int64, pairs // world_size of them or one more.
-
-        The ranks' positions are disjoint, and together they are all pairs.
-        """
-        return self.permutation(epoch)[self.rank :: self.world_size]
-
     def batches(self, epoch: int) -> list[np.ndarray]:
         """This rank's batches of `epoch`: `steps` arrays (b,) int64 with 1 <= b <= batch_size.
 

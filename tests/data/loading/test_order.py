@@ -15,12 +15,12 @@ ORDER = [2, 4, 7, 3, 5, 1, 8, 9, 0, 6]
 def test_order_and_batches_for_many_sizes():
     for n, world_size, batch_size in itertools.product((3, 7, 16, 50), (1, 2, 3), (2, 4, 8)):
         ranks = [Order(n, batch_size, seed=1, rank=rank, world_size=world_size) for rank in range(world_size)]
-        assert sorted(itertools.chain(*(order.of_rank(2) for order in ranks))) == list(range(n))
+        assert sorted(itertools.chain(*(batch for order in ranks for batch in order.batches(2)))) == list(range(n))
         for order in ranks:
             batches = order.batches(2)
             assert len(batches) == order.steps == ranks[0].steps
             assert {0 < len(batch) <= batch_size for batch in batches} == {True}
-            assert np.array_equal(np.concatenate(batches), order.of_rank(2))
+            assert np.array_equal(np.concatenate(batches), order.permutation(2)[order.rank :: world_size])
 
 
 def test_a_full_step_holds_the_same_pairs_on_any_number_of_ranks():
@@ -96,10 +96,10 @@ def test_a_global_batch_that_cannot_be_shared(order, message):
 
 def test_the_order_never_changes():
     """Checkpoints and resident pools rely on it over versions of this package and of NumPy."""
-    assert Order(10, 4, seed=7).of_rank(3).tolist() == Order(10, 4, seed=7).permutation(3).tolist() == ORDER
-    assert Order(10, 4, seed=7, rank=1, world_size=3).of_rank(3).tolist() == ORDER[1::3]
-    assert Order(5, 2, seed=7, rank=1, world_size=2, shuffle=False).of_rank(3).tolist() == [1, 3]
-    assert Order(10, 4, seed=7).of_rank(3).dtype == np.int64
+    assert Order(10, 4, seed=7).permutation(3).tolist() == ORDER
+    assert np.concatenate(Order(10, 4, seed=7, rank=1, world_size=3).batches(3)).tolist() == ORDER[1::3]
+    assert np.concatenate(Order(5, 2, seed=7, rank=1, world_size=2, shuffle=False).batches(3)).tolist() == [1, 3]
+    assert Order(10, 4, seed=7).permutation(3).dtype == np.int64
 
 
 @pytest.mark.parametrize("last_batch", ["keep", "drop"])
