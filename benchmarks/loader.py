@@ -213,19 +213,26 @@ def check(folders: Folders, batch: int, device: torch.device) -> str:
 
 
 def cpu_seconds(root: int | None = None) -> float:
-    """CPU time of a process and of all its children that live, in user and system mode."""
-    ticks, parents = {}, {}
+    """CPU time of a process and of all its children that live, in user and system mode.
+
+    ``/proc`` counts ticks of 10 ms, which an epoch out of memory may end before. So this process's own time is taken
+    from its clock.
+    """
+    seconds, parents, tick = {}, {}, os.sysconf("SC_CLK_TCK")
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             words = stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has just ended
         pid = int(stat.parent.name)
-        parents[pid], ticks[pid] = int(words[1]), sum(map(int, words[11:15]))  # with children that were waited for
+        parents[pid] = int(words[1])
+        seconds[pid] = sum(map(int, words[11:15])) / tick  # with children that were waited for
+    waited = os.times()
+    seconds[os.getpid()] = time.process_time() + waited.children_user + waited.children_system
     ours = {root or os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return sum(ticks.get(pid, 0) for pid in ours) / os.sysconf("SC_CLK_TCK")
+    return sum(seconds.get(pid, 0.0) for pid in ours)
 
 
 def measure(way: str, folders: Folders, batch: int, device: torch.device, seconds: float) -> Way:

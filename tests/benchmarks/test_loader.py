@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -71,6 +72,14 @@ def test_ratios_and_table():
     assert benchmark.headline(ways) == "jpeg 4.0x (wanted 2x), resident 20.0x (wanted 10x)"
     assert benchmark.results_table(ways, "title").row_count == 4
     assert benchmark.ratios(ways[1:]) == {} and benchmark.headline(ways[1:]) == "nothing to compare"
+
+
+def test_cpu_time_of_less_than_a_tick_is_counted():
+    before = benchmark.cpu_seconds()
+    begin = time.process_time()
+    while time.process_time() - begin < 1e-3:
+        pass
+    assert benchmark.cpu_seconds() - before >= 1e-3
 
 
 def test_cpu_time_counts_children():
