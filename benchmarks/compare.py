@@ -251,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record, failed, refused = dict[str, Any](), list[str](), list[str]()
     with tempfile.TemporaryDirectory(prefix="compare-") as place, checked_out(options.rev, Path(place)) as folders:
         (data := Path(place) / "data").mkdir()
-        if {"loader", "prepare"} & set(options.benchmark):
+        if {"epoch", "loader", "prepare"} & set(options.benchmark):
             make_data(data)
         for name in options.benchmark:
             try:

@@ -104,6 +104,25 @@ def loader(data: Path) -> Run:
     return run
 
 
+def epoch(data: Path) -> Run:
+    """An epoch of training out of memory and its evaluation, with the demo's networks, 8 pairs a step."""
+    import torch
+
+    from essl_fast import config
+    from essl_fast.data.shards import Manifest
+    from essl_fast.train import Trainer, train_epoch
+
+    words = ["--data.root", str(data / "prepared"), "--data.batch_size", "8", "--epochs", "1000000"]
+    settings = config.load("demo", words)  # so many epochs that the learning rates hardly change from one to the next
+    trainer = Trainer(settings, Manifest.load(data / "prepared"), torch.device("cpu"))
+
+    def run() -> dict[str, Any]:
+        trained, found = train_epoch(trainer), trainer.evaluate("test")
+        return {"loss": np.array(trained["losses"]["loss"]), "score": np.array(found.result(trainer.manifest)["auc"])}
+
+    return run
+
+
 def prepare(data: Path) -> Run:
     """Shards of the demo world's videos."""
     from essl_fast.prepare import prepare as make
@@ -118,7 +137,7 @@ def prepare(data: Path) -> Run:
 
 
 SUBJECTS: dict[str, Callable[[Path], Run]] = {
-    made.__name__: made for made in (views, log_mel, counts, step, loader, prepare)
+    made.__name__: made for made in (views, log_mel, counts, step, epoch, loader, prepare)
 }
 
 
