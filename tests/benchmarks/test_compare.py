@@ -176,3 +176,17 @@ def test_what_counts_as_different(theirs, said):
         compare.same({}, {}, 1e-5)
     with pytest.raises(compare.Difference, match="n is another"):
         compare.same({"n": np.array("x")}, {"n": np.array("y")}, 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", compared.SUBJECTS)
+def test_a_subject_runs_more_than_once(tiny, tmp_path, name):
+    world, prepared = tiny
+    for link, target in (("videos", world.videos), ("annotations", world.annotations), ("prepared", prepared)):
+        (tmp_path / link).symlink_to(target)
+    run = compared.SUBJECTS[name](tmp_path)
+    first, second = run(), run()
+    assert first and first.keys() == second.keys()
+    assert all(compared.as_array(value).size for value in first.values())
+    if name != "epoch":  # which trains on
+        compare.same(*({key: compared.as_array(value) for key, value in each.items()} for each in (first, second)), 0.0)
