@@ -73,7 +73,6 @@ ELSEWHERE = {
     "python -m tests.phantom": "continuous integration, in a process of its own",
     "python -m tests.phantom --all": "an hour",
     "python -m pytest tests/kernels/test_log_mel.py": "a part of this suite",
-    "python -m pytest tests/models/test_inference_form.py": "a part of this suite",
     "python -m pytest -m slow tests/train/test_global_batch.py": "a part of this suite",
     "python -m pytest -m nightly tests/train/test_global_batch.py": "a part of this suite",
 }
