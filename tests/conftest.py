@@ -23,6 +23,15 @@ LONGEST = (
 )
 
 
+# What a shell, a terminal, a scheduler or a proxy may have set, and what changes what programs print, or whom they ask.
+FOREIGN = (
+    *("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "CLICOLOR_FORCE", "PYTHON_COLORS", "TTY_COMPATIBLE"),
+    *("TTY_INTERACTIVE", "RAY_ADDRESS", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR"),
+    *("MASTER_PORT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"),
+)
+FOREIGN_KINDS = "SLURM_", "TORCHELASTIC_", "WANDB_", "MLFLOW_", "AWS_"
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """All tests run in a process for each core; some that were named, in this one: workers take seconds to start."""
     chosen = any(word.startswith(("-n", "--numprocesses")) for word in config.invocation_params.args)
@@ -31,7 +40,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread for each core, in whatever process; Triton's interpreter where there is no GPU."""
+    """One thread for each core, in whatever process; Triton's interpreter where there is no GPU; nothing foreign."""
+    for name in [name for name in os.environ if name in FOREIGN or name.startswith(FOREIGN_KINDS)]:
+        del os.environ[name]
     if workers := len(config.getoption("tx", None) or ()):  # this process only hands tests to others
         each = max(1, len(os.sched_getaffinity(0)) // workers)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -41,6 +52,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: it then runs on the CPU
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random numbers that a test takes without a seed of its own are the same in every run, and in every order."""
+    import torch
+
+    torch.manual_seed(0)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,6 @@
 """The page as it is served, without a browser."""
 
 import json
-import socket
 import urllib.request
 
 import pytest
@@ -12,6 +11,7 @@ from essl_fast.app.blocks import serve
 from essl_fast.common.errors import InputError
 from essl_fast.localize import SoundFinder
 from tests.export.conftest import make_run
+from tests.tools.ports import free_port
 
 pytest.importorskip("gradio", reason="gradio is not installed")
 
@@ -21,17 +21,12 @@ def finder(tmp_path_factory):
     return SoundFinder.open(make_run(tmp_path_factory.mktemp("run")), "cpu")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return taken.getsockname()[1]
-
-
 def test_it_is_served_with_its_model_and_limits(finder, tmp_path):
     limits = Limits(megabytes=3, seconds=4)
     blocks = page(finder, tmp_path, limits)
     address = serve(blocks, "127.0.0.1", free_port(), limits)
     try:
-        with urllib.request.urlopen(f"{address}config", timeout=20) as answer:
+        with urllib.request.urlopen(f"{address}config", timeout=300) as answer:
             served = json.load(answer)
         words = json.dumps(served["components"])
         assert json.dumps(str(finder.path))[1:-1] in words and "of up to 3 MB and 4 s" in words

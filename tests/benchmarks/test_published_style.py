@@ -197,5 +197,5 @@ for _ in range(2):  # the workers stay
 def test_workers_give_every_pair_once(exported):
     manifest, root = exported
     command = [sys.executable, "-c", WORKERS, str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines() == [str(list(range(manifest.pairs("train"))))] * 2, done.stderr

@@ -76,7 +76,7 @@ def test_one_who_waits_gets_it_when_the_other_has_ended(tmp_path):
         words = [sys.executable, "-c", WAITS, str(tmp_path / "lock")]
         other = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
         assert other.stdout.readline().startswith(f"process {os.getpid()} on ")
-    assert other.communicate(timeout=30)[0] == "held\n" and other.returncode == 0
+    assert other.communicate(timeout=120)[0] == "held\n" and other.returncode == 0
     assert not (tmp_path / "lock").exists()
 
 
@@ -87,5 +87,5 @@ def test_ctrl_c_while_it_waits(tmp_path):
         other = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         other.stdout.readline()
         other.send_signal(signal.SIGINT)
-        said = other.communicate(timeout=30)[1]
+        said = other.communicate(timeout=120)[1]
         assert said.rstrip().endswith("KeyboardInterrupt") and (tmp_path / "lock").exists()

@@ -315,5 +315,5 @@ def test_standard_output_that_is_a_file_is_continued(tmp_path, given):
     with open(tmp_path / "out", "wb") as out:
         command = [sys.executable, "-c", SCRIPT, given]
         environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-        subprocess.run(command, stdout=out, cwd=tmp_path, env=environment, check=True, timeout=60)
+        subprocess.run(command, stdout=out, cwd=tmp_path, env=environment, check=True, timeout=300)
     assert (tmp_path / "out").read_text() == "before\ndata\nTrue\n"

@@ -135,7 +135,7 @@ def test_bash_completes_commands_options_and_choices(script, capsys, tmp_path):
         assert script("--print-completion", shell) == 0
         (tmp_path / shell).write_text(capsys.readouterr().out)
     (tmp_path / "some_folder").mkdir()
-    done = subprocess.run(["bash", "-c", COMPLETE], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", COMPLETE], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     found = ["train", "--optim.lr_head", "auto on off", "test", "semipl", "some_folder", "some_folder"]
     assert done.stdout.splitlines() == found, done.stderr
 
@@ -161,7 +161,7 @@ def test_streams_that_are_closed_or_full(redirection, code, said):
     environment = {**os.environ, "TEXT": text}
     ends, begins = os.pipe()
     command = ["bash", "-c", line.replace(">&3", f">&{begins}")]
-    done = subprocess.run(command, env=environment, pass_fds=[begins], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, pass_fds=[begins], capture_output=True, text=True, timeout=300)
     os.close(begins)
     with os.fdopen(ends) as told:
         assert told.read() == f"{code}\n"

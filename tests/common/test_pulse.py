@@ -24,7 +24,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(pulse, "EVERY", 0.05)
 
 
-def wait_for(condition, seconds=10.0):
+def wait_for(condition, seconds=120.0):
     until = time.monotonic() + seconds
     while not condition() and time.monotonic() < until:
         time.sleep(0.01)

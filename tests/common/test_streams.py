@@ -43,7 +43,7 @@ def run(tmp_path, redirect="", **environment):
         ["bash", "-c", f"set -o pipefail; {line}"],
         capture_output=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert results.read_text() == "all of it", done.stderr

@@ -67,7 +67,7 @@ def test_pt2_runs_without_us(tmp_path):
     inputs = sample_inputs(4, seed=9)
     torch.save(inputs, tmp_path / "inputs.pt")
     words = [sys.executable, "-c", ALONE, path, tmp_path / "inputs.pt", tmp_path / "found.pt"]
-    done = subprocess.run([str(word) for word in words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([str(word) for word in words], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "int16 (B, 48000)" in done.stdout
     expected = SoundFinder.open(run, "cpu").similarity(inputs[0], inputs[1].numpy())

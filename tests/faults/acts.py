@@ -70,7 +70,7 @@ def evaluated(bench: Bench, out: Path, *more: object) -> None:
 def begun(bench: Bench, *more: object, data: Path | None = None, writes: int = 2) -> tuple[Child, Path]:
     """A run that has written last.pt so often, and its directory."""
     out = bench.new("run")
-    child = bench.server.start("train", *bench.train(out, *more, data=data))
+    child = bench.server.start("train", *bench.train(out, *more, data=data), PAUSE=0.1)
     last, before = out / "last.pt", out / "last-1.pt"
     until(child, lambda: last.exists() and (writes < 2 or (before.exists() and not before.samefile(last))))
     return child, out

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tests.faults import worlds
 from tests.faults.acts import begun, case, evaluated, prepared_again, resumed, succeeds, told, until
 from tests.faults.server import Child
 from tests.faults.worlds import Bench
+from tests.tools.ports import free_port
 
 ENDED = {signal.SIGKILL: {-9}, signal.SIGTERM: {-15, 143}, signal.SIGINT: {130}}
 KILLS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGINT (Ctrl-C)": signal.SIGINT}
@@ -156,7 +156,7 @@ def _(bench: Bench) -> None:
 @case("output without the right to write", "checkpoint")
 def _(bench: Bench) -> None:
     out = bench.new("run")
-    child = bench.server.start("train", *bench.train(out), bound=True)
+    child = bench.server.start("train", *bench.train(out), bound=True, PAUSE=0.1)
     until(child, (out / "last-1.pt").exists)
     out.chmod(0o555)
     told(child, "last.pt", "Permission denied", f"--resume {out}")
@@ -196,11 +196,9 @@ def _(bench: Bench) -> None:
 
 def ranks(bench: Bench, *arguments: object) -> list[Child]:
     """Two processes that train together, as torchrun starts them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    place = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [bench.server.start("train", *arguments, RANK=rank, LOCAL_RANK=rank, **place) for rank in (0, 1)]
+    place = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    started = bench.server.start
+    return [started("train", *arguments, RANK=rank, LOCAL_RANK=rank, PAUSE=0.1, **place) for rank in (0, 1)]
 
 
 @case("one rank of several killed", "training")
@@ -223,7 +221,7 @@ def _(bench: Bench) -> None:
 @case("a second process at work on the same", "prepare")
 def _(bench: Bench) -> None:
     out = bench.new("data")
-    first = bench.server.start("prepare", *bench.prepare(out))
+    first = bench.server.start("prepare", *bench.prepare(out), PAUSE=0.1)
     until(first, lambda: any(out.glob(".parts/*.part")))
     os.kill(first.pid, signal.SIGSTOP)  # it takes its time
     told(bench.server.start("prepare", *bench.prepare(out)), "another prepare is at work on", out, "another --out")

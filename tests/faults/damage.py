@@ -171,7 +171,7 @@ def _(bench: Bench) -> None:
 def _(bench: Bench) -> None:
     world, out = bench.copy(bench.world, "world"), bench.new("data")
     arguments = ["--videos", world / "videos", "--annotations", world / "notes", "--out", out, *worlds.PREPARE]
-    child = bench.server.start("prepare", *arguments, "--workers", "1", "--strict")
+    child = bench.server.start("prepare", *arguments, "--workers", "1", "--strict", PAUSE=0.1)
     until(child, out.exists)
     gone = world / "videos" / "ü f.mp4"  # the last to be read
     kept = gone.rename(world / "kept.mp4")

@@ -6,8 +6,9 @@
     {"wait": N, "seconds": S}  ->  {"code": C}, None where it still runs
 
 COMMAND is train, prepare, evaluate or replay. `bound`: file permissions hold for the child, also where it is root's;
-`set`: further environment variables. The server has a single thread whenever it forks, so no lock can be held by a
-thread that the child does not have.
+`set`: further environment variables; with PAUSE=S a child waits for S seconds before it syncs a file, so that whoever
+watches it sees files half written, and comes before its end on machines of any speed. The server has a single thread
+whenever it forks, so no lock can be held by a thread that the child does not have.
 """
 
 import contextlib
@@ -51,6 +52,17 @@ def be_bound() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
+def be_slow(pause: float) -> None:
+    """Wait before each sync of a file."""
+    sync = os.fsync
+
+    def late(handle: int) -> None:
+        time.sleep(pause)
+        sync(handle)
+
+    os.fsync = late
+
+
 def run(command: str, arguments: list[str]) -> int:
     from essl_fast.common import commands
     from tests.tools.doors import door
@@ -70,6 +82,8 @@ def child(asked: dict) -> int:
     os.chdir(asked["cwd"])
     os.environ.update(asked["set"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if pause := float(os.environ.pop("PAUSE", 0)):
+        be_slow(pause)
     if asked["bound"]:
         be_bound()
     command, *arguments = asked["start"]
@@ -139,11 +153,11 @@ class Child:
     def __init__(self, server: "Server", pid: int, said: Path) -> None:
         self.server, self.pid, self._said, self.code = server, pid, said, None
 
-    def wait(self, seconds: float = 120) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """Its exit status, minus the signal's number where one ended it; AssertionError if it does not end in time."""
         if (code := self.poll(seconds)) is None:
             self.kill(signal.SIGKILL)
-            self.poll(10)
+            self.poll(60)
             raise AssertionError(f"it did not end within {seconds} s:\n{self.said()}")
         return code
 
@@ -211,7 +225,7 @@ class Server:
 
     def close(self) -> None:
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=120)
         self._process.stdout.close()
 
 

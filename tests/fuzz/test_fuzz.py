@@ -80,7 +80,7 @@ def hog(place, name, data):
 
 
 def sleep(place, name, data):
-    time.sleep(60)
+    time.sleep(600)
 
 
 BAD = [(escape, "outside"), (crash, "signal 11"), (hog, "MemoryError"), (sleep, "hang")]
@@ -96,7 +96,7 @@ def test_the_fuzzer_sees(tmp_path, monkeypatch, does, what):
         "child.serve(Path(sys.argv[1]), sys.argv[2:])\n"
     )
     monkeypatch.setattr(engine, "SERVE", ("-c", script))
-    child = Child(tmp_path / "a" / "b", ["bad"], deadline=2.0)
+    child = Child(tmp_path / "a" / "b", ["bad"], deadline=2.0 if does is sleep else 300.0)
     try:
         told = child.ask("bad", "x", b"1")
         assert told["failure"]["what"] == what, told

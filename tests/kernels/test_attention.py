@@ -74,10 +74,11 @@ def run(op, features, audio, weights, kind=None, wanted=(True, True)):
     return [*(part.detach() for part in out), features.grad, audio.grad]
 
 
-def check(features, audio, parts=("pooled", "similarity", "attention"), wanted=(True, True), floor=2.0**-21):
+def check(features, audio, parts=("pooled", "similarity", "attention"), wanted=(True, True), floor=2.0**-20):
     """Ours is at most twice as far from float64 as eager PyTorch in the inputs' types, or floor of the largest value.
 
-    The error is the largest of all values, relative to the largest value.
+    The error is the largest of all values, relative to the largest value. The floor is 8 units in the last place: on a
+    CPU without FMA each product is rounded, too, and PyTorch's own error may be small by luck.
     """
     weights = weights_of(features, parts)
     ours = run(audio_guided_attention, features, audio, weights, wanted=wanted)
@@ -201,7 +202,7 @@ def test_types_of_their_own(device, kind, audio_kind):
         lambda x: x.permute(0, 2, 1, 3),
         lambda x: x[:, :, :1, :1].expand(-1, -1, 3, 4),
         lambda x: x[:1].expand(3, -1, -1, -1),
-        lambda x: x[:, :1].expand(-1, 5, -1, -1),
+        lambda x: (x - x.mean((2, 3), keepdim=True))[:, :1].expand(-1, 5, -1, -1),  # of both signs: no constant map
     ],
     ids=[
         *("batch", "channels", "odd channels", "other channels", "crop", "rotated", "mixed"),
@@ -217,7 +218,9 @@ def test_strides(device, layout, view, kind):
         ours = audio_guided_attention(features, audio)
         assert not ours.attention.any() and not ours.pooled.any()
         return
-    gradient = check(features, audio)[3]
+    # Where all channels are one, there are two cosines, and which of the equal ones is the first is rounding's choice.
+    parts = ("similarity",) if features.stride(1) == 0 else ("pooled", "similarity", "attention")
+    gradient = check(features, audio, parts)[3]
     dense = features.is_contiguous() or features.is_contiguous(memory_format=LAST)
     assert not dense or gradient.stride() == features.stride()
 

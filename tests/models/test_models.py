@@ -52,8 +52,11 @@ def test_each_view_has_its_own_batch_statistics():
     for view, head in enumerate(alone):
         head.load_state_dict({k: v for k, v in model.head.state_dict().items()})
         p1, z1 = head.train()(pooled[view : view + 1])
-        torch.testing.assert_close(p1[0], p[view])
-        torch.testing.assert_close(z1[0], z[view])
+        # Over four samples a variance may be small, by which rounding grows: with another CPU's code to 3e-5.
+        torch.testing.assert_close(p1[0], p[view], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(z1[0], z[view], rtol=1e-3, atol=1e-3)
+    other, _ = alone[0](pooled[:, :2].reshape(1, 4, 128))  # of samples of both views
+    assert (other[0, :2] - p[0, :2]).abs().max() > 0.1
 
 
 def test_pcm_refuses_other_map_sizes():

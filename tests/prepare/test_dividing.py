@@ -292,7 +292,7 @@ def test_the_command(world, reference, tmp_path, capsys):
         )
         for one in ("slurm", "2/2")
     ]
-    told = [job.communicate(timeout=110)[0].splitlines() for job in jobs]
+    told = [job.communicate(timeout=300)[0].splitlines() for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0]
     assert told[0][0].startswith("part 1/2: ") and told[1][0].startswith("part 2/2: ")
     assert told[0][1] == "when all 2 parts are there, run this command with --join in place of --part"

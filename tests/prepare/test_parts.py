@@ -1,6 +1,7 @@
 """Workers that make parts: what a crash costs, how far ahead they may run, and what a part holds."""
 
 import json
+import os
 import signal
 import threading
 import time
@@ -99,7 +100,7 @@ class _Instant:
         self.folder = folder
 
     def make(self, task):
-        assert task.video != "v0" or self.go.wait(20)
+        assert task.video != "v0" or self.go.wait(300)
         self.made.append(task.video)
         return task.lost("odd", "nothing")
 
@@ -118,7 +119,15 @@ def test_a_slow_video_holds_the_others_back(world, tmp_path, monkeypatch, worker
     handed = []
     asked = ((video, task) for video, task in tasks(world, 20, pairs) if not handed.append(video))
     coming = make_in_order(asked, tmp_path, workers, ahead)
-    threading.Timer(0.2, _Instant.go.set).start()
+
+    def go():
+        end = time.monotonic() + 200
+        while len(handed) <= expected and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.2)  # for more, which would be too many
+        _Instant.go.set()
+
+    threading.Thread(target=go).start()
     assert next(coming)[0] == "v0"
     # one more is taken from the iterator to see that it is too much
     assert handed == [f"v{n}" for n in range(expected + 1)] and len(_Instant.made) <= expected
@@ -142,13 +151,12 @@ def test_parts_come_in_order_and_an_index_may_stand_for_a_task(world, tmp_path):
 
 
 def test_leaving_early_ends_the_workers(world, tmp_path):
-    begun = time.monotonic()
     coming = make_in_order(tasks(world, 50), tmp_path, 2)
     next(coming)
     coming.close()
     made = len(list(tmp_path.glob("*.json")))
     time.sleep(0.3)
-    assert made < 50 and len(list(tmp_path.glob("*.json"))) == made and time.monotonic() - begun < 30
+    assert made < 50 and len(list(tmp_path.glob("*.json"))) == made
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, world, monkeypatch):
@@ -156,7 +164,7 @@ def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path, world, monke
     real = Worker.make
 
     def make(worker, task):
-        path.touch()
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # touched at once, it might have the same time again
         return real(worker, task)
 
     monkeypatch.setattr(Worker, "make", make)

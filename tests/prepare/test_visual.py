@@ -94,7 +94,7 @@ def test_sound_and_columns_are_those_of_pictures(world, clips, tmp_path):
 def test_clips_killed_and_continued(world, clips, tmp_path):
     options = [*arguments(world, tmp_path / "out"), "--visual", "clip", "--workers"]
     command = [sys.executable, "-c", KILLER, "essl_fast.data.shards.tars", "ShardWriter.add", "13", *options, "1"]
-    killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=50)
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     subprocess.run([sys.executable, "-m", "essl_fast.prepare", *options, "2"], cwd=ROOT, check=True)
     assert hashes(tmp_path / "out") == hashes(clips)
@@ -186,7 +186,7 @@ def test_every_annotated_frame(tmp_path):
     folders = ["--videos", str(tmp_path / "videos"), "--annotations", str(notes), "--out", str(tmp_path / "again")]
     options = [*folders, *"--frame all --validation 0 --pairs-per-shard 7 --visual clip".split()]
     command = [sys.executable, "-c", KILLER, "essl_fast.data.shards.tars", "ShardWriter.add", "17", *options]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=50).returncode == -signal.SIGKILL
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300).returncode == -signal.SIGKILL
     assert main(options) == 0
     assert hashes(tmp_path / "again") == hashes(tmp_path / "out")
 

@@ -101,7 +101,7 @@ def test_the_environment_changes_nothing(tmp_path, environment, rc):
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "") and size_of(tmp_path / "x.png") == (100, 100)

@@ -327,7 +327,7 @@ def test_it_looks_right_in_a_browser(tmp_path, width, dark):
         f"--screenshot={shot}",
         f"file://{tmp_path / 'page.html'}",
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)})
+    subprocess.run(command, check=True, capture_output=True, timeout=300, env={**os.environ, "HOME": str(tmp_path)})
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     assert pixels.shape[1] == width
     page = np.array([0x12, 0x15, 0x1B] if dark else [0xF6, 0xF7, 0xF9])

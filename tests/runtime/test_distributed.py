@@ -111,7 +111,7 @@ def test_a_rank_that_fails_on_a_gpu_ends_at_once_and_nothing_else_does():
     code += "import atexit\natexit.register(print, 'orderly')\nd.give_up(world, torch.device(sys.argv[2]), 3)\n"
     cases = ("2", "cuda", 3, ""), ("1", "cuda", 0, "orderly\n"), ("2", "cpu", 0, "orderly\n")
     for size, device, code_of_exit, said in cases:
-        done = subprocess.run([sys.executable, "-c", code, size, device], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", code, size, device], capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stdout) == (code_of_exit, said), done.stderr
 
 
@@ -228,6 +228,6 @@ def test_torchrun_starts_a_group_again(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]

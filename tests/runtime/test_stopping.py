@@ -97,7 +97,7 @@ def test_sigterm_saves_the_step_it_came_in(tiny, tmp_path):
             if "epoch   1" in line:
                 break
         process.send_signal(signal.SIGTERM)
-        said, error = process.communicate(timeout=60)
+        said, error = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 143, error

@@ -2,12 +2,13 @@
 
 import os
 import pickle
-import socket
 import sys
 import traceback
 
 import torch
 import torch.multiprocessing as mp
+
+from tests.tools.ports import free_port
 
 
 def _enter(rank, sizes, ports, function, arguments, results):
@@ -36,12 +37,7 @@ def run_worlds(sizes, function, *arguments):
 
     The processes are started once, since that takes seconds. The function and what it returns are picklable.
     """
-    probes = [socket.socket() for _ in sizes]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
+    ports = [free_port() for _ in sizes]
     context = mp.get_context("spawn")
     results = context.SimpleQueue()
     jobs = [

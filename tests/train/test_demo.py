@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,20 @@ MAKE = """
 import sys
 from essl_fast import config
 from essl_fast.train.demo import demo_data
+print("ready", flush=True)
+sys.stdin.readline()
 print(demo_data(config.load("demo", sys.argv[1:]).demo, print, progress=False)[0])
+"""
+DIES = """
+import os, signal
+from essl_fast.data.synthetic import world
+def dying(make):
+    def made(*given):
+        for name in make(*given):
+            os.kill(os.getpid(), signal.SIGKILL)
+            yield name
+    return made
+world.make_videos, world.make_in_parallel = dying(world.make_videos), dying(world.make_in_parallel)
 """
 
 
@@ -35,26 +47,27 @@ def bytes_of(folder):
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-def start(cache):
-    command = [sys.executable, "-c", MAKE, *TINY, "--demo.cache", str(cache)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def start(cache, dies=""):
+    """A process that makes a world when it is told to; with DIES it is killed when it has made the first video."""
+    command = [sys.executable, "-c", f"{dies}{MAKE}", *TINY, "--demo.cache", str(cache)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen(command, **pipes, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A cache with a finished demo world, made by two processes at once, of which a third was killed before."""
     cache = tmp_path_factory.mktemp("cache")
-    first = start(cache)
-    place = demo_folder(demo(cache))
-    while not list(place.glob("world/videos/*.mp4")):
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    assert not (place / "world" / "world.json").exists()
+    first, place = start(cache, DIES), demo_folder(demo(cache))
+    _, error = first.communicate("\n")
+    assert first.returncode == -signal.SIGKILL, error
+    assert list(place.glob("world/videos/*.mp4")) and not (place / "world" / "world.json").exists()
     both = [start(cache) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in both]
+    assert [process.stdout.readline() for process in both] == ["ready\n"] * 2  # they begin at the same time
+    for process in both:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert {out.splitlines()[-1] for out, _ in said} == {str(place / "prepared")}
     assert sum("waiting for " in out for out, _ in said) == 1, said

@@ -206,7 +206,7 @@ def test_a_failing_worker_is_an_error_and_leaves_no_finished_world(
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "essl_fast.data.synthetic", "--out", str(tmp_path / "w"), "--train-videos", "1"]
     command += ["--test-videos", "1", "--codec", "mjpeg", "--seed", "4"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert "1 training and 1 test videos (mjpeg)" in ended.stdout
     assert len(list((tmp_path / "w" / "videos").glob("*.mp4"))) == 2
