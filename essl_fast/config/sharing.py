@@ -28,10 +28,10 @@ def own_batch(settings: Config, ranks: int = 1) -> int:
     return whole if turns(settings, ranks) else -(-whole // ranks)
 
 
-def own_batches(settings: Config, ranks: int = 1) -> int:
-    """Batches of an update on one of ``ranks`` processes, at most."""
+def own_batches(settings: Config, ranks: int = 1, rank: int = 0) -> int:
+    """Batches of an update on process ``rank`` of ``ranks``, at most. No process has more than the first one."""
     parts = settings.optim.accumulate
-    return -(-parts // ranks) if turns(settings, ranks) else parts
+    return len(range(rank, parts, ranks)) if turns(settings, ranks) else parts
 
 
 def update_pairs(settings: Config, ranks: int) -> int:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch.profiler import record_function
 
-# "step" is a replay of the whole step as one CUDA graph, which holds all the other stages but "data".
-STAGES = ("data", "views", "log-mel", "forward", "backward", "optimizer", "step")
+# "step" is a replay of the step as one CUDA graph, which holds all the other stages but "data". With several processes
+# "exchange" and "optimizer" follow it; without a graph, gradients are exchanged within "backward".
+STAGES = ("data", "views", "log-mel", "forward", "backward", "exchange", "optimizer", "step")
 PREFIX = "essl_fast: "  # of the names in a trace
 
 

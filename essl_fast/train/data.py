@@ -167,6 +167,15 @@ def refuse_own_statistics(settings: config.Config, model: models.Localizer, worl
             )
 
 
+def meets_within_a_batch(settings: config.Config, model: models.Localizer, world: World) -> bool:
+    """Whether several processes exchange something within the forward pass of a batch: statistics over all of them."""
+    if world.size == 1 or config.turns(settings, world.size):
+        return False
+    synced = models.norm.ViewBatchNorm, nn.SyncBatchNorm
+    norms = any(isinstance(module, synced) and module.training for module in model.modules())
+    return norms or (bool(settings.data.global_batch) and objectives.facts(settings.objective.method).compares_views)
+
+
 def refuse_wide_statistics(settings: config.Config, model: models.Localizer, world: World) -> None:
     """InputError if processes take batches by turns, and a norm knows more than its own batch and a momentum."""
     if not config.turns(settings, world.size):

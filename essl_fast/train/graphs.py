@@ -11,6 +11,10 @@ The first steps of a run are real ones that run uncaptured (they compile, load k
 cuBLAS's workspaces); then one is captured, which computes nothing, and every step of the full batch size from then on
 is a replay. Batches of another size (the last one of an epoch, or one that lost pairs) run uncaptured at any time: they
 work on the same weights and moments. Uncaptured and replayed steps launch the same kernels.
+
+Several processes capture no collective. Their graph ends with the gradients; what they exchange, and the update, follow
+it as in any step (`gradients.py`). So a rank that fails is noticed as without graphs, and one rank may replay while
+another one, whose batch has another size, runs plainly.
 """
 
 import contextlib
@@ -22,8 +26,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from essl_fast import config
 from essl_fast.common.errors import InputError
-from essl_fast.config import Config
 from essl_fast.train.events import Preparation
 
 WARMUP = 3  # real steps before the capture, the one that compiles among them
@@ -91,32 +95,42 @@ class CudaCapture:
         self._graph.replay()
 
 
-def wants_capture(settings: Config, device: torch.device, dtype: torch.dtype, world_size: int) -> bool:
+def wants_capture(
+    settings: config.Config, device: torch.device, dtype: torch.dtype, ranks: int = 1, meets: bool = False
+) -> bool:
     """Whether the step is to be captured; InputError if ``cuda_graphs: on`` asks for it where it is not done.
 
-    fp16 runs uncaptured since GradScaler keeps a part of its state on the host. So do several processes. PyTorch wants
-    NCCL's error handling switched off for a capture, and NCCL's watchdog does not see what a graph replays: a rank
-    whose neighbour died would wait for ever. Nor may one rank replay a collective that another one launches, and ranks
-    have batches of different sizes.
+    fp16 runs uncaptured since GradScaler keeps a part of its state on the host. Several processes capture only what
+    holds no collective, and only if they are asked to: NCCL's watchdog does not see what a graph replays, so a rank
+    whose neighbour died would wait for ever.
+
+    Args:
+        settings, device, dtype: of the step.
+        ranks: processes that train together.
+        meets: these exchange something within a batch (:func:`essl_fast.train.data.meets_within_a_batch`).
     """
-    why = None
+    why, remedy = "", "use auto or off"
     if device.type != "cuda":
         why = "there is no GPU"
     elif dtype == torch.float16:
         why = "precision fp16 scales the loss from the host; use bf16"
-    elif world_size > 1:
-        why = "several processes run uncaptured, so that a rank that fails is noticed by the others"
+    elif meets:
+        why = "processes that exchange statistics within a batch would not notice in a graph that one has died"
+        pairs = config.update_pairs(settings, ranks)
+        if parts := config.fewest_parts(pairs, max(ranks, -(-pairs // settings.data.batch_size))):
+            remedy += f"; a run that begins may give each process batches of its own: --data.global_batch {pairs}"
+            remedy += f" --optim.accumulate {parts}" + " --data.last_batch drop" * (settings.data.last_batch != "drop")
     if settings.cuda_graphs == "on" and why:
-        raise InputError(f"cuda_graphs: on, but {why}; use auto or off")
-    return settings.cuda_graphs != "off" and why is None
+        raise InputError(f"cuda_graphs: on, but {why}; {remedy}")
+    return not why and (settings.cuda_graphs == "on" or (settings.cuda_graphs == "auto" and ranks == 1))
 
 
 class Stepper:
     """Runs a step on batches: plainly, or over static memory and, once warm, by replaying its capture.
 
     Args:
-        body: the whole step on Inputs -> scalars by name. Apart from tensors it reads nothing that changes.
-        optimizer: the one that ``body`` updates.
+        body: the step on Inputs -> scalars by name. Apart from tensors it reads nothing that changes.
+        optimizer: the one that the step updates.
         batch: pairs of the batches that are captured.
         capture: where to record; None runs every step plainly.
         held: the frames of every batch are one and the same tensor (a pool), which need not be copied.
@@ -125,6 +139,7 @@ class Stepper:
         mark: makes a context around each replay, to name it in a profile.
         device: if it is a GPU, the host waits for it before and after a step that compiles, warms up or is captured,
             to measure that step alone.
+        end: what follows ``body`` in every step, and is never captured; from the scalars to those of the step.
 
     Attributes:
         prepared: the preparations so far, in order.
@@ -144,10 +159,11 @@ class Stepper:
         must_capture: bool = False,
         mark: Callable[[], AbstractContextManager] = nullcontext,
         device: torch.device | None = None,
+        end: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda losses: losses,
     ) -> None:
         self._body, self._optimizer, self._batch, self._capture = body, optimizer, batch, capture
         self._held, self._compiled, self._must_capture = held, compiled, must_capture
-        self._mark, self._device = mark, device
+        self._mark, self._device, self._end = mark, device, end
         self._inputs: Inputs | None = None  # static, of the captured size
         self._losses: Tensor | None = None  # static, what a replay writes
         self._names: tuple[str, ...] = ()
@@ -171,10 +187,10 @@ class Stepper:
         """Run one step; its scalars (0-d, on the device), which later steps do not overwrite."""
         phase = self._phase(inputs)
         if phase is None:
-            return self._run(inputs)
+            return self._end(self._run(inputs))
         self._wait()
         begin = time.perf_counter()
-        losses = self._run(inputs)
+        losses = self._end(self._run(inputs))
         self._wait()
         if phase == "compile" and not self._compiled():
             phase = "failed compile"
@@ -205,6 +221,7 @@ class Stepper:
         return same and (not self._held or inputs.frames.data_ptr() == self._inputs.frames.data_ptr())
 
     def _run(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The body, plainly or as a replay."""
         if not self._takes(inputs):
             self.counts["plain"] += 1
             return self._body(inputs)

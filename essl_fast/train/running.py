@@ -38,7 +38,8 @@ class RunningStatistics:
     """Moves the running statistics of a model as if this rank had seen all batches of an update, in their order.
 
     Call :meth:`begin` before the rank's first batch, :meth:`keep` after the forward pass of each, :meth:`settle` after
-    the last one. Nothing waits for the device. In between, the model's running statistics are not meant to be read.
+    the last one. In between, the model's running statistics are not meant to be read. Nothing waits for the device, and
+    all tensors keep their addresses, so a CUDA graph can hold what comes before :meth:`settle`.
 
     Args:
         model: its batch norms have a momentum; each moves as often in each batch.
@@ -55,16 +56,17 @@ class RunningStatistics:
         self.share = batches / world.size
         self._norms: list[Norm] = []
         self._buffers: list[Tensor] = []  # mean and variance of each
-        self._found: list[Tensor] = []  # what each batch moved them by, from 0 on
+        self._kept = 0  # batches of the update
 
     @torch.no_grad()
     def begin(self) -> None:
         """Remember the running statistics, and begin from 0."""
-        self._found = []
+        self._kept = 0
         if self._batches and (norms := running_norms(self._model)) != self._norms:
             self._take(norms)
         if self._norms:
-            self._before, self._counts = self._flat(), self._tracked()
+            self._flat(self._before)
+            self._tracked(self._counts)
             torch._foreach_zero_(self._buffers)
 
     def _take(self, norms: list[Norm]) -> None:
@@ -75,12 +77,16 @@ class RunningStatistics:
             device = self._buffers[0].device
             self._sizes = torch.tensor([2 * norm.num_features for norm in norms], device=device)
             self._left = torch.tensor([1.0 - norm.momentum for norm in norms], dtype=torch.float64, device=device)
+            self._before, self._counts = self._flat(), self._tracked()
+            # What each batch of this rank moves them by, from 0 on.
+            self._found = self._before.new_empty(len(self._own), len(self._before))
 
     @torch.no_grad()
     def keep(self) -> None:
         """Take what a batch has moved the running statistics by, and begin from 0 again."""
         if self._norms:
-            self._found.append(self._flat())
+            self._flat(self._found[self._kept])
+            self._kept += 1
             torch._foreach_zero_(self._buffers)
 
     @torch.no_grad()
@@ -88,6 +94,8 @@ class RunningStatistics:
         """Add up what the batches of all ranks have moved."""
         if not self._norms:
             return
+        if self._kept != len(self._own):
+            raise ValueError(f"an update of {len(self._own)} batches on this rank had {self._kept}")
         moves = (self._tracked() - self._counts) // len(self._own)  # of each norm, in a batch
         left = self._left.pow(moves)  # of what was there before a batch
         left = left.repeat_interleave(self._sizes, output_size=len(self._before))
@@ -101,8 +109,8 @@ class RunningStatistics:
             [norm.num_batches_tracked for norm in self._norms], list(self._counts + moves * self._batches)
         )
 
-    def _flat(self) -> Tensor:
-        return torch.cat([buffer.reshape(-1) for buffer in self._buffers])
+    def _flat(self, out: Tensor | None = None) -> Tensor:
+        return torch.cat([buffer.reshape(-1) for buffer in self._buffers], out=out)
 
-    def _tracked(self) -> Tensor:
-        return torch.stack([norm.num_batches_tracked for norm in self._norms])
+    def _tracked(self, out: Tensor | None = None) -> Tensor:
+        return torch.stack([norm.num_batches_tracked for norm in self._norms], out=out)

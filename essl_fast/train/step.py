@@ -6,7 +6,7 @@
                       views, boxes ▶ network ▶ objective ▶ backward ▶ AdamW, unless a value is not finite
 
 From step to step only the contents of tensors change, and no value is read back to the host. So one CUDA graph can hold
-the whole body.
+the whole body. Of several processes it holds everything up to the gradients; their exchange and the update follow it.
 """
 
 import contextlib
@@ -30,7 +30,8 @@ from essl_fast.train.accumulation import Group, losses_of, parts_of, sizes_of
 from essl_fast.train.averaging import AveragedWeights
 from essl_fast.train.collapse import projection_spread
 from essl_fast.train.compilation import Compilation
-from essl_fast.train.data import Labels
+from essl_fast.train.data import Labels, meets_within_a_batch
+from essl_fast.train.gradients import SharedGradients
 from essl_fast.train.graphs import CudaCapture, Inputs, Stepper, wants_capture
 from essl_fast.train.guard import LEAST_SCALE, Guard, gradient_norm
 from essl_fast.train.optimizer import Rates, build_optimizer, learning_rate_factor
@@ -92,23 +93,36 @@ class TrainStep:
         )
         if compiled and settings.data.on_error == "skip":  # a batch that lost pairs is a graph of its own
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        self._network: torch.nn.Module = model
-        self._forward = self._losses
-        if world.size > 1:
-            self._network = data_parallel(model, settings, compiled, not self._running.share)
-        elif compiled:
-            self._forward = compile_graph(self._losses)
+        meets = meets_within_a_batch(settings, model, world)
+        captured = wants_capture(settings, device, dtype, world.size, meets)
+        self._share_work(compiled, captured)
         self.stepper = Stepper(
             self._body,
             self.optimizer,
-            self._full * config.own_batches(settings, world.size),
-            CudaCapture(device) if wants_capture(settings, device, dtype, world.size) else None,
+            self._full * config.own_batches(settings, world.size, world.rank),
+            CudaCapture(device) if captured else None,
             held=held,
             compiled=lambda: self.compiled,
             must_capture=settings.cuda_graphs == "on",
             mark=lambda: stages.stage("step"),
             device=device,
+            end=self._end,
         )
+
+    def _share_work(self, compiled: bool, captured: bool) -> None:
+        """Decide who averages the gradients of several processes, and what is compiled."""
+        self._network: torch.nn.Module = self.model
+        self._forward = self._losses
+        self._shared: SharedGradients | None = None  # of several processes whose step is captured
+        self._totals: Tensor | None = None  # of these, pairs and labelled pairs of an update: (2,)
+        if self.world.size > 1 and captured:
+            rounded = self.settings.optim.exchange == "bf16"
+            self._shared = SharedGradients(self.model.parameters(), self.world, rounded)
+            self._totals = torch.zeros(2, dtype=self._kind, device=self.device)
+        elif self.world.size > 1:
+            self._network = data_parallel(self.model, self.settings, compiled, not self._running.share)
+        if compiled and self._network is self.model:
+            self._forward = compile_graph(self._losses)
 
     @property
     def compiled(self) -> bool:
@@ -138,6 +152,9 @@ class TrainStep:
             margin = config.STORED_SIDE - config.SIZE
             windows = kernels.view_params(self.settings.seed, epoch, raw.index, margin)
         self._sizes = sizes_of(raw)  # the same in every step that is captured
+        if self._totals is not None:
+            labelled = self.labels.labelled[raw.index]
+            self._totals.copy_(distributed.total(counted(labelled, self._kind), self.world))
         with timed_engines(set(self._sizes) == {self._full}):
             losses = self.stepper(Inputs(raw.frames, raw.rows, raw.sound, raw.index, *windows))
         if self.average is not None:
@@ -153,21 +170,38 @@ class TrainStep:
             )
 
     def _body(self, batch: Inputs) -> Losses:
-        """The part of the step that a CUDA graph can hold."""
+        """The part of the step that a CUDA graph can hold: with one process, all of it."""
         self.guard.begin()
         self._running.begin()
         parts, found = parts_of(batch, self._sizes), []
         labelled = self.labels.labelled[batch.index].split(self._sizes)
-        for number, (part, share) in enumerate(zip(parts, shares_of(labelled, self.world, self._kind), strict=True)):
+        shares = shares_of(labelled, self.world, self._kind, self._totals)
+        for number, (part, share) in enumerate(zip(parts, shares, strict=True)):
             last = number == len(parts) - 1
-            with contextlib.nullcontext() if last or self.world.size == 1 else self._parallel.no_sync():
+            with self._parallel.no_sync() if self._parallel and not last else contextlib.nullcontext():
                 found.append(self._part(part, labelled[number], share, first=number == 0))
             self._running.keep()
-        self._running.settle()
         losses = losses_of(found, self._running.share or len(found))
+        losses = {name: value.detach() for name, value in losses.items()}
+        if self._shared is None:
+            return self._updated(losses)
+        self._shared.pack()
+        return losses
+
+    def _end(self, losses: Losses) -> Losses:
+        """What follows the body, in no CUDA graph: if several processes capture, their exchange and the update."""
+        if self._shared is None:
+            return losses
+        with stages.stage("exchange"):
+            self._shared.exchange()
+        return self._updated(losses)
+
+    def _updated(self, losses: Losses) -> Losses:
+        """Update the running statistics and the weights, by gradients that all ranks have; the losses of the step."""
+        self._running.settle()
         with stages.stage("optimizer"):
             self._update(losses["loss"])
-        return {name: value.detach() for name, value in losses.items()} | {"non_finite": self.guard.flag.clone()}
+        return losses | {"non_finite": self.guard.flag.clone()}
 
     def _part(self, batch: Inputs, labelled: Tensor, share: objectives.Shares, first: bool) -> Losses:
         """The losses of one batch, whose gradients are added to those of the update's batches before it."""
@@ -192,15 +226,14 @@ class TrainStep:
         return losses
 
     @property
-    def _parallel(self) -> DistributedDataParallel:
-        """The network of several processes."""
-        assert isinstance(self._network, DistributedDataParallel)
-        return self._network
+    def _parallel(self) -> DistributedDataParallel | None:
+        """The network of several processes whose step is not captured."""
+        return self._network if isinstance(self._network, DistributedDataParallel) else None
 
     def _uncompiled(self) -> None:
         """From now on nothing of the step runs compiled."""
         self._forward = self._losses
-        if self.world.size > 1:
+        if self._parallel:
             # Its hooks may wait for gradients of the backward pass that failed, so it is replaced.
             self._parallel._remove_autograd_hooks()
             for part in self.model.children():
@@ -240,19 +273,28 @@ class TrainStep:
         self.guard.settle()
 
 
-def shares_of(labelled: Sequence[Tensor], world: World, dtype: torch.dtype) -> list[objectives.Shares]:
+def counted(labelled: Tensor, dtype: torch.dtype) -> Tensor:
+    """How many pairs, and how many labelled ones, a batch has (2,), of its (B,) bool."""
+    return torch.stack([torch.ones_like(labelled, dtype=dtype).sum(), labelled.sum()])
+
+
+def shares_of(
+    labelled: Sequence[Tensor], world: World, dtype: torch.dtype, totals: Tensor | None = None
+) -> list[objectives.Shares]:
     """The weights of this rank's batches among the update's batches on all ranks.
 
     Args:
         labelled: (B,) bool of each batch.
         world: the ranks.
         dtype: of the weights.
+        totals: (2,), what all ranks have :func:`counted` together; None: they are asked.
     """
     if world.size == 1 and len(labelled) == 1:
         return [objectives.WHOLE]
-    counts = [torch.stack([torch.ones_like(each, dtype=dtype).sum(), each.sum()]) for each in labelled]
-    mine = counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
-    totals = distributed.total(mine, world)
+    counts = [counted(each, dtype) for each in labelled]
+    if totals is None:
+        mine = counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
+        totals = distributed.total(mine, world)
     return [objectives.Shares.of(each, totals, world.size) for each in counts]
 
 

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_flatten
 # A value that the host reads, or numbers that it makes a tensor of, which a GPU would have to be sent: illegal in a
 # capture.
 READS = ("_local_scalar_dense", "is_nonzero", "nonzero", "item", "lift_fresh")
+COLLECTIVES = ("c10d", "_c10d_functional")  # what a graph replays is not watched: the step captures none
 
 
 class Recorder(TorchDispatchMode):
@@ -22,7 +23,7 @@ class Recorder(TorchDispatchMode):
         self.calls = []
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
-        if function.overloadpacket.__name__ in READS:
+        if function.overloadpacket.__name__ in READS or function.namespace in COLLECTIVES:
             raise RuntimeError(f"operation not permitted while capturing: {function}")
         results = function(*arguments, **(keywords or {}))
         self.calls.append((function, arguments, keywords or {}, results))

@@ -259,10 +259,12 @@ def test_where_the_step_is_captured():
     for dtype in (torch.bfloat16, torch.float32):
         assert wants_capture(auto, GPU, dtype, 1) and wants_capture(on, GPU, dtype, 1)
         assert not wants_capture(off, GPU, dtype, 1)
+    assert not wants_capture(auto, GPU, torch.bfloat16, 2) and wants_capture(on, GPU, torch.bfloat16, 2)
     for case, reason in (
         ((CPU, torch.float32, 1), "there is no GPU"),
         ((GPU, torch.float16, 1), "fp16"),
-        ((GPU, torch.bfloat16, 2), "several processes"),
+        ((GPU, torch.float16, 2), "fp16"),
+        ((GPU, torch.bfloat16, 2, True), "statistics within a batch .* use auto or off; .* --data.global_batch"),
     ):
         assert not wants_capture(auto, *case)
         with pytest.raises(InputError, match=f"cuda_graphs: on, but .*{reason}"):
