@@ -74,6 +74,7 @@ ELSEWHERE = {
     "python -m tests.phantom --all": "an hour",
     "python -m pytest tests/kernels/test_log_mel.py": "a part of this suite",
     "python -m pytest -m slow tests/train/test_global_batch.py": "a part of this suite",
+    "python -m pytest -m slow tests/train/test_graphs_of_ranks.py": "a part of this suite",
     "python -m pytest -m nightly tests/train/test_global_batch.py": "a part of this suite",
 }
 

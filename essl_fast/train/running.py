@@ -75,7 +75,8 @@ class RunningStatistics:
         self._buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
         if norms:
             device = self._buffers[0].device
-            self._sizes = torch.tensor([2 * norm.num_features for norm in norms], device=device)
+            of_each = [number for number, norm in enumerate(norms) for _ in range(2 * norm.num_features)]
+            self._norm_of = torch.tensor(of_each, device=device)  # the number of each statistic's norm
             self._left = torch.tensor([1.0 - norm.momentum for norm in norms], dtype=torch.float64, device=device)
             self._before, self._counts = self._flat(), self._tracked()
             # What each batch of this rank moves them by, from 0 on.
@@ -97,8 +98,7 @@ class RunningStatistics:
         if self._kept != len(self._own):
             raise ValueError(f"an update of {len(self._own)} batches on this rank had {self._kept}")
         moves = (self._tracked() - self._counts) // len(self._own)  # of each norm, in a batch
-        left = self._left.pow(moves)  # of what was there before a batch
-        left = left.repeat_interleave(self._sizes, output_size=len(self._before))
+        left = self._left.pow(moves)[self._norm_of]  # of what was there before a batch
         moved = torch.zeros_like(self._before)
         for number, found in zip(self._own, self._found, strict=True):
             moved += left.pow(self._batches - 1 - number).to(found) * found

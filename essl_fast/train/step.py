@@ -43,6 +43,8 @@ Losses = dict[str, Tensor]  # scalars by name, on the device: "loss", its parts,
 class TrainStep:
     """One training step of a model on a batch, on this rank.
 
+    One class, since everything between a batch and its update works on one state, which a CUDA graph holds by address.
+
     Args:
         settings: of the run.
         model: on the device. Its weights are updated in place.

@@ -13,18 +13,15 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-import torch.distributed as dist
 from torch._dynamo.utils import counters
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from essl_fast.evaluate import centre_view, metrics
-from essl_fast.runtime import distributed, stages
-from essl_fast.runtime.distributed import ALONE, World
+from essl_fast.runtime import stages
 from tests.phantom.chip import pretend
 from tests.phantom.chips import CHIPS
 from tests.phantom.eager import ODD
 from tests.phantom.launches import Calls, Launch, Log, counts_too_far, kept
-from tests.phantom.training import batch_for, fused_convolutions, make_trainer
+from tests.phantom.training import batch_for, fused_convolutions, make_trainer, ranks
 
 
 class Case(NamedTuple):
@@ -109,23 +106,6 @@ def wide_faults(chip: str = "h200") -> list[str]:
             if not counts_too_far(short, (torch.empty(2**31 + 64, device="cuda"),)):
                 seen.append(f"{name} with 32 bits is not seen")
     return seen + [f"{name} counts 2^31 elements with 32 bits" for name in log.narrow]
-
-
-@contextlib.contextmanager
-def ranks(count: int) -> Iterator[World]:
-    """A group of processes of which this is the first; messages to the others are not sent.
-
-    What the ranks tell each other on the host is the same for all of them.
-    """
-    if count == 1:
-        yield ALONE
-        return
-    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
-    try:
-        with mock.patch.object(distributed, "gather", lambda value, world: [value] * world.size):
-            yield World(0, count)
-    finally:
-        dist.destroy_process_group()
 
 
 def evaluate_batch(case: Case) -> Step:

@@ -28,12 +28,13 @@ from essl_fast.runtime.devices import pick_device
 from essl_fast.runtime.distributed import World
 from essl_fast.train import Trainer
 from essl_fast.train import step as training_step
+from essl_fast.train.accumulation import joined
 from essl_fast.train.graphs import WARMUP, Stepper
 from essl_fast.train.opening import slower_parts
 from tests.phantom.chip import GPU, pretend
 from tests.phantom.chips import CHIPS
 from tests.phantom.entering import noted
-from tests.phantom.training import batch_for, fused_convolutions, make_trainer, sound_of
+from tests.phantom.training import batch_for, fused_convolutions, make_trainer, ranks, sound_of
 from tests.phantom.watching import Watch, same_form
 
 CONFIGS = ("sspl", "sspl_pcm", "semipl", "lss", "lss_semi", "demo")
@@ -102,7 +103,7 @@ class Capture:
         capturing = mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: True)
         with Watch() as watch, capturing:
             result = work()
-        self.faults += watch.faults
+        self.faults += watch.faults + [f"{name} is captured" for name in watch.collectives]
         return result
 
     def replay(self) -> None:
@@ -123,6 +124,25 @@ def capture_faults() -> list[str]:
         expected = {"plain": WARMUP, "replayed": WARMUP}
         wrong = [] if step.stepper.counts == expected else [f"steps ran as {step.stepper.counts}, not {expected}"]
         return capture.faults + wrong
+
+
+def capture_of_ranks_faults() -> list[str]:
+    """One of two processes that take batches by turns: its graph holds no collective, and nothing after it waits."""
+    with ranks(2) as world, pretend(CHIPS["h200"]):
+        capture = Capture()
+        words = "--compile off --cuda_graphs on --data.global_batch 512 --optim.accumulate 4 --data.last_batch drop"
+        with mock.patch.object(training_step, "CudaCapture", lambda device: capture):
+            trainer = make_trainer("semipl", "bf16", *f"{words} {CYCLES[False]} --optim.ema 0.9".split(), world=world)
+        one = batch_for(trainer, config.own_batch(trainer.settings, 2))
+        batch = joined([one, one])
+        for _ in range(2 * WARMUP):
+            with Watch() as watch:
+                losses = trainer.train_step(batch)
+        counts, expected = trainer.step.stepper.counts, {"plain": WARMUP, "replayed": WARMUP}
+        wrong = [] if counts == expected else [f"steps ran as {counts}, not {expected}"]
+        if watch.calls["c10d.allreduce_.default"] != 3:  # how many pairs are labelled, gradients, running statistics
+            wrong.append(f"a replayed step exchanges by {watch.collectives}")
+        return [*capture.faults, *watch.faults, *wrong, *state_faults(trainer, losses)]
 
 
 def evaluation_faults(name: str, precision: str) -> list[str]:
@@ -216,6 +236,7 @@ def cases(everything: bool) -> Iterator[Case]:
         yield Case(title, partial(step_faults, name, "bf16", f"{overrides} {cycles}"), "fp8" in title)
     yield Case(f"semipl, {ODD} pairs", partial(step_faults, "semipl", "bf16", CYCLES[False], ODD))
     yield Case("captured", capture_faults, noted=True)
+    yield Case("captured, of two ranks", capture_of_ranks_faults)
     yield Case("a compile that fails", failed_compile_faults, noted=True)
     yield Case("answers", answers_faults, noted=True)
     for name in CONFIGS if everything else ("semipl", "demo"):

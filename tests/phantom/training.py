@@ -9,10 +9,13 @@ from unittest import mock
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from essl_fast import config, kernels, models
 from essl_fast.data.loading import RawBatch
+from essl_fast.runtime import distributed
 from essl_fast.runtime.devices import pick_device
 from essl_fast.runtime.distributed import ALONE, World
 from essl_fast.train import Trainer
@@ -80,6 +83,23 @@ def batch_for(trainer: Trainer, size: int) -> RawBatch:
         sound=sound_of(trainer.model, size, trainer.dtype, trainer.settings.model.audio == "vggish"),
         index=torch.empty(size, dtype=torch.int64, device=GPU),
     )
+
+
+@contextmanager
+def ranks(count: int) -> Iterator[World]:
+    """A group of processes of which this is the first; messages to the others are not sent.
+
+    What the ranks tell each other on the host is the same for all of them.
+    """
+    if count == 1:
+        yield ALONE
+        return
+    dist.init_process_group("fake", rank=0, world_size=count, store=FakeStore())
+    try:
+        with mock.patch.object(distributed, "gather", lambda value, world: [value] * world.size):
+            yield World(0, count)
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -46,6 +46,11 @@ class Watch(TorchDispatchMode):
         timed: whether cuDNN timed its engines for convolutions: a set of answers.
     """
 
+    @property
+    def collectives(self) -> list[str]:
+        """The ops by which processes exchange something."""
+        return sorted(name for name in self.calls if name.startswith(("c10d", "_c10d_functional")))
+
     @classmethod
     def is_infra_mode(cls) -> bool:  # otherwise Dynamo compiles nothing while it is on
         return True

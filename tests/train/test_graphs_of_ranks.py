@@ -6,6 +6,7 @@ import datetime
 import shlex
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,8 +106,8 @@ def both_ways(world, prepared):
     """For each case what DDP trains, what a captured step trains, and how its steps ran; of two ranks, also resumed."""
     found = {}
     for name, words in WORDS.items():
-        if world.size == 3:  # DDP adds in another order: SimSiam's norms over two pairs, and bf16, make that larger
-            if name == "rounded":
+        if world.size == 3:  # DDP adds in another order: SimSiam's norms over two pairs make that larger
+            if name != "by turns":
                 continue
             words += " --objective.method lss_semi --model.head lss"
         with norms_at_rest(name == "own batches"):
@@ -147,7 +148,7 @@ def test_captured_ranks_train_what_ddp_trains(tiny):
                 differ |= bool(smaller)
             first, *rest = (each[name][1][1] for each in ranks)  # the ranks agree to the bit
             assert all(np.array_equal(value, other[key]) for other in rest for key, value in first.items())
-        assert differ  # a rank ran plainly while another one replayed
+        assert differ == (size == 2)  # a rank ran plainly while another one replayed
 
 
 GROUPS = [(captured, leaves) for captured in (False, True) for leaves in (True, False)]
@@ -158,11 +159,12 @@ class Gone(Exception):
     """This rank takes part no longer."""
 
 
-def without_the_other(world, prepared):
+def without_the_other(world, prepared, folder):
     """What rank 0 says when rank 1 leaves, or stays and does nothing, after replays; and after how many seconds."""
-    captured, leaves = GROUPS[len(MET)]
+    number = len(MET)
+    captured, leaves = GROUPS[number]
     MET.append(world)
-    trainer, begun = trainer_of(prepared, world, WORDS["by turns"], captured), []
+    told, begun = Path(folder, f"{number}"), []
 
     def before(trainer, raw):
         if trainer.steps == (FAULTY if captured else 1):
@@ -170,21 +172,24 @@ def without_the_other(world, prepared):
             dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=2))
             begun.append(time.monotonic())
             if world.rank == 1:
-                time.sleep(0 if leaves else 4)
+                while not leaves and not told.exists() and time.monotonic() < begun[0] + 60:
+                    time.sleep(0.1)
                 raise Gone
         return raw
 
     try:
-        train(trainer, before=before)
+        train(trainer_of(prepared, world, WORDS["by turns"], captured), before=before)
     except (RuntimeError, Gone) as error:
+        told.touch()
         return type(error).__name__, time.monotonic() - begun[0]
 
 
 @pytest.mark.slow
-def test_a_rank_that_is_gone_is_noticed_as_under_ddp(tiny):
-    found = [ranks[0] for ranks in run_worlds([2] * len(GROUPS), without_the_other, tiny[1])]
+def test_a_rank_that_is_gone_is_noticed_as_under_ddp(tiny, tmp_path):
+    found = [ranks[0] for ranks in run_worlds([2] * len(GROUPS), without_the_other, tiny[1], str(tmp_path))]
     for (captured, leaves), (error, seconds) in zip(GROUPS, found, strict=True):
-        assert error == "RuntimeError" and seconds < 3.5, (captured, leaves, error, seconds)
+        assert error == "RuntimeError" and seconds < 30, (captured, leaves, error, seconds)
+        assert leaves or seconds > 1.5  # the time-out
 
 
 @pytest.fixture
