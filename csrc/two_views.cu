@@ -2,19 +2,34 @@
 //
 // This is a copy that widens its elements, so memory is the limit and the goal is the copy bandwidth. There are two
 // kernels. `rows_kernel` is the recipe's: 16-bit outputs, constants for which a multiply-add is exact, at most 256
-// pixels a row and a multiple of 8. A warp makes four rows, whose bytes it asks for all at once. Then, row by row:
+// pixels a row and a multiple of 8. A row of output consists of pieces of 16 bytes, 8 elements. A warp makes eight
+// rows, and nothing goes through shared memory:
 //
-//   1. The aligned 16-byte words that cover the row go to shared memory.
-//   2. A lane takes 8 pixels: 24 bytes, so that the channel of each is known when the kernel is compiled. It shifts them
-//      into place, and converts them in order, or from the last pixel to the first if the view is flipped.
-//   3. Its 48 bytes of output go back to shared memory (a stride that no two lanes' banks share), and the warp stores
-//      them as neighbouring 16-byte pieces.
+//   1. Lane i makes pieces i, i + 32 and i + 64 of each row, so that a warp stores neighbouring pieces. Piece i begins
+//      with channel 2 i % 3. A lane takes the constants of the channels in the order in which its first piece needs
+//      them. Those of the second piece begin one channel later, those of the third two.
+//   2. A piece's 8 source bytes start at any address. The lane reads the three aligned 4-byte words that hold them, and
+//      shifts them into place. In a flipped view, pixels are mirrored and channels are not. Compared with a mirror
+//      image of the bytes, each byte is at most 2 places off. So piece i of a row of W pixels lies in the 12 bytes from
+//      byte 3 W - 10 - 8 i on: four words, which two permutes put in order. The words of a piece share their 32-byte
+//      sectors with those of the lanes beside it. They come from L1 after the first touch.
+//   3. A permute puts a byte into a float, a fused multiply-add makes the value, and half an instruction packs it.
 //
-// As compiled for sm_90, a row takes about 220 instructions (with its quarter of the prologue). The four schedulers of
-// each of an H200's 132 multiprocessors could issue those for 8 TB/s at 1.75 GHz, so memory is the limit, by estimate:
-// it was not measured on a GPU. .ci/check_csrc.py holds the number of instructions.
+// As compiled for sm_90 a row takes 99 instructions, or 112 if flipped (78 and 90 of them are the three steps). For
+// sm_100, which multiplies two floats at once, it takes 88 or 102. .ci/check_csrc.py holds these numbers. Memory is the
+// limit on every GPU, by estimate: it was not measured on a GPU.
 //
-// `two_views_kernel` is for all other cases. It takes about 530 instructions a row. One warp makes one row:
+//                                              H200    B200
+//   DRAM bytes of a row                       1,750   1,750  1,344 written; 405 read, since the two windows overlap
+//   clocks of a multiprocessor for them          94      66  at 4.3, 7.2 TB/s; 132, 148 of them; 1.75, 1.85 GHz
+//   clocks to issue it, by 4 schedulers          26      24  mean of both ways round
+//   128-byte lines looked up in L1, at most      49      49  three a load (9 or 12 of them), 13 for the stores
+//
+// Bytes in flight: to read a row's 672 bytes every 66 clocks, with 1,500 clocks of latency, takes 15 KB. A
+// multiprocessor holds at least 24 warps (at most 80 registers a thread). Each waits for about four rows of 256 bytes
+// or more, so for 24 KB in all.
+//
+// `two_views_kernel` is for all other cases. It takes about 430 instructions a row. One warp makes one row:
 //
 //   1. The row's 3 W bytes start at any address. The aligned 16-byte words that cover them are copied to shared memory.
 //   2. Each lane makes 16 bytes of output at a time (8 or 4 elements): it reads the aligned words that hold their
@@ -25,10 +40,11 @@
 // there is one or the other. One thread draws the window for the block: in every warp, its 100 instructions would add a
 // fifth, by estimate.
 //
-// Bytes become values in one of two ways. For 16-bit outputs: byte -> float -> one fused multiply-add -> round, about 4
-// instructions per element. It is used only if the host has found it equal to the exact table for all 768 entries (true
-// for the ImageNet constants). Otherwise: the table, in shared memory. By estimate, look-ups at random addresses reach
-// about 9 elements per clock and SM. At its copy bandwidth an H200 needs 7 in 16 bits, and 4 in 32 bits.
+// Bytes become values in one of two ways. For 16-bit outputs: byte -> float -> one fused multiply-add -> round. A
+// permute alone makes a float of a byte, but one that is M too large; the multiply-add takes M scale off with the bias.
+// The host looks for constants for which the result equals the exact table for all 768 entries (ViewTable), and finds
+// them for ImageNet's. Otherwise: the table, in shared memory. By estimate, look-ups at random addresses reach about 9
+// elements per clock and SM. At its copy bandwidth an H200 needs 7 in 16 bits, and 4 in 32 bits.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -41,14 +57,21 @@
 namespace essl {
 namespace {
 
-constexpr int kWarps = 8;  // output rows per block
+constexpr int kWarps = 8;  // output rows per block of two_views_kernel
 constexpr int kPad = 16;   // bytes before and after a row in shared memory, which a lane may read (and ignore)
 
 __host__ __device__ constexpr int staged_pitch(int window) { return kPad + (3 * window + 15 + 15) / 16 * 16 + kPad; }
 
+// The constants of the channels, in the order in which a piece of output needs them: entry i is that of its elements
+// i, i + 3, ... Pairs, since sm_100 multiplies two floats at once.
+struct Channels {
+  float2 scale[3];     // of elements i and i + 1
+  float2 bias[3];      // of elements i and i + 1
+  uint32_t magic[3];   // see ViewTable
+  uint32_t mirror[3];  // selects bytes 0..3 of a mirrored piece; entry i + 1 selects bytes 4..7
+};
 struct Affine {
-  float scale[3];
-  float bias[3];
+  Channels of[3];  // of pieces 0, 3, ..., of pieces 1, 4, ... and of pieces 2, 5, ... of a row
 };
 struct Table32 {
   uint32_t entry[768];
@@ -57,10 +80,29 @@ struct Table16 {
   uint32_t entry[384];  // two entries per word
 };
 
-__device__ __forceinline__ float byte_to_float(uint32_t word, int byte) {
-  // 0x4B0000uu is the float 2^23 + uu: a permute and an exact subtraction instead of a conversion at a quarter the
-  // rate.
-  return __uint_as_float(__byte_perm(word, 0x4B000000u, 0x7440u + byte)) - 8388608.0f;
+// M + byte: a permute instead of a conversion at a quarter the rate.
+__device__ __forceinline__ float byte_to_float(uint32_t word, int byte, uint32_t magic) {
+  return __uint_as_float(__byte_perm(word, magic, 0x7604u + 16u * byte));
+}
+
+// x y + z, each element rounded once.
+__device__ __forceinline__ float2 multiply_add(float2 x, const float2& y, const float2& z) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  // y and z go in as the 64 bits as which they were loaded: put together from halves, they cost a move each.
+  uint64_t factor, addend;
+  std::memcpy(&factor, &y, sizeof y);
+  std::memcpy(&addend, &z, sizeof z);
+  float2 sum;
+  asm("{.reg .b64 x, sum;\n"
+      "mov.b64 x, {%2, %3};\n"
+      "fma.rn.f32x2 sum, x, %4, %5;\n"
+      "mov.b64 {%0, %1}, sum;}"
+      : "=f"(sum.x), "=f"(sum.y)
+      : "f"(x.x), "f"(x.y), "l"(factor), "l"(addend));
+  return sum;
+#else
+  return make_float2(__fmaf_rn(x.x, y.x, z.x), __fmaf_rn(x.y, y.y, z.y));
+#endif
 }
 
 __device__ __forceinline__ uint32_t pack(float low, float high, __nv_bfloat16) {
@@ -73,23 +115,26 @@ __device__ __forceinline__ uint32_t pack(float low, float high, __half) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
+// word0, word1: the bytes of the output elements, in order; `how` as for `turn` channels earlier.
+template <class T>
+__device__ __forceinline__ uint4 convert_piece(const Channels& how, int turn, uint32_t word0, uint32_t word1) {
+  uint32_t piece[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int first = (turn + 2 * i) % 3, second = (first + 1) % 3;
+    const uint32_t word = i < 2 ? word0 : word1;
+    const float2 value = make_float2(byte_to_float(word, 2 * i % 4, how.magic[first]),
+                                     byte_to_float(word, 2 * i % 4 + 1, how.magic[second]));
+    const float2 made = multiply_add(value, how.scale[first], how.bias[first]);
+    piece[i] = pack(made.x, made.y, T{});
+  }
+  return make_uint4(piece[0], piece[1], piece[2], piece[3]);
+}
+
 // word0, word1: the bytes of the output elements, in order; channel: that of the first element.
 template <class T>
 __device__ __forceinline__ uint4 convert(const Affine& how, const void*, uint32_t word0, uint32_t word1, int channel) {
-  float scale[3], bias[3];  // of elements 0, 1, 2 (and 3, 4, 5, ...)
-#pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    const int c = channel + i < 3 ? channel + i : channel + i - 3;
-    scale[i] = c == 0 ? how.scale[0] : (c == 1 ? how.scale[1] : how.scale[2]);
-    bias[i] = c == 0 ? how.bias[0] : (c == 1 ? how.bias[1] : how.bias[2]);
-  }
-  float value[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    value[i] = __fmaf_rn(byte_to_float(i < 4 ? word0 : word1, i % 4), scale[i % 3], bias[i % 3]);
-  }
-  return make_uint4(pack(value[0], value[1], T{}), pack(value[2], value[3], T{}), pack(value[4], value[5], T{}),
-                    pack(value[6], value[7], T{}));
+  return convert_piece<T>(how.of[2 * channel % 3], 0, word0, word1);  // piece i begins with channel 2 i % 3
 }
 
 template <class T>
@@ -218,37 +263,82 @@ __global__ void __launch_bounds__(32 * kWarps) two_views_kernel(const TwoViews p
   }
 }
 
-constexpr int kRows = 4;         // output rows per warp of rows_kernel
-constexpr int kMostGroups = 32;  // of 8 pixels in a row, one a lane
-constexpr int kStaged = 16 * ((15 + 24 * kMostGroups + 15) / 16);  // bytes of a row in shared memory
-constexpr int kWarpShared = kStaged + 48 * kMostGroups;
-constexpr unsigned kMostSamples = 65535;  // of a launch: CUDA's limit of a grid's z
+constexpr int kRowWarps = 4;  // warps of a block of rows_kernel
+constexpr int kRows = 8;      // output rows of a warp
+constexpr int kTurns = 3;     // pieces of a lane in a row
+constexpr int kMargin = 6;    // bytes before (5) and after (6) a row into which its words may reach
+constexpr unsigned kMostImages = 65535;  // CUDA's limit of a grid's y and z
 
-// 24 elements of output, 2 to a word, of 24 bytes: in order, or with the 8 pixels reversed.
+// A lane's pieces of kRows rows. `from`: the bytes of its first piece, 8 or, for a flipped view, the 12 that hold them.
 template <class T, bool kFlip>
-__device__ __forceinline__ void convert_group(const Affine& how, const uint32_t (&bytes)[6], uint32_t (&out)[12]) {
+__device__ __forceinline__ void make_rows(const Channels& how, uintptr_t from, int pitch, uint4* out, int lane,
+                                          int pieces) {
+  constexpr int kWords = kFlip ? 4 : 3;
 #pragma unroll
-  for (int i = 0; i < 12; ++i) {
-    float value[2];
+  for (int turn = 0; turn < kTurns; ++turn) {
+    if (lane + 32 * turn >= pieces) break;
+    uint32_t word[kRows][kWords];
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const int element = 2 * i + j, channel = element % 3;
-      const int from = kFlip ? 3 * (7 - element / 3) + channel : element;
-      value[j] = __fmaf_rn(byte_to_float(bytes[from / 4], from % 4), how.scale[channel], how.bias[channel]);
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t* const words = reinterpret_cast<const uint32_t*>((from + r * pitch) / 4 * 4);
+#pragma unroll
+      for (int i = 0; i < kWords; ++i) word[r][i] = __ldg(words + (kFlip ? -64 : 64) * turn + i);
     }
-    out[i] = pack(value[0], value[1], T{});
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const uint32_t shift = 8u * static_cast<uint32_t>(from + r * pitch);  // modulo 32
+      const uint32_t a = __funnelshift_r(word[r][0], word[r][1], shift);
+      const uint32_t b = __funnelshift_r(word[r][1], word[r][2], shift);
+      uint32_t bytes[2] = {a, b};
+      if constexpr (kFlip) {
+        const uint32_t c = __funnelshift_r(word[r][2], word[r][3], shift);
+        bytes[0] = __byte_perm(b, c, how.mirror[turn]);
+        bytes[1] = __byte_perm(a, b, how.mirror[(turn + 1) % 3]);
+      }
+      out[r * pieces + 32 * turn] = convert_piece<T>(how, turn, bytes[0], bytes[1]);
+    }
   }
 }
 
-// Grid: bands of kWarps * kRows rows, views, samples from `first_sample` on. Shared memory: kWarpShared bytes a warp,
-// then the window if it is drawn.
+// The same, byte by byte: for rows whose words could reach out of the tensor. `row`, `out`: where the first row begins.
 template <class T>
-__global__ void __launch_bounds__(32 * kWarps)
-    rows_kernel(const TwoViews p, const Affine how, const int64_t first_sample) {
-  const int64_t sample = first_sample + blockIdx.z;
-  const int64_t image = static_cast<int64_t>(blockIdx.y) * p.batch + sample;
-  uint8_t* const shared = dynamic_shared();
-  Window* const drawn = reinterpret_cast<Window*>(shared + kWarps * kWarpShared);
+__device__ __forceinline__ void make_edge_rows(const Affine& affine, const uint8_t* row, int pitch, uint4* out,
+                                               int lane, int pieces, bool flip) {
+#pragma unroll 1
+  for (int piece = lane; piece < kRows * pieces; piece += 32) {
+    const int first = 8 * (piece % pieces);
+    uint32_t bytes[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int pixel = (first + i) / 3, channel = (first + i) % 3;
+      const int from = 3 * (flip ? 8 * pieces / 3 - 1 - pixel : pixel) + channel;
+      bytes[i / 4] |= static_cast<uint32_t>(__ldg(row + piece / pieces * pitch + from)) << (8 * (i % 4));
+    }
+    out[piece] = convert_piece<T>(affine.of[piece % 3], 0, bytes[0], bytes[1]);
+  }
+}
+
+__device__ __forceinline__ int clamp(int x, int most) {
+  x = x < 0 ? 0 : x;
+  return x < most ? x : most;
+}
+
+// Sizes that rows_kernel takes. All but the place of a frame and of an image is then computed in 32 bits.
+bool fits_rows_kernel(const TwoViews& p) {
+  return p.window % 8 == 0 && 3 * p.window <= 8 * 32 * kTurns && reinterpret_cast<uintptr_t>(p.out) % 16 == 0 &&
+         int64_t{3} * p.side * p.side <= INT32_MAX - kMargin && p.stored <= INT32_MAX &&
+         p.views <= static_cast<int>(kMostImages) && p.batch <= INT32_MAX / p.views;
+}
+
+// Grid: bands of kRowWarps * kRows rows, views, samples from `first_sample` on. Shared memory: the window if it is
+// drawn.
+template <class T>
+__global__ void __launch_bounds__(32 * kRowWarps)
+    rows_kernel(const TwoViews p, const Affine affine, const unsigned first_sample) {
+  const unsigned sample = first_sample + blockIdx.z;
+  const unsigned image = blockIdx.y * static_cast<unsigned>(p.batch) + sample;
+  const int64_t stored_row = p.rows[sample];
+  Window* const drawn = reinterpret_cast<Window*>(dynamic_shared());
   if (p.index) {
     if (threadIdx.x == 0) {
       *drawn = draw_window(p.seed, p.epoch, p.index[sample], blockIdx.y, p.side - p.window);
@@ -258,88 +348,44 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
   const Window window = p.index ? *drawn : given_window(p, image);
 
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  const int y0 = (static_cast<int>(blockIdx.x) * kWarps + warp) * kRows;
-  if (y0 >= p.window) return;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(p.frames);
-  const uintptr_t end = begin + p.stored * p.side * p.side * 3;
-  const int pitch = 3 * p.side;
-  const uintptr_t first = begin + window_start(p, sample, window) + static_cast<int64_t>(y0) * pitch;
-  const int row_bytes = 3 * p.window;
-  // All rows are there, since p.window is a multiple of 8. Only the tensor's first and last word need care.
-  const bool inside = first / 16 * 16 >= begin && first + (kRows - 1) * pitch + row_bytes + 15 <= end;
+  const unsigned lane = threadIdx.x % 32;
+  const int y = static_cast<int>(blockIdx.x * kRowWarps + threadIdx.x / 32) * kRows;
+  if (y >= p.window) return;  // the other warps have all their rows, since p.window is a multiple of 8
 
-  uint4 words[kRows][2];
-  if (inside) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const uintptr_t row = first + r * pitch;
-      const int bytes = static_cast<int>(row % 16) + row_bytes;
-      const uint4* const from = reinterpret_cast<const uint4*>(row / 16 * 16) + lane;
-      if (16 * lane < bytes) words[r][0] = __ldg(from);
-      if (16 * (lane + 32) < bytes) words[r][1] = __ldg(from + 32);
-    }
-  }
+  // window_start, in 32 bits as far as it goes.
+  const int pitch = 3 * p.side, row_bytes = 3 * p.window, frame_bytes = pitch * p.side, limit = p.side - p.window;
+  const int last = static_cast<int>(p.stored) - 1;
+  const int frame = stored_row < 0 ? 0 : (stored_row < p.stored ? static_cast<int>(stored_row) : last);
+  const int start = (clamp(window.top, limit) + y) * pitch + 3 * clamp(window.left, limit);
+  const int stop = start + (kRows - 1) * pitch + row_bytes;
+  const bool edge = (frame == 0 && start < kMargin) || (frame == last && stop > frame_bytes - kMargin);
+  const uint8_t* const row = p.frames + static_cast<int64_t>(frame) * frame_bytes + start;
 
-  uint8_t* const staged = shared + warp * kWarpShared;
-  uint4* const pieces = reinterpret_cast<uint4*>(staged + kStaged);
-  const int groups = p.window / 8;
-  const int group = window.flip ? groups - 1 - lane : lane;  // that the lane reads
-  uint4* out = reinterpret_cast<uint4*>(static_cast<T*>(p.out) + (image * p.window + y0) * row_bytes);
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const uintptr_t row = first + r * pitch;
-    const int shift = static_cast<int>(row % 16);
-    uint4* const words_of_row = reinterpret_cast<uint4*>(staged) + lane;
-    if (inside) {
-      if (16 * lane < shift + row_bytes) words_of_row[0] = words[r][0];
-      if (16 * (lane + 32) < shift + row_bytes) words_of_row[32] = words[r][1];
-    } else {
-      for (int i = 16 * lane; i < shift + row_bytes; i += 16 * 32) {
-        *reinterpret_cast<uint4*>(staged + i) = load_word(row - shift + i, begin, end);
-      }
-    }
-    __syncwarp();
-    if (lane < groups) {
-      const uint32_t* const from = reinterpret_cast<const uint32_t*>(staged + shift / 4 * 4 + 24 * group);
-      uint32_t word[7], bytes[6], made[12];
-#pragma unroll
-      for (int i = 0; i < 6; ++i) word[i] = from[i];
-      word[6] = shift % 4 ? from[6] : 0;  // without a shift it may lie after the row
-#pragma unroll
-      for (int i = 0; i < 6; ++i) bytes[i] = __funnelshift_r(word[i], word[i + 1], 8u * (shift % 4));
-      if (window.flip) {
-        convert_group<T, true>(how, bytes, made);
-      } else {
-        convert_group<T, false>(how, bytes, made);
-      }
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        pieces[3 * lane + i] = make_uint4(made[4 * i], made[4 * i + 1], made[4 * i + 2], made[4 * i + 3]);
-      }
-    }
-    __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      if (lane + 32 * i < 3 * groups) out[lane + 32 * i] = pieces[lane + 32 * i];
-    }
-    out += 3 * groups;
+  const unsigned pieces = static_cast<unsigned>(row_bytes) / 8;
+  uint4* const out = static_cast<uint4*>(p.out) + uint64_t{image} * (p.window * pieces) + y * pieces;
+  const unsigned phase = lane - 3 * (lane * 11 / 32);  // lane % 3
+  const Channels how = affine.of[phase];
+  const uintptr_t from = reinterpret_cast<uintptr_t>(row);
+  if (edge) {
+    make_edge_rows<T>(affine, row, pitch, out, lane, pieces, window.flip);
+  } else if (window.flip) {
+    make_rows<T, true>(how, from + row_bytes - 10 - 8 * lane, pitch, out + lane, lane, pieces);
+  } else {
+    make_rows<T, false>(how, from + 8 * lane, pitch, out + lane, lane, pieces);
   }
 }
 
 template <class T>
 void launch_rows(const TwoViews& p, const Affine& how, cudaStream_t stream, const std::string& what) {
-  if (p.views > static_cast<int>(kMostSamples)) throw std::runtime_error(what + ": too many views for one launch");
-  for (int64_t sample = 0; sample < p.batch; sample += kMostSamples) {
-    const int64_t samples = p.batch - sample < kMostSamples ? p.batch - sample : kMostSamples;
+  for (int64_t sample = 0; sample < p.batch; sample += kMostImages) {
+    const int64_t samples = p.batch - sample < kMostImages ? p.batch - sample : kMostImages;
     cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>((p.window + kWarps * kRows - 1) / (kWarps * kRows)),
+    config.gridDim = dim3(static_cast<unsigned>((p.window + kRowWarps * kRows - 1) / (kRowWarps * kRows)),
                           static_cast<unsigned>(p.views), static_cast<unsigned>(samples));
-    config.blockDim = dim3(32 * kWarps);
-    config.dynamicSmemBytes = kWarps * kWarpShared + (p.index ? sizeof(Window) : 0);
+    config.blockDim = dim3(32 * kRowWarps);
+    config.dynamicSmemBytes = p.index ? sizeof(Window) : 0;
     config.stream = stream;
-    check_cuda(cudaLaunchKernelEx(&config, rows_kernel<T>, p, how, sample), what);
+    check_cuda(cudaLaunchKernelEx(&config, rows_kernel<T>, p, how, static_cast<unsigned>(sample)), what);
   }
 }
 
@@ -364,14 +410,29 @@ void launch(const TwoViews& p, const How& how, cudaStream_t stream, const std::s
   check_cuda(cudaLaunchKernelEx(&config, kernel, p, how, aligned), what);
 }
 
+Affine make_affine(const ViewTable& table) {
+  // make_rows has the 12 bytes that hold a mirrored piece in the words a, b, c. By its first channel they are, in order
+  // of the output, 7 8 9 4 | 5 6 1 2, or 9 10 5 6 | 7 2 3 4, or 11 6 7 8 | 3 4 5 0. Bytes of the first word of output
+  // come from b and c, those of the second from a and b.
+  constexpr uint32_t kMirror[3] = {0x0543, 0x2165, 0x4327};
+  Affine affine;
+  for (int piece = 0; piece < 3; ++piece) {
+    for (int i = 0; i < 3; ++i) {
+      const int c = (2 * piece + i) % 3, next = (c + 1) % 3;
+      affine.of[piece].scale[i] = make_float2(table.scale[c], table.scale[next]);
+      affine.of[piece].bias[i] = make_float2(table.bias[c], table.bias[next]);
+      affine.of[piece].magic[i] = table.magic[c];
+      affine.of[piece].mirror[i] = kMirror[c];
+    }
+  }
+  return affine;
+}
+
 template <class T>
 void launch_narrow(const TwoViews& p, const ViewTable& table, cudaStream_t stream, const std::string& what) {
   if (table.affine) {
-    Affine how;
-    for (int c = 0; c < 3; ++c) how.scale[c] = table.scale[c], how.bias[c] = table.bias[c];
-    const bool whole = p.window % 8 == 0 && p.window <= 8 * kMostGroups;
-    if (whole && reinterpret_cast<uintptr_t>(p.out) % 16 == 0) return launch_rows<T>(p, how, stream, what);
-    return launch<T>(p, how, stream, what);
+    const Affine how = make_affine(table);
+    return fits_rows_kernel(p) ? launch_rows<T>(p, how, stream, what) : launch<T>(p, how, stream, what);
   }
   Table16 how;
   for (int i = 0; i < 384; ++i)

@@ -61,9 +61,12 @@ struct TwoViews {
 struct ViewTable {
   float value[768];      // the exact float32 result
   uint16_t narrow[768];  // its bits in the 16-bit output type; unset for float32
-  float scale[3];        // round(fma(byte, scale, bias)) ...
+  // If `affine` (never for float32), round(fma(M + byte, scale, bias)) equals `narrow` for all 768 entries. M + byte is
+  // the float of bits magic | byte << 8; M is at least 2^15, and such that -mean / std - M scale is nearly a float.
+  float scale[3];
   float bias[3];
-  bool affine;  // ... equals `narrow` for all 768 entries (never set for float32)
+  uint32_t magic[3];
+  bool affine;
   float mean[3];
   float std[3];
   bool exact;  // `value_of` equals `value` for all 768 entries

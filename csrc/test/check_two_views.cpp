@@ -19,7 +19,8 @@ using essl::OutType;
 
 struct Case {
   int stored, side, views, batch, window, misalign;
-  bool odd_constants;  // constants for which the table is not affine in 16 bit, instead of ImageNet's
+  bool odd_constants;  // instead of ImageNet's
+  bool corners = false;  // windows from the first corner of the frames on and back from the last, view 1 mirrored
 };
 
 int failures = 0;
@@ -48,6 +49,10 @@ void check(const Case& c, OutType type, std::mt19937& random) {
   }
   top.back() = left.back() = c.side - c.window;
   if (c.batch > 1) rows[0] = top[0] = left[0] = 0;  // ... and the very first
+  for (int at = 0; c.corners && at < c.views * c.batch; ++at) {
+    const int step = at % c.batch, margin = c.side - c.window;
+    top[at] = step % 2 ? margin : 0, left[at] = step % 2 ? margin - step : step, flip[at] = uint8_t(at / c.batch);
+  }
   const float imagenet_mean[3] = {0.485f, 0.456f, 0.406f}, imagenet_std[3] = {0.229f, 0.224f, 0.225f};
   const float odd_mean[3] = {0.1f, 0.2f, 0.3f}, odd_std[3] = {1e-3f, 0.7f, 3.0f};
   const float* mean = c.odd_constants ? odd_mean : imagenet_mean;
@@ -76,7 +81,7 @@ void check(const Case& c, OutType type, std::mt19937& random) {
     ++failures, std::printf("ImageNet's constants should take the affine path\n");
   }
   // Ways: host on 1 and on 3 threads, CUDA as the table chooses, CUDA with look-ups.
-  for (int way = 0; way < 4; ++way) {
+  for (int way = 0; way < (c.corners ? 3 : 4); ++way) {
     std::vector<uint8_t> out(count * item, 0xff);
     const essl::TwoViews p = {frames,   rows.data(), top.data(), left.data(), flip.data(), out.data(),
                               c.stored, c.batch,     c.views,    c.side,      c.window,    type};
@@ -122,21 +127,26 @@ void check(const Case& c, OutType type, std::mt19937& random) {
 }
 
 // Bad indices: wrong pixels are fine, a wild read is not (the sanitizer sees it).
-void check_wild_indices() {
-  const int side = 40, window = 32;
+void check_wild_indices(OutType type) {
+  const int side = 40, window = 32, count = 3 * window * window * 3;
   std::vector<uint8_t> frames(2 * side * side * 3, 7);
   const std::vector<int64_t> rows = {-1, int64_t{1} << 40, 2};
   std::vector<int32_t> top = {INT32_MIN, INT32_MAX, 9}, left = {INT32_MAX, INT32_MIN, -1};
   std::vector<uint8_t> flip = {1, 0, 1};
-  std::vector<float> out(3 * window * window * 3);
   const float mean[3] = {0, 0, 0}, std[3] = {1, 1, 1};
   essl::ViewTable table;
-  essl::make_view_table(mean, std, OutType::kFloat32, &table);
-  const essl::TwoViews p = {frames.data(), rows.data(), top.data(),       left.data(), flip.data(), out.data(), 2, 3, 1,
-                            side,          window,      OutType::kFloat32};
-  essl::two_views_host(p, table, 2);
-  essl::two_views_cuda(p, table, 0, nullptr);
-  for (float x : out) failures += x != 7.0f / 255.0f;
+  essl::make_view_table(mean, std, type, &table);
+  for (bool host : {true, false}) {
+    std::vector<float> wide(count);
+    std::vector<uint16_t> narrow(count);
+    void* const out = type == OutType::kFloat32 ? static_cast<void*>(wide.data()) : narrow.data();
+    const essl::TwoViews p = {frames.data(), rows.data(), top.data(), left.data(), flip.data(), out,
+                              2,             3,           1,          side,        window,      type};
+    host ? essl::two_views_host(p, table, 2) : essl::two_views_cuda(p, table, 0, nullptr);
+    for (int i = 0; i < count; ++i) {
+      failures += type == OutType::kFloat32 ? wide[i] != 7.0f / 255.0f : narrow[i] != narrow_bits(7.0f / 255.0f, type);
+    }
+  }
 }
 
 }  // namespace
@@ -152,7 +162,21 @@ int main() {
   };
   for (const Case& c : cases)
     for (OutType type : {OutType::kFloat32, OutType::kBFloat16, OutType::kFloat16}) check(c, type, random);
-  check_wild_indices();
+  // rows_kernel: at every place modulo 16, with pitches of 96, 120, 123 and 864 bytes; all sizes; all base addresses.
+  const Case corners[] = {{1, 32, 2, 16, 8, 0, false, true},
+                          {1, 40, 2, 16, 16, 5, false, true},
+                          {1, 41, 2, 16, 24, 11, false, true},
+                          {1, 288, 2, 2, 224, 8, false, true}};
+  for (const Case& c : corners)
+    for (OutType type : {OutType::kBFloat16, OutType::kFloat16}) check(c, type, random);
+  for (int window = 8; window <= 256; window += window < 96 ? 8 : 40) {
+    const OutType type = window / 8 % 2 ? OutType::kBFloat16 : OutType::kFloat16;
+    check({1, window + window / 8 % 4, 2, 1, window, window / 8 % 16, false, true}, type, random);
+  }
+  for (int misalign = 0; misalign < 16; ++misalign) {
+    check({1, 16, 2, 1, 16, misalign, false, true}, misalign % 2 ? OutType::kBFloat16 : OutType::kFloat16, random);
+  }
+  for (OutType type : {OutType::kFloat32, OutType::kBFloat16, OutType::kFloat16}) check_wild_indices(type);
   if (failures) return std::printf("two_views: %d checks failed\n", failures), EXIT_FAILURE;
   return std::printf("two_views: host code and CUDA kernel (on host threads) equal the formula, bit for bit\n"),
          EXIT_SUCCESS;
