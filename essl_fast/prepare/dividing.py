@@ -26,7 +26,7 @@ from essl_fast.prepare.folder import changes
 from essl_fast.prepare.parts import drop_part
 from essl_fast.prepare.plan import Plan
 from essl_fast.prepare.reporting import Reporter
-from essl_fast.prepare.slices import SETTINGS, Slice
+from essl_fast.prepare.slices import SETTINGS, Slice, slices_in
 from essl_fast.prepare.tasks import Task, stem_of
 from essl_fast.prepare.workers import make_in_order
 
@@ -126,7 +126,7 @@ def make_slice(
         Its record.
 
     Raises:
-        InputError: the part was made of other settings, or cannot be made.
+        InputError: the part, or another of as many, was made of other settings; or it cannot be made.
     """
     folder, now = parts / part.folder, with_format(settings)
     _begin(folder, part, now)
@@ -147,20 +147,31 @@ def make_slice(
 
 
 def _begin(folder: Path, part: Slice, now: Mapping[str, Any]) -> None:
-    """Note the settings of a part, and remove what killed workers left. InputError if the part has others."""
-    path = folder / SETTINGS
-    try:
-        was = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        was = now
-    if changed := changes(was, now):
+    """Note the settings of a part, and remove what killed workers left. InputError if it, or one beside it, differs."""
+    if changed := changes(_noted(folder) or now, now):
         raise InputError(
             f"{folder} holds part {part} made differently ({'; '.join(changed)}): delete that folder first"
         )
+    for other, beside in slices_in(folder.parent).items():
+        same = other == part or other.total != part.total  # as many parts: they are to be joined
+        if not same and (changed := changes(_noted(beside) or now, now, every=True)):
+            raise InputError(
+                f"{beside} holds part {other} made differently ({'; '.join(changed)}), so they cannot be joined: give "
+                f"part {part} the options of that part, or delete {beside} and make part {other} again"
+            )
     for file in folder.glob(".*.partial"):
         file.unlink()
-    with atomic_file(path) as written:
+    with atomic_file(folder / SETTINGS) as written:
         written.write(json.dumps(now, sort_keys=True).encode())
+
+
+def _noted(folder: Path) -> dict[str, Any] | None:
+    """The settings that a part's folder notes; None if there are none yet, or they cannot be read."""
+    try:
+        held = json.loads((folder / SETTINGS).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return held if isinstance(held, dict) else None
 
 
 def _tasks(plan: Plan, mine: list[int], folder: Path, before: Record | None) -> Iterator[tuple[str, Task | dict]]:

@@ -102,7 +102,7 @@ def prepare_dataset(
     place = Path(out) if sent is None else sent.folder
     workers, settings = _checked(dataset, visual, decoder, pairs_per_shard, workers)
     if not (place / PARTS).exists() and (done := open_finished(place, settings, say, sent)):
-        return done
+        return _with_preview(done, say, sent)
     url = "" if sent is None else sent.name
     with _writing(place, url), own_folder(place, say, url=url):
         drawn = (place / PREVIEW).exists() if sent is None else sent.has(PREVIEW)
@@ -187,6 +187,13 @@ def _writing(out: Path, url: str = "") -> Iterator[None]:
         if url:
             where, other = f"{out}, where {url} is made", "name another cache with the variable XDG_CACHE_HOME"
         raise InputError(f"cannot write {where}: {error}; free some space or {other}, then go on") from error
+
+
+def _with_preview(done: Manifest, say: Reporter, sent: Destination | None) -> Manifest:
+    """A finished folder. At a URL it may lack its preview, if this disk was full; a folder here stays as it is."""
+    if sent is not None and not sent.has(PREVIEW):
+        _try_preview(done, say)
+    return done
 
 
 def _try_preview(done: Manifest, say: Reporter) -> None:

@@ -1,6 +1,6 @@
 """Lets every n-th operation on the disk fail, stage by stage, and counts what came of it.
 
-    python -m tests.nth                  all of it, about five minutes
+    python -m tests.nth                  all of it, about seven minutes
     python -m tests.nth --stage report   one stage
     python -m tests.nth --write          writes the table of docs/faults.md
 

@@ -27,7 +27,7 @@ from essl_fast import checkpoints, config
 from essl_fast.common.commands import command
 from essl_fast.common.files import write_json
 from essl_fast.common.outputs import output_folder
-from essl_fast.data.remote import ahead
+from essl_fast.data.remote import ahead, folder, store
 from essl_fast.data.shards import SPLITS, Manifest, Picture, Shards
 from essl_fast.prepare import __main__ as prepare_door
 from essl_fast.prepare import workers
@@ -102,24 +102,75 @@ class Prepare(Stage):
             make_video(place / "videos" / f"{name}.mp4", sound=clicks(4, 16_000, at=(2.0,)))
         rows = [row(16, 1.5), row(18, 1.7, "[]"), row(21, 2.0, label="crash"), row(40, 3.9)]
         write_annotations(place / "notes", {"a": rows}, {"t": rows})
+        self.start(place / "out")
         code, said = self.run(place / "out")
         assert code == 0, said
-        self._whole = hashes(place / "out")
+        self._whole = self._made(place / "out")
 
     def work(self, out: Path) -> int:
+        return self._prepare(out)
+
+    def _made(self, out: Path) -> dict[str, str]:
+        """Name → hash of all files of the result."""
+        return hashes(out)
+
+    def _prepare(self, out: Path | str, *more: str) -> int:
         def ask(worker: workers.Worker, task: workers.Task) -> tuple[bool, dict, int]:
             return True, workers._answer(task, worker.folder), 0
 
         places = ["--videos", self.place / "videos", "--annotations", self.place / "notes", "--out", out]
         options = "--validation 0 --pairs-per-shard 2 --visual jpeg --workers 1".split()
         with mock.patch.object(workers.Worker, "_ask", ask), mock.patch.object(workers, "ThreadPoolExecutor", Now):
-            return prepare_door.main([*map(str, places), *options])
+            return prepare_door.main([*map(str, places), *options, *more])
 
     def differs(self, out: Path) -> str | None:
         # What is left of the parts goes with the next call, which finds the folder complete.
-        mine = {name: value for name, value in hashes(out).items() if not name.startswith(".parts/")}
+        mine = {name: value for name, value in self._made(out).items() if not name.startswith(".parts/")}
         names = sorted(name for name in mine.keys() | self._whole.keys() if mine.get(name) != self._whole.get(name))
         return ", ".join(names) or None
+
+
+class Parts(Prepare):
+    """The same by two machines, of which each makes a part; then they are joined."""
+
+    name = "parts, joined"
+
+    def work(self, out: Path) -> int:
+        return (
+            self._prepare(out, "--part", "1/2") or self._prepare(out, "--part", "2/2") or self._prepare(out, "--join")
+        )
+
+
+class Sending(Prepare):
+    """The same to a URL, where the disk that fails is that of this machine's cache."""
+
+    name = "prepare to a URL"
+    _URL = "memory://nth/sent"
+
+    def start(self, out: Path) -> None:
+        out.mkdir(parents=True)
+        if MemoryFileSystem().exists(self._URL):
+            MemoryFileSystem().rm(self._URL, recursive=True)
+
+    def work(self, out: Path) -> int:
+        here = {"XDG_CACHE_HOME": str(out)}
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(mock.patch.dict(os.environ, here))
+            patches.enter_context(mock.patch.object(folder, "ThreadPoolExecutor", Now))
+            patches.enter_context(mock.patch.object(store, "FIRST_WAIT", 0.001))  # before it tries again
+            return self._prepare(self._URL)
+
+    def _made(self, out: Path) -> dict[str, str]:
+        root, system = self._URL.removeprefix("memory:/"), MemoryFileSystem()
+        return {
+            path.removeprefix(f"{root}/"): hashlib.sha256(system.cat_file(path)).hexdigest()
+            for path in system.find(self._URL)
+        }
+
+    def good(self, out: Path) -> str | None:
+        """Whoever reads meanwhile finds the whole data set, or none; the preview comes after it."""
+        wrong = self.differs(out) if "manifest.json" in self._made(out) else None
+        return f"a manifest is there, and not {wrong}" if wrong not in (None, "preview.png") else None
 
 
 class Run(Stage):
@@ -387,7 +438,7 @@ def digest(pictures: list[Picture], sound: np.ndarray) -> str:
     return state.hexdigest()
 
 
-STAGES: tuple[type[Stage], ...] = (Prepare, Run, Report, Shard, RemoteCache)
+STAGES: tuple[type[Stage], ...] = (Prepare, Parts, Sending, Run, Report, Shard, RemoteCache)
 
 
 @contextlib.contextmanager

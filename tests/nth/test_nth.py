@@ -95,7 +95,7 @@ def test_a_full_disk_stays_full(tmp_path):
                 (tmp_path / "a").write_text("2")
 
 
-class Careless(STAGES[1]):
+class Careless(STAGES[3]):
     """A stage that writes in place."""
 
     def work(self, out):
@@ -110,7 +110,7 @@ def test_what_is_lost_is_seen(tmp_path):
     assert found.what == trials.LOST and "names no file" in found.why
 
 
-class Waiting(STAGES[2]):
+class Waiting(STAGES[4]):
     """A stage that waits for ever once a file cannot be opened, as for a lock of its own."""
 
     def work(self, out):

@@ -24,7 +24,7 @@ EQUAL, TOLD, LOST = OUTCOMES = ("equal", "told", "lost")
 # A remedy is an imperative: what to do, or which command goes on; or the list of what prepare left out, with reasons.
 REMEDY = re.compile(
     r"\b(free|choose|check|give|run `|run again|run prepare again|mend|restore|delete|use|copy|try|complete without|"
-    r"make sure|leave|raise|train writes|goes on|memory of this machine)\b|--resume|"
+    r"run the same command|make sure|leave|raise|train writes|goes on|memory of this machine)\b|--resume|"
     r"left out \(all of it:|name another folder"
 )
 

@@ -222,6 +222,22 @@ def test_parts_of_other_settings_or_annotations(world, copied, tmp_path):
     assert record["visual"] == "jpeg" and record["format"] == f"{shards.VERSION}.{tasks.VERSION}"
 
 
+def test_a_part_of_other_settings_than_those_beside_it_is_refused_before_it_is_made(world, tmp_path, monkeypatch):
+    out, read = tmp_path / "out", remade(monkeypatch)
+    part(world, out, 1)
+    made = len(read)
+    with pytest.raises(
+        InputError,
+        match=r"1-of-2 holds part 1/2 made differently \(pairs_per_shard was 5, is 7\), so they cannot be joined: "
+        r"give part 2/2 the options of that part, or delete .*1-of-2 and make part 1/2 again",
+    ):
+        prepare_part(dataset(world), out, 2, 2, **SETTINGS | {"pairs_per_shard": 7})
+    assert len(read) == made and not list((out / ".parts" / "2-of-2").glob("*.json"))
+    (out / ".parts" / "1-of-2" / "settings.json").write_text("[")  # cut short: who joins will see
+    prepare_part(dataset(world), out, 2, 2, **SETTINGS | {"pairs_per_shard": 7})
+    assert len(read) > made
+
+
 def test_what_else_is_refused(world, copied):
     with pytest.raises(InputError, match=r"holds parts of several machines \(1/2, 2/2\): add --join"):
         prepare_dataset(dataset(world), copied, **SETTINGS)

@@ -203,10 +203,12 @@ def test_what_verify_found_in_other_pairs_does_not_stay(out, world):
 def test_what_the_end_lacked_comes_with_the_next_run(out, world, monkeypatch):
     """A preview that was not sent; and a cache that fails when the summary is read is not the URL's fault."""
     run(world, out)
-    Store(out).remove("preview.png")
-    (Destination(out).folder / ".parts").mkdir(parents=True)  # as a run leaves it that ended in between
-    manifest = run(world, out)
-    assert "preview.png" in sent_to(out)
+    for ended in (True, False):
+        Store(out).remove("preview.png")
+        if not ended:
+            (Destination(out).folder / ".parts").mkdir(parents=True)  # as a run leaves it that ended in between
+        manifest = run(world, out)
+        assert "preview.png" in sent_to(out)
     listing, real = manifest.bring("left_out.jsonl"), open
 
     def failing(path, *more, **named):
