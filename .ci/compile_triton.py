@@ -12,7 +12,8 @@ Another version of Triton needs no second PyTorch, only a folder of its own:
     pip install --target FOLDER --no-deps triton==3.9.0; python .ci/compile_triton.py --triton FOLDER
 
 The table: registers a thread; bytes spilled, of stack, of shared memory; warps that fit a multiprocessor; the widest
-global load and store of a thread in bytes, and how many such instructions the code holds (not how often they run).
+global load and store of a thread in bytes, and how many such instructions the code holds (not how often they run);
+instructions in all, up to the last exit, and how many of them are barriers.
 """
 
 import argparse
@@ -51,6 +52,8 @@ class Compiled:
     widest_store: int
     loads: int  # instructions
     stores: int
+    code: int = 0  # instructions up to the last exit
+    barriers: int = 0
 
 
 def modules(package: str) -> list[Any]:
@@ -93,11 +96,24 @@ def width(instruction: str) -> int:
     return 4
 
 
-def traffic(assembly: str) -> tuple[list[int], list[int], int]:
-    """Widths in bytes of the global loads and of the global stores, and the number of accesses to local memory."""
+def instructions(assembly: str) -> list[str]:
+    """The machine instructions' names, such as LDG.E.128."""
     found = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", assembly, flags=re.MULTILINE)
     if not found:
         sys.exit("compile_triton: no instruction found in what nvdisasm printed; has its output changed?")
+    return found
+
+
+def length(assembly: str) -> tuple[int, int]:
+    """Instructions up to the last exit (subroutines and padding come after it), and the barriers among them."""
+    found = instructions(assembly)
+    last = max((at for at, name in enumerate(found) if name.startswith("EXIT")), default=len(found) - 1)
+    return last + 1, sum(name.startswith("BAR.SYNC") for name in found[: last + 1])
+
+
+def traffic(assembly: str) -> tuple[list[int], list[int], int]:
+    """Widths in bytes of the global loads and of the global stores, and the number of accesses to local memory."""
+    found = instructions(assembly)
     by_name = [(name.partition(".")[0], name) for name in found]
     loads = [width(name) for base, name in by_name if base in ("LDG", "LDGSTS")]
     stores = [width(name) for base, name in by_name if base == "STG"]
@@ -184,6 +200,7 @@ def compile_case(package: str, index: int, arch: int) -> Compiled | str:
         max(stores, default=0),
         len(loads),
         len(stores),
+        *length(assembly),
     )
 
 
@@ -228,7 +245,8 @@ def main() -> None:
         outcomes = list(pool.map(compile_case, [package] * len(wanted), *zip(*wanted, strict=True)))
     print(f"Triton {importlib.import_module('triton').__version__}")
     longest = max(len(titles[index]) for index, _ in wanted)
-    heads = ("registers", "spills", "stack", "shared", "warps", "load B", "store B", "loads", "stores")
+    heads = ("registers", "spills", "stack", "shared", "warps", "load B", "store B", "loads", "stores", "code")
+    heads += ("barriers",)
     print(f"{'kernel and case':<{longest}} {'arch':>6} " + " ".join(f"{head:>9}" for head in heads))
     for (index, arch), outcome in zip(wanted, outcomes, strict=True):
         where = f"{titles[index]} on sm_{arch}"

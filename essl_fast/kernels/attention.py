@@ -19,9 +19,15 @@ constant map gives exactly 0, as the reference does.
 
 One program works on a sample, or several share one (small batches). In the second case each program reduces its part to
 its own low and its two sums, and a second kernel joins them. Sums have one fixed order whatever the schedule: a
-thread's positions in ascending order, then a tree over groups, then a tree over programs. So the same inputs give the
-same bits. A NaN in the features makes the sample's attention and pooled vector NaN, as in the reference (Triton's min
-and max would drop it).
+thread's positions in ascending order, then over groups, then a tree over programs. So the same inputs give the same
+bits. A NaN in the features makes the sample's attention and pooled vector NaN, as in the reference (Triton's min and
+max would drop it).
+
+If the chip cannot hold a program for each sample, a program takes several, one after the other (programs_of). The last
+step over a sample's tiles loads the next sample's first tile, and its audio is loaded before the barrier that follows:
+the memory works while warps exchange their sums. All programs are on the chip at once and take as many samples, or one
+less, so no rest of a batch is left to a few of them: 256 samples are 128 programs with two each on an A100, which holds
+216, and 1,024 are 256 programs with four each on an H200, which holds 264.
 
 Bytes per sample: C H W values are read once; H W floats of s and of w, C floats of f and of sum v (which the backward
 uses) are written. 512 channels of 14 x 14 in bf16: 200,704 bytes and 1 KiB of audio in, 5.6 KiB out. The compiled loop
@@ -32,7 +38,9 @@ H200's 4.3 TB/s. So memory is the limit, by estimate: it was not measured on a G
 
 To keep the memory busy, a warp has the next tile's 2 KiB in flight while it works on the current one. Two programs of 8
 warps and at most 128 registers per thread fit on a multiprocessor: that makes 32 KiB, enough for 1,800 cycles of
-latency at that rate. There is no barrier and no shared memory in the loop (channels_last).
+latency at that rate. There is no barrier and no shared memory in the loop (channels_last). Around it are 406
+instructions and 15 barriers; benchmarks/records/2026-11-30_attention says what they were before, and why the sums over
+groups take the way that they take (tiles.over_groups).
 """
 
 import torch
@@ -45,7 +53,10 @@ from essl_fast.kernels import attention_tiles as tiles
 from essl_fast.kernels.attention_tiles import (
     LEAST_RANGE,
     LEAST_SQUARE,
+    Tiling,
+    load_row,
     load_tile,
+    over_groups,
     share_of,
     store_rows,
     unit,
@@ -73,30 +84,35 @@ def _default(shape_class: str) -> Config:
 
 
 @triton.jit
-def _extremes(s, real):
-    """Low and high of a map (map_size,) where real, and their first positions; of the first NaN, if there is one."""
-    missing = s != s
-    below = tl.where(real, tl.where(missing, float("-inf"), s), float("inf"))
-    above = tl.where(real, tl.where(missing, float("inf"), s), float("-inf"))
-    low, low_at = tl.min(below, axis=0, return_indices=True)
-    high, high_at = tl.max(above, axis=0, return_indices=True)
-    low = tl.where(low == float("-inf"), float("nan"), low)
-    high = tl.where(high == float("inf"), float("nan"), high)
-    return low, high, low_at, high_at
+def _less(x, y):
+    """The smaller one; NaN if there is one, which tl.min would drop."""
+    return tl.minimum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def _store_map(attention, extremes, b, s, i, low, high, low_at, high_at, POSITIONS: tl.constexpr):
-    """Write a sample's attention, and its extremes for the backward."""
-    w = tl.div_rn(s - low, high - low + LEAST_RANGE)
-    tl.store(attention + b * POSITIONS + i, w, mask=i < POSITIONS)
+def _extremes(s, real):
+    """Low and high of a map (map_size,) where real. One exchange between warps for both; NaN if there is one."""
+    ends = tl.join(tl.where(real, s, float("inf")), tl.where(real, -s, float("inf")))
+    low, below = tl.split(tl.reduce(ends, 0, _less))
+    return low, -below
+
+
+@triton.jit
+def _store_map(attention, extremes, b, s, low, high, T: tl.constexpr):
+    """Write a sample's attention; and for the backward its extremes and their first positions, or the first NaN's."""
+    i = tl.arange(0, T.map_size)
+    inside = i < T.positions
+    at_low = tl.where(inside & ((s == low) | (s != s)), i, T.map_size)
+    at_high = tl.where(inside & ((s == high) | (s != s)), i, T.map_size)
+    tl.store(attention + b * T.positions + i, tl.div_rn(s - low, high - low + LEAST_RANGE), mask=inside)
+    low_at, high_at = tl.split(tl.min(tl.join(at_low, at_high), axis=0))
     tl.store(extremes + 4 * b, low)
     tl.store(extremes + 4 * b + 1, high)
     tl.store(extremes + 4 * b + 2, low_at.to(tl.float32))
     tl.store(extremes + 4 * b + 3, high_at.to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def _forward(
     features,  # (B, C, P) by strides, 16-bit or float32
     audio,  # (B, C) any of these types
@@ -105,58 +121,74 @@ def _forward(
     pooled,  # (B, C) float32, f; with several programs per sample (B, splits, C), sums of (s - own low) v
     sums,  # (B, C) float32, sum of v; with several programs per sample (B, splits, C)
     extremes,  # (B, 4) float32: low, high, their positions; with several programs per sample (B, splits): own lows
+    batch,  # B, if a program takes several samples; None if each has one
     STRIDE_B: tl.constexpr,
     STRIDE_C: tl.constexpr,
     STRIDE_P: tl.constexpr,
     T: tl.constexpr,
 ):
-    b, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """A program's samples, one after the other.
+
+    One function, since a sample's end and the next one's loads overlap: the tile that is on its way stays in registers.
+    """
+    program, split = tl.program_id(0), tl.program_id(1)
     first, end = share_of(split, T)
-    features += b * STRIDE_B
-    similarity += b * T.positions
+    heard = load_row(audio + program.to(tl.int64) * T.channels, features.dtype.element_ty, T)
     if T.ahead:
-        coming = load_tile(features, first, end, STRIDE_C, STRIDE_P, T)
-        tl.debug_barrier()  # starts these loads now; without it, ptxas lets them wait for a's norm
-    channel = tl.arange(0, T.wide)[None, None, :]
-    a = tl.load(audio + b * T.channels + channel, mask=channel < T.channels, other=0).to(tl.float32)
-    u = unit(a)[0]
+        coming = load_tile(features + program.to(tl.int64) * STRIDE_B, first, end, STRIDE_C, STRIDE_P, T)
+        tl.debug_barrier()  # starts these loads now; without it, ptxas lets them wait for the audio's norm
+    # What is the same for all samples is worked out for each: before the loop, it would take the tiles' registers.
+    for turn in tl.range(1 if batch is None else tl.cdiv(batch - program, tl.num_programs(0)), disable_licm=True):
+        sample = program + turn * tl.num_programs(0)
+        next_sample = sample + tl.num_programs(0)
+        b = tl.cast(sample, tl.int64)
+        u = unit(heard)[0]
+        pivot = tl.full((T.groups, 1, 1), 0.0, tl.float32)
+        above = tl.full((T.groups, 1, T.wide), 0.0, tl.float32)  # sum of (s - pivot) v
+        total = tl.full((T.groups, 1, T.wide), 0.0, tl.float32)  # sum of v
+        for step in range(T.share):
+            tile = first + step
+            if T.ahead:  # after a sample's last tile comes the next sample's first one
+                packed = coming
+                origin, following = sample, tile + 1
+                if batch is not None:
+                    last = step == T.share - 1
+                    origin = tl.where(last, next_sample, sample)
+                    following = tl.where(last, tl.where(next_sample < batch, first, end), following)
+                coming = load_tile(
+                    features + tl.cast(origin, tl.int64) * STRIDE_B, following, end, STRIDE_C, STRIDE_P, T
+                )
+            else:
+                packed = load_tile(features + b * STRIDE_B, tile, end, STRIDE_C, STRIDE_P, T)
+            v = unpack_tile(packed, features.dtype.element_ty, T)
+            inverse = tl.rsqrt(tl.maximum(tl.sum(v * v, axis=2, keep_dims=True), LEAST_SQUARE))
+            s = tl.sum(v * u, axis=2, keep_dims=True) * inverse  # (groups, rows, 1)
+            store_rows(similarity + b * T.positions, tile, s, T)
+            if step == 0:
+                pivot = tl.sum(tl.where(tl.arange(0, T.rows)[None, :, None] == 0, s, 0), axis=1, keep_dims=True)
+            above += tl.sum((s - pivot) * v, axis=1, keep_dims=True)
+            total += tl.sum(v, axis=1, keep_dims=True)
 
-    row = tl.arange(0, T.rows)[None, :, None]
-    pivot = tl.full((T.groups, 1, 1), 0.0, tl.float32)
-    above = tl.full((T.groups, 1, T.wide), 0.0, tl.float32)  # sum of (s - pivot) v
-    total = tl.full((T.groups, 1, T.wide), 0.0, tl.float32)  # sum of v
-    for step in range(T.share):
-        tile = first + step
-        if T.ahead:
-            packed = coming
-            coming = load_tile(features, tile + 1, end, STRIDE_C, STRIDE_P, T)
+        if batch is not None:
+            heard = load_row(
+                audio + tl.cast(tl.minimum(next_sample, batch - 1), tl.int64) * T.channels, features.dtype.element_ty, T
+            )
+        tl.debug_barrier()  # these loads have started, and the map is written and can be read
+        i = tl.arange(0, T.map_size)
+        own = (i >= first * T.size) & (i < end * T.size) & (i < T.positions)
+        s = tl.load(similarity + b * T.positions + i, mask=own, other=0)
+        part = b * T.splits + split
+        channel = tl.max_contiguous(tl.arange(0, T.wide), 1)  # else threads would exchange sums to store two at once
+        real = channel < T.channels
+        tl.store(sums + part * T.channels + channel, over_groups(total, T), mask=real)
+        low, high = _extremes(s, own)
+        above = over_groups(above + (pivot - low) * total, T)
+        if T.splits == 1:
+            above = tl.div_rn(above, high - low + LEAST_RANGE)
+            _store_map(attention, extremes, b, s, low, high, T)
         else:
-            packed = load_tile(features, tile, end, STRIDE_C, STRIDE_P, T)
-        v = unpack_tile(packed, features.dtype.element_ty, T)
-        inverse = tl.rsqrt(tl.maximum(tl.sum(v * v, axis=2, keep_dims=True), LEAST_SQUARE))
-        s = tl.sum(v * u, axis=2, keep_dims=True) * inverse  # (groups, rows, 1)
-        store_rows(similarity, tile, s, T)
-        if step == 0:
-            pivot = tl.sum(tl.where(row == 0, s, 0), axis=1, keep_dims=True)
-        above += tl.sum((s - pivot) * v, axis=1, keep_dims=True)
-        total += tl.sum(v, axis=1, keep_dims=True)
-
-    tl.debug_barrier()  # now the program's part of the map is written and can be read
-    i = tl.arange(0, T.map_size)
-    own = (i >= first * T.size) & (i < end * T.size) & (i < T.positions)
-    s = tl.load(similarity + i, mask=own, other=0)
-    low, high, low_at, high_at = _extremes(s, own)
-    above = tl.sum(above + (pivot - low) * total, axis=0, keep_dims=True)
-    total = tl.sum(total, axis=0, keep_dims=True)
-    part = b * T.splits + split
-    real = channel < T.channels
-    tl.store(sums + part * T.channels + channel, total, mask=real)
-    if T.splits == 1:
-        tl.store(pooled + b * T.channels + channel, tl.div_rn(above, high - low + LEAST_RANGE), mask=real)
-        _store_map(attention, extremes, b, s, i, low, high, low_at, high_at, T.positions)
-    else:
+            tl.store(extremes + part, low)
         tl.store(pooled + part * T.channels + channel, above, mask=real)
-        tl.store(extremes + part, low)
 
 
 @triton.jit
@@ -175,9 +207,9 @@ def _join(
     b, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i = tl.arange(0, T.map_size)
     s = tl.load(similarity + b * T.positions + i, mask=i < T.positions, other=0)
-    low, high, low_at, high_at = _extremes(s, i < T.positions)
+    low, high = _extremes(s, i < T.positions)
     if block == 0:
-        _store_map(attention, extremes, b, s, i, low, high, low_at, high_at, T.positions)
+        _store_map(attention, extremes, b, s, low, high, T)
     part = tl.arange(0, triton.next_power_of_2(T.splits))[:, None]
     channel = block * BLOCK + tl.arange(0, BLOCK)[None, :]
     real = (part < T.splits) & (channel < T.channels)
@@ -210,12 +242,14 @@ def forward(
     if tiling.splits > 1:
         parts = tuple(tiles.empty((batch, tiling.splits, *last), features) for last in ((channels,), (channels,), ()))
     weights = attention if tiling.splits == 1 else None
-    _forward[batch, tiling.splits](
+    programs = programs_of(features, audio, tiling, config.num_warps)
+    _forward[programs, tiling.splits](
         features,
         audio,
         similarity,
         weights,
         *parts,
+        None if programs == batch else batch,
         *tiles.steps_of(features),
         tiling,
         num_warps=config.num_warps,
@@ -229,6 +263,20 @@ def forward(
             *parts, similarity, attention, pooled, sums, extremes, tiling, block, num_warps=4, **tuning.FUSED
         )
     return outputs
+
+
+def programs_of(features: Tensor, audio: Tensor, tiling: Tiling, warps: int) -> int:
+    """Programs for the samples (groups of programs where several share a sample); each takes its samples in turn.
+
+    As many as are on the chip at once, or fewer, so that all take as many samples, or some one less. One for each
+    sample where a program cannot load the next one's first tile ahead, or would need more registers for it.
+    """
+    batch = features.shape[0]
+    widest = tiling.lanes == 32 and tiling.columns * features.element_size() == 32 * 16  # bytes that a warp loads
+    if not (widest and tiling.ahead and tiling.splits == 1 and audio.element_size() == features.element_size()):
+        return batch
+    resident = 65536 // (32 * warps * tiles.registers(warps)) * tuning.processors_of(features.device)
+    return triton.cdiv(batch, triton.cdiv(batch, resident))
 
 
 def _outputs(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -323,21 +371,26 @@ def aot_cases() -> list[AotCase]:
     names = ("aboves", "totals", "lows", "similarity", "attention", "pooled", "sums", "extremes")
     tiling = tiles.tiling_of(classes[3][0], _default(classes[3][0]))
     join = AotCase("4 of 512", _join, dict.fromkeys(names, "*fp32"), {"T": tiling, "BLOCK": 512}, max_registers=64)
-    return [_case(*each) for each in classes] + [join]
+    several = [_case(*classes[each], several=True) for each in (0, 4)]
+    return [_case(*each) for each in classes] + several + [join]
 
 
-def _case(shape_class: str, kind: str, audio: str) -> AotCase:
+def _case(shape_class: str, kind: str, audio: str, several: bool = False) -> AotCase:
     config = _default(shape_class)
     parts = tiles.parse(shape_class)
     present = {"features": f"*{kind}", "audio": f"*{audio}"}
     present |= dict.fromkeys(("similarity", "attention", "pooled", "sums", "extremes"), "*fp32")
     constants: dict[str, int | None] = dict(zip(("STRIDE_B", "STRIDE_C", "STRIDE_P"), parts.dense_steps(), strict=True))
     tiling = tiles.tiling_of(shape_class, config)
+    if several:
+        present["batch"] = "i32"
+    else:
+        constants["batch"] = None
     if tiling.splits > 1:
         del present["attention"]
         constants["attention"] = None
     return AotCase(
-        f"{shape_class} {kind}",
+        f"{shape_class} {kind}" + (", several samples" if several else ""),
         _forward,
         present,
         constants | {"T": tiling},

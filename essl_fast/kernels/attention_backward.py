@@ -27,7 +27,7 @@ channels of 196 positions in bf16, 200,704 bytes each way, 7 KiB of g, f, sum v 
 in 49 cycles. It moves 2 KiB, which takes 114 cycles at 18 bytes per cycle, a multiprocessor's share of an H200's 4.3
 TB/s. So memory is the limit, by estimate: it was not measured on a GPU yet.
 
-Each sum has one fixed order: a thread's positions in ascending order, then a tree over groups, then a tree over the
+Each sum has one fixed order: a thread's positions in ascending order, then over groups, then a tree over the
 programs of a sample, in a second small kernel. So the same inputs give the same bits.
 """
 
@@ -41,6 +41,7 @@ from essl_fast.kernels.attention_tiles import (
     LEAST_RANGE,
     LEAST_SQUARE,
     load_tile,
+    over_groups,
     positions_of,
     share_of,
     store_tile,
@@ -167,7 +168,7 @@ def _backward(
             residue += tl.sum(t * s, axis=1, keep_dims=True)
 
     if grad_audio is not None:
-        towards = tl.sum(towards, axis=0, keep_dims=True)
+        towards = over_groups(towards, T)[None, None, :]
         residue = tl.sum(residue, axis=0, keep_dims=True)
         if T.splits == 1:
             da = _audio_gradient(towards, residue, u, inverse_a, a_turns)

@@ -124,6 +124,21 @@ def share_of(split, T: tl.constexpr):
 
 
 @triton.jit
+def load_row(row, LIKE: tl.constexpr, T: tl.constexpr):
+    """(groups or 1, 1, wide) float32: a row of channels, if it can be in the threads that have them in a tile.
+
+    They are if the row's values are as wide as LIKE, the features' type. Then warps need not exchange them.
+    """
+    if T.lanes < 32 or row.dtype.element_ty.primitive_bitwidth != LIKE.primitive_bitwidth:
+        channel = tl.arange(0, T.wide)[None, None, :]
+        return tl.load(row + channel, mask=channel < T.channels, other=0).to(tl.float32)
+    else:
+        channel = _along(T.chunks, 1) * T.columns + tl.arange(0, T.columns)[None, None, None, :]
+        channel += 0 * _along(T.groups, 0)  # every group loads the row
+        return _spread(tl.load(row + channel, mask=channel < T.channels, other=0).to(tl.float32), 1, T)
+
+
+@triton.jit
 def unpack_tile(tile, DTYPE: tl.constexpr, T: tl.constexpr):
     """(groups, rows, wide) float32 of a loaded tile."""
     if T.pack == 2:
@@ -136,11 +151,34 @@ def unpack_tile(tile, DTYPE: tl.constexpr, T: tl.constexpr):
         tile = tl.reshape(tl.join(low, high), (tile.shape[0], tile.shape[1], tile.shape[2], 2 * tile.shape[3]))
     else:
         tile = tile.to(tl.float32)
+    return _spread(tile, T.rows, T)
+
+
+@triton.jit
+def _spread(tile, ROWS: tl.constexpr, T: tl.constexpr):
+    """(groups, rows, wide) of a tile with the axes with which it was loaded."""
     if T.positions_first:
         tile = tl.permute(tile, (2, 3, 1, 0) if GROUPS_LATE else (0, 3, 1, 2))
     else:
         tile = tl.permute(tile, (2, 0, 1, 3) if GROUPS_LATE else (0, 2, 1, 3))
-    return tl.reshape(tile, (T.groups, T.rows, T.wide))
+    return tl.reshape(tile, (T.groups, ROWS, T.wide))
+
+
+@triton.jit
+def over_groups(x, T: tl.constexpr):
+    """(wide,): the sum of (groups, 1, wide) over the groups, of which each warp has its own (channels_last).
+
+    tl.sum would go through shared memory with a row of groups for each channel (Triton 3.6). A lane has 8 channels of
+    16 bits, so lanes would access it 256 bytes apart, all in one bank: 8,192 accesses one after the other for 512
+    channels and 8 warps. A split needs both halves in one thread. Triton gets them there by a conversion without such
+    conflicts, and it gives a thread all groups of its channels.
+    """
+    x = tl.reshape(x, (T.groups, T.wide))
+    if T.groups == 1 or T.positions_first:  # there the groups are lanes, or both
+        return tl.sum(x, axis=0)
+    else:
+        low, high = tl.split(tl.permute(tl.reshape(x, (2, T.groups // 2, T.wide)), (1, 2, 0)))
+        return tl.sum(low + high, axis=0)
 
 
 @triton.jit
@@ -163,11 +201,12 @@ def store_rows(row, tile, values, T: tl.constexpr):
     the order that Triton has already; without it, Triton would reorder each tile's values through shared memory, with
     two barriers.
     """
-    position = positions_of(tile, T)
+    position = positions_of(0, T)  # in the tile
     lane = tl.arange(0, T.lanes)[None, None, :]
     if GROUPS_LATE:
         position, values = tl.permute(position, (1, 0, 2)), tl.permute(values, (1, 0, 2))
-    tl.store(row + position + lane, values, mask=(position < T.positions) & (lane == 0))
+    mask = (position < T.positions - tile * T.size) & (lane == 0)
+    tl.store(row + tile * T.size + position + lane, values, mask=mask)
 
 
 @triton.jit

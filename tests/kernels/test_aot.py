@@ -58,7 +58,7 @@ def test_every_kernel_compiles_without_spills():
     for row in rows:
         where, numbers = row.split(" sm_90 ")
         registers, spills, stack, *rest = map(int, numbers.split())
-        assert 0 < registers <= 255 and spills == 0 and stack == 0 and len(rest) == 6
+        assert 0 < registers <= 255 and spills == 0 and stack == 0 and len(rest) == 8
         named.add(where.split()[0])
     kernels = launched_kernels()
     assert len(kernels) >= 4 and kernels <= named, kernels - named
@@ -167,6 +167,12 @@ def test_reading_machine_code(script):
         /*1080*/                   LDL.64 R4, [R1] ;
 """
     assert script.traffic(assembly) == ([16, 1, 2, 16], [8, 4], 2)
+    assert script.length(assembly) == (9, 0)
+    assert script.length(assembly + "        /*1090*/     BAR.SYNC 0x0 ;\n" * 3 + "    /*10a0*/  @P0  EXIT ;\n") == (
+        13,
+        3,
+    )
+    assert script.length("    /*0000*/  EXIT ;\n" + assembly) == (1, 0)
     with pytest.raises(SystemExit, match="has its output changed"):
         script.traffic("nothing")
 

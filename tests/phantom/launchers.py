@@ -69,6 +69,10 @@ def launch_all(size: int, dtype: torch.dtype, layout: torch.memory_format) -> No
     """Everything that a step of ``size`` pairs launches, both views at once."""
     maps = _gpu(2 * size, 512, 14, 14, dtype=dtype).to(memory_format=layout)
     sound = _gpu(2 * size, 512, dtype=dtype)
+    many = 8 * size  # more than the programs that a chip holds: they take several samples
+    _body(attention._attend)(
+        _gpu(many, 512, 14, 14, dtype=dtype).to(memory_format=layout), _gpu(many, 512, dtype=dtype)
+    )
     pooled, similarity, weights, sums, extremes = _body(attention._attend)(maps, sound)
     for given in ((pooled, None, None), (pooled, None, weights), (None, similarity, None)):
         _body(attention._attend_backward)(maps, sound, similarity, pooled, sums, extremes, *given, True, True)
