@@ -33,17 +33,25 @@ class Rates:
         names = [group.get("name", str(number)) for number, group in enumerate(optimizer.param_groups)]
         self._first = dict(zip(names, rates, strict=True))
         self._base = torch.tensor(rates, dtype=kind, device=device)
-        self._now, self._factor = self._base.clone(), 1.0
+        self._now = self._base.clone()
         self.attach(optimizer)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the groups use these rates. Call it again after the optimizer loaded a state, which has its own."""
+        """Make the groups use these rates. Call it again after the optimizer loaded a state.
+
+        Until the next step, the rates are the groups' own: those of the last step before.
+        """
+        own = [float(group["lr"]) for group in optimizer.param_groups]
+        self._own: dict[str, float] = dict(zip(self._first, own, strict=True))
+        self._factor: float | None = None
+        self._now.copy_(torch.tensor(own, dtype=self._now.dtype))
         for group, rate in zip(optimizer.param_groups, self._now.unbind(), strict=True):
             group["lr"] = rate
 
     def now(self) -> dict[str, float]:
         """The rate of each group by its name, without waiting for the device."""
-        return {name: rate * self._factor for name, rate in self._first.items()}
+        factor = self._factor
+        return dict(self._own) if factor is None else {name: rate * factor for name, rate in self._first.items()}
 
     def scale(self, factor: float) -> None:
         """Set every rate to its first value times ``factor``, without waiting for the device."""

@@ -125,6 +125,22 @@ def test_patience_counts_epochs(every, spent):
     assert found == spent
 
 
+def test_an_epoch_whose_last_step_was_before_the_resumption_has_its_rates(tiny):
+    """It was killed between that step and the end of the epoch."""
+    one, other = trainer_of(tiny[1]), trainer_of(tiny[1])
+    for raw in one.batches():
+        one.take_step(raw)
+    state = last_state(one)
+    resume(other, state)
+    assert [group["lr"] for group in last_state(other)["optimizer"]["param_groups"]] == [
+        group["lr"] for group in state["optimizer"]["param_groups"]
+    ]
+    found, first = one.end_epoch()["rates"], trainer_of(tiny[1]).step.rates.now()
+    assert other.end_epoch()["rates"] == found != first
+    for trainer in (one, other):
+        trainer.loader.close()
+
+
 def test_the_clock_of_a_resumed_run_goes_on(tiny):
     one, other = trainer_of(tiny[1]), trainer_of(tiny[1])
     for trainer in (one, other):
