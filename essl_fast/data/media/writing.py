@@ -84,8 +84,8 @@ class VideoWriter:
 
 @cache
 def _instructions(cpuinfo: str = "/proc/cpuinfo") -> dict[str, str]:
-    """Options that keep x264 from AVX-512. Its code for `mbtree` reads memory that nothing wrote there, so the same pictures
-    would give other bytes each time. AVX2 is as fast, and every processor with AVX-512 has it."""
+    """Options that keep x264 from AVX-512. Its code for `mbtree` reads memory that nothing wrote there, so the same
+    pictures would give other bytes each time. AVX2 is as fast, and every processor with AVX-512 has it."""
     try:
         with open(cpuinfo) as file:
             flags = next((line for line in file if line.startswith("flags")), "")

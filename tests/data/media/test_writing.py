@@ -23,7 +23,8 @@ def test_the_same_pictures_give_the_same_bytes(tmp_path):
 
 
 def test_avx2_is_asked_for_where_the_processor_has_avx512_alone(tmp_path):
-    cases = {"flags\t\t: sse2 avx2 avx512f avx512bw\n": {"x264-params": "asm=avx2"}, "flags\t\t: sse2 avx2\n": {}, "": {}}
+    both, alone = "flags\t\t: sse2 avx2 avx512f avx512bw\n", "flags\t\t: sse2 avx2\n"
+    cases = {both: {"x264-params": "asm=avx2"}, alone: {}, "": {}}
     for number, (text, options) in enumerate(cases.items()):
         file = tmp_path / f"cpuinfo{number}"
         file.write_text("processor\t: 0\n" + text)
