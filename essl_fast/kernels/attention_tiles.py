@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 from essl_fast.kernels import tuning
+from essl_fast.kernels.sums import over_rows
 from essl_fast.kernels.tuning import Config
 
 MAX_CHANNELS, MAX_POSITIONS = 2048, 1024
@@ -166,19 +167,12 @@ def _spread(tile, ROWS: tl.constexpr, T: tl.constexpr):
 
 @triton.jit
 def over_groups(x, T: tl.constexpr):
-    """(wide,): the sum of (groups, 1, wide) over the groups, of which each warp has its own (channels_last).
-
-    tl.sum would go through shared memory with a row of groups for each channel (Triton 3.6). A lane has 8 channels of
-    16 bits, so lanes would access it 256 bytes apart, all in one bank: 8,192 accesses one after the other for 512
-    channels and 8 warps. A split needs both halves in one thread. Triton gets them there by a conversion without such
-    conflicts, and it gives a thread all groups of its channels.
-    """
+    """(wide,): the sum of (groups, 1, wide) over the groups, of which each warp has its own (channels_last)."""
     x = tl.reshape(x, (T.groups, T.wide))
     if T.groups == 1 or T.positions_first:  # there the groups are lanes, or both
         return tl.sum(x, axis=0)
     else:
-        low, high = tl.split(tl.permute(tl.reshape(x, (2, T.groups // 2, T.wide)), (1, 2, 0)))
-        return tl.sum(low + high, axis=0)
+        return over_rows(x, 1)
 
 
 @triton.jit

@@ -37,6 +37,7 @@ derivative share one exponential and take about 20 instructions, half of what li
 import triton
 import triton.language as tl
 
+from essl_fast.kernels.sums import over_rows
 from essl_fast.kernels.tuning import AotCase
 
 ROWS, WIDTH = 32, 64  # of a tile: each of 128 threads loads twice 16 bytes of a map in 16 bits
@@ -131,11 +132,11 @@ def blend_kernel(
         total += apart
         squares += apart * apart
     count = tl.minimum(tl.maximum(rows - begin, 1), SPAN).to(tl.float32)
-    sums = tl.sum(total, 0)[None, :]
+    sums = over_rows(total, 3)[None, :]
     mean = sums / count
     place = partial + ((view * CHUNKS + chunk) * 2) * C + column[None, :]
     tl.store(place, shift + mean, mask=there[None, :])
-    tl.store(place + C, tl.maximum(tl.sum(squares, 0)[None, :] - sums * mean, 0.0), mask=there[None, :])
+    tl.store(place + C, tl.maximum(over_rows(squares, 3)[None, :] - sums * mean, 0.0), mask=there[None, :])
 
 
 @triton.jit
@@ -272,14 +273,14 @@ def sums_kernel(
         if TOP:
             sum_top += tl.where(mask, mixed * apart, 0.0)
     place = sums + ((view * CHUNKS + chunk) * 6) * C + column
-    tl.store(place, tl.sum(sum_d, 0), mask=there)
-    tl.store(place + C, tl.sum(sum_dh, 0), mask=there)
+    tl.store(place, over_rows(sum_d, 3), mask=there)
+    tl.store(place + C, over_rows(sum_dh, 3), mask=there)
     if MIX:
-        tl.store(place + 2 * C, tl.sum(sum_dq, 0), mask=there)
-        tl.store(place + 3 * C, tl.sum(sum_q, 0), mask=there)
-        tl.store(place + 4 * C, tl.sum(sum_hq, 0), mask=there)
+        tl.store(place + 2 * C, over_rows(sum_dq, 3), mask=there)
+        tl.store(place + 3 * C, over_rows(sum_q, 3), mask=there)
+        tl.store(place + 4 * C, over_rows(sum_hq, 3), mask=there)
     if TOP:
-        tl.store(place + 5 * C, tl.sum(sum_top, 0), mask=there)
+        tl.store(place + 5 * C, over_rows(sum_top, 3), mask=there)
 
 
 @triton.jit
