@@ -1,6 +1,7 @@
 """The error of 8-bit convolutions is measured on the trunk's 3x3 layers, and leaves the trunk as it was."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,46 @@ def test_a_trunk_computes_in_8_bits_within_the_context_only():
     want = trunk[2](nn.functional.conv2d(values, weight, trunk[1].bias, stride=2, padding=1))
     torch.testing.assert_close(inside, want)
     assert not torch.allclose(inside, exact, rtol=1e-3)
+
+
+def test_vgg16_computes_in_8_bits_in_evaluation_too():
+    """Evaluation makes its form for inference, which calls no layer."""
+    torch.manual_seed(0)
+    trunk, images = models.VGG16Trunk().requires_grad_(False), torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        exact = trunk(images)
+        with fp8_error.rounded(trunk) as layers:
+            trunk.prepare(torch.float32)
+            inside = trunk(images)
+        after = trunk(images)
+    assert layers == 12 and (inside - exact).norm() > 0.02 * exact.norm()
+    torch.testing.assert_close(after, exact)
+
+
+def test_a_run_with_8_bits_is_compared_with_float32(tmp_path, monkeypatch):
+    """`model.trunk_fp8` rounds by itself."""
+    model = SimpleNamespace(trunk=models.VGG16Trunk(fp8=True))
+    settings, seen = SimpleNamespace(model=SimpleNamespace(trunk="vgg16")), []
+    monkeypatch.setattr(checkpoints, "load", lambda path: {})
+    monkeypatch.setattr(checkpoints, "checkpoint_of", lambda run: run)
+    monkeypatch.setattr(checkpoints, "restore", lambda state, device: (model, settings))
+    monkeypatch.setattr(Manifest, "load", lambda place: None)
+    monkeypatch.setattr(fp8_error, "error_of", lambda *given: fp8_error.Error(12, 0.1, 0.1, 0.1))
+    monkeypatch.setattr(
+        fp8_error, "scores", lambda *given: seen.append(model.trunk.fp8) or {"success_at_half": 0.5, "auc": 0.5}
+    )
+    assert fp8_error.main([str(tmp_path), "--data", str(tmp_path)]) == 0
+    assert seen == [False, False]
+
+
+def test_no_more_pairs_than_asked_for(tiny, monkeypatch):
+    model, settings = small(tiny)
+    seen, view = [], fp8_error.centre_view
+    monkeypatch.setattr(
+        fp8_error, "centre_view", lambda frames, dtype, rows: seen.append(len(rows)) or view(frames, dtype, rows)
+    )
+    fp8_error.error_of(model, Manifest.load(tiny[1]), settings, 3)
+    assert seen == [3]
 
 
 def test_an_error_is_that_of_rounding(tiny, monkeypatch):
