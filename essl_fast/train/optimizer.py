@@ -60,8 +60,11 @@ class Rates:
             self._factor = factor
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict:
-    """``optimizer.state_dict()`` with plain numbers as learning rates. Waits for the device."""
+def optimizer_state(optimizer: torch.optim.Optimizer, rates: Rates) -> dict:
+    """``optimizer.state_dict()`` with plain numbers as learning rates: those of the last step, before any rounding.
+
+    rates: what the optimizer's groups are attached to.
+    """
     state = optimizer.state_dict()
-    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    groups = [{**group, "lr": rate} for group, rate in zip(state["param_groups"], rates.now().values(), strict=True)]
     return {**state, "param_groups": groups}

@@ -55,7 +55,7 @@ def last_state(trainer: Trainer) -> dict:
         **averaged,
         "kind": "last",
         **_header(trainer),
-        "optimizer": optimizer_state(trainer.step.optimizer),
+        "optimizer": optimizer_state(trainer.step.optimizer, trainer.step.rates),
         "scaler": trainer.step.scaler.state_dict(),
         "loader": trainer.loader.state_dict(),
         "rng": torch.get_rng_state(),

@@ -248,10 +248,23 @@ def test_rates_follow_the_schedule_without_another_tensor():
     assert [group["lr"].item() for group in optimizer.param_groups] == [0.1 * 0.3, 3e-5 * 0.3]
     rates.scale(1.0)
     assert [group["lr"].item() for group in optimizer.param_groups] == [0.1, 3e-5]
-    optimizer.load_state_dict(optimizer_state(optimizer))
+    optimizer.load_state_dict(optimizer_state(optimizer, rates))
     assert optimizer.param_groups[0]["lr"] == 0.1
     rates.attach(optimizer)
     assert [group["lr"].data_ptr() for group in optimizer.param_groups] == places
+
+
+def test_a_checkpoint_has_the_rates_before_a_gpu_rounds_them():
+    """There they are float32. A run that goes on, and has taken no step yet, says the rates of one that did not end."""
+    optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(2))], "lr": 3e-5}], fused=True)
+    rates = Rates(optimizer, CPU)
+    rates._base, rates._now = rates._base.float(), rates._now.float()  # as on a GPU
+    rates.attach(optimizer)
+    rates.scale(0.3)
+    said = rates.now()
+    optimizer.load_state_dict(optimizer_state(optimizer, rates))
+    rates.attach(optimizer)
+    assert rates.now() == said == {"0": 3e-5 * 0.3} and optimizer.param_groups[0]["lr"].item() != 3e-5 * 0.3
 
 
 def test_where_the_step_is_captured():
