@@ -53,7 +53,7 @@ def largest_gaps(run: ProfiledRun, profile: StepProfile, out: Path) -> list[str]
     flop = step_flop(settings, models.keeps_embeddings(settings))
     batch = config.own_batch(settings, run.ranks)
     pairs = batch * config.own_batches(settings, run.ranks)  # of a step
-    floors = stage_floors(flop, pairs, run.trained, ceilings, run.dtype.itemsize)
+    floors = stage_floors(flop, pairs, run.trained, ceilings, run.dtype.itemsize, run.ranks)
     setting = gaps.Setting(
         gpu=run.device.type == "cuda",
         compiled=run.compiled,

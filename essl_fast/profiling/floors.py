@@ -101,8 +101,10 @@ def _best(run: Callable[[], object], device: torch.device, seconds: float) -> fl
     return min(spans[1:])
 
 
-def stage_floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes_per_value: int) -> dict[str, Floor]:
-    """The floors of a step's stages (names of runtime/stages.py), and of the whole step as "step".
+def stage_floors(
+    flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes_per_value: int, ranks: int = 1
+) -> dict[str, Floor]:
+    """The floors of a step's stages (names of runtime/stages.py), and of its CUDA graph as "step".
 
     Args:
         flop: cost per pair.
@@ -110,6 +112,7 @@ def stage_floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes
         trained: trained parameters.
         ceilings: the machine's rates.
         bytes_per_value: bytes per value of the views.
+        ranks: processes that train together; of several, the graph does not hold the update.
     """
     rate = f"at {_scaled(ceilings.flop)}FLOP/s, this machine's {ceilings.dtype} matrix product"
     copied = f"at {_scaled(ceilings.copy)}B/s, this machine's copy"
@@ -120,10 +123,11 @@ def stage_floors(flop: Flop, batch: int, trained: int, ceilings: Ceilings, bytes
     for name in ("forward", "backward"):
         work = batch * getattr(flop, name)
         found[name] = Floor(work / ceilings.flop, f"{_scaled(work)}FLOP {rate}")
-    found["optimizer"] = Floor(moved / ceilings.copy, f"{_scaled(moved)}B {copied}")
-    whole = sum(floor.seconds for floor in found.values())
-    found["step"] = Floor(whole, f"{_scaled(batch * flop.step)}FLOP {rate}, and the bytes of views and optimizer")
-    return found
+    update = Floor(moved / ceilings.copy, f"{_scaled(moved)}B {copied}")
+    whole = sum(floor.seconds for floor in found.values()) + update.seconds * (ranks == 1)
+    others = "the bytes of views" + " and optimizer" * (ranks == 1)
+    step = Floor(whole, f"{_scaled(batch * flop.step)}FLOP {rate}, and {others}")
+    return found | {"optimizer": update, "step": step}
 
 
 def _scaled(value: float) -> str:

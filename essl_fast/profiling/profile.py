@@ -113,5 +113,5 @@ class StepProfile:
             "of the GPU's time, but for data, where the host waits" if gpu else "the rest is bookkeeping"
         )
         if "step" in self.stages:
-            table.caption += "; step is a whole one, replayed as a CUDA graph: --cuda_graphs off shows its stages"
+            table.caption += "; step is a CUDA graph: --cuda_graphs off shows the stages in it"
         return table

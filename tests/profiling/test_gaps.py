@@ -66,6 +66,10 @@ def test_floors_follow_from_counts_and_ceilings():
     assert found["views"].seconds == pytest.approx(2 * 10 * 3 * 224 * 224 * 5 / 1e9)
     assert found["optimizer"].seconds == pytest.approx(0.028) and found["data"].seconds == 0
     assert found["step"].seconds == pytest.approx(sum(found[n].seconds for n in found if n != "step"))
+    assert found["step"].why.endswith("and the bytes of views and optimizer")
+    several = floors.stage_floors(floors.Flop(2e9, 3e9), 10, 1_000_000, ceilings, 4, ranks=2)
+    assert several["step"].seconds == pytest.approx(found["step"].seconds - 0.028)
+    assert several["step"].why.endswith("and the bytes of views") and several["optimizer"] == found["optimizer"]
     assert "20 GFLOP at 1 TFLOP/s" in found["forward"].why and "28 MB at 1 GB/s" in found["optimizer"].why
     measured = floors.measure_ceilings(torch.device("cpu"), torch.float32, seconds=0.02)
     assert measured.flop > 1e8 and measured.copy > 1e7 and measured.dtype == "float32"

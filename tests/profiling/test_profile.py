@@ -67,4 +67,4 @@ def test_a_replayed_step_says_how_to_see_its_stages(tmp_path):
         with stage("step"):
             time.sleep(0.001)
         profile.step()
-    assert "--cuda_graphs off shows its stages" in profile.table.caption
+    assert "step is a CUDA graph: --cuda_graphs off shows the stages in it" in profile.table.caption
