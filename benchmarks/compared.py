@@ -105,7 +105,7 @@ def loader(data: Path) -> Run:
 
 
 def epoch(data: Path) -> Run:
-    """An epoch of training out of memory and its evaluation, with the demo's networks, 8 pairs a step."""
+    """An epoch of training with its evaluation, all pairs in memory, with the demo's networks, 8 pairs a step."""
     import torch
 
     from essl_fast import config

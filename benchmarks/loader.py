@@ -215,8 +215,8 @@ def check(folders: Folders, batch: int, device: torch.device) -> str:
 def cpu_seconds(root: int | None = None) -> float:
     """CPU time of a process and of all its children that live, in user and system mode.
 
-    ``/proc`` counts ticks of 10 ms, which an epoch out of memory may end before. So this process's own time is taken
-    from its clock.
+    ``/proc`` counts ticks of 10 ms. Where all pairs are in memory, an epoch may be over within one. So this process's
+    own time is taken from its clock.
     """
     seconds, parents, tick = {}, {}, os.sysconf("SC_CLK_TCK")
     for stat in Path("/proc").glob("[0-9]*/stat"):

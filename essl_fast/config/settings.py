@@ -207,8 +207,8 @@ class Config:
         compile_cache: folder that keeps compiled code for the next run; empty means essl_fast/compile in the user's
             cache folder, off means PyTorch's own temporary folder. The variables TORCHINDUCTOR_CACHE_DIR and
             TRITON_CACHE_DIR, if set, win over it.
-        cuda_graphs: replay the step as one CUDA graph: auto (on one GPU, except in fp16), on or off. Of several
-            processes, on captures forward and backward pass, if they take whole batches (see data.global_batch).
+        cuda_graphs: replay the step as one CUDA graph: auto (on one GPU, except in fp16), on or off. Where
+            several processes take whole batches (see data.global_batch), on captures their forward and backward passes.
         eval_every: epochs between evaluations on the selection split; 0 evaluates only at the end.
         patience: end the run at an evaluation that finds no better result in this many epochs; 0 trains all epochs.
         checkpoint_epochs: epochs between writes of last.pt; the last epoch always writes one.

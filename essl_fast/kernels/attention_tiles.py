@@ -126,9 +126,10 @@ def share_of(split, T: tl.constexpr):
 
 @triton.jit
 def load_row(row, LIKE: tl.constexpr, T: tl.constexpr):
-    """(groups or 1, 1, wide) float32: a row of channels, if it can be in the threads that have them in a tile.
+    """(groups or 1, 1, wide) float32: a row of channels, which warps exchange where a tile has them in other threads.
 
-    They are if the row's values are as wide as LIKE, the features' type. Then warps need not exchange them.
+    The row is loaded like a tile, and nothing is exchanged, if a warp holds whole positions and the row's values are as
+    wide as LIKE, the features' type.
     """
     if T.lanes < 32 or row.dtype.element_ty.primitive_bitwidth != LIKE.primitive_bitwidth:
         channel = tl.arange(0, T.wide)[None, None, :]

@@ -3,8 +3,9 @@
     torchrun --nproc-per-node=8 -m essl_fast.train --config full --out runs/full
 
 Every rank computes the same plan and the same results, so that no rank has to tell another what to do: batches are a
-function of (seed, epoch, rank, number of ranks), gradients are averaged by DDP, batch statistics are taken over all
-ranks, and evaluation results are gathered on all of them. Only rank 0 prints and writes.
+function of (seed, epoch, rank, number of ranks), gradients are averaged (by DDP, or after what a CUDA graph holds of a
+step), batch statistics are taken over all ranks unless these take batches by turns, and evaluation results are gathered
+on all of them. Only rank 0 prints and writes.
 """
 
 import contextlib
