@@ -263,11 +263,11 @@ class TrainStep:
         if self.settings.optim.clip_norm:
             self.scaler.unscale_(self.optimizer)
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.optim.clip_norm)
+        # Ranks share the gradients but not the loss, and must decide alike.
         if self.scaler.is_enabled():  # gradient scaling meets overflows all the time and looks for them itself
-            self.guard.judge(loss, None)
+            self.guard.judge(distributed.total(loss, self.world), None)
         else:
             norm = gradient_norm(self.model.parameters()) if norm is None else norm
-            # Ranks share the gradients but not the loss, and must decide alike.
             found = self.guard.judge(loss if self.world.size == 1 else norm, norm)
             self.optimizer.found_inf = found  # type: ignore[attr-defined]  # fused optimizers read it
         self.scaler.step(self.optimizer)

@@ -90,8 +90,31 @@ def exchanged(world, kind):
     return [each.grad.numpy().copy() for each in layer.parameters()]
 
 
+def with_a_loss_scale(world, prepared):
+    """Scaled losses as in fp16, batches by turns; in the second of two updates rank 1 has a sound that is no number.
+
+    The values of "non_finite", and the state.
+    """
+    words = "--data.global_batch 6 --optim.accumulate 3 --data.last_batch drop --optim.ema 0.9 --on_nonfinite skip"
+    settings = settings_of(prepared, 4, "semipl", *words.split())
+    trainer, told = Trainer(settings, Manifest.load(prepared), torch.device("cpu"), world), []
+    trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    with trainer.loader:
+        for raw in trainer.batches():
+            if trainer.steps == 1 and world.rank == 1:
+                raw = raw._replace(sound=torch.full_like(raw.sound, float("nan")))
+            told.append(trainer.train_step(raw)["non_finite"].item())
+            trainer.steps += 1
+            if trainer.steps == 2:
+                break
+    averages = trainer.step.average.state_dict()
+    state = trainer.model.state_dict() | {f"average of {name}": each for name, each in averages.items()}
+    return told, {name: value.numpy().copy() for name, value in state.items()}
+
+
 def as_ranks(world, prepared):
-    return {"pcm": steps_with_pcm(world, prepared, 4), **{kind: exchanged(world, kind) for kind in ("own", "bf16")}}
+    found = {kind: exchanged(world, kind) for kind in ("own", "bf16")}
+    return found | {"pcm": steps_with_pcm(world, prepared, 4), "scaled": with_a_loss_scale(world, prepared)}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +134,16 @@ def test_gradients_may_be_exchanged_in_half_the_bytes(two):
             assert 1e-4 < apart.max() < 2.1 * 2**-8
     for kind in ("own", "bf16"):  # the ranks agree to the bit
         assert all(np.array_equal(*both) for both in zip(*(theirs[kind] for theirs in two), strict=True))
+
+
+@pytest.mark.slow
+def test_ranks_with_a_loss_scale_refuse_an_update_together(two):
+    """One rank's loss is not finite: no rank keeps the running statistics, to which that rank's batch has added."""
+    (told, state), (other_told, other) = (each["scaled"] for each in two)
+    assert told == other_told == [0.0, 1.0]
+    for name, value in state.items():
+        assert np.isfinite(value).all(), name
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
 @pytest.mark.slow
