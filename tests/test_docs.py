@@ -249,6 +249,20 @@ def test_the_page_of_names_is_current():
     assert [*difflib.unified_diff(page, made, lineterm="", n=0)] == [], "run python docs/list_api.py"
 
 
+def test_the_page_of_settings_is_current():
+    """docs/settings.md has a row for every setting, with what --help-all says of it."""
+    listing = runpy.run_path(str(ROOT / "docs" / "list_settings.py"))
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w.]+)` \|.* \w.* \|", page, re.MULTILINE) == [
+        name for group in listing["GROUPS"] for name in config.leaves() if name.rpartition(".")[0] == group
+    ]
+    assert len(config.leaves()) == len(re.findall(r"^\| `", page, re.MULTILINE))
+    made = listing["page_with"](listing["tables"]())
+    assert [*difflib.unified_diff(page.splitlines(), made.splitlines(), lineterm="", n=0)] == [], (
+        "run python docs/list_settings.py"
+    )
+
+
 def test_the_pictures_are_of_the_run_that_the_text_quotes():
     drawing = runpy.run_path(str(ROOT / "docs" / "draw_pictures.py"))
     assert drawing["quotes"](json.loads((ROOT / "docs" / "pictures.json").read_text())) == []
