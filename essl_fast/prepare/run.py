@@ -159,7 +159,7 @@ def prepare_part(
         What the part holds; None if `out` is joined already.
 
     Raises:
-        InputError: as `prepare_dataset`; or `out` holds parts of another count, or this one with other settings.
+        InputError: as `prepare_dataset`; or `out` holds parts of another count or with other settings.
     """
     if is_url(out):
         raise InputError(f"--part makes its part in a folder that all machines share, not {redacted(out)}")
