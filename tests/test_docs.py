@@ -178,6 +178,43 @@ def test_the_commands_in_the_pages_run(place, monkeypatch, capsys):
     for made in ("chaotic/manifest.json", "runs/semipl/summary.json", "semipl.json", "flickr10k/manifest.json"):
         assert (place / made).is_file(), made
     assert list((place / "localized").glob("*.mp4"))
+    the_page_of_outputs_is_of_these_files(place)
+
+
+def the_page_of_outputs_is_of_these_files(place: Path) -> None:
+    """docs/outputs.md names every field that the commands wrote, and no others but those that it ties to an option."""
+    fields: dict[str, dict[str, bool]] = {}  # by heading: name of a field -> whether every file has it
+    for line in (ROOT / "docs" / "outputs.md").read_text().splitlines():
+        if line.startswith("#"):
+            rows = fields.setdefault(line.strip("# "), {})
+        elif line.startswith("| `"):
+            names, holds = line.split(" | ")[:2]
+            rows |= dict.fromkeys(re.findall(r"`(\w+)`", names), not holds.startswith(("with ", "where ")))
+
+    def fits(heading: str, held: dict, beside: str = "") -> None:
+        told = fields[heading] | (fields[beside] if beside else {})
+        assert held.keys() <= told.keys(), heading
+        assert {name for name, always in told.items() if always} <= held.keys(), heading
+
+    summary = json.loads((place / "runs" / "semipl" / "summary.json").read_text())
+    fits("A result", summary["test"])
+    fits("`summary.json` of a run", summary)
+    fits("`evaluate --json FILE`", json.loads((place / "semipl.json").read_text()), "A result")
+    lines = [json.loads(line) for line in (place / "runs" / "semipl" / "log.jsonl").read_text().splitlines()]
+    assert (
+        {"start", "resume", "epoch", "end"}
+        <= {line["event"] for line in lines}
+        <= fields["`log.jsonl` of a run"].keys()
+    )
+    for line in lines:
+        if line.pop("event") == "epoch" and line.pop("time"):
+            fits("An `epoch`", line)
+    for line in (place / "runs" / "semipl" / "test_pairs.jsonl").read_text().splitlines():
+        assert json.loads(line).keys() == {"key", "class", "ciou"}
+    moments = json.loads(next((place / "localized").glob("*.moments.json")).read_text())
+    fits("`NAME.moments.json` of `localize`", moments)
+    for moment in moments["moments"]:
+        fits("A moment", moment)
 
 
 def test_every_command_is_checked_somewhere():
