@@ -71,7 +71,7 @@ ELSEWHERE = {
     "bash .ci/weekly": "takes an hour",
     "python -m pydoc essl_fast.Loader": "Python's own",
     "python -m tests.phantom": "continuous integration, in a process of its own",
-    "python -m tests.phantom --all": "an hour",
+    "python -m tests.phantom --all": "14 minutes",
     "python -m pytest tests/kernels/test_log_mel.py": "a part of this suite",
     "python -m pytest -m slow tests/train/test_global_batch.py": "a part of this suite",
     "python -m pytest -m slow tests/train/test_graphs_of_ranks.py": "a part of this suite",

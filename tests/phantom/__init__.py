@@ -1,7 +1,7 @@
 """A pretended GPU: the training step is taken as far as the launch on a machine without one.
 
     python -m tests.phantom              what continuous integration runs: under 4 minutes of one core
-    python -m tests.phantom --all        every method, chip and size, which takes an hour
+    python -m tests.phantom --all        every method, precision, chip and size: 14 minutes of one core
     python -m tests.phantom --update     writes the budgets of what was run into budgets.json
 
 Tensors are PyTorch's fake ones: they have shapes, dtypes, strides and a device, and no contents. PyTorch, Inductor and
