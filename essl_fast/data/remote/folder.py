@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from essl_fast.common.errors import InputError, Notice
+from essl_fast.common.errors import InputError, Notice, in_shell
 from essl_fast.common.files import atomic_file
 from essl_fast.data.remote.cache import COPIES, Cache, parts_of, refuse_or_warn
-from essl_fast.data.remote.store import Store, is_page
+from essl_fast.data.remote.store import NoAccess, Store, is_page
 
 MANIFEST = "manifest.json"
 _AT_ONCE = 16  # small files that are asked for at the same time
@@ -75,9 +75,10 @@ class Folder:
             (self.local / "pairs").mkdir(exist_ok=True)
             lacking = [name for name, wanted in sums.items() if not self._is_here(name, wanted)]
             with ThreadPoolExecutor(_AT_ONCE) as pool:
-                found = pool.map(lambda name: self._read(name, sums.get(name, "")), [*lacking, *optional])
-                for name, data in zip([*lacking, *optional], found, strict=True):
-                    self._keep(name, data, optional=name in optional)
+                reads = [pool.submit(self._read, name, sums[name]) for name in lacking]
+                reads += [pool.submit(self._read_optional, name) for name in optional]
+                for name, read in zip([*lacking, *optional], reads, strict=True):
+                    self._keep(name, read.result(), optional=name in optional)
             self._keep(MANIFEST, self.manifest, optional=True)  # what lies there may have been changed
 
     def _is_here(self, name: str, wanted: str) -> bool:
@@ -101,7 +102,11 @@ class Folder:
         """An error of reading the copies, for people: files by their URL, unless the cache's disk failed."""
         if isinstance(cause := error.__cause__, OSError) and not isinstance(cause, FileNotFoundError):
             return self.cache.unusable(cause)
-        return InputError(str(error).replace(str(self.local), self.name))
+        text = str(error)
+        if not self.store.takes_files:
+            again = f"run `python -m essl_fast.prepare ... --out {in_shell(self.local)}` again"
+            text = text.replace(again, "copy the prepared folder there again")
+        return InputError(text.replace(str(self.local), self.name))
 
     def publish(self, name: str) -> None:
         """Send a file of `local` to the store. If that takes none, the file stays here, and counts here."""
@@ -135,7 +140,8 @@ class Folder:
     def shard(self, entry: dict, confirmed: bool = False) -> Iterator[Path]:
         """A shard's file in the cache, which stays there while the context lasts.
 
-        entry: of the manifest. confirmed: where it was in the cache before, the one that lies there is read, too.
+        entry: of the manifest. confirmed: where it was in the cache before, the one that lies there is read, too, and
+            the one in the cache is fetched again if it was damaged.
 
         Raises:
             InputError: it cannot be had, or is not what the manifest says.
@@ -143,10 +149,14 @@ class Folder:
         with self.cache.usable():
             held = self.cache.held(entry["sha256"], entry["bytes"])
         try:
+            if held is not None and confirmed:
+                self._confirm(entry)
+                if not _is_whole(held, entry):
+                    self.cache.drop(entry["sha256"])
+                    os.close(held)
+                    held = None
             if held is None:
                 held = self.cache.fetch(self.store, entry)
-            elif confirmed:
-                self._confirm(entry)
         except BaseException:
             if held is not None:
                 os.close(held)
@@ -183,6 +193,14 @@ class Folder:
             refuse_or_warn(self.store, name, copy)
         raise AssertionError  # the last copy returns or raises
 
+    def _read_optional(self, name: str) -> bytes | None:
+        """A file that need not exist; None if it does not, or if the store refuses it, which a line says."""
+        try:
+            return self._read(name, "")
+        except NoAccess as error:
+            warnings.warn(f"taken as not there, as where a store may not be listed: {error}", Notice, stacklevel=2)
+            return None
+
     def _keep(self, name: str, data: bytes | None, optional: bool = False) -> None:
         path = self.local / name
         if data is None and not optional:
@@ -206,6 +224,15 @@ class Folder:
             yield
         finally:
             os.close(file)
+
+
+def _is_whole(held: int, entry: dict) -> bool:
+    """Whether a shard in the cache, an open file, has the manifest's bytes. Otherwise a line says so."""
+    with open(f"/dev/fd/{held}", "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]:
+            return True
+    warnings.warn(f"{entry['file']} in the cache was damaged: it is fetched again", Notice, stacklevel=3)
+    return False
 
 
 def open_folder(url: str, cache: str = "", gigabytes: float = 0.0) -> Folder:

@@ -42,7 +42,8 @@ _PACKAGES = {
     "ssh": "paramiko",
 }  # of each kind of URL, besides fsspec
 _OF_EXTRA = ("fsspec", "s3fs", "aiohttp")  # what the extra `remote` brings
-_FOR_A_MOMENT = (408, 425, 429)  # HTTP codes below 500 that may change by themselves
+_PAST_THE_END = 416  # HTTP code: the file ends before the part that was asked for begins
+_FOR_A_MOMENT = (408, _PAST_THE_END, 425, 429)  # HTTP codes below 500 that may change by themselves
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _WRONG = ("ParamValidationError", "ProfileNotFound", "ConfigParseError", "NoRegionError", "InvalidRegionError")
 
@@ -51,6 +52,10 @@ T = TypeVar("T")
 
 class Stopped(Exception):
     """Nobody waits for the file any more."""
+
+
+class NoAccess(InputError):
+    """The store refuses a file. One that may not be listed also answers so for files that do not exist."""
 
 
 class CutShort(ConnectionError):
@@ -242,8 +247,13 @@ def _hopeless(error: BaseException, name: str, why: str) -> InputError | None:
         return InputError(
             f"{name} cannot be asked for ({why}): check the URL, and the settings of this machine for such places"
         )
-    if _is_final(error):
+    if "CERTIFICATE_VERIFY_FAILED" in why:
         return InputError(
+            f"{name}: its certificate is not trusted ({why}); if it is the right one, name the file of its authority "
+            "with the variable SSL_CERT_FILE (for s3 AWS_CA_BUNDLE)"
+        )
+    if _is_final(error):
+        return NoAccess(
             f"{name}: no access ({why}); check the name, and the credentials of this machine (for s3 those of AWS, for "
             "gs `gcloud auth application-default login`, for hf `hf auth login`)"
         )
@@ -257,10 +267,10 @@ def is_page(data: bytes) -> bool:
 
 def _given_up(name: str, error: BaseException, why: str) -> InputError:
     """What the last attempt's error is for people."""
-    if isinstance(error, CutShort):
+    if isinstance(error, CutShort) or _status(error) == _PAST_THE_END:
+        what = reason(error).partition(": ")[2] if isinstance(error, CutShort) else why
         return InputError(
-            f"{name} is not whole, after {ATTEMPTS} attempts ({reason(error).partition(': ')[2]}): upload it again, or "
-            "check what answers there"
+            f"{name} is not whole, after {ATTEMPTS} attempts ({what}): upload it again, or check what answers there"
         )
     return InputError(
         f"{name} cannot be reached, after {ATTEMPTS} attempts ({why}): check the URL and the network, then run it again"
@@ -288,7 +298,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int:
-    """The HTTP code of an error, or of one that it was made of; 0 if they have none."""
+    """The HTTP code of an error, or of one that it was made of; 0 if they have none, or if no HTTP came.
+
+    aiohttp gives an answer that it cannot read a code of its own, 400.
+    """
+    if any(type(each).__module__ == "aiohttp.http_exceptions" for each in _causes(error)):
+        return 0
     for each in _causes(error):
         response = getattr(each, "response", None)
         found = getattr(each, "status", None) or getattr(response, "status_code", None)

@@ -4,6 +4,8 @@ import base64
 import errno
 import os
 import shutil
+import socketserver
+import ssl
 import threading
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,10 +17,10 @@ pytest.importorskip("aiohttp")  # of the extra `remote`
 
 from essl_fast.common.errors import InputError
 from essl_fast.data.remote import Cache, Store, store
-from essl_fast.data.shards import Manifest
+from essl_fast.data.shards import CLIP_CHECKS, QUARANTINE, Manifest
 from essl_fast.prepare import verify
 from tests.data.remote.test_remote import SHARDS, folder, read, served, told, web  # noqa: F401  # fixtures among them
-from tests.tools.web import Web
+from tests.tools.web import DENIED, Web
 
 
 @pytest.mark.parametrize(
@@ -181,3 +183,93 @@ def test_the_proxy_and_the_netrc_of_the_machine_are_used(tmp_path, monkeypatch):
         server.shutdown()
         server.server_close()
     assert asked == [("http://data.invalid/a/manifest.json", "Basic " + base64.b64encode(b"anna:open").decode())]
+
+
+def test_verify_does_not_blame_the_folder_for_the_cache(web, tmp_path):  # noqa: F811
+    """Its list goes to the place that all use: a pair that is whole there would be left out everywhere."""
+    place = str(tmp_path), 0.0
+    manifest = Manifest.load(web.url, place)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert verify(manifest, workers=1) == {}
+        shard = Cache(tmp_path)._shard(manifest.entries("train")[1]["sha256"])
+        whole = shard.read_bytes()
+        shard.write_bytes(whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+        assert verify(manifest, workers=1) == {}
+    assert shard.read_bytes() == whole
+    assert f"{SHARDS[1]} in the cache was damaged: it is fetched again" in [str(each.message) for each in said]
+
+
+def test_what_a_store_that_may_not_be_listed_refuses_is_not_there(web, folder, tmp_path):  # noqa: F811
+    """As S3 does over HTTP: 403 for a file that does not exist."""
+    optional = (QUARANTINE, CLIP_CHECKS)
+    web.fault = lambda name, count: DENIED if name in optional else None
+    said, found = told(web.url, tmp_path / "cache")
+    assert found == read(Manifest.load(folder)) and web.asked[QUARANTINE] == 1
+    assert len(said) == 2 and all(line.startswith("taken as not there, as where a store may not be ") for line in said)
+    assert [name for name in optional if any(f"{web.url}/{name}: no access" in line for line in said)] == [*optional]
+
+
+class Answers:
+    """A server that gives each request the same bytes."""
+
+    def __init__(self, answer):
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self):
+                while self.rfile.readline().strip():
+                    pass
+                self.wfile.write(answer)
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (b"SSH-2.0-OpenSSH_9\r\n", "/a cannot be reached, after 6 attempts .*Bad status line"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", "/a cannot be reached, after 6 attempts "),
+        (b"HTTP/1.1 416 No\r\nContent-Length: 0\r\n\r\n", "/a is not whole, after 6 attempts .*416.*: upload it again"),
+    ],
+)
+def test_what_is_no_refusal_says_nothing_of_credentials(answer, says, monkeypatch):
+    monkeypatch.setattr(store, "FIRST_WAIT", 0.001)
+    server = Answers(answer)
+    try:
+        with warnings.catch_warnings(record=True), pytest.raises(InputError, match=says) as told:
+            Store(server.url).read("a", 0, 10)
+    finally:
+        server.close()
+    assert "credentials" not in str(told.value)
+
+
+def test_a_certificate_that_is_not_trusted_is_told_at_once(monkeypatch):
+    place, asked = Store("https://127.0.0.1:1/a"), []
+
+    def fails(*_, **__):
+        asked.append(1)
+        raise ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+
+    monkeypatch.setattr(place._system, "cat_file", fails)
+    with pytest.raises(InputError, match="^https://127.0.0.1:1/a/b: its certificate is not trusted .*SSL_CERT_FILE"):
+        place.read("b")
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("text", [b"", b"[1, 2]"])
+def test_a_folder_on_a_web_server_has_a_remedy_that_works(text, folder, tmp_path):  # noqa: F811
+    """prepare cannot write there."""
+    shutil.copytree(folder, tmp_path / "site")
+    (tmp_path / "site" / "manifest.json").write_bytes(text)
+    site = Web(tmp_path / "site")
+    try:
+        with pytest.raises(InputError, match=f"^{site.url}/manifest.json .*: copy the prepared folder there again$"):
+            Manifest.load(site.url, (str(tmp_path / "cache"), 0.0))
+    finally:
+        site.close()
