@@ -6,11 +6,12 @@ byte for byte what one machine would have made.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, Notice
 from essl_fast.prepare.dividing import RECORD, Record, shares, with_format
 from essl_fast.prepare.folder import changes
 from essl_fast.prepare.plan import Plan
@@ -43,6 +44,27 @@ class Joined:
                     f"{record.part} again"
                 )
             self._of[planned.video] = folder, record
+        self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        """Say which videos are here and are not what their parts were made of. They are joined as the parts have them.
+
+        No more than that: on a machine of its own, a copy of a video may have another time.
+        """
+        changed = [
+            video
+            for number, (_, video, _) in enumerate(self._plan.videos)
+            if self._plan.fingerprint(number) not in ("", self.fingerprint(number))
+        ]
+        if changed:
+            some = ", ".join(f"{video} of part {self._of[video][1].part}" for video in changed[:4])
+            warnings.warn(
+                f"--join: {len(changed)} video{'s' * (len(changed) > 1)} ({some}{', …' * (len(changed) > 4)}) changed "
+                "or came after the parts were made, and are joined as they were then; to have them as they are now, "
+                "delete the folder when this has ended, and make its parts again",
+                Notice,
+                stacklevel=2,
+            )
 
     def fingerprint(self, number: int) -> str:
         video = self._plan.videos[number].video
