@@ -11,6 +11,7 @@ from typing import NamedTuple
 SETTINGS = "settings.json"
 _FOLDER = re.compile(r"(\d+)-of-(\d+)")
 _MOST = 100_000
+_DIGITS = 100  # Python refuses to read numbers of some thousand
 
 
 class Slice(NamedTuple):
@@ -36,12 +37,15 @@ def parse_slice(text: str) -> Slice:
     if (
         slash
         and text.isascii()
+        and len(text) <= _DIGITS
         and number.isdecimal()
         and count.isdecimal()
         and 1 <= int(number) <= int(count) <= _MOST
     ):
         return Slice(int(number), int(count))
-    raise argparse.ArgumentTypeError(f"{text!r} is not a part such as 2/8: number/count, numbers from 1 on; or slurm")
+    raise argparse.ArgumentTypeError(
+        f"{text[:40]!r} is not a part such as 2/8: number/count, numbers from 1 on; or slurm"
+    )
 
 
 def _of_slurm() -> Slice:
@@ -51,8 +55,8 @@ def _of_slurm() -> Slice:
     if not held[0]:
         raise argparse.ArgumentTypeError("slurm: this is no job of a Slurm array (SLURM_ARRAY_TASK_ID); give 2/8")
     for name, value in zip(names, held, strict=True):
-        if not (value.isascii() and value.isdecimal()):
-            state = f"is {value!r}" if value else "is not set"
+        if not (value.isascii() and value.isdecimal() and len(value) <= _DIGITS):
+            state = f"is {value[:_DIGITS]!r}" if value else "is not set"
             raise argparse.ArgumentTypeError(f"slurm: {name} {state}, and must be a number; give 2/8")
     at, first, last, count = map(int, held)
     if not first <= at <= last or count > _MOST:

@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from essl_fast.common.errors import InputError
+from essl_fast.common.errors import InputError, Notice
 from essl_fast.data import shards
 from essl_fast.data.datasets import chaotic_world
 from essl_fast.data.shards import ShardWriter
@@ -238,6 +239,20 @@ def test_a_part_of_other_settings_than_those_beside_it_is_refused_before_it_is_m
     assert len(read) > made
 
 
+def test_a_join_tells_which_videos_are_others_now(world, copied, tmp_path):
+    """They are joined as their parts have them, since no video is read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        join(world, Path(shutil.copytree(copied, tmp_path / "unchanged")))
+    other = Path(shutil.copytree(world, tmp_path / "world"))
+    os.utime(other / "videos" / "b.mp4", (1, 1))
+    with pytest.warns(
+        Notice, match=r"1 video \(b of part ./2\) changed or came after the parts were made, .* delete the folder"
+    ):
+        join(other, copied)
+    assert hashes(copied) == hashes(tmp_path / "unchanged")
+
+
 def test_what_else_is_refused(world, copied):
     with pytest.raises(InputError, match=r"holds parts of several machines \(1/2, 2/2\): add --join"):
         prepare_dataset(dataset(world), copied, **SETTINGS)
@@ -286,7 +301,9 @@ def test_which_part_of_a_slurm_array(monkeypatch):
     assert parse_slice("2/8") == (2, 8)
 
 
-@pytest.mark.parametrize("text", ["0/8", "9/8", "2", "2/", "/8", "a/b", "1/-8", "2/8/9", "1/100001", "٣/4"])
+@pytest.mark.parametrize(
+    "text", ["0/8", "9/8", "2", "2/", "/8", "a/b", "1/-8", "2/8/9", "1/100001", "٣/4", f"1/{'9' * 5000}"]
+)
 def test_what_is_no_part(text, capsys):
     with pytest.raises(SystemExit):
         door.main(["--videos", "v", "--annotations", "a", "--out", "o", "--part", text])
