@@ -175,7 +175,7 @@ def one_line(text: object) -> str:
 
 def _end(prog: str, text: str, code: int) -> int:
     with contextlib.suppress(OSError, ValueError):  # where no one can read it, the exit code still tells
-        print(f"{prog}: {one_line(text)}", file=sys.stderr)
+        sys.stderr.write(f"{prog}: {one_line(text)}\n")  # at once, or lines of several processes would mix
     return code
 
 

@@ -147,10 +147,14 @@ def ended_well(out: Path, console: Console, device: torch.device, world: World) 
             name, why = error.filename or out, error.strerror or str(error)
             error = InputError(f"cannot write or read {name}: {why}; {then}")
         if world.size > 1:
-            message = f"{COMMAND}: error: rank {world.rank}: {type(error).__name__}: {error}"
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            message = f"rank {world.rank}: {kind}{error}"
             if checkpoints.existing(out / "last.pt"):  # also where the reason is that another rank is gone
                 message += f"; to go on: {again}"
-            print(message, file=sys.stderr)
+            if isinstance(error, InputError) and device.type != "cuda":
+                error = InputError(message)  # the command prints it
+            else:
+                sys.stderr.write(f"{COMMAND}: error: {message}\n")  # at once, or lines of ranks would mix
             distributed.give_up(world, device, 1)
         raise error
 

@@ -105,6 +105,19 @@ def test_a_rank_says_which_one_it_is(tmp_path, capsys, given_up):
     assert said.endswith(f"--resume {in_shell(tmp_path)}") and "torchrun" in said and given_up == [1]
 
 
+@pytest.mark.parametrize("device", [CPU, torch.device("cuda")])
+def test_what_a_rank_refuses_is_said_once(tmp_path, capsys, given_up, device):
+    """By the command, or, on a GPU, where the process ends at once, before that."""
+    checkpoints.save(tmp_path / "last.pt", {"epoch": 1})
+    with pytest.raises(InputError) as raised, run_module.ended_well(tmp_path, Console(), device, SECOND):
+        raise InputError("5 ranks cannot share batches of 4 pairs")
+    said, line = capsys.readouterr().err, "rank 1: 5 ranks cannot share batches of 4 pairs; to go on: "
+    assert (said + str(raised.value)).count("5 ranks") == 1 + (device != CPU) and given_up == [1]
+    assert (str(raised.value) if device == CPU else said.removeprefix(f"{run_module.COMMAND}: error: ")).startswith(
+        line
+    )
+
+
 @pytest.mark.parametrize(("world", "left"), [(ALONE, False), (SECOND, True)])
 def test_a_directory_that_was_only_a_name_is_removed(tmp_path, world, left):
     for holds in (False, True):
