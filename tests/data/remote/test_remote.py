@@ -338,6 +338,22 @@ def _sha(folder: Path, number: int) -> str:
     return Manifest.load(folder).entries("train")[number]["sha256"]
 
 
+def test_a_file_that_is_damaged_between_two_epochs_is_fetched_again(web, folder, tmp_path):
+    """A picture with some other bytes often decodes: it would be trained on."""
+    shards = Shards(Manifest.load(web.url, (str(tmp_path), 0.0)), ["train"])
+    pcm = np.empty((len(shards), SAMPLES), "<i2")
+    with ThreadPoolExecutor(2) as pool:
+        first = shards.read(np.arange(len(shards)), pcm, pool, 2)
+        sounds = pcm.copy()
+        for path in tmp_path.glob("*.tar"):
+            with open(path, "r+b") as file:  # in its place: whoever has it open reads the damage
+                file.write(bytes(byte ^ 1 for byte in path.read_bytes()))
+        with pytest.warns(Notice, match="in the cache was damaged: it is fetched again"):
+            again = shards.read(np.arange(len(shards)), pcm, pool, 2)
+    assert not any(picture.altered for picture in again) and (pcm == sounds).all()
+    assert all(np.array_equal(one.file, two.file) for one, two in zip(first, again, strict=True))
+
+
 def test_a_loader_that_is_closed_does_not_wait(web, folder, tmp_path):
     from essl_fast.data.loading import Loader
 
