@@ -87,9 +87,10 @@ def test_cpu_time_counts_children():
     before = benchmark.cpu_seconds()
     process = subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE)
     try:
-        while benchmark.cpu_seconds(process.pid) < 0.5:
+        while benchmark.cpu_seconds(process.pid) < 0.4:  # its two modes may each lose a tick, so 0.5 may never come
             assert process.poll() is None
-        assert benchmark.cpu_seconds() - before >= 0.5  # it lives still
+            time.sleep(0.01)
+        assert benchmark.cpu_seconds() - before >= 0.4  # it lives still
     finally:
         process.communicate(b"\n")
 
