@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import inspect
 import re
@@ -92,16 +91,5 @@ def page_with(names: str) -> str:
     return f"{before}{BEGIN}\n{names}\n{END}{rest.partition(END)[2]}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is not current")
-    options = parser.parse_args()
-    page = page_with(tables())
-    if options.check:
-        return int(page != PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(page, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page_with(tables()), encoding="utf-8")

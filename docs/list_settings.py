@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -56,16 +55,5 @@ def page_with(made: str) -> str:
     return f"{PAGE.read_text(encoding='utf-8').partition(BEGIN)[0]}{BEGIN}\n{made}"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page is not current")
-    options = parser.parse_args()
-    page = page_with(tables())
-    if options.check:
-        return int(page != PAGE.read_text(encoding="utf-8"))
-    PAGE.write_text(page, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    PAGE.write_text(page_with(tables()), encoding="utf-8")

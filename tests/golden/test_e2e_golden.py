@@ -143,8 +143,8 @@ def test_one_compiled_step(case, tmp_path, monkeypatch):
     The trunk's form for inference rounds differently; both forms are 2e-6 off float64. Without PCM, one of the 24,576
     inputs of the projector's second ReLU is so near to 0 that rounding decides its sign on some CPUs. That changes a
     gradient's norm by 3e-4, compiled or not. So the published norms are held to 1e-3 here, and the graph is held to the
-    eager step of the same form, at a quarter of the index's tolerance: with PCM both are up to 2.4e-4 off float64,
-    where they agree to 1e-14.
+    eager step of the same form, at a tenth of the index's tolerance; with PCM at a quarter, since both are up to 2.4e-4
+    off float64, where they agree to 1e-14.
     """
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     backend = os.environ.get("ESSL_GOLDEN_COMPILED", "aot_eager")
@@ -154,7 +154,7 @@ def test_one_compiled_step(case, tmp_path, monkeypatch):
     expected = eager.gradient_norms(eager.losses_of)
     run = Golden(case)
     run.model.prepare(torch.float32)
-    tolerance = run.tolerance["grad"] / 4
+    tolerance = run.tolerance["grad"] / (4 if run.settings.model.pcm else 10)
     run.tolerance["grad"] = max(run.tolerance["grad"], 1e-3)
     counters.clear()
     run.train(torch.compile(run.losses_of, fullgraph=True, dynamic=False, backend=backend))
