@@ -12,6 +12,14 @@ from pathlib import Path
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system that has none
 
 
+def is_at(file: int, path: Path) -> bool:
+    """Whether an open file is still the one at a path, in one look: others may remove and make it at any time."""
+    try:
+        return os.path.samestat(os.fstat(file), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 @contextlib.contextmanager
 def locked(path: Path, busy: Callable[[str], None], say: Callable[[str], None] = lambda line: None) -> Iterator[None]:
     """Hold a lock while the context lasts.
@@ -42,7 +50,7 @@ def _take(path: Path, busy: Callable[[str], None], say: Callable[[str], None]) -
         held = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | waits)
-            if path.exists() and os.path.samestat(os.fstat(held), os.stat(path)):
+            if is_at(held, path):
                 os.ftruncate(held, 0)
                 os.write(held, f"process {os.getpid()} on {os.uname().nodename}\n".encode())
                 return held

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from essl_fast.common.errors import InputError, short
-from essl_fast.common.locks import NO_LOCKS
+from essl_fast.common.locks import NO_LOCKS, is_at
 
 STDOUT = Path("/dev/stdout")
 RUN_FILES = (  # in a run directory: what other commands read
@@ -143,13 +143,11 @@ def _claim(partial: Path) -> int | None:
             if not stat.S_ISREG(os.fstat(held).st_mode):  # a lock of a device would meet all who write to it
                 return held
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(held), os.stat(partial)):
+            if is_at(held, partial):  # else its owner has put it in its place between our two calls
                 return held
         except BlockingIOError:
             os.close(held)
             return None
-        except FileNotFoundError:  # its owner has put it in its place between our two calls
-            pass
         except OSError as error:
             if error.errno in NO_LOCKS:
                 return held

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -58,6 +59,45 @@ def test_another_error_leaves_no_file_open(tmp_path, monkeypatch, error):
     with pytest.raises(type(error)), locks.locked(tmp_path / "lock", nobody):
         raise AssertionError("it is not held")
     assert os.listdir("/dev/fd") == open_before
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_the_file_goes_whenever_one_looks_at_it(tmp_path, monkeypatch, look):
+    """One who waited holds a file that is gone; the next owner makes the path anew, and removes it at any moment."""
+    path, looks, real = tmp_path / "lock", [], os.stat
+
+    def gone(file, *words, **options):
+        if file == path:
+            looks.append(file)
+            if len(looks) == look:
+                path.unlink()
+        return real(file, *words, **options)
+
+    monkeypatch.setattr(os, "stat", gone)
+    with locks.locked(path, nobody):
+        assert path.read_text().startswith(f"process {os.getpid()} on ")
+    assert not path.exists()
+
+
+def test_many_at_once_hold_it_one_by_one(tmp_path):
+    inside, held, failed = [], [], []
+
+    def contends():
+        try:
+            for _ in range(60):
+                with locks.locked(tmp_path / "lock", lambda who: None):
+                    inside.append(None)
+                    held.append(len(inside))
+                    inside.pop()
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=contends) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and held == [1] * 240 and not (tmp_path / "lock").exists()
 
 
 WAITS = """

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from essl_fast.common import places
 from essl_fast.common.errors import InputError, Notice, reason
-from essl_fast.common.locks import NO_LOCKS
+from essl_fast.common.locks import NO_LOCKS, is_at
 from essl_fast.data.remote.store import Stopped, Store
 
 PART = 1 << 23  # bytes that are asked for at a time: 20 ms at 400 MB/s; what is cut is asked for again from there on
@@ -90,7 +90,7 @@ class Cache:
                 return None
             with _closed_unless_given(held) as give:
                 _lock(held, fcntl.LOCK_SH)
-                if not _is_at(held, path):  # it was removed between our two calls
+                if not is_at(held, path):  # it was removed between our two calls
                     continue
                 if os.fstat(held).st_size != size or not stat.S_ISREG(os.fstat(held).st_mode):
                     path.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ class Cache:
                 if not _lock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB):
                     if not waits:
                         return None
-                elif _is_at(mine, partial) and not self._shard(sha).exists():
+                elif is_at(mine, partial) and not self._shard(sha).exists():
                     try:
                         self._fill(mine, store, entry, stop)
                         os.replace(partial, self._shard(sha))
@@ -172,7 +172,7 @@ class Cache:
                 continue
             with _closed_unless_given(held) as give:
                 _lock(held, fcntl.LOCK_SH)
-                if _is_at(held, folder / _FOLDER):
+                if is_at(held, folder / _FOLDER):
                     with contextlib.suppress(OSError):
                         os.utime(folder / _FOLDER)
                     return folder, give()
@@ -293,7 +293,7 @@ def _remove(path: Path, lock: Path) -> bool:
     except OSError:
         return False
     try:
-        if not _lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB, without=False) or not _is_at(held, lock):
+        if not _lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB, without=False) or not is_at(held, lock):
             return False
         if path == lock:
             lock.unlink()
@@ -341,14 +341,6 @@ def _lock(file: int, how: int, without: bool = True) -> bool:
         if error.errno not in NO_LOCKS:
             raise
         return without
-
-
-def _is_at(file: int, path: Path) -> bool:
-    """Whether an open file is still the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _size(entry: os.DirEntry) -> int:

@@ -87,7 +87,7 @@ def test_a_shard_that_is_removed_while_it_is_opened_is_not_there(mine, there, mo
 
 def test_another_process_that_was_faster(mine, there, monkeypatch):
     """It has put the shard there when this one has got the lock: the one that is there is taken."""
-    real, once = cache._is_at, []
+    real, once = cache.is_at, []
 
     def moved(file, path):
         if path.suffix == ".partial" and not once:
@@ -96,7 +96,7 @@ def test_another_process_that_was_faster(mine, there, monkeypatch):
             path.unlink()
         return real(file, path)
 
-    monkeypatch.setattr(cache, "_is_at", moved)
+    monkeypatch.setattr(cache, "is_at", moved)
     assert content(mine.fetch(SimpleNamespace(name_of=str), ENTRY)) == DATA and once  # nothing is asked of the store
     assert not list(mine.path.glob(".*.partial"))
 
