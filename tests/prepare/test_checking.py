@@ -127,6 +127,16 @@ def test_what_is_wrong_is_a_line_with_its_file(here, capsys, what):
     ]
 
 
+def test_what_was_read_is_counted_and_what_cannot_be_used_is_not_drawn(here, monkeypatch):
+    make_video(here / "videos/b.mp4", sound=None)
+    drawn = []
+    monkeypatch.setattr(checking, "draw_preview", lambda path, pictures: drawn.extend(pictures))
+    found = check(chaotic_world(here / "videos", here / "notes", validation=0), here, reporter(False))
+    assert found.videos == {"train": 2, "val": 0, "test": 1} and found.pairs == {"train": 6, "val": 0, "test": 3}
+    assert list(found.wrong) == [media.NO_SOUND]
+    assert sorted({key.partition("_")[0] for key, *_ in drawn}) == ["a", "t"] and len(drawn) == 6
+
+
 def test_pairs_whose_sound_leaves_the_track_are_no_fault(here, capsys):
     annotate(here, [row(2, 0.1), *RIGHT, row(39, 3.8)])
     assert call(*WORDS) == 0

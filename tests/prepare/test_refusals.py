@@ -193,6 +193,20 @@ def test_a_bar_on_a_terminal(monkeypatch):
         step(4)  # says nothing
 
 
+def test_lines_come_for_each_tenth_and_all_goes_to_standard_error(monkeypatch, capsys):
+    with reporting.reporter(True).bar("videos", 25) as step:
+        for _ in range(25):
+            step(1)
+    said = capsys.readouterr()
+    assert said.err.splitlines()[::3] == [f"prepare: {done}/25 videos ({4 * done}%)" for done in (3, 10, 18, 25)]
+    assert len(said.err.splitlines()) == 10 and said.out == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with reporting.reporter(True).bar("videos", 2) as step:
+        step(2)
+    said = capsys.readouterr()
+    assert "prepare: videos" in said.err and said.out == ""
+
+
 def test_of_many_notes_the_first_are_shown():
     stream = io.StringIO()
     told = {f"v{number:03d}": "another track" for number in range(reporting.MOST_LINES + 7)}

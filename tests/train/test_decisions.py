@@ -69,6 +69,15 @@ def test_gradients_are_clipped_to_the_norm_of_the_settings(tiny):
     assert gradient_norm(trainer.model.parameters()).item() == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize("ranks, every, looks", [(1, 5, [1, 2, 3, 4, 5]), (3, 2, [2, 4]), (3, 0, [])])
+def test_one_process_looks_for_a_signal_after_each_step_and_several_rarely(ranks, every, looks):
+    run = SimpleNamespace(world=SimpleNamespace(size=ranks), losses=SimpleNamespace(every=every))
+    found = []
+    for run.steps in range(1, 6):
+        found += [run.steps] * loop.looks_for_signal(run)
+    assert found == looks
+
+
 def test_an_evaluation_leaves_the_model_in_its_mode(tiny):
     trainer = trainer_of(tiny[1])
     with trainer.loader:

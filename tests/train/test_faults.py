@@ -119,6 +119,21 @@ def test_a_step_may_be_passed_over(tiny):
         run_epoch(trainer)
 
 
+def test_gradients_are_clipped_as_they_are_without_a_loss_scale(tiny):
+    """AdamW's step does not tell: it divides by the gradients' size. Its moments do."""
+    moments = []
+    for scaler in (torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu", init_scale=256.0)):
+        trainer = trainer_of(tiny[1], "--optim.clip_norm", "0.01")
+        trainer.step.scaler = scaler
+        with trainer.loader:
+            trainer.train_step(next(iter(trainer.batches())))
+        held = trainer.step.optimizer.state.values()
+        moments.append(torch.cat([each["exp_avg"].flatten() for each in held]))
+    plain, scaled = moments
+    assert plain.norm() == pytest.approx(0.1 * 0.01, rel=1e-4)  # of the gradient, whose norm is the limit
+    torch.testing.assert_close(scaled, plain, rtol=1e-3, atol=1e-8)
+
+
 def test_fp16_that_overflows_at_every_scale_stops(tiny):
     trainer = trainer_of(tiny[1])
     trainer.step.scaler = torch.amp.GradScaler("cpu", init_scale=guard.LEAST_SCALE)

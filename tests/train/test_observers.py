@@ -30,6 +30,9 @@ class Lines(Observer):
     def tell(self, *words):
         self.file.write(json.dumps(words) + "\\n")
 
+    def on_start(self, resumed, facts):
+        self.tell("start", resumed, facts["step"])
+
     def on_train_start(self, epochs, steps_per_epoch, steps_done):
         self.tell("train", epochs, steps_per_epoch, steps_done)
 
@@ -66,12 +69,12 @@ def test_a_users_logger_sees_the_whole_run_and_what_a_resume_adds(tiny, tmp_path
         assert train_door.main([*SETTINGS, *arguments]) == 0
         steps = [["step", epoch, True] for epoch in (0, 1) for _ in range(4)]
         epochs = [["epoch", epoch, ["auc", "success_at_half"]] for epoch in (1, 2)]
-        expected = [["begin", 0], ["train", 2, 4, 0], *steps[:4], epochs[0], *steps[4:], epochs[1]]
+        expected = [["begin", 0], ["start", False, 0], ["train", 2, 4, 0], *steps[:4], epochs[0], *steps[4:], epochs[1]]
         assert logged(out)[:-1] == expected and logged(out)[-1][0] == "end"
         assert checkpoints.load(out / "last.pt")["config"]["imports"] == ["my_lines"]
         assert train_door.main(["--resume", str(out), "--epochs", "3"]) == 0
         later = logged(out)[len(expected) + 1 :]
-        assert later[:3] == [["begin", 2], ["train", 3, 4, 8], ["step", 2, True]]
+        assert later[:4] == [["begin", 2], ["start", True, 8], ["train", 3, 4, 8], ["step", 2, True]]
         assert later[-2][:2] == ["epoch", 3] and later[-1][0] == "end"
 
 

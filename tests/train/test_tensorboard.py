@@ -92,6 +92,19 @@ def test_event_files(tmp_path):
     }
 
 
+def test_epochs_that_are_trained_again_replace_what_was_written_of_them(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, last, loss in ((0, 3, 0.5), (1, 2, 0.25)):
+        log = tensorboard.TensorBoardLog(None, tmp_path, first)
+        for epoch in range(first + 1, last + 1):
+            log.on_epoch({**ENTRY, "epoch": epoch, "losses": {"loss": loss}})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("loss/loss")] == [(1, 0.5), (2, 0.25)]
+
+
 def test_a_picture_has_heat_outline_and_boxes():
     drawn = pictures.blended(SAMPLE)
     assert drawn.shape == (224, 224, 3) and not np.array_equal(drawn, SAMPLE["frame"])

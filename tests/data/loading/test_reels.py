@@ -67,6 +67,9 @@ def test_a_group_of_pictures_is_decoded_once(tmp_path, monkeypatch):
     monkeypatch.setattr(reels, "_pipeline", counted)
     check(path, range(40), monkeypatch, REELS=3)
     assert runs == [[10, 10, 10], [10]]
+    runs.clear()
+    check(path, range(40), monkeypatch, REELS=8, FRAME_BYTES=6 * 160 * 90 * 3)  # no more than these at a time
+    assert runs == [[6, 4] * 4]
 
 
 def test_a_turned_video_comes_out_upright(tmp_path, monkeypatch):

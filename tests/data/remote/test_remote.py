@@ -192,6 +192,13 @@ def test_a_disk_that_fails_is_the_caches_fault_and_not_the_urls(web, tmp_path, m
     assert "--data.cache" in str(found) and web.url not in str(found)
 
 
+def test_a_disk_that_fails_under_the_copies_is_the_caches_fault_too(web, tmp_path, monkeypatch):
+    monkeypatch.setattr(np, "memmap", failing(np.memmap, lambda path: path.endswith(".npy")))
+    _, found = told(web.url, tmp_path)
+    assert str(found).startswith(f"the cache {tmp_path} cannot be used (Input/output error)"), found
+    assert "--data.cache" in str(found) and web.url not in str(found)
+
+
 def test_a_lock_ends_also_where_what_is_half_there_cannot_be_removed(web, tmp_path, monkeypatch):
     store_, entry = Store(web.url), Manifest.load(web.url, (str(tmp_path), 0.0)).entries("train")[0]
     own = Cache(tmp_path)

@@ -248,9 +248,11 @@ def test_a_writer_of_no_split_and_of_no_pairs(tmp_path):
 
 def test_an_interrupted_write_leaves_no_manifest(tmp_path):
     write_folder(tmp_path)
-    with pytest.raises(KeyboardInterrupt), shards.ShardWriter(tmp_path, "train", 1) as writer:
+    with pytest.raises(KeyboardInterrupt), shards.ShardWriter(tmp_path, "train", 3) as writer:
         writer.add("a", jpeg(1), bytes(96_000), {}, 0)
+        writer.add("b", jpeg(2), bytes(96_000), {}, 1)
         raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.glob(".train*")] == []
     with pytest.raises(InputError, match=r"manifest.json is not there.*prepare"):
         shards.Manifest.load(tmp_path)
 
