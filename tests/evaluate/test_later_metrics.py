@@ -184,3 +184,12 @@ def test_the_published_evaluation_codes_agree():
         "F": float(masks.f_curve(scaled[there], mask[there]).mean(dim=0).max()),
     }
     assert frames == 6 and found == pytest.approx(PUBLISHED, abs=1e-6)
+
+
+def test_a_pixel_at_the_threshold_counts():
+    """pIA and cIoU take what is >= threshold. Maps of the size of the result, so that no resizing rounds."""
+    similarity = torch.full((1, 8, 8), -0.5)
+    similarity[0, 2:4, 2:4] = 0.5
+    assert universal.image_area(similarity, 0.5, size=8).tolist() == [4 / 64]
+    box = torch.tensor([[[2, 2, 4, 4]]])
+    assert universal.ciou_at(similarity, box, 0.5, size=8).tolist() == [1.0]

@@ -87,6 +87,17 @@ def test_an_evaluation_leaves_the_model_in_its_mode(tiny):
             assert all(module.training == training for module in trainer.model.modules())
 
 
+def test_an_epoch_trains_a_model_that_was_left_in_evaluation_mode(tiny):
+    trainer = trainer_of(tiny[1])
+    trainer.model.eval()
+    with trainer.loader:
+        next(trainer.batches())
+    trainable = [
+        part for name, part in trainer.model.named_children() if any(p.requires_grad for p in part.parameters())
+    ]
+    assert trainer.model.training and trainable and all(part.training for part in trainable)
+
+
 def test_an_evaluation_changes_no_running_statistic(tiny):
     """The predictive coding module has batch norms on the way to the map."""
     trainer = trainer_of(tiny[1], "--model.pcm", "true", "--model.pcm_cycles", "1")

@@ -202,6 +202,9 @@ def test_shares_are_a_partition_and_needs_cover_every_batch(world_size):
             batches = sorted(np.concatenate([step.batch for step in steps]).tolist())
             assert batches == sorted(np.concatenate([step.required for step in steps]).tolist())
             assert epoch != 2 or not any(step.exchanges for step in steps)
+    for pool, order, kept in zip(pools, orders, belongs, strict=True):
+        pool.assign(order, 3)  # a later epoch's order moves no pair
+        assert (~pool.kept_elsewhere() == kept).all()
 
 
 def test_the_world_of_one_has_no_shares():
