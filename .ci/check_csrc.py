@@ -33,6 +33,7 @@ EMULATE = ["-Icsrc/test/emulated", "-Icsrc", "-Wno-unknown-pragmas"]
 def load_setup() -> ModuleType:
     """setup.py as a module: its flags, archs and compilers are the ones to check."""
     spec = importlib.util.spec_from_file_location("essl_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None  # of a path that ends with .py
     module = importlib.util.module_from_spec(spec)
     sys.modules["essl_setup"] = module
     spec.loader.exec_module(module)
@@ -67,7 +68,7 @@ def resources(ptxas: str) -> dict[str, tuple[int, int, int, int]]:
 
         spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
         stack, shared = number(r"(\d+) bytes stack frame"), number(r"(\d+) bytes smem")
-        found[re.match(r"'([^']+)'", block)[1]] = (number(r"Used (\d+) registers"), spills, stack, shared)
+        found[block.split("'")[1]] = (number(r"Used (\d+) registers"), spills, stack, shared)
     if any(registers == 0 for registers, *_ in found.values()):
         sys.exit("check_csrc: ptxas says no number of registers; has its output changed?")
     return found

@@ -241,12 +241,13 @@ def main() -> None:
     bad = [f"{where}: no case compiles it; add one to its module's aot_cases()" for where in uncovered(package)]
 
     # Processes of their own: Triton's compiler holds Python's lock for most of its time.
-    with ProcessPoolExecutor(min(os.cpu_count(), len(wanted)), multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        min(len(os.sched_getaffinity(0)), len(wanted)), multiprocessing.get_context("spawn")
+    ) as pool:
         outcomes = list(pool.map(compile_case, [package] * len(wanted), *zip(*wanted, strict=True)))
     print(f"Triton {importlib.import_module('triton').__version__}")
     longest = max(len(titles[index]) for index, _ in wanted)
-    heads = ("registers", "spills", "stack", "shared", "warps", "load B", "store B", "loads", "stores", "code")
-    heads += ("barriers",)
+    heads = "registers,spills,stack,shared,warps,load B,store B,loads,stores,code,barriers".split(",")
     print(f"{'kernel and case':<{longest}} {'arch':>6} " + " ".join(f"{head:>9}" for head in heads))
     for (index, arch), outcome in zip(wanted, outcomes, strict=True):
         where = f"{titles[index]} on sm_{arch}"

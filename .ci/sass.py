@@ -18,7 +18,7 @@ OUT = -1  # where an EXIT leads
 def disassembled(cubin: Path) -> dict[str, str]:
     """{mangled name of a kernel: its SASS}, by the nvdisasm that comes with Triton."""
     triton = importlib.util.find_spec("triton")
-    if triton is None:
+    if triton is None or triton.origin is None:
         sys.exit("check_csrc: nvdisasm comes with Triton, which is not installed")
     tool = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     done = subprocess.run([tool, "-c", cubin], capture_output=True, text=True, check=False)
@@ -26,6 +26,14 @@ def disassembled(cubin: Path) -> dict[str, str]:
         sys.exit(f"check_csrc: nvdisasm failed on {cubin.name}:\n{done.stdout + done.stderr}")
     blocks = re.split(r"^\.text\.(?=\S+:)", done.stdout, flags=re.MULTILINE)[1:]
     return {name: code for name, _, code in (block.partition(":") for block in blocks)}
+
+
+def must_match(pattern: str, text: str) -> re.Match[str]:
+    """What a pattern finds from the beginning of a text on. It ends the program if nvdisasm writes otherwise by now."""
+    found = re.match(pattern, text)
+    if found is None:
+        sys.exit(f"check_csrc: nvdisasm wrote {text!r}; has its output changed?")
+    return found
 
 
 def graph(code: str) -> tuple[list[str], list[list[int]]]:
@@ -38,12 +46,12 @@ def graph(code: str) -> tuple[list[str], list[list[int]]]:
             labels[found[1]] = len(instructions)
     following = []
     for number, text in enumerate(instructions):
-        predicate, operation, rest = re.match(r"(@\S+\s+)?(\S+)\s*(.*)", text).groups()
+        predicate, operation, rest = must_match(r"(@\S+\s+)?(\S+)\s*(.*)", text).groups()
         goes_on = bool(predicate)
         if operation.startswith("EXIT"):
             places = [OUT]
         elif operation.startswith("BRA"):
-            places = [labels[re.search(r"`\((\.L\S*?)\)", rest)[1]]]
+            places = [labels[must_match(r".*?`\((\.L\S*?)\)", rest)[1]]]
             goes_on = goes_on or "DIV" in operation or bool(re.match(r"!?U?P\d", rest))
         else:
             places, goes_on = [], True

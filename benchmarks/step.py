@@ -1,9 +1,11 @@
 """python -m benchmarks.step: what a training step costs, by method and batch size, and how near the chip's limit it is.
 
 A step is Trainer.train_step on batches of noise that are on the device already: two views, forward, backward, update.
-Log-mels that the loader makes are inputs, not part of it. Rates count the matrix arithmetic that a step cannot avoid:
-61 GFLOP a pair without PCM and 125 with it (VGG-16 forward on two views; PCM forward and backward), or for the demo's
-small networks what PyTorch counts. MFU is that rate over a matrix product's, measured in the same process and dtype.
+Log-mels that the loader makes are inputs, not part of it. Rates count the matrix arithmetic of the published network,
+however the step does it: 61 GFLOP a pair without PCM and 125 with it (VGG-16 forward on two views; PCM forward and
+backward), or for the demo's small networks what PyTorch counts. A compiled step with PCM launches less, 105 (`python -m
+benchmarks.phantom`), so its MFU here is up to 1.19 times that by its own products. MFU is the rate over a matrix
+product's, measured in the same process and dtype.
 
 Modes: eager; compiled; captured (compiled and replayed as one CUDA graph, what `train` does on one GPU); checkpointed
 (as captured on a GPU, eager on a CPU, with model.pcm_checkpoint: less memory for more time). Compilation, warm-up and

@@ -289,6 +289,8 @@ def main() -> int:
     found: dict[str, int] = {KILLED: 0, LIVES: 0, NOT_TRIED: 0}
     begun = time.monotonic()
     try:
+        if not chosen:
+            raise ValueError(f"--only: no mutant has {options.only!r} in its name or in its file's")
         for mutant in chosen:
             mutant.applied(ROOT)
             if missing := mutant.missing(ROOT):

@@ -57,6 +57,12 @@ def test_killed_and_alive(tmp_path):
     assert json.loads(done.stdout) == {waits: ["killed", "no end within 3 s"]}
 
 
+def test_a_word_that_no_mutant_has(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mutants", "--only", "no such word"])
+    assert mutants.main() == 2
+    assert capsys.readouterr().err == "--only: no mutant has 'no such word' in its name or in its file's\n"
+
+
 def test_tests_that_fail_without_a_fault_show_nothing(tmp_path):
     done = outcomes(tmp_path, "one.one() == 3", "return 2")
     assert done.returncode and "ValueError: these tests fail without a fault:\nFAILED test_one.py::test" in done.stderr

@@ -172,7 +172,9 @@ def print_part(part: str, videos: Mapping[str, Sequence], lost: Mapping[str, dic
     told = [(why, detail) for index in lost.values() for _, why, detail in index["left_out"]]
     for why, count in Counter(why for why, _ in told).items():
         print(f"{why}: {count} time{'s' * (count > 1)}; first: {dict(reversed(told))[why]}")
-    print(f"when all {part.partition('/')[2]} parts are there, run this command with --join in place of --part")
+    of = part.partition("/")[2]
+    when = "now" if of == "1" else f"when all {of} parts are there,"
+    print(f"{when} run this command with --join in place of --part")
 
 
 def print_verified(manifest: Manifest, found: dict[str, int]) -> None:

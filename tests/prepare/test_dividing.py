@@ -310,6 +310,14 @@ def test_what_is_no_part(text, capsys):
     assert "is not a part such as 2/8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "part, says", [("1/1", "now run this command with"), ("3/4", "when all 4 parts are there, run this command with")]
+)
+def test_what_comes_after_a_part(part, says, capsys):
+    print_part(part, {}, {})
+    assert f"\n{says} --join in place of --part\n" in capsys.readouterr().out
+
+
 def test_the_command(world, reference, tmp_path, capsys):
     """Two processes at the same time, one by its place in a Slurm array, then the join."""
     out = tmp_path / "out"
