@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from essl_fast.common.errors import InputError
 from essl_fast.common.files import parse_json
+from essl_fast.common.locks import NO_LOCKS, is_at
 from essl_fast.data import media
 from essl_fast.data.datasets import hdf5
 from essl_fast.data.media import nvdec, stills
@@ -61,19 +61,40 @@ def own_folder(out: Path, say: Reporter, part: Slice | None = None, url: str = "
     strange = out.is_dir() and any(path.name != PREVIEW for path in out.iterdir())  # --check has drawn the preview
     if not parts.is_dir() and not (out / "manifest.json").exists() and strange:
         raise InputError(f"{out} holds files that prepare did not make: choose an empty or a new folder for --out")
-    parts.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as locks:
         locks.enter_context(_lock(url or out, parts, say, shared=part is not None))
         if part is not None:
-            (parts / part.folder).mkdir(exist_ok=True)
             locks.enter_context(_lock(out, parts / part.folder, say, what=f"part {part} of "))
         yield
 
 
 @contextlib.contextmanager
 def _lock(out: Path | str, folder: Path, say: Reporter, what: str = "", shared: bool = False) -> Iterator[None]:
-    """Lock a folder of `out`. InputError if another process holds the lock. what: is at work there, in words."""
-    with open(folder / "lock", "a+") as lock:
+    """Make a folder of `out` and lock it. InputError if another process holds the lock.
+
+    what: is at work there, in words.
+    """
+    while (lock := _opened(folder)) is None or not _taken(lock, folder, shared, out, what, say):
+        pass  # its owner has just ended, and removed the folder
+    with lock:
+        yield
+
+
+def _opened(folder: Path) -> TextIO | None:
+    """The file of a folder's lock, both made unless they are there; None if the folder goes meanwhile."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / "lock", "a+")
+    except (FileExistsError, FileNotFoundError):
+        if folder.exists():
+            raise
+        return None
+
+
+def _taken(lock: TextIO, folder: Path, shared: bool, out: Path | str, what: str, say: Reporter) -> bool:
+    """Lock an open file as :func:`_lock` says; False, and it is closed, if it is not at its place any more."""
+    with contextlib.ExitStack() as unless_taken:
+        unless_taken.callback(lock.close)
         try:
             fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -81,11 +102,14 @@ def _lock(out: Path | str, folder: Path, say: Reporter, what: str = "", shared: 
                 f"another prepare is at work on {what}{out}: wait for it, or choose another --out"
             ) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+            if error.errno not in NO_LOCKS:
                 raise
             why = f"the file system of {out if isinstance(out, Path) else folder} has no locks ({error.strerror})"
             say.line(f"warning: {why}: make sure that no other prepare works on {what or 'it'}")
-        yield
+        if is_at(lock.fileno(), folder / "lock"):
+            unless_taken.pop_all()
+            return True
+    return False
 
 
 def open_finished(

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import io
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from essl_fast.common.commands import command
 from essl_fast.common.errors import InputError
 from essl_fast.data import media
 from essl_fast.data.shards import Manifest, iterate
-from essl_fast.prepare import prepare
+from essl_fast.prepare import folder, prepare, reporter
 from essl_fast.prepare import run as runs
 from essl_fast.prepare.__main__ import PROG, main
 from tests import ROOT
@@ -123,6 +124,23 @@ def test_a_damaged_folder_is_prepared_again(world, reference, tmp_path, capsys):
     run(world, out, progress=True)
     assert f"{out} is damaged: preparing it again" in capsys.readouterr().err
     assert hashes(out) == hashes(reference)
+
+
+@pytest.mark.parametrize("step", ["open", "flock"])
+def test_one_that_ends_just_now_takes_its_folder_with_it(tmp_path, monkeypatch, step):
+    """Then the lock of the file that is gone would keep no third one away."""
+    place, real, done = tmp_path / ".parts", {"open": open, "flock": fcntl.flock}, []
+
+    def ends(*words):
+        if not done:
+            done.append(shutil.rmtree(place))
+        return real[step](*words)
+
+    monkeypatch.setattr(*{"open": (folder, "open"), "flock": (fcntl, "flock")}[step], ends, raising=False)
+    with folder.own_folder(tmp_path, reporter(False)):
+        assert done
+        with open(place / "lock") as third, pytest.raises(BlockingIOError):
+            real["flock"](third, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_two_at_once(world, tmp_path):
