@@ -12,6 +12,7 @@ import pytest
 
 from essl_fast.common import locks
 from tests import ROOT
+from tests.tools.processes import open_files
 
 
 def nobody(who):
@@ -40,13 +41,13 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(locks.fcntl, "flock", refuses)
-    said, open_before = [], os.listdir("/dev/fd")
+    said = []
     with locks.locked(tmp_path / "lock", nobody, said.append):
         pass
     assert said == [
         f"warning: the file system of {tmp_path} has no locks ({os.strerror(number)}): let no other process work there"
     ]
-    assert os.listdir("/dev/fd") == open_before
+    assert not open_files(tmp_path)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
@@ -55,10 +56,9 @@ def test_another_error_leaves_no_file_open(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(locks.fcntl, "flock", fails)
-    open_before = os.listdir("/dev/fd")
     with pytest.raises(type(error)), locks.locked(tmp_path / "lock", nobody):
         raise AssertionError("it is not held")
-    assert os.listdir("/dev/fd") == open_before
+    assert not open_files(tmp_path)
 
 
 @pytest.mark.parametrize("look", [1, 2])

@@ -1,6 +1,5 @@
 """Prepared data on a web server that has faults: what arrives, what is told, and what the cache keeps."""
 
-import contextlib
 import errno
 import gc
 import os
@@ -24,6 +23,7 @@ from essl_fast.data.shards import QUARANTINE, SAMPLES, Manifest, Shards
 from essl_fast.prepare import verify
 from tests import ROOT
 from tests.data.shards.test_shards import write_folder
+from tests.tools.processes import open_files
 from tests.tools.web import BUSY, CUT, DENIED, GONE, SLOW, STUCK, WRONG, Web
 
 SHARDS = ["train-00000.tar", "train-00001.tar", "train-00002.tar"]
@@ -217,18 +217,10 @@ def test_an_error_lets_the_cache_go_with_the_reader(web, tmp_path):
     web.fault = lambda name, count: GONE if name == SHARDS[2] else None
     assert "is gone" in str(told(web.url, tmp_path)[1])
     deadline = time.monotonic() + 120
-    while mine := [path for path in _open_files() if path.startswith(f"{tmp_path}/")]:
+    while mine := open_files(tmp_path):
         assert time.monotonic() < deadline, mine
         time.sleep(0.01)  # threads that fetched others end
         gc.collect()
-
-
-def _open_files() -> list[str]:
-    found = []
-    for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.append(os.readlink(link))
-    return found
 
 
 def test_an_error_between_lock_and_use_leaves_no_lock(web, tmp_path, monkeypatch):
@@ -241,7 +233,7 @@ def test_an_error_between_lock_and_use_leaves_no_lock(web, tmp_path, monkeypatch
             patch.setattr(os.path, "samestat", failing(lambda *_: True, lambda path: True))
             with pytest.raises(InputError, match="cannot be used"):
                 own.fetch(source, entry)
-    assert not [path for path in _open_files() if path.startswith(f"{tmp_path}/") and "/folders/" not in path]
+    assert not [path for path in open_files(tmp_path) if "/folders/" not in path]
     for entry in (first, second):
         os.close(own.fetch(source, entry, waits=False))
 
