@@ -29,9 +29,16 @@ def _give_back(block: mmap.mmap) -> None:
             _waiting.popleft()
 
 
+def _held() -> tuple[mmap.mmap, ...]:
+    """The blocks that wait, in a copy: a garbage collection may give blocks back while one looks at them."""
+    while True:
+        with contextlib.suppress(RuntimeError):  # it did so while they were copied: once more
+            return tuple(_waiting)
+
+
 def _block(size: int) -> mmap.mmap:
     with _lock:
-        for block in reversed(tuple(_waiting)):  # a copy, since a garbage collection may give blocks back meanwhile
+        for block in reversed(_held()):
             if len(block) == size and block in _waiting:
                 _waiting.remove(block)
                 return block

@@ -1,7 +1,9 @@
 """Memory that a tensor leaves behind serves the next one, and never two at a time."""
 
 import gc
+import mmap
 import threading
+from collections import deque
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ SHAPE = (3, recycling.LEAST // 4)
 
 @pytest.fixture(autouse=True)
 def none_waiting():
+    gc.collect()  # what other tests left would come back at any time
     recycling._waiting.clear()
     yield
     recycling._waiting.clear()
@@ -48,6 +51,21 @@ def test_small_ones_are_pytorchs_and_few_blocks_wait():
     held = [recycling.empty((recycling.LEAST + n,), torch.uint8) for n in range(recycling.KEPT + 3)]
     del held
     assert len(recycling._waiting) == recycling.KEPT
+
+
+def test_a_block_may_come_back_while_another_is_looked_for(monkeypatch):
+    """As by a garbage collection, which any allocation may start."""
+    late = mmap.mmap(-1, recycling.LEAST)
+
+    class Collected(deque):
+        def __iter__(self):
+            each = super().__iter__()
+            if late not in self:
+                recycling._give_back(late)
+            return each
+
+    monkeypatch.setattr(recycling, "_waiting", Collected())
+    recycling.empty((recycling.LEAST,), torch.uint8).fill_(1)
 
 
 def test_threads_get_memory_of_their_own():
