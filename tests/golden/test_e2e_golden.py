@@ -2,9 +2,15 @@
 
 Eager, and as one compiled graph: traced, made functional, differentiated and partitioned as for training, and then run
 by PyTorch's own kernels, or with ESSL_GOLDEN_COMPILED=inductor by those that Inductor makes, which takes it minutes.
+
+Without PCM, three of the 24,576 inputs of the projector's second ReLU are nearer to 0 than float32's rounding. With
+AVX2 alone, two of them get the other sign: gradients' norms are 1e-3 off, the loss after the step 1e-4. So float32 is
+held to SIGNS there, and the index's tolerances to what no sign changes; in float64 the step is the published float64
+one, to 5e-14 on every CPU.
 """
 
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,11 +25,12 @@ from tests.golden.store import golden, recipe_state
 
 PARTS = {"frame": "frame", "sound": "sound", "pcm": "pcm", "head": "ssl_head"}  # golden's prefix -> part
 MODULES = {"sound": "audio", "pcm": "pcm", "head": "head"}  # golden's prefix -> ours
-TOLERANCES = ("eval_loss", "eval_map", "loss0", "grad", "step", "loss1", "train_map")
+TOLERANCES = ("eval_loss", "eval_map", "loss0", "grad", "step", "loss1", "train_map", "after")
 CASES = {
-    "e2e_w_pcm": ("sspl_pcm", dict(zip(TOLERANCES, (1e-6, 3e-6, 2e-5, 2e-3, 5e-3, 3e-4, 2e-5), strict=True))),
-    "e2e_wo_pcm": ("sspl", dict(zip(TOLERANCES, (1e-6, 3e-6, 1e-6, 2e-4, 1e-3, 5e-5, 3e-6), strict=True))),
+    "e2e_w_pcm": ("sspl_pcm", dict(zip(TOLERANCES, (1e-6, 3e-6, 2e-5, 2e-3, 5e-3, 3e-4, 2e-5, 1e-4), strict=True))),
+    "e2e_wo_pcm": ("sspl", dict(zip(TOLERANCES, (1e-6, 3e-6, 1e-6, 2e-4, 1e-3, 5e-5, 3e-6, 1e-4), strict=True))),
 }
+SIGNS = {"grad": 3e-3, "loss1": 3e-4, "after": 5e-4}  # in place of the index's where a ReLU's sign is rounding's
 
 
 def our_name(published: str) -> str:
@@ -125,14 +132,39 @@ def test_one_step(case):
     np.testing.assert_array_equal([g["lr"] for _, g in run.in_order], data["group_lr"])
     np.testing.assert_array_equal([g["weight_decay"] for _, g in run.in_order], data["group_wd"])
 
+    if case == "e2e_wo_pcm":
+        tolerance |= SIGNS
     run.train(run.losses_of)
     with torch.no_grad():
         loss = run.losses_of(run.views, run.log_mel)[1].item()
     assert abs(loss - data["loss1"]) < tolerance["loss1"]
     loss, similarity = run.evaluate()
-    assert abs(loss - data["eval_loss_after"]) < 1e-4
+    assert abs(loss - data["eval_loss_after"]) < tolerance["after"]
     assert np.abs(similarity.numpy() - data["eval_sim_map_after"]).max() < 5e-4
     assert unchanged()
+
+
+@pytest.mark.slow
+def test_one_step_in_float64():
+    """Without PCM, where float32 has the widest tolerances; the published code ran in float64, too."""
+    run = Golden("e2e_wo_pcm")
+    run.model.double()
+    run.views, run.log_mel = run.views.double(), run.log_mel.double()
+    run.remember_maps()
+    data = {name.removesuffix("_f64"): run.data[name] for name in run.data if name.endswith("_f64")}
+    near = partial(pytest.approx, rel=1e-11)
+    assert run.evaluate()[0] == near(data["eval_loss"])
+    found = run.gradient_norms(run.losses_of)
+    expected = zip(run.data["grad_names"], data["grad_norm"], strict=True)
+    assert found == near({our_name(str(name)): norm for name, norm in expected})
+
+    before = [p.detach().clone() for p, _ in run.in_order]
+    run.optimizer.step()
+    steps = [(p.detach() - old).norm().item() for (p, _), old in zip(run.in_order, before, strict=True)]
+    assert steps == near(list(data["step_norm"]))
+    with torch.no_grad():
+        assert run.losses_of(run.views, run.log_mel)[1].item() == near(data["loss1"])
+    assert run.evaluate()[0] == near(data["eval_loss_after"])
 
 
 @pytest.mark.slow
@@ -140,11 +172,9 @@ def test_one_step(case):
 def test_one_compiled_step(case, tmp_path, monkeypatch):
     """The same training step as one graph, without a break; its gradients are those of the step run eagerly.
 
-    The trunk's form for inference rounds differently; both forms are 2e-6 off float64. Without PCM, one of the 24,576
-    inputs of the projector's second ReLU is so near to 0 that rounding decides its sign on some CPUs. That changes a
-    gradient's norm by 3e-4, compiled or not. So the published norms are held to 1e-3 here, and the graph is held to the
-    eager step of the same form, at a tenth of the index's tolerance; with PCM at a quarter, since both are up to 2.4e-4
-    off float64, where they agree to 1e-14.
+    The trunk's form for inference rounds differently; both forms are 2e-6 off float64. The published norms are held to
+    SIGNS here, and the graph is held to the eager step of the same form, at a tenth of the index's tolerance; with PCM
+    at a quarter, since both are up to 2.4e-4 off float64, where they agree to 1e-14.
     """
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     backend = os.environ.get("ESSL_GOLDEN_COMPILED", "aot_eager")
@@ -155,7 +185,7 @@ def test_one_compiled_step(case, tmp_path, monkeypatch):
     run = Golden(case)
     run.model.prepare(torch.float32)
     tolerance = run.tolerance["grad"] / (4 if run.settings.model.pcm else 10)
-    run.tolerance["grad"] = max(run.tolerance["grad"], 1e-3)
+    run.tolerance["grad"] = max(run.tolerance["grad"], SIGNS["grad"])
     counters.clear()
     run.train(torch.compile(run.losses_of, fullgraph=True, dynamic=False, backend=backend))
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
