@@ -65,6 +65,31 @@ def _check_settings(folder: Path, found: config.Config, arguments: list[str]) ->
 
 
 _RUNNING: set[subprocess.Popen] = set()  # trainings of this process that have not ended
+_STARTS = threading.Lock()  # held while one of them is started, or while it is said that no more may be
+_OVER = threading.Event()  # no more may be
+
+
+class _Late:
+    """A signal that came while the main thread started a training, which would go on unknown if it was raised then."""
+
+    waits, signum = False, 0
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """While a training is started and noted: signals of `stopped_by_sigterm` are raised at the end of the block."""
+    main = threading.current_thread() is threading.main_thread()
+    with _STARTS:
+        if _OVER.is_set():
+            raise RuntimeError("stopped before it began")
+        _Late.waits = main
+        try:
+            yield
+        finally:
+            _Late.waits = False
+            signum, _Late.signum = _Late.signum, 0
+            if signum:
+                raise Stopped(signum)
 
 
 @contextlib.contextmanager
@@ -74,12 +99,15 @@ def side_by_side(count: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     except BaseException as error:
+        with _STARTS:
+            _OVER.set()
         pool.shutdown(wait=False, cancel_futures=True)
         for child in list(_RUNNING):
             _end(child, error)
         raise
     finally:
         pool.shutdown()
+        _OVER.clear()
 
 
 def _end(child: subprocess.Popen, error: BaseException) -> None:
@@ -107,22 +135,26 @@ def train(folder: Path, arguments: list[str], threads: int = 0) -> None:
     log = folder.with_suffix(".log")
     given = [*arguments, "--resume" if checkpoints.existing(folder / "last.pt") else "--out", str(folder)]
     environment = ({"OMP_NUM_THREADS": str(threads)} if threads else {}) | os.environ | {"PYTHONUNBUFFERED": "1"}
+    child: subprocess.Popen | None = None
     with open(log, "ab") as out:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "essl_fast.train", *given],
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-        _RUNNING.add(child)
         try:
+            with _starting():
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "essl_fast.train", *given],
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    env=environment,
+                )
+                _RUNNING.add(child)
             code = child.wait()
         except BaseException as error:
-            _end(child, error)
+            if child is not None:
+                _end(child, error)
             raise
         finally:
-            _RUNNING.discard(child)
+            if child is not None:
+                _RUNNING.discard(child)
     if code:
         lines = log.read_text(errors="replace").strip().splitlines()
         raise RuntimeError(f"exit code {code}: {lines[-1] if lines else 'no output'} (all of it: {log})")
@@ -151,6 +183,9 @@ def stopped_by_sigterm() -> Iterator[None]:
         return
 
     def stop(signum: int, frame: object) -> None:
+        if _Late.waits:
+            _Late.signum = signum
+            return
         raise Stopped(signum)
 
     caught = [each for each in SIGNALS if each != signal.SIGINT and signal.getsignal(each) == signal.SIG_DFL]

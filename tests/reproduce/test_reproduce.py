@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import threading
 import time
 
@@ -286,8 +287,9 @@ def test_a_run_that_was_stopped_goes_on_only_with_its_own_settings(row, monkeypa
     assert started[1][3:] == [*arguments, "--out", str(folder.with_name("seed-1"))]
 
 
-def test_sigterm_ends_the_training_that_was_started(tmp_path, monkeypatch):
-    child = tmp_path / "python"
+@pytest.mark.parametrize("when", ["it runs", "it is started"])
+def test_sigterm_ends_the_training_that_was_started(tmp_path, monkeypatch, when):
+    child, popen = tmp_path / "python", subprocess.Popen
     lines = (
         "#!/bin/sh",
         "trap 'echo saved; exit 143' TERM",
@@ -303,8 +305,16 @@ def test_sigterm_ends_the_training_that_was_started(tmp_path, monkeypatch):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def started(*words, **given):
+        """The signal comes before anybody knows of the process: left alone it would train on."""
+        begun = popen(*words, **given)
+        kill()
+        return begun
+
+    if when == "it is started":
+        monkeypatch.setattr(runs.subprocess, "Popen", started)
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=kill)
+    thread = threading.Thread(target=kill if when == "it runs" else str)
     try:
         with runs.stopped_by_sigterm():
             thread.start()
@@ -312,7 +322,7 @@ def test_sigterm_ends_the_training_that_was_started(tmp_path, monkeypatch):
                 runs.train(tmp_path / "seed-0", [])
     finally:
         thread.join()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == before and not runs._RUNNING
     assert "saved" in (tmp_path / "seed-0.log").read_text()
 
 

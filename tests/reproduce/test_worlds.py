@@ -127,6 +127,30 @@ def test_an_error_ends_the_trainings_beside_it(tmp_path, monkeypatch):
     assert all("exit code -15" in str(job.exception()) for job in jobs[:2]) and jobs[2].cancelled()
 
 
+def test_an_error_misses_no_training_that_just_starts(tmp_path, monkeypatch):
+    """One is being started when the error comes, and one is about to be."""
+    popen, begins, leaves = subprocess.Popen, threading.Event(), threading.Event()
+
+    def starts(command, **given):
+        begins.set()
+        time.sleep(0.2)  # the error comes meanwhile
+        return popen(["sleep", "100"], **given)
+
+    def later():
+        assert leaves.wait(60)
+        runs.train(tmp_path / "b", [])
+
+    monkeypatch.setattr(subprocess, "Popen", starts)
+    with pytest.raises(ZeroDivisionError), runs.side_by_side(2) as pool:
+        shutdown = pool.shutdown
+        monkeypatch.setattr(pool, "shutdown", lambda *given, **how: leaves.set() or shutdown(*given, **how))
+        jobs = [pool.submit(runs.train, tmp_path / "a", []), pool.submit(later)]
+        assert begins.wait(60)
+        raise ZeroDivisionError
+    assert [str(job.exception()).split(":")[0] for job in jobs] == ["exit code -15", "stopped before it began"]
+    assert not runs._RUNNING and not runs._OVER.is_set()
+
+
 def test_a_picture_of_each_world_that_ran(tmp_path, monkeypatch):
     grid = filled(tmp_path, seeds=(0,))
     shown = [{"key": key, "ciou": ciou} for key, ciou in (("x", 0.1), ("y", 0.9))]
