@@ -193,3 +193,9 @@ def test_a_pixel_at_the_threshold_counts():
     assert universal.image_area(similarity, 0.5, size=8).tolist() == [4 / 64]
     box = torch.tensor([[[2, 2, 4, 4]]])
     assert universal.ciou_at(similarity, box, 0.5, size=8).tolist() == [1.0]
+
+
+def test_shares_of_nothing():
+    assert universal.harmonic(0.0, 0.0) == universal.harmonic(0.5, 0.0) == 0
+    assert universal.harmonic(0.5, 0.25) == pytest.approx(1 / 3)
+    assert universal.area_over_curve([0.0, 1.0]) == pytest.approx(0.5 + 0.5 * 0.05 / 2)  # the area 0 counts from 0 on

@@ -179,6 +179,9 @@ def test_batch_norm_over_two_ranks_equals_one_rank_with_all(shape, compiled):
 def test_each_process_takes_the_gpu_of_its_place_on_its_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert distributed.own_device("cuda", distributed.World(rank=9, size=16, local_rank=1)) == "cuda:1"
+    assert distributed.own_device("cuda", distributed.World(rank=7, size=16, local_rank=7)) == "cuda:7"
+    with pytest.raises(InputError, match="process 8 of this machine .* there are 8: use --nproc-per-node=8$"):
+        distributed.own_device("cuda", distributed.World(rank=8, size=16, local_rank=8))
 
 
 def test_a_group_after_a_restart_finds_nothing_of_the_one_before(monkeypatch):
