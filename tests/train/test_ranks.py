@@ -17,6 +17,7 @@ from essl_fast.data.shards import Manifest
 from essl_fast.runtime import distributed
 from essl_fast.train import Trainer
 from essl_fast.train import __main__ as train_door
+from essl_fast.train.gradients import SharedGradients
 from essl_fast.train.state import check_resume
 from essl_fast.train.step import data_parallel
 from tests.tools.ranks import run_ranks
@@ -112,8 +113,16 @@ def with_a_loss_scale(world, prepared):
     return told, {name: value.numpy().copy() for name, value in state.items()}
 
 
+def begun(world):
+    """What ranks with weights of their own begin with where the step is captured."""
+    torch.manual_seed(world.rank)
+    layer = torch.nn.Linear(7, 3)
+    SharedGradients(layer.parameters(), world, rounded=False)
+    return [each.detach().numpy().copy() for each in layer.parameters()]
+
+
 def as_ranks(world, prepared):
-    found = {kind: exchanged(world, kind) for kind in ("own", "bf16")}
+    found = {"begun": begun(world)} | {kind: exchanged(world, kind) for kind in ("own", "bf16")}
     return found | {"pcm": steps_with_pcm(world, prepared, 4), "scaled": with_a_loss_scale(world, prepared)}
 
 
@@ -134,6 +143,14 @@ def test_gradients_may_be_exchanged_in_half_the_bytes(two):
             assert 1e-4 < apart.max() < 2.1 * 2**-8
     for kind in ("own", "bf16"):  # the ranks agree to the bit
         assert all(np.array_equal(*both) for both in zip(*(theirs[kind] for theirs in two), strict=True))
+
+
+@pytest.mark.slow
+def test_ranks_begin_with_the_weights_of_the_first(two):
+    torch.manual_seed(0)
+    wanted = [each.detach().numpy() for each in torch.nn.Linear(7, 3).parameters()]
+    for theirs in (each["begun"] for each in two):
+        assert all(np.array_equal(*both) for both in zip(theirs, wanted, strict=True))
 
 
 @pytest.mark.slow
