@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -126,6 +128,9 @@ def test_ctrl_c_while_it_waits(tmp_path):
         words = [sys.executable, "-c", WAITS, str(tmp_path / "lock")]
         other = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
         other.stdout.readline()
+        # Until it sleeps in flock: a signal that comes just before the call is seen only after it, as in any program.
+        while Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.01)
         other.send_signal(signal.SIGINT)
         said = other.communicate(timeout=120)[1]
         assert said.rstrip().endswith("KeyboardInterrupt") and (tmp_path / "lock").exists()
